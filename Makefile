@@ -1,0 +1,27 @@
+# Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or constraints.txt changed.
+# A Python of your choice: make PYTHON=/path/to/python3.12 test
+
+.PHONY: demo test lint bench clean
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+demo: $(STAMP)
+	$(BIN)/targetsmith demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+clean:
+	rm -rf .venv demo_out
+
+$(STAMP): pyproject.toml constraints.txt .ci/venv
+	@PYTHON="$(PYTHON)" ./.ci/venv
+	@touch $@

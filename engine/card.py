@@ -1,0 +1,69 @@
+"""README.md of an output folder: a Hugging Face dataset card, so that `load_dataset(folder, "student-small")` works."""
+
+from __future__ import annotations
+
+from schemas.manifest import COLUMNS, Manifest
+
+
+def config_name(product: str) -> str:
+    """The dataset configuration of a product: 'teacher' or 'student-small' (a slash is not allowed in such names)."""
+    return product.replace("/", "-")
+
+
+def dataset_card(manifest: Manifest) -> str:
+    """Markdown with a YAML head: one configuration per product that has files; the first student is the default."""
+    stored = sorted(product for product, total in manifest.totals.items() if total.files)
+    return f"""---
+pretty_name: Teacher targets
+tags:
+- knowledge-distillation
+- targetsmith
+{_configs(stored)}---
+
+# Teacher targets
+
+Next-token distributions of a teacher language model, stored sparsely (top-k and tail) over the vocabularies below.
+One row is one document; row i of its lists predicts token i given tokens < i. Log-probabilities are in nats.
+
+| configuration | tokenizer | vocabulary | top-k | documents | positions | bytes | bytes/position |
+|---|---|---|---|---|---|---|---|
+{_table(manifest)}
+Documents in the corpus: {manifest.documents:,}, of these in quarantine: {manifest.quarantined:,}.
+Made by targetsmith {manifest.engine_version}; fingerprint `{manifest.fingerprint}`.
+
+```python
+import numpy as np
+import pyarrow.dataset
+
+table = pyarrow.dataset.dataset("data/{stored[0] if stored else "teacher"}").head(1)
+row = table.to_pylist()[0]
+logps = np.array(row["topk_logps"]).reshape(len(row["token_ids"]), -1)  # [T, K]
+```
+
+| column | meaning |
+|---|---|
+{"".join(f"| `{name}` | {text} |{chr(10)}" for name, text in COLUMNS.items())}"""
+
+
+def _configs(products: list[str]) -> str:
+    if not products:
+        return ""
+    default = next((product for product in products if product != "teacher"), products[0])
+    lines = ["configs:"]
+    for product in products:
+        lines += [f"- config_name: {config_name(product)}", "  data_files:", "  - split: train"]
+        lines += [f"    path: data/{product}/*.parquet"]
+        lines += ["  default: true"] if product == default else []
+    return "\n".join(lines) + "\n"
+
+
+def _table(manifest: Manifest) -> str:
+    lines = []
+    for product, total in sorted(manifest.totals.items()):
+        facts = manifest.products[product]
+        each = f"{total.bytes / total.positions:.1f}" if total.positions else "-"
+        lines.append(
+            f"| {config_name(product)} | {facts.tokenizer} | {facts.vocab_size:,} | {facts.top_k} | {total.rows:,} | "
+            f"{total.positions:,} | {total.bytes:,} | {each} |\n"
+        )
+    return "".join(lines)

@@ -1,0 +1,328 @@
+"""The corpus: which files it has, how they are cut into work units, and the documents of the units that are wanted.
+
+    scan = scan_corpus(run.corpus, run.base_dir)                    # reads everything once: counts, sizes, sha256
+    for unit, documents in read_units(run.corpus, scan, wanted):    # streams only the wanted units, in order
+
+Files are sorted by path; a unit is a run of records of one file. Both depend on nothing but the files and [corpus], so
+that the same corpus is cut in the same way on every machine and a unit number always means the same documents.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from engine import hub
+from engine.columns import Columns, Problem, Record
+from engine.records import Source, Span, read_records
+from schemas.errors import CorpusError
+from schemas.runfile import CorpusConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One record. With a `problem` (reason, detail) there is no text and the document belongs into quarantine."""
+
+    doc_id: str
+    doc_row: int  # from 0, over all files in order
+    text: str
+    source: str  # label of the file, see CorpusFile
+    place: str  # "line 17" (from 1) or "row 17" (from 0) of the source
+    problem: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """A file, or a Hugging Face dataset as one file.
+
+    `label` names it in doc ids: the path relative to the run file's folder, or for a file elsewhere its name, with as
+    many parent folders as tell it from the others. `path` opens it: relative to the run file's folder where possible.
+    """
+
+    label: str
+    path: str
+    sha256: str  # of the raw file; for a dataset, of its texts, names and problems
+    n_bytes: int  # of the raw file; for a dataset, 0
+    n_rows: int  # records taken; fewer than the file has when [corpus] limit ends in it
+    text_bytes: int  # UTF-8 bytes of the texts of these records
+    unit_rows: tuple[int, ...]  # records of each unit, in order; they add up to n_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """`n_rows` records of one file from `first_row` on; `doc_row` is the first one's number over all files."""
+
+    index: int
+    file_index: int
+    first_row: int
+    n_rows: int
+    doc_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusScan:
+    """All that a plan has to know of the corpus. `base_dir` only opens files; it is not part of the JSON."""
+
+    files: tuple[CorpusFile, ...]
+    base_dir: Path
+
+    @property
+    def n_rows(self) -> int:
+        """Records in the corpus."""
+        return sum(file.n_rows for file in self.files)
+
+    @property
+    def n_units(self) -> int:
+        """Work units in the corpus."""
+        return sum(len(file.unit_rows) for file in self.files)
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of all texts."""
+        return sum(file.text_bytes for file in self.files)
+
+    def units(self) -> Iterator[Unit]:
+        """All units, by index."""
+        index = doc_row = 0
+        for file_index, file in enumerate(self.files):
+            first_row = 0
+            for n_rows in file.unit_rows:
+                yield Unit(index, file_index, first_row, n_rows, doc_row)
+                index, first_row, doc_row = index + 1, first_row + n_rows, doc_row + n_rows
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only."""
+        keys = ("label", "path", "sha256", "n_bytes", "n_rows", "text_bytes")
+        return {
+            "files": [
+                {**{key: getattr(file, key) for key in keys}, "unit_rows": list(file.unit_rows)} for file in self.files
+            ]
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], base_dir: Path) -> CorpusScan:
+        """The scan that `to_json` wrote; `base_dir` is the folder of the run file."""
+        files = (CorpusFile(**{**file, "unit_rows": tuple(file["unit_rows"])}) for file in value["files"])
+        return cls(tuple(files), base_dir)
+
+    def semantic(self) -> dict[str, Any]:
+        """`to_json` without the paths: the same documents in another folder are the same corpus."""
+        return {"files": [{k: v for k, v in file.items() if k != "path"} for file in self.to_json()["files"]]}
+
+
+def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
+    """Read the whole corpus once and cut it into units.
+
+    Raises CorpusError for a path or glob without files, a folder, a file of an unknown kind, an empty or damaged file,
+    a table without the columns named, and a corpus without records. A bad record is no error: it is counted.
+    """
+    base_dir = Path(os.path.abspath(base_dir))
+    columns, left = Columns.of(config), sys.maxsize if config.limit is None else config.limit
+    if config.dataset is not None:
+        data = hub.open_dataset(config, base_dir, columns)
+        digest = hashlib.sha256()
+        rows, text_bytes = _cut(hub.read_dataset(data, columns, [(0, left)]), config, digest)
+        found = [CorpusFile(config.dataset, config.dataset, digest.hexdigest(), 0, sum(rows), text_bytes, rows)]
+    else:
+        found = []
+        paths = list_files(config.paths, base_dir)
+        for path, label in zip(paths, labels(paths, base_dir), strict=True):
+            if left == 0:
+                break
+            source = Source.of(Path(path))
+            n_bytes, sha256 = _raw(path)
+            with closing(read_records(source, columns, config.delimiter, [(0, left)])) as records:
+                rows, text_bytes = _cut(records, config, None)
+            left -= sum(rows)
+            opens = os.path.relpath(path, base_dir) if _inside(path, base_dir) else path
+            found.append(CorpusFile(label, Path(opens).as_posix(), sha256, n_bytes, sum(rows), text_bytes, rows))
+    if not any(file.n_rows for file in found):
+        names = ", ".join(file.path for file in found[:3]) + (" ..." if len(found) > 3 else "")
+        raise CorpusError(
+            f"[corpus] {names}: got no record at all; wanted at least one document. Correct [corpus] paths."
+        )
+    return CorpusScan(tuple(found), base_dir)
+
+
+def read_units(config: CorpusConfig, scan: CorpusScan, wanted: Container[int]) -> Iterator[tuple[Unit, list[Document]]]:
+    """The units whose index is in `wanted`, in order, each with all its documents; one unit in memory at a time.
+
+    Other units are passed over without parsing, and Parquet row groups and whole files without reading. An id that
+    occurred before in the same unit makes a problem "duplicate_id". CorpusError when a file is no longer what was
+    scanned: another size, or fewer records.
+    """
+    columns = Columns.of(config)
+    chosen = (unit for unit in scan.units() if unit.index in wanted)
+    for file_index, group in groupby(chosen, key=lambda unit: unit.file_index):
+        file, units = scan.files[file_index], list(group)
+        spans = _merged(units)
+        if config.dataset is not None:
+            records = hub.read_dataset(hub.open_dataset(config, scan.base_dir, columns), columns, spans)
+        else:
+            path = scan.base_dir / file.path
+            _check_size(path, file)
+            records = read_records(Source.of(path), columns, config.delimiter, spans)
+        with closing(records):
+            for unit in units:
+                documents = _documents(records, unit, file)
+                if len(documents) != unit.n_rows:
+                    raise _changed(file, f"{unit.first_row + len(documents)} records", f"{file.n_rows} or more")
+                yield unit, documents
+
+
+def _documents(records: Iterator[Record], unit: Unit, file: CorpusFile) -> list[Document]:
+    documents: list[Document] = []
+    seen: set[str] = set()
+    for _ in range(unit.n_rows):
+        record = next(records, None)
+        if record is None:
+            break
+        doc_row, fallback = unit.doc_row + len(documents), f"{file.label}#{record.row}"
+        doc_id, problem = fallback if record.doc_id is None else record.doc_id, record.problem
+        if doc_id in seen and problem is None:
+            problem = Problem("duplicate_id", f"the id {doc_id!a} occurred before in unit {unit.index}")
+        if problem is None:
+            documents.append(Document(doc_id, doc_row, record.text, file.label, record.place))
+        else:
+            told = (problem.reason, problem.detail)
+            documents.append(Document(fallback, doc_row, "", file.label, record.place, told))
+        seen.add(documents[-1].doc_id)
+    return documents
+
+
+# ==== units
+
+
+def split_units(text_bytes: Iterable[int], unit_documents: int, unit_bytes: int) -> Iterator[int]:
+    """Records per unit. `text_bytes` are the sizes of the records in order; a unit holds at most `unit_documents` of
+    them and at most `unit_bytes` bytes, except that one larger record is a unit by itself."""
+    n_rows = filled = 0
+    for size in text_bytes:
+        if n_rows and (n_rows == unit_documents or filled + size > unit_bytes):
+            yield n_rows
+            n_rows = filled = 0
+        n_rows, filled = n_rows + 1, filled + size
+    if n_rows:
+        yield n_rows
+
+
+def _cut(records: Iterable[Record], config: CorpusConfig, digest: hashlib._Hash | None) -> tuple[tuple[int, ...], int]:
+    """Records per unit, and text bytes of all `records`; a `digest` takes in their content."""
+    total = 0
+
+    def sizes() -> Iterator[int]:
+        nonlocal total
+        for record in records:
+            total += record.n_bytes
+            if digest is not None:
+                reason = record.problem.reason if record.problem else ""
+                for part in (record.doc_id or "", record.text, reason):
+                    raw = part.encode("utf-8")
+                    digest.update(len(raw).to_bytes(8, "big") + raw)
+            yield record.n_bytes
+
+    rows = tuple(split_units(sizes(), config.unit_documents, config.unit_bytes))
+    return rows, total
+
+
+def _merged(units: Sequence[Unit]) -> list[Span]:
+    """Rows of `units` of one file, neighbours joined."""
+    spans: list[Span] = []
+    for unit in units:
+        stop = unit.first_row + unit.n_rows
+        if spans and spans[-1][1] == unit.first_row:
+            spans[-1] = (spans[-1][0], stop)
+        else:
+            spans.append((unit.first_row, stop))
+    return spans
+
+
+# ==== files
+
+
+def list_files(patterns: Sequence[str], base_dir: Path) -> list[str]:
+    """Absolute paths of the files that `patterns` name, sorted by path, each once. CorpusError: see `scan_corpus`."""
+    found: set[str] = set()
+    for pattern in patterns:
+        whole = os.path.join(base_dir, os.path.expanduser(pattern))
+        if os.path.isdir(whole):
+            raise CorpusError(
+                f"[corpus] paths {pattern!r}: got the folder {os.path.abspath(whole)}; wanted files. "
+                f'Write for example "{pattern.rstrip("/")}/*.jsonl".'
+            )
+        if os.path.exists(whole):  # also a file whose very name has "*" or "[" in it
+            matches = [whole]
+        else:
+            root = glob.escape(str(base_dir))
+            matches = glob.glob(os.path.join(root, os.path.expanduser(pattern)), recursive=True)
+        files = {os.path.abspath(match) for match in matches if not os.path.isdir(match)}
+        if not files:
+            raise CorpusError(
+                f"[corpus] paths {pattern!r}: got no file; wanted at least one in {base_dir}. Correct the path; "
+                f"relative ones start at the folder of the run file."
+            )
+        found |= files
+    return sorted(found)
+
+
+def labels(paths: Sequence[str], base_dir: Path) -> list[str]:
+    """Names of the files in doc ids, all different; see CorpusFile. CorpusError for a name that is not UTF-8."""
+    for path in paths:
+        try:
+            path.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CorpusError(f"{path!a}: got a file name that is not UTF-8; wanted UTF-8. Rename the file.") from error
+    inside = {path: Path(os.path.relpath(path, base_dir)).as_posix() for path in paths if _inside(path, base_dir)}
+    outside = {path: Path(path).parts for path in paths if path not in inside}
+    # Every end of every path, counted: the shortest end that only one path has is its label.
+    taken = set(inside.values())
+    ends = Counter(parts[-n:] for parts in outside.values() for n in range(1, len(parts) + 1))
+    chosen = dict(inside)
+    for path, parts in outside.items():
+        candidates = (Path(*parts[-n:]).as_posix() for n in range(1, len(parts) + 1) if ends[parts[-n:]] == 1)
+        chosen[path] = next(label for label in candidates if label not in taken)
+    return [chosen[path] for path in paths]
+
+
+def _inside(path: str, base_dir: Path) -> bool:
+    return Path(path).is_relative_to(base_dir)
+
+
+def _raw(path: str) -> tuple[int, str]:
+    """Size and sha256 (hex) of a file. CorpusError when it is empty or cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            n_bytes = stream.tell()
+    except OSError as error:
+        raise CorpusError(
+            f"{path}: cannot be read ({error.strerror}). Allow reading, or correct [corpus] paths."
+        ) from error
+    if n_bytes == 0:
+        raise CorpusError(f"{path}: got an empty file; wanted documents. Fill it, or take it out of [corpus] paths.")
+    return n_bytes, sha256
+
+
+def _check_size(path: Path, file: CorpusFile) -> None:
+    try:
+        n_bytes = path.stat().st_size
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read any more ({error.strerror}). Put the file back.") from error
+    if n_bytes != file.n_bytes:
+        raise _changed(file, f"{n_bytes:,} bytes", f"{file.n_bytes:,} bytes")
+
+
+def _changed(file: CorpusFile, got: str, wanted: str) -> CorpusError:
+    return CorpusError(
+        f"{file.path}: changed since the corpus was scanned: got {got}, wanted {wanted}. Put the file back as it was, "
+        f"or score the new corpus into another output folder."
+    )

@@ -1,0 +1,61 @@
+"""A Hugging Face dataset as a corpus file: opened by the `datasets` library, read in slices from its memory map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pyarrow as pa
+
+from engine.columns import Columns, Record
+from engine.records import BATCH_ROWS, Span
+from schemas.errors import CorpusError
+from schemas.runfile import CorpusConfig, locate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def open_dataset(config: CorpusConfig, base_dir: Path, columns: Columns) -> Dataset:
+    """[corpus] dataset, name, split and revision as a table on disk (in the cache of `datasets`), only `columns` of it.
+
+    CorpusError when it cannot be had, or lacks a column.
+    """
+    # The import takes a second, and only corpora of this kind need it.
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    assert config.dataset is not None
+    where = f"[corpus] dataset {config.dataset!r}, split {config.split!r}"
+    place = locate(config.dataset, base_dir)
+    if os.path.isfile(place):
+        raise CorpusError(f"{where}: got the file {place}; wanted a folder or a hub id. Give files by paths = [...].")
+    if os.path.isabs(place) and not os.path.isdir(place):
+        raise CorpusError(f"{where}: got no folder {place}. Correct the path, or give a hub id.")
+    try:
+        data = datasets.load_dataset(place, config.name, split=config.split, revision=config.revision, streaming=False)
+    except (OSError, ValueError, DatasetsError) as error:
+        # `datasets` wraps the cause of a damaged file; the innermost message is the one that says what is wrong.
+        cause = error.__cause__ or error
+        raise CorpusError(
+            f"{where}: cannot be loaded: {cause}. Correct [corpus] dataset, name, split or revision; a hub id needs "
+            f"the network or a filled cache, and files with bad records are read by paths = [...]."
+        ) from error
+    if not isinstance(data, datasets.Dataset):
+        raise CorpusError(f"{where}: got {type(data).__name__}; wanted one table. Give [corpus] split one split.")
+    columns.check(data.column_names, where)
+    return data.select_columns(list(columns.names)).with_format("arrow")
+
+
+def read_dataset(data: Dataset, columns: Columns, spans: Sequence[Span]) -> Generator[Record, None, None]:
+    """The records in the rows of `spans` (rising, disjoint), in order; fewer when the dataset ends before."""
+    for start, stop in spans:
+        end = min(stop, data.num_rows)
+        for low in range(start, end, BATCH_ROWS):
+            row = low
+            table = cast(pa.Table, data[low : min(low + BATCH_ROWS, end)])  # by the format of `open_dataset`
+            for batch in table.to_batches():
+                yield from columns.of_arrow(row, batch)
+                row += batch.num_rows

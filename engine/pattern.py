@@ -1,0 +1,294 @@
+"""The regular expressions of pre-tokenizers, with one thing more than a library gives: did the match look past the end?
+
+A small backtracking matcher over class strings (engine/split.py). Soundness is plain: it is deterministic and reads one
+unit at a time, so a match found without ever asking for a unit at `end` is found again in every longer text (lemma 5).
+Dialect: alternatives, groups `(?:)` and `(?i:)`, look-ahead `(?=)` `(?!)`, greedy and possessive `? * + {m} {m,n}`, sets,
+escapes. That is what published BPE tokenizers use; anything else is refused by name. Equality with the tokenizers
+library is tested on every code point and on real text (tests/test_split.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from schemas.errors import TokenizerError
+
+Predicate = tuple[str, bool]  # source of a one-character expression, whether it ignores case
+_Continue = Callable[[int], int]
+_Node = Callable[["_Scan", int, _Continue], int]
+_FAIL = -1
+_MANY = 1 << 30
+
+
+@dataclass(slots=True)
+class _Scan:
+    """One attempt: the text, its end, the class masks, and whether the matcher asked for a unit at `end`."""
+
+    s: str
+    end: int
+    masks: list[int]
+    touched: bool = False
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """A compiled pattern. `match(s, i, end, masks)` -> (end of the match at i or -1, whether it looked past `end`).
+
+    starts: bits of predicates that a match may ask of its first unit
+    follows: (p, q): q may be asked of a unit only where the unit before it answered p (or q is in `starts`)
+    """
+
+    node: _Node
+    starts: frozenset[int]
+    follows: frozenset[tuple[int, int]]
+
+    def match(self, s: str, i: int, end: int, masks: list[int]) -> tuple[int, bool]:
+        """s: class string; masks[class] has bit p set when predicate p holds. Python's first-alternative semantics."""
+        scan = _Scan(s, end, masks)
+        return self.node(scan, i, lambda j: j), scan.touched
+
+
+def predicates_of(patterns: list[str]) -> tuple[Predicate, ...]:
+    """All distinct one-character predicates in these patterns, in order of appearance."""
+    found: dict[Predicate, None] = {}
+    for pattern in patterns:
+        _Parser(pattern, lambda p: found.setdefault(p) or 0, "pattern").parse()
+    return tuple(found)
+
+
+def compile_pattern(pattern: str, predicates: tuple[Predicate, ...], where: str) -> Matcher:
+    """Compile against a fixed list of predicates. Raises TokenizerError for constructs outside the dialect."""
+    index = {p: i for i, p in enumerate(predicates)}
+    return _Parser(pattern, index.__getitem__, where).parse()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A parsed piece of the pattern: its closure, and which predicates it may ask first and answer last (Glushkov)."""
+
+    node: _Node
+    nullable: bool
+    first: frozenset[int]
+    last: frozenset[int]
+    bit: int | None = None  # set for a single unit
+
+
+class _Parser:
+    """Recursive descent over the pattern; builds closures. `number` gives the bit of a predicate."""
+
+    def __init__(self, pattern: str, number: Callable[[Predicate], int], where: str) -> None:
+        self.p, self.i, self.number, self.where = pattern, 0, number, where
+        self.follows: set[tuple[int, int]] = set()
+
+    def parse(self) -> Matcher:
+        part = self._alternatives(False)
+        if self.i < len(self.p):
+            self._refuse("an unmatched ')'")
+        return Matcher(part.node, part.first, frozenset(self.follows))
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise TokenizerError(
+            f"{self.where}: the pre-tokenizer's pattern has {what} at position {self.i} of {self.p!r}, which is not known; "
+            "want alternatives, groups, look-ahead, greedy or possessive repeats, sets and escapes"
+        )
+
+    def _alternatives(self, fold: bool) -> _Part:
+        options = [self._sequence(fold)]
+        while self.i < len(self.p) and self.p[self.i] == "|":
+            self.i += 1
+            options.append(self._sequence(fold))
+        if len(options) == 1:
+            return options[0]
+        first, last = frozenset[int]().union(*(o.first for o in options)), frozenset[int]().union(*(o.last for o in options))
+        return _Part(_either([o.node for o in options]), any(o.nullable for o in options), first, last)
+
+    def _sequence(self, fold: bool) -> _Part:
+        items: list[_Part] = []
+        nullable, first, last = True, frozenset[int](), frozenset[int]()
+        while self.i < len(self.p) and self.p[self.i] not in "|)":
+            item = self._repeated(fold)
+            self.follows |= {(p, q) for p in last for q in item.first}
+            first = first | item.first if nullable else first
+            last = last | item.last if item.nullable else item.last
+            nullable = nullable and item.nullable
+            items.append(item)
+        return items[0] if len(items) == 1 else _Part(_in_order([x.node for x in items]), nullable, first, last)
+
+    def _repeated(self, fold: bool) -> _Part:
+        item = self._item(fold)
+        low, high = self._quantifier()
+        if (low, high) == (1, 1):
+            return item
+        possessive = self.i < len(self.p) and self.p[self.i] == "+"
+        if possessive:
+            self.i += 1
+        elif self.i < len(self.p) and self.p[self.i] == "?":
+            self._refuse("a lazy repeat")
+        if high > 1:
+            self.follows |= {(p, q) for p in item.last for q in item.first}
+        many = _repeat_unit(item.bit, low, high, possessive) if item.bit is not None else None
+        node = many or _repeat(item.node, low, high, possessive)
+        return _Part(node, item.nullable or low == 0, item.first, item.last)
+
+    def _quantifier(self) -> tuple[int, int]:
+        char = self.p[self.i] if self.i < len(self.p) else ""
+        if char in ("?", "*", "+") and char:
+            self.i += 1
+            return {"?": (0, 1), "*": (0, _MANY), "+": (1, _MANY)}[char]
+        if char == "{":
+            stop = self.p.index("}", self.i)
+            low, comma, high = self.p[self.i + 1 : stop].partition(",")
+            self.i = stop + 1
+            return int(low or 0), (int(high) if high else _MANY) if comma else int(low)
+        return 1, 1
+
+    def _item(self, fold: bool) -> _Part:
+        char = self.p[self.i]
+        if char == "(":
+            return self._group(fold)
+        if char == "$":
+            self.i += 1
+            return _Part(_at_end, True, frozenset(), frozenset())
+        if char == "^":
+            self._refuse("an anchor")
+        if char == "[":
+            source = self._set()
+        elif char == "\\":
+            length = 2
+            if self.p[self.i + 1] in "pP":
+                length = self.p.index("}", self.i) + 1 - self.i
+            elif self.p[self.i + 1] in "bBAzZGRXk0123456789":
+                self._refuse(f"the escape {self.p[self.i : self.i + 2]}")
+            source = self.p[self.i : self.i + length]
+            self.i += length
+        else:
+            source = char if char == "." else escape(char)
+            self.i += 1
+        bit = self.number((source, fold))
+        return _Part(_unit(bit), False, frozenset({bit}), frozenset({bit}), bit)
+
+    def _group(self, fold: bool) -> _Part:
+        for opening, kind in (("(?:", "plain"), ("(?i:", "fold"), ("(?=", "ahead"), ("(?!", "not ahead")):
+            if self.p.startswith(opening, self.i):
+                self.i += len(opening)
+                break
+        else:
+            if self.p.startswith("(?", self.i):
+                self._refuse(f"the group {self.p[self.i : self.i + 4]}")
+            kind = "plain"
+            self.i += 1
+        inner = self._alternatives(fold or kind == "fold")
+        if self.i >= len(self.p):
+            self._refuse("an unclosed group")
+        self.i += 1
+        if kind in ("ahead", "not ahead"):  # asks the next units, takes none
+            return _Part(_ahead(inner.node, kind == "ahead"), True, inner.first, frozenset())
+        return inner
+
+    def _set(self) -> str:
+        begin, depth = self.i, 0
+        while True:
+            if self.i >= len(self.p):
+                self._refuse("an unclosed set")
+            char = self.p[self.i]
+            if char == "\\":
+                self.i += 1
+            elif char == "[":
+                depth += 1
+            elif char == "]":
+                depth -= 1
+            self.i += 1
+            if depth == 0:
+                return self.p[begin : self.i]
+
+
+def escape(char: str) -> str:
+    """One character as a pattern that matches just it."""
+    return "\\" + char if char in r"\.^$*+?{}[]()|-" else char
+
+
+def _unit(bit: int) -> _Node:
+    def node(scan: _Scan, i: int, then: _Continue) -> int:
+        if i >= scan.end:
+            scan.touched = True
+            return _FAIL
+        return then(i + 1) if scan.masks[ord(scan.s[i])] >> bit & 1 else _FAIL
+
+    return node
+
+
+def _at_end(scan: _Scan, i: int, then: _Continue) -> int:
+    if i >= scan.end:
+        scan.touched = True
+        return then(i)
+    return _FAIL
+
+
+def _in_order(items: list[_Node]) -> _Node:
+    if len(items) == 1:
+        return items[0]
+
+    def node(scan: _Scan, i: int, then: _Continue) -> int:
+        def step(index: int, at: int) -> int:
+            return then(at) if index == len(items) else items[index](scan, at, lambda j: step(index + 1, j))
+
+        return step(0, i)
+
+    return node
+
+
+def _either(options: list[_Node]) -> _Node:
+    def node(scan: _Scan, i: int, then: _Continue) -> int:
+        for option in options:
+            stop = option(scan, i, then)
+            if stop != _FAIL:
+                return stop
+        return _FAIL
+
+    return node
+
+
+def _repeat_unit(bit: int, low: int, high: int, possessive: bool) -> _Node:
+    def node(scan: _Scan, i: int, then: _Continue) -> int:
+        j, masks, s = i, scan.masks, scan.s
+        while j - i < high:
+            if j >= scan.end:
+                scan.touched = True
+                break
+            if not masks[ord(s[j])] >> bit & 1:
+                break
+            j += 1
+        for stop in range(j, i + low - 1, -1):
+            end = then(stop)
+            if end != _FAIL or possessive:
+                return end
+        return _FAIL
+
+    return node
+
+
+def _repeat(item: _Node, low: int, high: int, possessive: bool) -> _Node:
+    def greedy(scan: _Scan, i: int, count: int, then: _Continue) -> int:
+        if count < high:
+            stop = item(scan, i, lambda j: greedy(scan, j, count + 1, then) if j > i else _FAIL)
+            if stop != _FAIL:
+                return stop
+        return then(i) if count >= low else _FAIL
+
+    def node(scan: _Scan, i: int, then: _Continue) -> int:
+        if not possessive:
+            return greedy(scan, i, 0, then)
+        stop = greedy(scan, i, 0, lambda j: j)
+        return then(stop) if stop != _FAIL else _FAIL
+
+    return node
+
+
+def _ahead(inner: _Node, wanted: bool) -> _Node:
+    def node(scan: _Scan, i: int, then: _Continue) -> int:
+        found = inner(scan, i, lambda j: j) != _FAIL
+        return then(i) if found == wanted else _FAIL
+
+    return node

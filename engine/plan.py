@@ -1,0 +1,220 @@
+"""What a run is: everything that changes the answer, hashed into one fingerprint.
+
+run file + corpus scan + the files of the teacher + both vocabularies  ->  schemas.manifest.Plan
+
+Inside the fingerprint: teacher files (sha256 of weights, configuration, tokenizer, remote code), the content hash of
+every tokenizer, all semantic settings of the run file, the corpus files (sha256) and how they are cut into units, the
+schema and engine versions. Outside: where things lie and run, and how fast (paths, device, batch size, [ray]).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from engine.corpus import CorpusScan
+from engine.vocab import Vocabulary, load_vocabulary
+from schemas.errors import TeacherError
+from schemas.manifest import Plan, PlanUnit, ProductFacts
+from schemas.runfile import RunConfig
+
+ENGINE_VERSION = "0.1.0"
+"""Raised whenever the numbers that the engine writes may change; the same as the version in pyproject.toml."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks for them
+_PLACES = {
+    "teacher": ("model", "tokenizer", "revision"),
+    "student": ("tokenizer", "revision"),
+    "corpus": ("paths", "dataset", "name", "split", "revision"),
+}
+_HUB_TOKENIZER_FILES = ["*.json", "*.model", "*.txt"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "pytorch_model*.bin"]
+
+
+def teacher_folder(run: RunConfig) -> Path:
+    """The local folder of the teacher; fetched from the Hub when `model` is an id. Raises TeacherError."""
+    name, revision = run.teacher.model, run.teacher.revision
+    folder = Path(run.locate(name))
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise TeacherError(
+            f"[teacher] model = {name!r} is a file; want the folder that holds config.json and the weights"
+        )
+    if folder.is_absolute():
+        raise TeacherError(
+            f"[teacher] model = {name!r}: there is no folder {folder}. Want one with config.json, weights, tokenizer; "
+            f"correct the path (relative ones start at the folder of the run file)."
+        )
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise TeacherError(
+            f"[teacher] model = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging "
+            f"Face Hub did not give it ({type(error).__name__}). Want a folder with config.json, weights and "
+            f"tokenizer, or a Hub id: check the spelling, the network, and HF_TOKEN if the model is gated."
+        ) from error
+
+
+def teacher_files(run: RunConfig) -> list[Path]:
+    """All files that decide what the teacher answers, sorted. Raises TeacherError naming the first that is missing."""
+    folder = teacher_folder(run)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise TeacherError(
+            f"[teacher] model = {run.teacher.model!r}: {config} is missing; want the folder that `save_pretrained` "
+            f"writes (config.json, model.safetensors, tokenizer.json). Copy the missing file there or correct the path."
+        )
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TeacherError(f"[teacher] model: {config} is not valid JSON ({error}); fetch the file again") from error
+    files = [config, *_weights(folder)]
+    tokenizer = Path(run.locate(run.teacher.tokenizer)) if run.teacher.tokenizer else folder
+    if tokenizer.is_dir():
+        have = [tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
+        if not (tokenizer / "tokenizer.json").is_file():
+            slow = [tokenizer / name for name in SLOW_TOKENIZER_FILES if (tokenizer / name).is_file()]
+            if not slow:
+                raise TeacherError(
+                    f"[teacher]: {tokenizer / 'tokenizer.json'} is missing, and so are "
+                    f"{', '.join(SLOW_TOKENIZER_FILES)}. Copy the teacher's tokenizer there, or name "
+                    f"its folder with [teacher] tokenizer = ..."
+                )
+            have += slow
+        files += have
+    if run.teacher.trust_remote_code:
+        files += folder.glob("*.py")
+    return sorted(set(files))
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    for name in _WEIGHTS:
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            yield single
+            return
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+                raise TeacherError(
+                    f"[teacher] model: {index} is not a weight index ({error}); fetch it again"
+                ) from error
+            for shard in shards:
+                if not (folder / shard).is_file():
+                    raise TeacherError(
+                        f"[teacher] model: {folder / shard} is missing, one of the {len(shards)} weight files that "
+                        f"{index.name} names. Fetch it again; an interrupted download leaves such a folder."
+                    )
+            yield index
+            yield from (folder / shard for shard in shards)
+            return
+    raise TeacherError(
+        f"[teacher] model: {folder} has no weights; want {' or '.join(_WEIGHTS)}, or their .index.json with all parts. "
+        f"Fetch them, or correct the path."
+    )
+
+
+def _sha256(path: Path) -> str:
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:  # the Hub cache names large files by their sha256
+        return blob.name
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
+    """The plan of a run: hashes the teacher's files (in parallel; about 1 GB/s and core), loads every vocabulary.
+
+    Raises TeacherError (a missing file, named, with the fix) and TokenizerError.
+    """
+    files = teacher_files(run)
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
+        hashes = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))
+    teacher = load_vocabulary(
+        run.locate(run.teacher.tokenizer or run.teacher.model),
+        revision=run.teacher.revision if run.teacher.tokenizer is None else None,
+        trust_remote_code=run.teacher.trust_remote_code,
+        where="[teacher]",
+    )
+    hashes_of = {"teacher": teacher.content_hash}
+    products = {}
+    if run.targets.teacher:
+        products["teacher"] = _facts(run.teacher.tokenizer or run.teacher.model, teacher, run)
+    for student in run.student:
+        product = f"student/{student.name}"
+        vocabulary = load_vocabulary(
+            run.locate(student.tokenizer),
+            revision=student.revision,
+            trust_remote_code=student.trust_remote_code,
+            where=f"[[student]] {student.name}",
+        )
+        hashes_of[product] = vocabulary.content_hash
+        products[product] = _facts(student.tokenizer, vocabulary, run)
+    semantic = {
+        "engine_version": ENGINE_VERSION,
+        "settings": _settings(run),
+        "teacher_files": hashes,
+        "vocabularies": hashes_of,
+        "corpus": scan.semantic(),
+    }
+    units = [PlanUnit(**asdict(unit)) for unit in scan.units()]
+    return Plan.make(semantic, units, products)
+
+
+def _settings(run: RunConfig) -> dict[str, Any]:
+    """The semantic settings without those that only say where a thing is found: its content is hashed instead."""
+    settings = run.semantic()
+    tables = {"teacher": [settings["teacher"]], "corpus": [settings["corpus"]], "student": settings["student"]}
+    for table, names in _PLACES.items():
+        for part in tables[table]:
+            for name in names:
+                del part[name]
+    del settings["corpus"]["unit_documents"], settings["corpus"]["unit_bytes"]  # the units themselves are in the plan
+    return settings
+
+
+def _facts(name: str, vocabulary: Vocabulary, run: RunConfig) -> ProductFacts:
+    return ProductFacts(
+        tokenizer=name,
+        tokenizer_hash=vocabulary.content_hash,
+        vocab_size=vocabulary.size,
+        top_k=run.targets.top_k,
+        bos_id=vocabulary.bos_id,
+        eos_id=vocabulary.eos_id if run.targets.end else None,
+    )
+
+
+def pin(run: RunConfig) -> RunConfig:
+    """The run as actors should see it: local paths absolute, Hub names with the commit that the plan was made from.
+
+    Actors start hours apart and on other machines; a branch of the Hub may have moved by then. Call after `make_plan`,
+    which has fetched everything and has reported what cannot be had.
+    """
+    model, revision = _pin_one(run, run.teacher.model, run.teacher.revision, _HUB_FILES)
+    teacher = {"model": model, "revision": revision}
+    if run.teacher.tokenizer is not None:
+        teacher["tokenizer"] = run.locate(run.teacher.tokenizer)
+    students = []
+    for student in run.student:
+        tokenizer, revision = _pin_one(run, student.tokenizer, student.revision, _HUB_TOKENIZER_FILES)
+        students.append(student.model_copy(update={"tokenizer": tokenizer, "revision": revision}))
+    return run.model_copy(update={"teacher": run.teacher.model_copy(update=teacher), "student": tuple(students)})
+
+
+def _pin_one(run: RunConfig, name: str, revision: str | None, patterns: list[str]) -> tuple[str, str | None]:
+    place = run.locate(name)
+    if Path(place).exists():
+        return place, revision
+    return name, Path(snapshot_download(name, revision=revision, allow_patterns=patterns)).name

@@ -1,0 +1,255 @@
+"""The records of one corpus file, as a stream: jsonl, json, parquet, plain text (each also .gz or .zst), or a dataset.
+
+A record that cannot be read is a record all the same: it comes with a `problem` and the stream goes on. Only a file
+that cannot be read any further raises (CorpusError, with the place reached). At no time is a whole file in memory, with
+three exceptions that lie in the formats: a .json file, a plain text file without delimiter (one document), and one row
+group of a Parquet file.
+
+Rows are numbered from 0 within the file; places count lines from 1, as editors do, and rows from 0, as doc ids do.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.columns import Columns, Problem, Record, decode
+from schemas.errors import CorpusError
+
+KINDS = {
+    "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
+    "parquet": (".parquet", ".pq"),
+    "text": (".txt", ".text", ".md", ".markdown", ".rst", ".tex"),
+}
+CODECS = (".gz", ".zst")
+SUFFIXES = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
+
+CHUNK_BYTES = 1 << 20
+ZST_BYTES = 1 << 16  # what is read ahead is lost when the stream turns out damaged, and the place reached with it
+BATCH_ROWS = 128  # rows of Arrow data turned into Python objects at a time; documents may be large
+
+T = TypeVar("T")
+Span = tuple[int, int]
+"""Rows `start <= row < stop` of a file."""
+
+# What the readers below raise for damaged bytes. pyarrow reports them as OSError or ArrowException.
+_DAMAGE = (OSError, EOFError, zlib.error, pa.ArrowException)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A corpus file. `path` is absolute; `kind` is a key of KINDS; `codec` is one of CODECS or ""."""
+
+    path: Path
+    kind: str
+    codec: str
+
+    @classmethod
+    def of(cls, path: Path) -> Source:
+        """The kind by suffix, upper or lower case. CorpusError for a suffix that is not known."""
+        suffixes = [suffix.lower() for suffix in path.suffixes]
+        codec = suffixes.pop() if suffixes and suffixes[-1] in CODECS else ""
+        for kind, known in KINDS.items():
+            if suffixes and suffixes[-1] in known:
+                return cls(path, kind, codec)
+        raise CorpusError(
+            f"{path}: got the suffix {''.join(path.suffixes[-2:]) or '(none)'!r}; wanted one of {SUFFIXES}, each also "
+            f".gz or .zst. Rename or convert the file, or narrow [corpus] paths so that it is not matched."
+        )
+
+
+def read_records(
+    source: Source, columns: Columns, delimiter: str | None, spans: Sequence[Span]
+) -> Generator[Record, None, None]:
+    """The records of `source` in the rows of `spans` (rising, disjoint), in order; fewer when the file ends before.
+
+    Raises CorpusError, with the place reached, when the file cannot be opened, decompressed or parsed.
+    """
+    reached = "before its first record"
+    try:
+        with ExitStack() as opened:
+            match source.kind:
+                case "parquet":
+                    records = _parquet_rows(opened.enter_context(_seekable(source)), source, columns, spans)
+                case "json":
+                    with open_bytes(source) as stream:
+                        items = _json_list(stream.read(), source)
+                    records = (
+                        columns.of_object(row, f"row {row}", items[row]) for row, _ in _picked(range(len(items)), spans)
+                    )
+                case "jsonl":
+                    lines = _picked(_json_lines(opened.enter_context(open_bytes(source))), spans)
+                    records = (_json_record(row, line, raw, columns) for row, (line, raw) in lines)
+                case _:
+                    stream = opened.enter_context(open_bytes(source))
+                    pieces = _picked(_text_pieces(stream, None if delimiter is None else delimiter.encode()), spans)
+                    records = (_text_record(row, line, raw) for row, (line, raw) in pieces)
+            for record in records:
+                reached = f"after {record.place}"
+                yield record
+    except FileNotFoundError as error:
+        raise CorpusError(f"{source.path}: the file is gone. Put it back, or correct [corpus] paths.") from error
+    except PermissionError as error:
+        raise CorpusError(f"{source.path}: no permission to read it. Allow reading (chmod +r).") from error
+    except _DAMAGE as error:
+        what = " ".join(filter(None, (source.codec, source.kind)))
+        raise CorpusError(
+            f"{source.path}: damaged {reached}: {error}. Wanted a complete {what} file. Fetch or write the file again, "
+            f"or take it out of [corpus] paths."
+        ) from error
+
+
+def open_bytes(source: Source) -> IO[bytes]:
+    """The decompressed bytes of `source` as a buffered stream."""
+    if source.codec == ".gz":
+        return cast(IO[bytes], gzip.open(source.path, "rb"))
+    if source.codec == ".zst":
+        # Not zstandard.stream_reader: it ends without an error where a truncated frame ends.
+        raw = pa.input_stream(str(source.path), compression="zstd", buffer_size=ZST_BYTES)
+        return io.BufferedReader(cast(io.RawIOBase, raw), ZST_BYTES)
+    return open(source.path, "rb", buffering=CHUNK_BYTES)
+
+
+def _seekable(source: Source) -> IO[bytes]:
+    """Parquet is read from its end, so a compressed one is first unpacked into an unnamed temporary file."""
+    if not source.codec:
+        return open(source.path, "rb")
+    unpacked = tempfile.TemporaryFile()
+    with open_bytes(source) as stream:
+        shutil.copyfileobj(stream, unpacked, CHUNK_BYTES)
+    unpacked.seek(0)
+    return unpacked
+
+
+def _picked(items: Iterable[T], spans: Sequence[Span]) -> Iterator[tuple[int, T]]:
+    """The items in the rows of `spans`, numbered; stops reading after the last span."""
+    iterator, row = iter(items), 0
+    for start, stop in spans:
+        for item in islice(iterator, start - row, stop - row):
+            yield start, item
+            start += 1
+        if start < stop:
+            return
+        row = stop
+
+
+# ==== jsonl
+
+
+def _json_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, bytes) of the lines that are not blank. A byte order mark at the very start is dropped."""
+    for number, line in enumerate(stream, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield number, line
+
+
+def _json_record(row: int, line: int, raw: bytes, columns: Columns) -> Record:
+    place = f"line {line}"
+    text = decode(raw)
+    if isinstance(text, Problem):
+        return Record.bad(row, place, text)
+    try:
+        item = json.loads(text)
+    except json.JSONDecodeError as error:
+        return Record.bad(row, place, Problem("malformed_json", f"{error.msg} at character {error.pos + 1}"))
+    except ValueError as error:  # a number of more digits than Python converts
+        return Record.bad(row, place, Problem("malformed_json", str(error)))
+    except RecursionError:
+        return Record.bad(row, place, Problem("malformed_json", "nested too deeply"))
+    return columns.of_object(row, place, item)
+
+
+# ==== json
+
+
+def _json_list(raw: bytes, source: Source) -> list[Any]:
+    """The list in a .json file: the whole file, or the one list in its object."""
+    try:
+        # Bytes that are not UTF-8 become lone surrogates, so that only the record that holds them is refused.
+        value = json.loads(raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff") if raw.strip() else "[]")
+    except json.JSONDecodeError as error:
+        raise CorpusError(
+            f"{source.path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Repair it; if "
+            f"each line is an object of its own, rename the file to .jsonl."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{source.path}: not readable as JSON ({error}). Convert the file to .jsonl.") from error
+    if isinstance(value, list):
+        return value
+    lists = [key for key, item in value.items() if isinstance(item, list)] if isinstance(value, dict) else []
+    if len(lists) != 1:
+        got = f"an object with {len(lists)} lists" if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise CorpusError(
+            f"{source.path}: got {got}; wanted a list of objects, or an object with one list of objects. "
+            f"Convert the file to .jsonl, one object per line."
+        )
+    return value[lists[0]]
+
+
+# ==== plain text
+
+
+def _text_pieces(stream: IO[bytes], delimiter: bytes | None) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1 at which it begins, bytes) of each document. What follows the last delimiter counts only if
+    it is more than white space, so that a delimiter may also close the last document."""
+    if delimiter is None:
+        if whole := stream.read():
+            yield 1, whole
+        return
+    buffer, line, searched = bytearray(), 1, 0
+    while chunk := stream.read(CHUNK_BYTES):
+        buffer += chunk
+        start = 0
+        while (hit := buffer.find(delimiter, max(start, searched))) >= 0:
+            yield line, bytes(buffer[start:hit])
+            line += buffer.count(b"\n", start, hit + len(delimiter))
+            start = hit + len(delimiter)
+        del buffer[:start]
+        searched = max(0, len(buffer) - len(delimiter) + 1)  # a delimiter may lie across two chunks
+    if buffer.strip():
+        yield line, bytes(buffer)
+
+
+def _text_record(row: int, line: int, raw: bytes) -> Record:
+    text = decode(raw)
+    if isinstance(text, Problem):
+        return Record.bad(row, f"line {line}", text)
+    return Record.good(row, f"line {line}", None, text, len(raw))
+
+
+# ==== parquet
+
+
+def _parquet_rows(stream: IO[bytes], source: Source, columns: Columns, spans: Sequence[Span]) -> Iterator[Record]:
+    """Row groups outside `spans` are not read at all."""
+    # Damage can decompress into wrong text without an error; pages that carry a checksum are checked.
+    with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+        columns.check(file.schema_arrow.names, str(source.path))
+        first = 0
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            if any(start < last and first < stop for start, stop in spans):
+                row = first
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns.names)):
+                    for start, stop in spans:
+                        low, high = max(start, row), min(stop, row + batch.num_rows)
+                        if low < high:
+                            yield from columns.of_arrow(low, batch.slice(low - row, high - low))
+                    row += batch.num_rows
+            first = last

@@ -1,0 +1,273 @@
+"""The output folder: begin or resume, publish a unit. Layout and JSON: docs/format.md.
+
+    open_output -> publish_unit (any process, any number of times, per unit) -> finish
+
+Commit protocol of a unit; each step is put-if-absent (engine/publish.py), so repeats, races and zombies do no harm:
+
+    1  _engine/quarantine/<unit>.jsonl   the claim: who wins this name decides which documents are quarantined
+    2  data/<product>/train-...parquet   one per product; the loser of a name checks and takes over the winner's
+    3  _engine/shards/<unit>.json        the seal: THE commit point
+
+The claim is written even when it is empty. Without one name that decides, an attempt that ran out of memory on a
+document and an attempt that did not could each win one product, and the document would be in one of them only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.finish import finish
+from engine.outfolder import (
+    claim_path,
+    iter_shards,
+    load_manifest,
+    load_plan,
+    load_seals,
+    own_seal,
+    plan_path,
+    put,
+    read_quarantine,
+    seal_path,
+    sealed_units,
+    shard_name,
+)
+from engine.publish import output_errors, read_published
+from engine.rows import check_rows, lengths_of, round_logps, round_rows, round_up, table_to_parquet_bytes
+from schemas.errors import FingerprintMismatch, OutputError
+from schemas.manifest import (
+    COLUMNS,
+    Plan,
+    PlanUnit,
+    Seal,
+    ShardFile,
+    canonical_json,
+)
+from schemas.target import MANTISSA_BITS, ROW_SCHEMA, SCHEMA_NAME, SCHEMA_VERSION
+
+# The whole vocabulary of the output folder is importable from here; reading lives in outfolder.py, rows in rows.py,
+# the end of the run in finish.py.
+__all__ = [
+    "finish", "iter_shards", "load_manifest", "load_plan", "load_seals", "open_output", "publish_unit",
+    "read_quarantine", "recover", "round_logps", "round_up", "sealed_units", "shard_name", "table_to_parquet_bytes",
+]  # fmt: skip
+
+# ---- begin or resume -------------------------------------------------------------------------------------------------
+
+
+def open_output(out: Path, plan: Plan) -> list[int]:
+    """Begin the run in `out`, or resume it: the units that are sealed already, ascending ([] for a new run).
+
+    A new or empty folder gets plan.json. A folder with the same fingerprint goes on; units whose files were all
+    published but whose seal was not are sealed from the files. Raises FingerprintMismatch (listing what differs) when
+    the folder holds another run, OutputError when it holds something else or cannot be written.
+    """
+    with output_errors(out):
+        foreign = None if plan_path(out).exists() else _first_file(out)
+    if foreign is not None:
+        raise OutputError(
+            f"{out}: not empty and not an output of targetsmith (found {foreign}, no _engine/plan.json); set "
+            " `output` to a new or empty folder"
+        )
+    if put(out, plan_path(out), plan.to_bytes()):
+        return []
+    found = load_plan(out)
+    if found.fingerprint != plan.fingerprint:
+        listed = "\n  ".join(found.difference(plan))
+        raise FingerprintMismatch(
+            f"{out}: this folder was begun with other inputs or settings (folder -> this run):\n  {listed}\n"
+            "Set `output` to a new folder for this run, or undo the changes to resume the old one; nothing was changed."
+        )
+    recover(out, plan)
+    return sealed_units(out)
+
+
+# ---- publish ---------------------------------------------------------------------------------------------------------
+
+
+def publish_unit(
+    out: Path,
+    plan: Plan,
+    unit_index: int,
+    products: Mapping[str, pa.Table],
+    quarantine: Sequence[Mapping[str, Any]],
+    stats: Mapping[str, float],
+) -> Seal:
+    """Round, check and publish one unit; returns its seal (the winner's, when another attempt was first). Idempotent.
+
+    `products`: one table of ROW_SCHEMA per product of the plan, rows in corpus order. `quarantine`: records with at
+    least doc_row and reason. Each document of the unit must be in every table or in quarantine, else ValueError.
+    Raises IdentityError when an invariant of the rows is broken, OutputError when the folder cannot be written or
+    holds a file that does not belong there. A call that raises has published no seal and can be repeated.
+    """
+    unit = plan.units[unit_index]
+    if products.keys() != plan.products.keys():
+        raise ValueError(f"unit {unit_index}: got products {sorted(products)}, the plan has {sorted(plan.products)}")
+    if seal_path(out, unit_index).exists():
+        return own_seal(out, plan, unit_index)
+    own = {int(record["doc_row"]) for record in quarantine}
+    tables = {}
+    for product, table in products.items():
+        if problem := _incomplete(unit, table, own):
+            raise ValueError(f"unit {unit_index}, {product}: {problem}")
+        tables[product] = round_rows(table)
+        facts = plan.products[product]
+        check_rows(
+            tables[product], top_k=facts.top_k, vocab_size=facts.vocab_size, where=f"unit {unit_index}, {product}"
+        )
+
+    lines = sorted(quarantine, key=lambda record: record["doc_row"])
+    put(out, claim_path(out, unit_index), b"".join(canonical_json(dict(line)).encode() + b"\n" for line in lines))
+    claimed = _claimed_rows(out, unit_index)
+    if own - claimed:
+        raise OutputError(
+            f"{claim_path(out, unit_index)}: an earlier attempt scored documents (rows {sorted(own - claimed)}) that "
+            "this attempt had to put in quarantine. Run again (after want of memory: on the larger machine); or, when "
+            f"no file of unit {unit_index} lies in data/, remove this file to let the next attempt decide"
+        )
+    files: dict[str, ShardFile | None] = {}
+    for product, table in tables.items():
+        kept = _without(table, claimed)
+        files[product] = (
+            _publish_product(out, plan, unit, product, kept, len(claimed), stats) if kept.num_rows else None
+        )
+    return _seal(out, plan, unit_index, len(claimed), files, stats)
+
+
+def recover(out: Path, plan: Plan) -> list[int]:
+    """Seal the units whose files are all published but whose seal is missing (a kill in between); their indexes.
+
+    Statistics come from the footer of the unit's first product. Units without a good row are simply scored again.
+    """
+    sealed, recovered = set(sealed_units(out)), []
+    claims = out / "_engine" / "quarantine"
+    with output_errors(claims):
+        claimed_units = sorted(int(path.stem) for path in claims.glob("*.jsonl"))
+    for index in claimed_units:
+        paths = {product: out / shard_name(product, index, len(plan.units)) for product in plan.products}
+        if index in sealed or not all(path.exists() for path in paths.values()):
+            continue
+        claimed = _claimed_rows(out, index)
+        files, stats = {}, {}
+        for product in paths:
+            files[product], footer = _adopt(out, plan, plan.units[index], product, claimed)
+            stats = stats or json.loads(footer["targetsmith.stats"])
+        _seal(out, plan, index, len(claimed), files, stats)
+        recovered.append(index)
+    return recovered
+
+
+def _publish_product(
+    out: Path, plan: Plan, unit: PlanUnit, product: str, table: pa.Table, quarantined: int, stats: Mapping[str, float]
+) -> ShardFile:
+    name = shard_name(product, unit.index, len(plan.units))
+    footer = _footer(plan, unit.index, product, table, quarantined, stats)
+    data = table_to_parquet_bytes(table, footer, plan.products[product].top_k)
+    if put(out, out / name, data):
+        return _shard_file(name, footer, data)
+    rows = set(table.column("doc_row").to_pylist())
+    claimed = set(range(unit.doc_row, unit.doc_row + unit.n_rows)) - rows
+    return _adopt(out, plan, unit, product, claimed)[0]
+
+
+def _adopt(out: Path, plan: Plan, unit: PlanUnit, product: str, claimed: set[int]) -> tuple[ShardFile, dict[str, str]]:
+    """The file that another attempt published under this name, after checking that it is ours, whole and undamaged."""
+    name = shard_name(product, unit.index, len(plan.units))
+    data = read_published(out / name)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{out / name}: damaged ({error}); remove the file and run again to make it anew") from error
+    if not table.schema.equals(ROW_SCHEMA, check_metadata=False):
+        raise OutputError(f"{out / name}: not a file of this run: other columns or types; move it away and run again")
+    wanted = _footer(plan, unit.index, product, table, len(claimed), {})
+    for key in ("schema", "schema_version", "fingerprint", "product", "unit", "rows", "positions", "quarantined"):
+        key = f"targetsmith.{key}"
+        if footer.get(key) != wanted[key]:
+            raise OutputError(
+                f"{out / name}: not a file of this run: its footer says {key} = {footer.get(key)!r}, wanted "
+                f"{wanted[key]!r}; move it away and run again"
+            )
+    if problem := _incomplete(unit, table, claimed):
+        raise OutputError(f"{out / name}: {problem}; move the file away and run again")
+    return _shard_file(name, footer, data), footer
+
+
+def _seal(
+    out: Path, plan: Plan, unit: int, quarantined: int, files: dict[str, ShardFile | None], stats: Mapping[str, float]
+) -> Seal:
+    sums = {key: float(value) for key, value in stats.items()}
+    seal = Seal(fingerprint=plan.fingerprint, unit=unit, quarantined=quarantined, files=files, stats=sums)
+    return seal if put(out, seal_path(out, unit), seal.to_bytes()) else own_seal(out, plan, unit)
+
+
+def _incomplete(unit: PlanUnit, table: pa.Table, quarantined: set[int]) -> str | None:
+    """Why rows and quarantine are not the documents of the unit, each exactly once and in order; None if they are."""
+    rows = table.column("doc_row").to_pylist()
+    wanted = [row for row in range(unit.doc_row, unit.doc_row + unit.n_rows) if row not in quarantined]
+    if rows == wanted:
+        return None
+    lost, extra = sorted(set(wanted) - set(rows)), sorted(set(rows) - set(wanted))
+    return (
+        f"documents lost {lost[:10]}, not expected here {extra[:10]}, or out of order: each document of the unit (rows "
+        f"{unit.doc_row} to {unit.doc_row + unit.n_rows - 1}) must be in the table, in order, or in quarantine"
+    )
+
+
+def _claimed_rows(out: Path, unit: int) -> set[int]:
+    return {int(record["doc_row"]) for record in read_quarantine(out, unit)}
+
+
+def _without(table: pa.Table, doc_rows: set[int]) -> pa.Table:
+    if not doc_rows:
+        return table
+    return table.filter(pa.array([row not in doc_rows for row in table.column("doc_row").to_pylist()], pa.bool_()))
+
+
+def _footer(
+    plan: Plan, unit: int, product: str, table: pa.Table, quarantined: int, stats: Mapping[str, float]
+) -> dict[str, str]:
+    facts = plan.products[product]
+    values = {
+        "schema": SCHEMA_NAME,
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": plan.fingerprint,
+        "product": product,
+        "unit": unit,
+        "units": len(plan.units),
+        "rows": table.num_rows,
+        "positions": int(lengths_of(table).sum()),
+        "quarantined": quarantined,
+        "top_k": facts.top_k,
+        "vocab_size": facts.vocab_size,
+        "tokenizer": facts.tokenizer,
+        "tokenizer_hash": facts.tokenizer_hash,
+        "bos_id": "" if facts.bos_id is None else facts.bos_id,
+        "eos_id": "" if facts.eos_id is None else facts.eos_id,
+        "mantissa_bits": MANTISSA_BITS,
+        "logp_unit": "nats",
+        "columns": canonical_json(COLUMNS),
+        "stats": canonical_json({key: float(value) for key, value in stats.items()}),
+    }
+    return {f"targetsmith.{key}": str(value) for key, value in values.items()}
+
+
+def _shard_file(name: str, footer: Mapping[str, str], data: bytes) -> ShardFile:
+    rows, positions = int(footer["targetsmith.rows"]), int(footer["targetsmith.positions"])
+    return ShardFile(
+        name=name, rows=rows, positions=positions, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+def _first_file(out: Path) -> Path | None:
+    """Any file below the folder that is not our own staging; None for a new or empty folder."""
+    staging = out / "_engine" / "tmp"
+    return next((path for path in out.rglob("*") if not path.is_dir() and path.parent != staging), None)

@@ -1,0 +1,298 @@
+"""Stage 3: where a tokenizer cuts a text into pre-tokens, and which of these cuts no continuation can move.
+
+BPE works inside a pre-token only, so two questions decide everything about boundaries (docs/design.md, definition 5):
+`pieces(u)`: where does the tokenizer cut u, if u is the whole text? `certain(u)`: which of those cuts hold for *every*
+text that begins with u? The second is answered by running the tokenizer's own patterns with a matcher that notes
+whether it ever looked past the end of u: a match that never did is the same in every continuation (lemma 5).
+
+Texts are handled as strings of *unit classes*. A pattern sees a character only through the predicates it is made of
+(`\\p{L}`, `\\s`, `'`, ...), so characters with the same answers are one class, and results are remembered per class
+string: `hello` and `world` are one computation. SentencePiece tokenizers have no pre-tokenizer; their units are bytes
+and a cut is certain between two bytes that no token of the vocabulary holds side by side (lemma 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
+
+from engine.pattern import Matcher, compile_pattern, escape, predicates_of
+from engine.vocab import Vocabulary, valid_utf8_prefix
+from schemas.errors import TokenizerError
+
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_BROKEN = "\ufffd"  # stands for a character whose bytes are not all known yet
+
+
+@dataclass(frozen=True, eq=False)
+class Splitter:
+    """The pre-tokenizer of one vocabulary over unit-class strings. Units are characters, or bytes (SentencePiece)."""
+
+    byte_units: bool
+    stages: tuple[_Stage, ...]
+    predicates: tuple[Any, ...] = ()
+    needs_before: tuple[tuple[int, int], ...] = ()  # (bit q, mask): q is asked only after a unit with a bit of the mask
+    added: tuple[str, ...] = ()
+    _class_of: dict[int, str] = field(default_factory=dict)
+    _masks: list[int] = field(default_factory=lambda: [0])
+    _owns: list[str] = field(default_factory=lambda: [""])
+    _pieces: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _certain: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)
+
+    def classes(self, data: bytes) -> str:
+        """Bytes -> class string, one character a unit. An incomplete character at the end is one unit of class U+FFFD."""
+        if self.byte_units:
+            return data.decode("latin-1")
+        whole = valid_utf8_prefix(data)
+        text = data[:whole].decode("utf-8") + (_BROKEN if whole < len(data) else "")
+        return text.translate(self._table)
+
+    @cached_property
+    def _table(self) -> dict[int, str]:
+        splitter = self
+
+        class Table(dict[int, str]):
+            def __missing__(self, code: int) -> str:
+                self[code] = splitter._classify(chr(code))
+                return self[code]
+
+        return Table()
+
+    def _classify(self, char: str) -> str:
+        mask = sum(1 << i for i, p in enumerate(self.predicates) if not p.pre_tokenize_str(char))
+        return self._class_with(mask, char if any(char in a for a in self.added) else "")
+
+    def _class_with(self, mask: int, own: str) -> str:
+        if (mask, own) not in self._by_answers:
+            self._masks.append(mask)
+            self._owns.append(own)
+            self._by_answers[mask, own] = chr(len(self._masks) - 1)
+        return self._by_answers[mask, own]
+
+    def canonical(self, classes: str, before: str | None = None) -> str:
+        """Forget answers that no pattern can ask: the `s` of `cats` is any letter, the `s` of `it's` is not.
+
+        `before`: the (canonical) unit in front of the first one; None when it is not known, which keeps the first unit.
+        """
+        if self.byte_units:
+            return classes
+        out = []
+        for unit in classes:
+            if before is not None:
+                mask, own = self._masks[ord(unit)], self._owns[ord(unit)]
+                before_mask, before_own = self._masks[ord(before)], self._owns[ord(before)]
+                for q, needed in self.needs_before:
+                    if mask >> q & 1 and not before_mask & needed:
+                        mask &= ~(1 << q)
+                if own and own not in self._added_starts and before_own + own not in self._added_pairs:
+                    own = ""
+                unit = self._class_with(mask, own)
+            out.append(unit)
+            before = unit
+        return "".join(out)
+
+    @cached_property
+    def _added_starts(self) -> frozenset[str]:
+        return frozenset(a[0] for a in self.added)
+
+    @cached_property
+    def _added_pairs(self) -> frozenset[str]:
+        return frozenset(a[i : i + 2] for a in self.added for i in range(len(a) - 1))
+
+    def locate(self, left: str, right: str) -> tuple[tuple[int, ...], bool, int, bool]:
+        """How `left + right` is cut around the seam: (cuts inside left, whether the seam is a cut, end of the piece that
+        begins at or spans the seam, in units after the seam, whether all this holds for every continuation)."""
+        n = len(left)
+        both = left + self.canonical(right, left[-1]) if left else right
+        ends = self.certain(both)
+        sure = bool(ends) and ends[-1] > n
+        if not sure:
+            ends = self.pieces(both)
+        stop = next((e for e in ends if e > n), n)
+        return tuple(e for e in ends if e < n), n == 0 or n in ends, stop - n, sure
+
+    def pieces(self, classes: str) -> tuple[int, ...]:
+        """Ends of all pre-tokens, in units, when the text ends here."""
+        known = self._pieces.get(classes)
+        if known is None:
+            known = self._pieces[classes] = tuple(self._run(classes, final=True))
+        return known
+
+    def certain(self, classes: str) -> tuple[int, ...]:
+        """Ends of the first pre-tokens, as far as they are the same whatever follows. The rest is *pending*."""
+        known = self._certain.get(classes)
+        if known is None:
+            known = self._certain[classes] = tuple(self._run(classes, final=False))
+        return known
+
+    def _run(self, classes: str, *, final: bool) -> list[int]:
+        spans = [(0, len(classes), final, False)]  # begin, end, is the end certain, is it one whole added token
+        for stage in self.stages:
+            out: list[tuple[int, int, bool, bool]] = []
+            for begin, end, closed, whole in spans:
+                if whole or begin == end:
+                    out.append((begin, end, closed, whole))
+                else:
+                    out.extend(stage(self, classes, begin, end, closed))
+            spans = out
+        return [end for begin, end, closed, _ in spans if closed and end > begin]
+
+    def reduce(self, pending: str) -> str:
+        """The part of a pending class string on which later cuts depend: all of it, or its last byte (byte units)."""
+        if not self.byte_units or not pending:
+            return pending
+        for length in range(min(len(pending), self._longest_added), 1, -1):
+            if pending[-length:] in self._added_prefixes:
+                return pending[-length:]
+        return pending[-1]
+
+    @cached_property
+    def _added_prefixes(self) -> frozenset[str]:
+        return frozenset(self.classes(a.encode())[:i] for a in self.added for i in range(1, len(a.encode())))
+
+    @cached_property
+    def _longest_added(self) -> int:
+        return max((len(p) for p in self._added_prefixes), default=0)
+
+
+# A stage cuts one span; it yields spans (begin, end, closed, whole). Only the last one may be open (closed = False):
+# it is known up to `end`, and what follows may lengthen it.
+_Stage = Callable[[Splitter, str, int, int, bool], list[tuple[int, int, bool, bool]]]
+
+
+def _isolate(find: Callable[[Splitter, str, int, int, bool], tuple[int, bool]], whole: bool) -> _Stage:
+    """The `Isolated` behaviour: matches and the gaps between them are pieces. `find(.., i, end, closed)` -> (match end or
+    i when there is none, whether the answer could change with more text)."""
+
+    def stage(splitter: Splitter, s: str, begin: int, end: int, closed: bool) -> list[tuple[int, int, bool, bool]]:
+        out: list[tuple[int, int, bool, bool]] = []
+        gap = i = begin
+        while i < end:
+            stop, may_change = find(splitter, s, i, end, closed)
+            if may_change:
+                return [*out, (gap, i, False, False)]
+            if stop > i:
+                if i > gap:
+                    out.append((gap, i, True, False))
+                out.append((i, stop, True, whole))
+                gap = i = stop
+            else:
+                i += 1
+        if end > gap:
+            out.append((gap, end, closed, False))
+        return out
+
+    return stage
+
+
+def _pattern_stage(pattern: Matcher) -> _Stage:
+    def find(splitter: Splitter, s: str, i: int, end: int, closed: bool) -> tuple[int, bool]:
+        stop, touched = pattern.match(s, i, end, splitter._masks)
+        return (stop if stop > i else i), touched and not closed
+
+    return _isolate(find, whole=False)
+
+
+def _added_stage() -> _Stage:
+    def find(splitter: Splitter, s: str, i: int, end: int, closed: bool) -> tuple[int, bool]:
+        strings = _added_classes(splitter)
+        stop = max((i + len(a) for a in strings if s.startswith(a, i, end)), default=i)
+        rest = s[i:end]
+        may_grow = not closed and any(len(a) > len(rest) and a.startswith(rest) for a in strings)
+        return stop, may_grow
+
+    return _isolate(find, whole=True)
+
+
+def _added_classes(splitter: Splitter) -> list[str]:
+    return [splitter.classes(a.encode("utf-8")) for a in splitter.added]
+
+
+def _bigram_stage(never: np.ndarray) -> _Stage:
+    cuts = frozenset(chr(a) + chr(b) for a, b in np.argwhere(never))
+
+    def stage(splitter: Splitter, s: str, begin: int, end: int, closed: bool) -> list[tuple[int, int, bool, bool]]:
+        out, start = [], begin
+        for i in range(begin + 1, end):
+            if s[i - 1 : i + 1] in cuts:
+                out.append((start, i, True, False))
+                start = i
+        return [*out, (start, end, closed, False)]
+
+    return stage
+
+
+def never_side_by_side(vocabulary: Vocabulary) -> np.ndarray:
+    """bool [256, 256]: (x, y) that no token of the model holds side by side, so that no merge crosses between them.
+
+    Without byte fallback an unknown character is one token whatever its bytes, so there a cut never lies inside one.
+    """
+    never = np.ones((256, 256), dtype=bool)
+    for token_id, piece in enumerate(vocabulary.token_bytes):
+        if piece is not None and len(piece) > 1 and token_id not in vocabulary.added_only:
+            data = np.frombuffer(piece, np.uint8)
+            never[data[:-1], data[1:]] = False
+    if not vocabulary.byte_fallback:
+        never[:, 0x80:0xC0] = False
+        never[0x80:0xC0, :] = False  # unknown characters in a row fuse into one token
+    return never
+
+
+def build_splitter(vocabulary: Vocabulary) -> Splitter:
+    """The splitter of a vocabulary. Raises TokenizerError for a pre-tokenizer or pattern that it does not know."""
+    where = f"tokenizer {vocabulary.name}"
+    stages: list[_Stage] = []
+    added = tuple(sorted(vocabulary.added_text, key=len, reverse=True))
+    if added:
+        stages.append(_added_stage())
+    if vocabulary.kind == "sentencepiece":
+        never = never_side_by_side(vocabulary)
+        for pre in _flatten(vocabulary.pre_tokenizer):
+            if pre["type"] == "Metaspace" and pre.get("split", True):
+                never[:, ord(" ")] = True
+            elif pre["type"] == "Split" and pre["pattern"] == {"String": " "}:
+                continue  # the normaliser has already turned every space into the mark, so this never matches
+            elif pre["type"] != "Metaspace":
+                raise TokenizerError(f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none")
+        return Splitter(True, (*stages, _bigram_stage(never)), added=added)
+    patterns = [p for pre in _flatten(vocabulary.pre_tokenizer) if (p := _pattern_of(pre, where)) is not None]
+    predicates = predicates_of(patterns)
+    matchers = [compile_pattern(p, predicates, where) for p in patterns]
+    stages += [_pattern_stage(m) for m in matchers]
+    # Each predicate is asked of the tokenizers library itself ("removed" leaves nothing of a character that matches), so
+    # that both sides share one table of Unicode properties.
+    asked = tuple(Split(Regex(f"(?i:{source})" if fold else source), "removed") for source, fold in predicates)
+    return Splitter(False, tuple(stages), asked, _needs_before(matchers, len(predicates)), added)
+
+
+def _needs_before(matchers: list[Matcher], count: int) -> tuple[tuple[int, int], ...]:
+    """For each predicate that never starts a match: the mask of those that may be answered just before it."""
+    free = set().union(*(m.starts for m in matchers))
+    pairs = set().union(*(m.follows for m in matchers))
+    return tuple((q, sum(1 << p for p, r in pairs if r == q)) for q in range(count) if q not in free)
+
+
+def _flatten(node: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if node is None:
+        return []
+    if node["type"] == "Sequence":
+        return [x for child in node["pretokenizers"] for x in _flatten(child)]
+    return [node]
+
+
+def _pattern_of(pre: dict[str, Any], where: str) -> str | None:
+    if pre["type"] == "ByteLevel":
+        return _GPT2_PATTERN if pre.get("use_regex", True) else None
+    if pre["type"] == "Digits":
+        return r"\p{N}" if pre["individual_digits"] else r"\p{N}+"
+    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
+        pattern = pre["pattern"]
+        return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
+    raise TokenizerError(f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split")

@@ -1,0 +1,116 @@
+"""The command line: one command per verb. `targetsmith <verb>` and `python -m jobs.<verb>` are the same.
+
+Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 130 interrupted (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from schemas.errors import TargetsmithError
+
+# The verbs are imported inside their commands: torch, ray and transformers take seconds, `--help` should not.
+
+
+class _Guard(TyperGroup):
+    """Runs a command; every error meant for people becomes its message and its exit code."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except TargetsmithError as error:
+            print(f"targetsmith: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            print("targetsmith: interrupted; what is published stays, resume by running again", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # `targetsmith cat OUT | head`: the reader has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    cls=_Guard,
+    help=(
+        "A teacher language model's next-token distributions over a student's vocabulary, offline, into Parquet. "
+        "Exit codes: 0 done, 1 failed, 2 wrong run file or command line."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a run.")]
+Student = Annotated[str | None, typer.Option(help="Name of the student, where the run has several.")]
+
+
+@app.command()
+def score(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file (docs/runfile.md).")],
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster: HOST:PORT or auto; 'local' for this machine. Overrides [ray] address."),
+    ] = None,
+) -> None:
+    """Score a corpus: do all that is missing of the run, then print a summary."""
+    from jobs import score as verb
+    from schemas.runfile import load_run
+
+    verb.print_summary(verb.score(load_run(run_file), address), sys.stdout)
+
+
+@app.command()
+def show(
+    out: Out,
+    doc: Annotated[str, typer.Option(help="Which document: its doc_id, or its number in the corpus from 0.")] = "",
+    rows: Annotated[str, typer.Option(help="Which positions, from:to, as Python slices count them.")] = "0:12",
+    top: Annotated[int, typer.Option(min=1, help="How many tokens of each top-k.")] = 5,
+    student: Student = None,
+) -> None:
+    """Show one document for human eyes: bytes, both tokenizations, both distributions side by side."""
+    from jobs import show as verb
+
+    verb.show(out, doc=doc or None, rows=rows, top=top, student=student, stream=sys.stdout)
+
+
+@app.command()
+def cat(
+    out: Out,
+    student: Student = None,
+    view: Annotated[
+        Literal["student", "teacher"], typer.Option(help="Targets over the student's or the teacher's vocabulary.")
+    ] = "student",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents.")] = None,
+) -> None:
+    """Print the targets as JSON lines, one document each."""
+    from jobs import cat as verb
+
+    verb.cat(out, student=student, view=view, limit=limit, stream=sys.stdout)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder; a finished or interrupted one is resumed.")] = Path(
+        "demo_out"
+    ),
+) -> None:
+    """Score the embedded demo corpus through local Ray, then show a document and the summary."""
+    from jobs import demo as verb
+
+    verb.demo(out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script and of `python -m jobs.<verb>`. Exits; never returns."""
+    app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""targetsmith score RUN.toml: the main job, from the run file to finished shards.
+
+run file -> corpus scan -> plan (fingerprint) -> what is missing in the output -> Ray pool -> manifest -> summary
+
+Safe to kill at any moment and to run again: published units stay, only the rest is done. Progress goes to standard
+error, the summary to standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from engine.finish import finish
+from engine.corpus import CorpusScan, read_units, scan_corpus
+from engine.plan import ENGINE_VERSION, make_plan, pin
+from engine.outfolder import read_quarantine, sealed_units
+from engine.shards import open_output, publish_unit
+from jobs.events import Done, Notice, Salvaged
+from jobs.progress import Counts, Display, clock
+from jobs.raypool import Pool, connect
+from jobs.worker import UnitWorker, join_outcomes
+from schemas.errors import OutputError, RunFileError
+from schemas.manifest import REASONS, Manifest, Plan
+from schemas.runfile import RunConfig
+
+_EPHEMERAL = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` ships
+
+
+_COLUMNS = ("documents", "positions", "scored", "mean stored mass", "mean certified width", "bytes/position")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run: its manifest, and what this command itself did for it."""
+
+    run: RunConfig
+    manifest: Manifest
+    counts: Counts
+
+
+def score(run: RunConfig, address: str | None = None) -> Outcome:
+    """Do all that is missing of the run. Raises TargetsmithError; what is published by then stays."""
+    if _EPHEMERAL in run.output.as_posix():
+        raise RunFileError(
+            f"output = {run.output.name!r} would lie in Ray's copy of the working folder, which Ray deletes. Under "
+            f"`ray job submit` write an absolute path on storage that all nodes share: output = '/shared/...'"
+        )
+    scan = scan_corpus(run.corpus, run.base_dir)
+    plan = make_plan(run, scan)
+    sealed = set(open_output(run.output, plan))
+    counts = Counts(units_total=len(plan.units), units_before=len(sealed))
+    with Display(counts, sys.stderr) as display:
+        display.say(f"run {plan.fingerprint[:12]} -> {run.output}")
+        if sealed:
+            display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
+        if len(sealed) < len(plan.units):
+            _work(pin(run), scan, plan, sealed, counts, display, address)
+    return Outcome(run, finish(run.output, plan, engine_version=ENGINE_VERSION), counts)
+
+
+def _work(
+    run: RunConfig,
+    scan: CorpusScan,
+    plan: Plan,
+    sealed: set[int],
+    counts: Counts,
+    display: Display,
+    address: str | None,
+) -> None:
+    """Score all units that have no seal."""
+    missing = {unit.index for unit in plan.units} - sealed
+    with connect(run.ray, address) as where:
+        display.say(f"Ray ({where}) is up; each actor loads the teacher")
+        pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local")
+        with closing(pool.run(read_units(run.corpus, scan, missing), len(missing))) as events:
+            for event in events:
+                if isinstance(event, Notice):
+                    display.say(event.text)
+                elif isinstance(event, Salvaged):
+                    joined = join_outcomes(plan, event.outcomes)
+                    publish_unit(run.output, plan, event.unit.index, joined.products, joined.quarantine, joined.stats)
+                    counts.add(joined.stats)
+                elif isinstance(event, Done):
+                    counts.add(event.stats)
+                display.update(unit_done=isinstance(event, Done | Salvaged))
+    unseen = sorted(missing - set(sealed_units(run.output)))
+    if unseen:
+        raise OutputError(
+            f"{run.output}: the actors published {len(missing)} units, but {len(unseen)} of them are not visible here "
+            f"(first: unit {unseen[0]}). All nodes must share the output folder: name one on a shared disk."
+        )
+
+
+def print_summary(outcome: Outcome, stream: TextIO) -> None:
+    """What came out, for a person: the products, the quarantine, the speed."""
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    manifest, counts, out = outcome.manifest, outcome.counts, outcome.run.output
+    console.print(f"{out}: run {manifest.fingerprint[:12]} is complete", markup=False)
+    table = Table("product", *(Column(name, justify="right") for name in _COLUMNS))
+    for name, total in manifest.totals.items():
+        scored = manifest.stats.get(f"{name}.scored", 0.0)
+        mass = width = size = "-"
+        if scored:
+            mass = f"{manifest.stats[f'{name}.stored_mass_sum'] / scored:.6f}"
+            width = f"{manifest.stats[f'{name}.err_sum'] / scored:.2e}"
+        if total.positions:
+            size = f"{total.bytes / total.positions:.1f}"
+        table.add_row(name, f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}", mass, width, size)
+    console.print(table)
+    console.print(
+        f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
+    )
+    for reason, count in quarantined_by_reason(out, manifest).most_common():
+        console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
+    if manifest.quarantined:
+        console.print(f"  each with its place and detail: {out / '_engine' / 'quarantine'}/*.jsonl", markup=False)
+    if counts.units:
+        rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
+        console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
+    else:
+        console.print("this command: nothing to do, the run was complete")
+
+
+def quarantined_by_reason(out: Path, manifest: Manifest) -> Counter[str]:
+    """Reason -> number of documents."""
+    units = [shard.unit for shard in manifest.shards if shard.quarantined]
+    return Counter(record["reason"] for unit in units for record in read_quarantine(out, unit))
+
+
+if __name__ == "__main__":
+    from jobs.cli import main  # the command line lives in one place; it imports this file by its own name
+
+    main(["score", *sys.argv[1:]])

@@ -1,0 +1,237 @@
+"""targetsmith show OUT: one document for human eyes.
+
+One line of the table is one student token: its bytes in the text, the teacher tokens that cover them, and both top-k,
+side by side where a teacher token begins at the same byte. Probabilities, not logarithms. A space is shown as ␣.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from engine.outfolder import iter_shards, load_plan, read_quarantine, shard_name
+from engine.vocab import Vocabulary, load_vocabulary
+from schemas.errors import OutputError, RunFileError, TokenizerError
+from schemas.manifest import Plan, ProductFacts
+from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_END, FLAG_EXACT, FLAG_GIVEN, PAD_ID
+
+FLAG_WORDS = {
+    FLAG_EXACT: "exact",
+    FLAG_BOUNDED: "bounded",
+    FLAG_BUDGET: "budget",
+    FLAG_GIVEN: "given",
+    FLAG_END: "end",
+}
+_VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})
+_PIPE_WIDTH = 130  # columns where the output is not a terminal
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One document of one product, with its vocabulary if that could be found. Shapes as in docs/format.md."""
+
+    row: dict[str, Any]
+    vocabulary: Vocabulary | None
+    ids_TK: np.ndarray
+    probs_TK: np.ndarray
+    starts_T: list[int]  # bytes; a token reaches from here to byte_end
+
+    def token(self, token_id: int) -> str:
+        """A token in visible characters; `<name>` for specials, `#id` without the vocabulary."""
+        if self.vocabulary is None:
+            return f"#{token_id}"
+        piece = self.vocabulary.token_bytes[token_id]
+        if piece is None:
+            return self.vocabulary.tokenizer.id_to_token(token_id) or f"#{token_id}"
+        return visible(piece)
+
+    def best(self, position: int, top: int) -> str:
+        """The first `top` tokens with their probabilities, one per line, the true one marked."""
+        if not self.row["scored"][position]:
+            return "[dim]not scored[/]"
+        lines = []
+        for token_id, prob in zip(self.ids_TK[position, :top], self.probs_TK[position, :top], strict=True):
+            if token_id != PAD_ID:
+                line = f"{prob:.4f} {escape(self.token(int(token_id)))}"
+                lines.append(f"[bold green]{line}[/]" if token_id == self.row["token_ids"][position] else line)
+        return "\n".join(lines)
+
+
+def visible(piece: bytes) -> str:
+    """Bytes as printable characters: white space as symbols, what is not UTF-8 as \\xNN."""
+    return piece.decode("utf-8", errors="backslashreplace").translate(_VISIBLE)
+
+
+def show(
+    out: Path,
+    *,
+    doc: str | None,
+    rows: str,
+    top: int,
+    student: str | None,
+    stream: TextIO,
+    near: Sequence[Path] = (),
+) -> None:
+    """Print one document. `near`: more folders in which the tokenizers' relative paths may start."""
+    window = _window(rows)
+    plan = load_plan(out)
+    students = [name.removeprefix("student/") for name in plan.products if name.startswith("student/")]
+    if student is not None and student not in students:
+        raise OutputError(f"{out}: no student {student!r} here; this run has {', '.join(students)}")
+    student = student or students[0]
+    row = _find(out, plan, f"student/{student}", doc)
+    places = [*near, Path.cwd(), out.resolve(), *out.resolve().parents]
+    ours = _view(row, plan.products[f"student/{student}"], places)
+    theirs = None
+    if "teacher" in plan.products:
+        theirs = _view(_find(out, plan, "teacher", str(row["doc_row"])), plan.products["teacher"], places)
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(f"[bold]{escape(row['doc_id'])}[/]  document {row['doc_row']} of the corpus, student {student}")
+    console.print(_table(ours, theirs, window, top))
+    console.print(_legend(ours, window), markup=False)
+
+
+def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
+    table = Table(show_lines=True, title_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("bytes", justify="right")
+    table.add_column("text", overflow="fold")
+    if theirs:
+        table.add_column("teacher tokens", overflow="fold")
+        table.add_column("teacher's top-k", no_wrap=True)
+    table.add_column("student's top-k", no_wrap=True)
+    for heading in ("gold p", "tail", "width"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("flags")
+    row = ours.row
+    for i in range(*window.indices(len(row["token_ids"]))):
+        start, end = ours.starts_T[i], row["byte_end"][i]
+        piece = ours.token(row["token_ids"][i])
+        if ours.vocabulary is None and row["text"]:
+            piece = visible(row["text"].encode()[start:end]) or piece
+        cells = [str(i), f"{start}-{end}", escape(piece)]
+        if theirs:
+            is_end = bool(row["flags"][i] & FLAG_END)
+            cover = _covering(theirs, start, end, is_end)
+            beside = next((j for j in cover if theirs.starts_T[j] == start), None)
+            cells.append(escape(" | ".join(theirs.token(theirs.row["token_ids"][j]) for j in cover)))
+            cells.append("[dim]inside a teacher token[/]" if beside is None else theirs.best(beside, top))
+        cells.append(ours.best(i, top))
+        if row["scored"][i]:
+            cells += [f"{np.exp(row[name][i]):.4f}" for name in ("gold_logp", "tail_logp")]
+            cells.append(f"{row['err'][i]:.1e}")
+        else:
+            cells += ["", "", ""]
+        cells.append("\n".join(word for bit, word in FLAG_WORDS.items() if row["flags"][i] & bit))
+        table.add_row(*cells)
+    return table
+
+
+def _legend(view: _View, window: slice) -> str:
+    row = view.row
+    scored = np.array(row["scored"], bool)
+    total = len(scored)
+    shown = len(range(*window.indices(total)))
+    stored = 1 - np.exp(np.array(row["tail_logp"])[scored])
+    lines = [f"{shown} of {total} positions shown (--rows from:to), {scored.sum()} scored"]
+    if scored.any():
+        width = np.array(row["err"])[scored].mean()
+        lines[0] += f"; mean stored mass {stored.mean():.6f}, mean certified width {width:.2e}"
+    if view.vocabulary is None:
+        lines.append("The tokenizer was not found, so tokens are shown as #id: run this in the folder of the run file.")
+    return "\n".join(lines)
+
+
+def _covering(view: _View, start: int, end: int, is_end: bool) -> list[int]:
+    """Positions of the teacher's tokens that share a byte with start..end; for the end token, the teacher's own."""
+    flags, ends = view.row["flags"], view.row["byte_end"]
+    if is_end:
+        return [j for j, flag in enumerate(flags) if flag & FLAG_END]
+    return [j for j, first in enumerate(view.starts_T) if first < end and ends[j] > start and not flags[j] & FLAG_END]
+
+
+def _view(row: dict[str, Any], facts: ProductFacts, places: Sequence[Path]) -> _View:
+    ids = np.array(row["topk_ids"], np.int64).reshape(-1, facts.top_k)
+    probs = np.exp(np.array(row["topk_logps"], np.float64)).reshape(-1, facts.top_k)
+    return _View(row, _vocabulary(facts, places), ids, probs, [0, *row["byte_end"][:-1]])
+
+
+def _vocabulary(facts: ProductFacts, places: Sequence[Path]) -> Vocabulary | None:
+    """The tokenizer by its name in the run file, tried from several folders; only the very one that was used counts."""
+    candidates = [str(path) for place in places if (path := place / facts.tokenizer).exists()]
+    for name in candidates or [facts.tokenizer]:
+        try:
+            vocabulary = load_vocabulary(name)
+        except TokenizerError:
+            continue  # another folder of that name, or a Hub that cannot be reached: ids are shown instead
+        if vocabulary.content_hash == facts.tokenizer_hash:
+            return vocabulary
+    return None
+
+
+def _find(out: Path, plan: Plan, product: str, doc: str | None) -> dict[str, Any]:
+    """The row of a document. OutputError says why it is not there: quarantine, not scored yet, unknown."""
+    if doc is None:
+        for path in iter_shards(out, product):
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                return next(file.iter_batches(batch_size=1)).to_pylist()[0]
+        raise OutputError(f"{out}: no document is ready yet (or all are in quarantine); run targetsmith score")
+    if not doc.isdecimal():
+        doc_id = doc.removeprefix("id:")
+        for path in iter_shards(out, product):
+            if found := _read(path, "doc_id", doc_id):
+                return found
+        units = plan.units
+        what = f"doc_id {doc_id!r}"
+    else:
+        number = int(doc)
+        units = [unit for unit in plan.units if unit.doc_row <= number < unit.doc_row + unit.n_rows]
+        if not units:
+            last = plan.units[-1].doc_row + plan.units[-1].n_rows - 1
+            raise OutputError(f"{out}: no document {number}; the corpus has documents 0 to {last}")
+        path = out / shard_name(product, units[0].index, len(plan.units))
+        if path.exists() and (found := _read(path, "doc_row", number)):
+            return found
+        what = f"document {number}"
+    for unit in units:
+        for record in read_quarantine(out, unit.index):
+            if doc in (str(record["doc_row"]), record["doc_id"], f"id:{record['doc_id']}"):
+                raise OutputError(f"{out}: {what} is in quarantine: {record['reason']}, {record['detail']}")
+    raise OutputError(
+        f"{out}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong "
+        f"(a doc_id made of digits is written id:{doc})"
+    )
+
+
+def _read(path: Path, column: str, value: str | int) -> dict[str, Any] | None:
+    table = pq.read_table(path, filters=[(column, "==", value)], page_checksum_verification=True)
+    return table.slice(0, 1).to_pylist()[0] if table.num_rows else None
+
+
+def _window(rows: str) -> slice:
+    first, colon, last = rows.partition(":")
+    try:
+        window = slice(int(first) if first else None, int(last) if last else None)
+    except ValueError:
+        colon = ""
+        window = slice(None)
+    if not colon:
+        raise RunFileError(f"--rows {rows!r}: wanted from:to, two numbers as in 0:12, either may be left out")
+    return window
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(["show", *sys.argv[1:]])

@@ -1,0 +1,68 @@
+"""What runs inside an actor: score one unit with the pure engine, publish it, hand back its sums. Knows no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+import torch
+from engine.score import Scorer, UnitResult
+
+from engine.corpus import Document, Unit
+from engine.shards import publish_unit
+from jobs.events import Died
+from schemas.manifest import Plan
+from schemas.runfile import RunConfig
+from schemas.target import ROW_SCHEMA
+
+
+class UnitWorker:
+    """Holds the teacher for as long as its process lives."""
+
+    def __init__(self, run: RunConfig, plan: Plan) -> None:
+        # Ray reserves cores, it does not enforce them: without this every actor would use all cores of the machine.
+        torch.set_num_threads(max(1, int(run.ray.num_cpus)))
+        self._out = run.output
+        self._plan = plan
+        self._scorer = Scorer(run)
+
+    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+        """Score and publish a unit. Returns its sums only: the targets never travel through Ray."""
+        result = self._scorer.score_unit(documents)
+        publish_unit(self._out, self._plan, unit.index, result.products, result.quarantine, result.stats)
+        return result.stats
+
+    def score_alone(self, document: Document) -> UnitResult:
+        """Score one document without publishing it: for units in which some document kills its process."""
+        return self._scorer.score_unit([document])
+
+
+def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Died]]) -> UnitResult:
+    """One unit again from its documents scored one by one; Died instead of a result quarantines the document."""
+    results = [outcome for _, outcome in outcomes if not isinstance(outcome, Died)]
+    stats: Counter[str] = Counter()
+    for result in results:
+        stats.update(result.stats)
+    quarantine = [record for result in results for record in result.quarantine]
+    for document, outcome in outcomes:
+        if isinstance(outcome, Died):
+            quarantine.append(
+                {
+                    "doc_id": document.doc_id,
+                    "doc_row": document.doc_row,
+                    "source": document.source,
+                    "place": document.place,
+                    "reason": "worker_died",
+                    "detail": outcome.how,
+                    "text_sha256": hashlib.sha256(document.text.encode("utf-8")).hexdigest(),
+                }
+            )
+            stats.update({"documents": 1.0, "quarantined": 1.0})
+    products = {name: _join(result.products[name] for result in results) for name in plan.products}
+    return UnitResult(products=products, quarantine=quarantine, stats=dict(stats))
+
+
+def _join(tables: Iterable[pa.Table]) -> pa.Table:
+    return pa.concat_tables([ROW_SCHEMA.empty_table(), *tables])

@@ -1,0 +1,246 @@
+"""The JSON beside the shards: plan, seal and manifest, and the words of the quarantine. Normative text: docs/format.md.
+
+Plan       what the run is: everything that changes bytes or meaning, how the corpus is cut into units, which
+           products there are. Its fingerprint names the run; a folder holds one fingerprint and no other.
+Seal       one unit is done: its files (or none), their sizes and sha256. The commit point of the unit.
+Manifest   the run is done: every seal in one list, totals, versions. Absent means not finished.
+
+All models are frozen, refuse unknown keys and are written as canonical JSON (sorted keys, no spaces, UTF-8, no NaN).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION
+
+REASONS: dict[str, str] = {
+    "malformed_json": "the record is not valid JSON, or is not a JSON object",
+    "missing_column": "the record lacks a column that the run file names",
+    "not_text": "the text column holds something that is not a string",
+    "empty_text": "the text is empty",
+    "invalid_utf8": "the bytes of the record are not valid UTF-8, or the text holds a lone surrogate",
+    "not_reversible": "a tokenizer or its normaliser changes the text, so token boundaries have no place in it",
+    "unknown_token": "a tokenizer can only write this text with its unknown token",
+    "nonfinite_logprob": "the teacher gave NaN or infinity for this document",
+    "identity": "a probability identity does not hold for this document (sums, signs)",
+    "oom": "the document does not fit into memory even alone in its batch",
+    "worker_died": "the process died each time it came to this document",
+    "too_long": "the document is longer than the run file allows",
+    "too_short": "the document has too few tokens to predict any",
+}
+"""The fixed words of `reason` in quarantine records, each with its one-line explanation."""
+
+COLUMNS: dict[str, str] = {
+    "doc_id": "name of the document, unique in the corpus",
+    "doc_row": "position of the document in the corpus, counted over all input files",
+    "text": "the text; empty when the run stores none",
+    "token_ids": "[T] the document's tokens, end token included",
+    "byte_end": "[T] byte offset in the text's UTF-8 at which the token ends",
+    "scored": "[T] false: the position has no distribution (all of it is tail)",
+    "topk_ids": "[T*K] row-major, falling log-probability; -1 fills where fewer than K tokens have mass",
+    "topk_logps": "[T*K] nats, beside topk_ids; -inf beside -1",
+    "tail_logp": "[T] nats, log of the mass outside the top-k",
+    "gold_logp": "[T] nats, log-probability of the token itself; -inf where unscored",
+    "err": "[T] width of the certified interval, probability, rounded up",
+    "open_mass": "[T] share of live mass whose first token is not yet certain",
+    "excluded_mass": "[T] share of mass with no token boundary here, or on tokens that are no text",
+    "pruned_mass": "[T] upper bound of the share in contexts not evaluated, rounded up",
+    "flags": "[T] bits: 1 exact, 2 bounded, 4 budget spent, 8 given (unscored), 16 end token",
+}
+"""One line per column, written into every footer. Row i predicts token i given tokens < i."""
+
+MAX_DIFFERENCES = 20
+_HEX = re.compile(r"[0-9a-f]{32,}")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces, no NaN; equal values, equal text. ValueError/TypeError on other types."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, UTF-8, one final newline: the content of the file."""
+        return canonical_json(self.model_dump(mode="json")).encode() + b"\n"
+
+
+class PlanUnit(_Frozen):
+    """A slice of the corpus: documents `doc_row .. doc_row + n_rows`. One unit gives one shard per product."""
+
+    index: int = Field(ge=0, description="0-based; the number in the file names")
+    file_index: int = Field(ge=0, description="position of the corpus file in the sorted list of files")
+    first_row: int = Field(ge=0, description="first record within that file")
+    n_rows: int = Field(ge=1, description="records in the unit")
+    doc_row: int = Field(ge=0, description="first record, counted over all files")
+
+
+class ProductFacts(_Frozen):
+    """What a reader must know of one product (the teacher's view, or one student)."""
+
+    tokenizer: str = Field(description="as named in the run file; for people, not part of the fingerprint")
+    tokenizer_hash: str = Field(description="content hash of the vocabulary that the ids belong to")
+    vocab_size: int = Field(ge=1, description="ids are in [0, vocab_size)")
+    top_k: int = Field(ge=1, description="K: ids and log-probabilities stored per position")
+    bos_id: int | None = Field(default=None, description="begin token, if the vocabulary has one")
+    eos_id: int | None = Field(default=None, description="token that closes a document, if one is appended")
+
+
+class Plan(_Frozen):
+    """The whole run as data. Build it with `Plan.make`; equal fingerprints mean the same run."""
+
+    schema_name: str = SCHEMA_NAME
+    schema_version: int = SCHEMA_VERSION
+    mantissa_bits: int = MANTISSA_BITS
+    fingerprint: str = Field(description="sha256 (hex) of the canonical JSON of all other fields")
+    semantic: dict[str, Any] = Field(description="everything that changes bytes or meaning, as given by the caller")
+    products: dict[str, ProductFacts] = Field(description="keys: teacher, student/<name>")
+    units: tuple[PlanUnit, ...]
+
+    @classmethod
+    def make(cls, semantic: Mapping[str, Any], units: Sequence[PlanUnit], products: Mapping[str, ProductFacts]) -> Plan:
+        """A plan with its fingerprint.
+
+        `semantic` must be made of JSON values only (nested dict, list, str, int, finite float, bool, None): a Path or a
+        model object raises TypeError, so that nothing enters the fingerprint by its `repr`.
+        Units must be numbered 0, 1, 2 ... and follow each other without a hole, else ValueError.
+        """
+        next_row = 0
+        for position, unit in enumerate(units):
+            if (unit.index, unit.doc_row) != (position, next_row):
+                raise ValueError(
+                    f"unit {position} of the plan: got index {unit.index}, doc_row {unit.doc_row}; "
+                    f"wanted index {position}, doc_row {next_row}: number the units in corpus order, without holes"
+                )
+            next_row += unit.n_rows
+        plain = json.loads(canonical_json(semantic))  # tuples become lists, so a plan equals its reloaded self
+        draft = cls(fingerprint="", semantic=plain, products=dict(products), units=tuple(units))
+        return draft.model_copy(update={"fingerprint": draft.recompute()})
+
+    def recompute(self) -> str:
+        """The fingerprint that the content has (a damaged or edited plan.json differs from its `fingerprint` field)."""
+        return hashlib.sha256(canonical_json(self._identity()).encode()).hexdigest()
+
+    def _identity(self) -> dict[str, Any]:
+        content = self.model_dump(mode="json", exclude={"fingerprint"})
+        for facts in content["products"].values():
+            del facts["tokenizer"]
+        return content
+
+    def difference(self, other: Plan) -> list[str]:
+        """What differs, one line each: `dotted.key: value here -> value in other`. Empty when the runs are the same.
+
+        Long hashes are shortened; a changed cutting into units is one line; at most MAX_DIFFERENCES lines.
+        """
+        mine, theirs = self._identity(), other._identity()
+        lines = _unit_lines(mine.pop("units"), theirs.pop("units"))
+        here, there = _leaves_of(mine), _leaves_of(theirs)
+        changed = [
+            key for key in sorted(here.keys() | there.keys()) if here.get(key, _ABSENT) != there.get(key, _ABSENT)
+        ]
+        lines = [
+            f"{key}: {_show(here.get(key, _ABSENT))} -> {_show(there.get(key, _ABSENT))}" for key in changed
+        ] + lines
+        if len(lines) > MAX_DIFFERENCES:
+            lines = lines[:MAX_DIFFERENCES] + [f"... and {len(lines) - MAX_DIFFERENCES} more"]
+        return lines
+
+
+class ShardFile(_Frozen):
+    """One published Parquet file."""
+
+    name: str = Field(description="path relative to the output folder, with /")
+    rows: int = Field(ge=1, description="documents")
+    positions: int = Field(ge=1, description="token positions, sum of T over the documents")
+    bytes: int = Field(ge=1, description="size of the file")
+    sha256: str = Field(description="hex digest of the file")
+
+
+class Seal(_Frozen):
+    """One unit is published. `files` has every product of the plan; null where the unit has no good document."""
+
+    schema_name: str = SCHEMA_NAME
+    schema_version: int = SCHEMA_VERSION
+    fingerprint: str
+    unit: int = Field(ge=0)
+    quarantined: int = Field(ge=0, description="documents of the unit that are in quarantine instead")
+    files: dict[str, ShardFile | None]
+    stats: dict[str, float] = Field(description="sums over the unit, as counted by the scorer")
+
+
+class ProductTotal(_Frozen):
+    """Sums over all shards of one product."""
+
+    files: int
+    rows: int
+    positions: int
+    bytes: int
+
+
+class ShardRecord(_Frozen):
+    """A seal inside the manifest (without what is the same for all)."""
+
+    unit: int
+    quarantined: int
+    files: dict[str, ShardFile | None]
+
+
+class Manifest(_Frozen):
+    """The finished run."""
+
+    schema_name: str = SCHEMA_NAME
+    schema_version: int = SCHEMA_VERSION
+    mantissa_bits: int = MANTISSA_BITS
+    fingerprint: str
+    engine_version: str
+    versions: dict[str, str] = Field(description="libraries that made the run: name -> version")
+    products: dict[str, ProductFacts]
+    documents: int = Field(description="documents of the corpus = rows of each product + quarantined")
+    quarantined: int
+    totals: dict[str, ProductTotal]
+    stats: dict[str, float] = Field(description="sums of the statistics of all units")
+    shards: tuple[ShardRecord, ...]
+
+
+_ABSENT = object()
+
+
+def _leaves_of(value: Any) -> dict[str, Any]:
+    return dict(_leaves("", value))
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted key, scalar) of every leaf; an empty dict or list is a leaf itself."""
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), inner)
+    else:
+        yield prefix, value
+
+
+def _show(value: Any) -> str:
+    if value is _ABSENT:
+        return "(absent)"
+    text = _HEX.sub(lambda match: match.group()[:12] + "…", canonical_json(value))
+    return text if len(text) <= 100 else f"{text[:60]} … {text[-30:]}"
+
+
+def _unit_lines(mine: list[dict[str, int]], theirs: list[dict[str, int]]) -> list[str]:
+    if mine == theirs:
+        return []
+    if len(mine) != len(theirs):
+        return [f"units: {len(mine)} -> {len(theirs)}"]
+    first = next(index for index, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
+    count = sum(a != b for a, b in zip(mine, theirs, strict=True))
+    keys = [key for key in mine[first] if mine[first][key] != theirs[first][key]]
+    what = ", ".join(f"{key} {mine[first][key]} -> {theirs[first][key]}" for key in keys)
+    return [f"units: {count} of {len(mine)} are cut differently, first unit {first}: {what}"]

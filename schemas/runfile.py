@@ -1,0 +1,165 @@
+"""The run file: one TOML, parsed into frozen typed models. `schemas.settings` and docs/runfile.md describe every key.
+
+run = load_run("run.toml")      # RunConfig, or RunFileError that lists every wrong key
+run.teacher.model, run.student[0].name, run.output (absolute), run.base_dir (folder of the run file)
+run.semantic()                  # the settings that change bytes or meaning: they enter the fingerprint
+run.locate("models/tiny")       # absolute path if it is local, else the Hugging Face id unchanged
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
+
+from schemas.errors import RunFileError
+from schemas.runfile_errors import Fault, Faults, explain, show
+from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TargetsConfig, TeacherConfig, key
+
+__all__ = [
+    "CorpusConfig",
+    "RayConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TargetsConfig",
+    "TeacherConfig",
+    "load_run",
+    "locate",
+    "parse_run",
+]
+
+
+class RunConfig(Table):
+    """The whole run file. `load_run` and `parse_run` build it: they also set `base_dir` and make `output` absolute."""
+
+    output: Path = key(
+        semantic=False,
+        strict=False,
+        wanted="a text: the folder of the results",
+        about="Folder of the results; relative to the folder of the run file.",
+    )
+    teacher: TeacherConfig = key(semantic=True, about="The model whose distributions are stored.")
+    corpus: CorpusConfig = key(semantic=True, about="The documents.")
+    student: tuple[StudentConfig, ...] = key(
+        semantic=True,
+        strict=False,
+        min_length=1,
+        wanted="at least one [[student]] table",
+        about="The students' vocabularies; the teacher runs once for all of them.",
+    )
+    targets: TargetsConfig = key(TargetsConfig(), semantic=True, about="What is stored.")
+    ray: RayConfig = key(RayConfig(), semantic=False, about="Where the work runs.")
+
+    _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @field_validator("output")
+    @classmethod
+    def _own_folder(cls, value: Path) -> Path:
+        if value == Path("."):
+            raise Faults(
+                Fault("output", '"" or "."', "a folder of its own: its files are managed", 'write output = "out"')
+            )
+        return value
+
+    @field_validator("student")
+    @classmethod
+    def _unique_names(cls, students: tuple[StudentConfig, ...]) -> tuple[StudentConfig, ...]:
+        seen: dict[str, int] = {}
+        faults = []
+        for number, student in enumerate(students, start=1):
+            # Names are folders, and some file systems do not tell "A" from "a".
+            first = seen.setdefault(student.name.casefold(), number)
+            if first != number:
+                got = f"{show(student.name)} for [[student]] number {first} and number {number}"
+                faults.append(
+                    Fault("name", got, "names that differ by more than upper and lower case", "rename one of the two")
+                )
+        if faults:
+            raise Faults(*faults)
+        return students
+
+    @property
+    def base_dir(self) -> Path:
+        """Absolute folder of the run file: relative paths in it start here. No part of the fingerprint."""
+        return self._base_dir
+
+    def locate(self, value: str) -> str:
+        """See `locate`; relative to the folder of this run file."""
+        return locate(value, self._base_dir)
+
+    def semantic(self) -> dict[str, Any]:
+        """JSON-able settings that change bytes or meaning, defaults included. Students by name: their order is free."""
+        settings = _semantic(self)
+        settings["student"] = sorted(settings["student"], key=lambda student: student["name"])
+        return settings
+
+
+def _semantic(table: BaseModel) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name, field in type(table).model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict) and isinstance(extra.get("semantic"), bool), f"{name} has no mark"
+        if extra["semantic"]:
+            value = getattr(table, name)
+            settings[name] = (
+                [_semantic(item) if isinstance(item, BaseModel) else item for item in value]
+                if isinstance(value, tuple)
+                else _semantic(value)
+                if isinstance(value, BaseModel)
+                else value
+            )
+    return settings
+
+
+def locate(value: str, base_dir: Path) -> str:
+    """Absolute path when `value` is local, else `value` itself: a Hugging Face id.
+
+    Local means: absolute, or begins with "./", "../" or "~", or exists relative to `base_dir`. A local path need not
+    exist; whoever opens it says so.
+    """
+    expanded = os.path.expanduser(value)
+    candidate = os.path.normpath(os.path.join(base_dir, expanded))
+    said = os.path.isabs(expanded) or value in (".", "..") or value.startswith(("./", "../", "~"))
+    return candidate if said or os.path.exists(candidate) else value
+
+
+def load_run(path: str | os.PathLike[str]) -> RunConfig:
+    """Read the run file at `path`. RunFileError: no such file, no valid TOML, or wrong keys, all of them listed."""
+    file, text = Path(path), ""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+        table = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise RunFileError(
+            f"{file}, line {line}: got bytes that are not UTF-8; a run file is UTF-8 text. Save it again as UTF-8."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"line (\d+)", str(error))
+        line = f"\n  line {found[1]}: {text.splitlines()[int(found[1]) - 1]}" if found else ""
+        raise RunFileError(
+            f"{file}: not valid TOML: {error}.{line}\n  fix: correct that line; texts need quotes."
+        ) from error
+    except FileNotFoundError as error:
+        raise RunFileError(
+            f"{file}: there is no such run file. Check the path, or write one: see docs/runfile.md."
+        ) from error
+    except OSError as error:
+        raise RunFileError(f"{file}: cannot be read ({error.strerror}); wanted a TOML file. Check the path.") from error
+    return parse_run(table, base_dir=file.parent, source=str(file))
+
+
+def parse_run(table: dict[str, Any], *, base_dir: Path, source: str = "run file") -> RunConfig:
+    """A RunConfig from an already parsed TOML `table`; messages call it `source`. RunFileError as in `load_run`."""
+    base = Path(os.path.abspath(base_dir))
+    try:
+        run = RunConfig.model_validate(table)
+    except ValidationError as error:
+        raise RunFileError(explain(error, RunConfig, source)) from None  # pydantic's words help nobody here
+    run = run.model_copy(update={"output": Path(os.path.normpath(base / run.output.expanduser()))})
+    run._base_dir = base
+    return run

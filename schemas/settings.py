@@ -1,0 +1,279 @@
+"""The tables of the run file as frozen typed models; `schemas.runfile` puts them together. docs/runfile.md lists them.
+
+A key is *semantic* when another value may change the bytes or the meaning of the output, and *operational* when it only
+changes where or how fast the work is done. Each field carries that mark, so that the fingerprint
+walks the models and no list of names can fall behind them.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from schemas.runfile_errors import Fault, Faults, show
+
+STUDENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def key(default: Any = ..., *, semantic: bool, about: str, wanted: str | None = None, **limits: Any) -> Any:
+    """A field with its mark. `wanted` replaces the words that error messages derive from the type."""
+    extra: dict[str, Any] = {"semantic": semantic} if wanted is None else {"semantic": semantic, "wanted": wanted}
+    return Field(default, description=about, json_schema_extra=extra, **limits)
+
+
+class Table(BaseModel):
+    # strict: "4" is not 4 and true is not 1; what is written in the file is what is meant.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TeacherConfig(Table):
+    """[teacher]: the model whose next-token distributions are stored."""
+
+    model: str = key(
+        semantic=True, min_length=1, about="Any Hugging Face causal language model: a local folder or a hub id."
+    )
+    tokenizer: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="The teacher's tokenizer: a local folder or file, or a hub id. Not given: the one beside `model`.",
+    )
+    revision: str | None = key(
+        None, semantic=True, min_length=1, about="Branch, tag or commit of `model` on the hub. Not given: main."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto",
+        semantic=True,
+        about="Number format of the weights. `auto`: the one the model was saved in. Log-probabilities are always "
+        "computed in float32.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", semantic=False, about="Where the model runs. `auto`: CUDA where an actor has a GPU, else the CPU."
+    )
+    max_length: int | None = key(
+        None,
+        semantic=True,
+        ge=2,
+        about="Longest context in teacher tokens. Not given: the model's own. Longer documents are read in "
+        "overlapping windows, never cut.",
+    )
+    overlap: int = key(
+        128, semantic=True, ge=0, about="Teacher tokens that two neighbouring windows of a long document share."
+    )
+    bos: Literal["auto"] | bool = key(
+        "auto",
+        semantic=True,
+        about="Whether a document begins with the teacher's BOS token. `auto`: as the teacher's tokenizer does itself.",
+    )
+    batch_tokens: int = key(
+        8192,
+        semantic=False,
+        ge=1,
+        about="Teacher tokens in one forward pass, padding included. Less needs less memory.",
+    )
+    attention: Literal["auto", "tree", "paths"] = key(
+        "auto",
+        semantic=True,
+        about="How contexts that share a beginning are evaluated: `tree`, all in one pass with a tree mask; `paths`, "
+        "one sequence each. `auto`: tree where the model supports it.",
+    )
+    trust_remote_code: bool = key(
+        False, semantic=True, about="Run Python code that comes with the model. Only for sources that you trust."
+    )
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> TeacherConfig:
+        if self.max_length is not None and self.overlap >= self.max_length:
+            raise Faults(
+                Fault(
+                    "overlap",
+                    f"{self.overlap} with max_length = {self.max_length}",
+                    "fewer tokens than max_length, or a window would never advance",
+                    f"set overlap = {self.max_length // 4}",
+                )
+            )
+        return self
+
+
+class CorpusConfig(Table):
+    """[corpus]: the documents. Give `paths` or `dataset`."""
+
+    paths: tuple[str, ...] = key(
+        (),
+        semantic=True,
+        strict=False,
+        about="Files or globs (`**` included), relative to the folder of the run file: .jsonl, .ndjson, .json, "
+        ".parquet, or plain text (.txt, .md, .tex ...), each also .gz or .zst.",
+    )
+    dataset: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="A Hugging Face dataset instead of `paths`: a hub id or a local folder.",
+    )
+    name: str | None = key(None, semantic=True, min_length=1, about="Configuration (subset) of `dataset`.")
+    split: str = key(
+        "train", semantic=True, min_length=1, about="Split of `dataset`; slices such as `train[:1%]` work."
+    )
+    revision: str | None = key(
+        None, semantic=True, min_length=1, about="Branch, tag or commit of `dataset` on the hub. Not given: main."
+    )
+    text: str = key("text", semantic=True, min_length=1, about="Column that holds the text. Plain text has no columns.")
+    messages: str | None = key(
+        None, semantic=True, about="Column that holds a chat. Refused for now: chat corpora come with a later version."
+    )
+    template: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Text made of several columns, used instead of `text`, for example `{question}\\n{answer}`. Columns hold "
+        "text or whole numbers; `{{` and `}}` are braces.",
+    )
+    id: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Column that holds the document's name, unique in the corpus. Not given: `<file>#<record from 0>`.",
+    )
+    delimiter: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Plain text only: what stands between two documents, for example `<eos>`. Not given: a file is "
+        "one document.",
+    )
+    limit: int | None = key(None, semantic=True, ge=1, about="Only the first so many records of the whole corpus.")
+    unit_documents: int = key(
+        256,
+        semantic=True,
+        ge=1,
+        about="Most records in one work unit. A unit is scored by one actor and becomes one shard.",
+    )
+    unit_bytes: int = key(
+        4_000_000,
+        semantic=True,
+        ge=1,
+        about="Most bytes of text in one work unit; one longer document is a unit by itself.",
+    )
+
+    @field_validator("messages")
+    @classmethod
+    def _no_chat_yet(cls, value: str | None) -> None:
+        raise Faults(
+            Fault(
+                "messages",
+                show(value),
+                "a text column: chat corpora come with a later version",
+                'remove messages and give text = "..." or template = "..."',
+            )
+        )
+
+    @field_validator("template")
+    @classmethod
+    def _plain_fields(cls, value: str) -> str:
+        try:
+            columns = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+            plain = not any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(value))
+        except ValueError as error:
+            raise Faults(
+                Fault("template", f"{show(value)} ({error})", "columns in braces", "write {{ and }} for real braces")
+            ) from error
+        # "{a.b}" and "{a[0]}" would reach into Python objects; a column of that very name is given by `text`.
+        if not columns or not plain or any(not name or re.search(r"[.\[]", name) for name in columns):
+            raise Faults(
+                Fault(
+                    "template",
+                    show(value),
+                    "at least one {column}, each a plain column name",
+                    'write it such as "{question}\\n{answer}"; {{ and }} are real braces',
+                )
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CorpusConfig:
+        given = self.model_fields_set
+        faults: list[Fault] = []
+        if self.dataset is not None and self.paths:
+            faults.append(
+                Fault("paths", "both paths and dataset", "one of the two", "remove paths or remove dataset"),
+            )
+        elif self.dataset is None and not self.paths:
+            faults.append(
+                Fault(
+                    "paths", "neither paths nor dataset", "one of the two", 'add for example paths = ["data/*.jsonl"]'
+                )
+            )
+        if self.dataset is None:
+            faults += [
+                Fault(key, show(getattr(self, key)), "this key only together with dataset", f"remove {key}")
+                for key in ("name", "split", "revision")
+                if key in given
+            ]
+        elif self.delimiter is not None:
+            faults.append(
+                Fault("delimiter", show(self.delimiter), "this key only for plain text files", "remove delimiter")
+            )
+        if self.template is not None and "text" in given:
+            faults.append(Fault("template", "both text and template", "one of the two", "remove text or template"))
+        if faults:
+            raise Faults(*faults)
+        return self
+
+
+class StudentConfig(Table):
+    """[[student]]: a vocabulary to which the teacher's distributions are carried. One or several."""
+
+    name: str = key(
+        semantic=True,
+        pattern=STUDENT_NAME,
+        wanted='a text of letters, digits, ".", "_" and "-" that begins with a letter or digit',
+        about="Name of the student, unique in the file; its shards lie in `data/student/<name>`.",
+    )
+    tokenizer: str = key(
+        semantic=True, min_length=1, about="The student's tokenizer: a local folder or `tokenizer.json`, or a hub id."
+    )
+    revision: str | None = key(
+        None, semantic=True, min_length=1, about="Branch, tag or commit of `tokenizer` on the hub. Not given: main."
+    )
+    trust_remote_code: bool = key(
+        False, semantic=True, about="Run Python code that comes with the tokenizer. Only for sources that you trust."
+    )
+
+
+class TargetsConfig(Table):
+    """[targets]: what is stored."""
+
+    regime: Literal["auto", "exact", "fast", "beam"] = key(
+        "auto",
+        semantic=True,
+        about="How a student's distribution is computed. `exact`: the definition, without open or pruned mass; `fast`: "
+        "one step, with the open mass of every position recorded; `beam`: contexts until a tolerance is reached. "
+        "`auto`: the best that this version has for the pair of tokenizers.",
+    )
+    top_k: int = key(64, semantic=True, ge=1, le=1024, about="Tokens stored per position; the rest is one tail mass.")
+    teacher: bool = key(True, semantic=True, about="Also store the teacher's own top-k over its own vocabulary.")
+    store_text: bool = key(True, semantic=True, about="Store the text of each document in its row.")
+    end: bool = key(True, semantic=True, about="Append the end token to each document and score it.")
+
+
+class RayConfig(Table):
+    """[ray]: where the work runs. Nothing here changes the results."""
+
+    address: str | None = key(
+        None, semantic=False, min_length=1, about="Ray cluster to join, for example `auto`. Not given: this machine."
+    )
+    actors: Literal["auto"] | Annotated[int, Field(ge=1)] = key(
+        "auto", semantic=False, about="Actors in all, each with its own copy of the teacher. `auto`: as many as fit."
+    )
+    actors_per_node: int | None = key(None, semantic=False, ge=1, about="Most actors on one node. Not given: no limit.")
+    num_cpus: float = key(1.0, semantic=False, ge=0, about="CPU cores reserved per actor; fractions are allowed.")
+    num_gpus: float | None = key(
+        None, semantic=False, ge=0, about="GPUs reserved per actor. Not given: 1 if the cluster has GPUs, else 0."
+    )
+    max_in_flight: int = key(
+        2, semantic=False, ge=1, about="Units handed to an actor ahead of time, the one in work included."
+    )

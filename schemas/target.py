@@ -1,0 +1,59 @@
+"""The physical schema of a targets shard: columns, types, units and the footer. Normative text: docs/format.md.
+
+One row is one document. T = rows of the distribution (tokens of the document, the end token included), K = top_k.
+Row i of a document predicts token i given tokens < i. Log-probabilities are natural logarithms (nats), temperature 1.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_NAME = "targetsmith.targets"
+SCHEMA_VERSION = 1
+
+PAD_ID = -1
+"""Fills `topk_ids` where fewer than K tokens have mass; the log-probability beside it is -inf."""
+
+# Bits of `flags` (uint8, one per position).
+FLAG_EXACT = 1  # the value is the definition itself: nothing was open or pruned by construction (same tokenizer, exact regime)
+FLAG_BOUNDED = 2  # the value is an estimate; `err` is the certified width of the interval that holds the truth
+FLAG_BUDGET = 4  # the evaluation budget was spent before the tolerance was reached (beam regime)
+FLAG_GIVEN = 8  # unscored: the teacher has no BOS, this position lies in or before its first (given) token
+FLAG_END = 16  # the row of the end token that closes the document
+
+MANTISSA_BITS = 10
+"""Stored float32 values are rounded to this many mantissa bits (to nearest, ties to even): relative error <= 2**-11."""
+
+
+def _list(value: pa.DataType) -> pa.ListType:
+    return pa.list_(pa.field("element", value, nullable=False))
+
+
+def _field(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+ROW_SCHEMA = pa.schema(
+    [
+        _field("doc_id", pa.string()),
+        _field("doc_row", pa.int64()),  # position of the document in the corpus, counted over all input files
+        _field("text", pa.string()),  # "" when the run file says store_text = false
+        _field("token_ids", _list(pa.int32())),  # [T]
+        _field("byte_end", _list(pa.int32())),  # [T] byte of the text's UTF-8 at which token i ends
+        _field("scored", _list(pa.bool_())),  # [T] false: no distribution (all of it is tail)
+        _field("topk_ids", _list(pa.int32())),  # [T*K] row-major, falling log-probability
+        _field("topk_logps", _list(pa.float32())),  # [T*K] nats
+        _field("tail_logp", _list(pa.float32())),  # [T] nats, log of the mass outside the top-k
+        _field("gold_logp", _list(pa.float32())),  # [T] nats, log-probability of token i itself; -inf where unscored
+        _field("err", _list(pa.float32())),  # [T] width of the certified interval, probability, rounded up
+        _field("open_mass", _list(pa.float32())),  # [T] share of live mass whose first token is not yet certain
+        _field("excluded_mass", _list(pa.float32())),  # [T] share with no token boundary here, or not text (specials)
+        _field("pruned_mass", _list(pa.float32())),  # [T] upper bound of the share in contexts not evaluated
+        _field("flags", _list(pa.uint8())),  # [T] bits above
+    ]
+)
+
+BYTE_STREAM_SPLIT_COLUMNS = (
+    "token_ids", "byte_end", "topk_ids", "topk_logps", "tail_logp", "gold_logp", "err",
+    "open_mass", "excluded_mass", "pruned_mass",
+)  # fmt: skip

@@ -1,0 +1,253 @@
+"""The command line: what it prints, its exit codes, and that every command and option is documented."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from engine.plan import ENGINE_VERSION
+from engine.stream import Targets
+from jobs.cli import app, main
+from tests.runs import TEXTS, score_here, write_run
+
+ROOT = Path(__file__).resolve().parent.parent
+VERBS = ("score", "show", "cat", "demo")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return score_here(write_run(tmp_path_factory.mktemp("run"), lines='{"id": "bad", "text": ""}\n'))
+
+
+def call(*arguments: object) -> int:
+    """Exit code of a command in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+# ---- usage and errors
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_a_module_too(verb: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"jobs.{verb}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert f"targetsmith {verb}" in done.stdout
+
+
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("arguments", [["scroe"], ["score"], ["show"], ["cat", "x", "--view", "both"], ["score", "--no"]])
+def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*arguments) == 2
+    assert "Error" in capsys.readouterr().err
+
+
+def test_a_missing_run_file_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("score", tmp_path / "none.toml") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("targetsmith: ") and "none.toml" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("top_k = 16", "top_k = 0", "top_k"),
+        ('paths = ["corpus.jsonl"]', 'paths = ["nothing.jsonl"]', "nothing.jsonl"),
+        ("[targets]", "[target]", "target"),
+        ('model = "', 'model = "/no/such', "no folder /no/such"),
+        ('tokenizer = "', 'tokenizer = "/no/such', "[[student]] sp"),
+    ],
+)
+def test_a_wrong_run_file_is_2(
+    old: str, new: str, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_file = write_run(tmp_path)
+    text = run_file.read_text()
+    assert old in text
+    run_file.write_text(text.replace(old, new, 1))
+    assert call("score", run_file) == 2
+    said = capsys.readouterr().err
+    assert wanted in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_inside_a_ray_working_copy_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    assert call("score", write_run(folder)) == 2
+    assert "absolute path" in capsys.readouterr().err
+
+
+def test_another_run_in_the_folder_is_1(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_file = write_run(tmp_path, targets="top_k = 17")
+    run_file.write_text(run_file.read_text().replace('output = "out"', f"output = {json.dumps(str(out))}"))
+    assert call("score", run_file) == 1
+    said = capsys.readouterr().err
+    assert "top_k: 16 -> 17" in said and "Traceback" not in said
+
+
+def test_a_finished_run_is_0_without_any_work(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("score", out.parent / "run.toml", "--address", "127.0.0.1:1") == 0  # nobody is asked for work
+    said = capsys.readouterr().out
+    assert "nothing to do" in said and "6 documents, 1 in quarantine" in said
+    assert re.search(r"1\s+empty_text", said)
+
+
+def test_a_folder_that_is_no_output_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("show", "cat"):
+        assert call(verb, tmp_path) == 1
+        said = capsys.readouterr().err
+        assert str(tmp_path) in said and "Traceback" not in said
+
+
+def test_interruption_is_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("schemas.runfile.load_run", interrupted)
+    assert call("score", tmp_path / "run.toml") == 130
+    assert "resume by running again" in capsys.readouterr().err
+
+
+# ---- cat
+
+
+def documents(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict]:
+    assert call("cat", *arguments) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("product", ["teacher", "sp", "bl"])
+def test_cat_gives_every_document_with_all_its_mass(
+    out: Path, product: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    which = ["--view", "teacher"] if product == "teacher" else ["--student", product]
+    found = documents(capsys, out, *which)
+    assert [document["text"] for document in found] == list(TEXTS)
+    for document in found:
+        lists = {key: value for key, value in document.items() if isinstance(value, list)}
+        assert {len(value) for value in lists.values()} == {len(document["token_ids"])}
+        assert document["byte_end"][-1] == len(document["text"].encode())
+        for scored, ids, logps, tail in zip(
+            document["scored"], document["ids"], document["logps"], document["tail_logp"], strict=True
+        ):
+            assert len(ids) == len(logps) == len(set(ids)) and logps == sorted(logps, reverse=True)
+            if scored:
+                mass = sum(map(math.exp, logps)) + (0.0 if tail is None else math.exp(tail))
+                assert abs(mass - 1) < 2e-3  # the stored precision
+            else:
+                assert ids == [] and tail == 0.0
+
+
+def test_cat_prints_what_the_reader_reads(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = documents(capsys, out, "--student", "bl")
+    for document, read in zip(printed, Targets(out, "bl").documents(), strict=True):
+        assert document["doc_id"] == read.doc_id
+        assert document["token_ids"] == read.token_ids.tolist()
+        for i, ids in enumerate(document["ids"]):
+            assert ids == read.ids[i, : len(ids)].tolist() and (read.ids[i, len(ids) :] == -1).all()
+            assert np.float32(document["logps"][i]).tolist() == read.logps[i, : len(ids)].tolist()
+        gold = [-math.inf if value is None else value for value in document["gold_logp"]]
+        assert np.float32(gold).tolist() == read.gold_logp.tolist()
+
+
+def test_cat_limit(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(documents(capsys, out, "--student", "sp", "--limit", 2)) == 2
+
+
+def test_cat_wants_a_name_when_there_are_several(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("cat", out) == 1
+    assert "student/bl, student/sp" in capsys.readouterr().err
+
+
+def test_cat_into_a_closed_pipe_is_quiet(out: Path) -> None:
+    command = f"{sys.executable} -m jobs.cat {out} --student sp | head -c 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
+# ---- show
+
+
+def test_show_by_number_and_by_name(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", out, "--doc", 1, "--rows", "0:5", "--top", 2) == 0
+    by_number = capsys.readouterr().out
+    assert call("show", out, "--doc", "t1", "--rows", "0:5", "--top", 2) == 0
+    assert capsys.readouterr().out == by_number
+    for word in ("t1", "teacher's top-k", "student's top-k", "Łuk", "gold p", "5 of"):
+        assert word in by_number
+
+
+def test_show_the_other_student_and_the_end(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", out, "--doc", "t4", "--rows", ":", "--student", "bl") == 0
+    shown = capsys.readouterr().out
+    assert "student bl" in shown and "end" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "wanted"),
+    [
+        (["--doc", "99"], 1, "documents 0 to 5"),
+        (["--doc", "nobody"], 1, "'nobody' is not here"),
+        (["--doc", "5"], 1, "in quarantine: empty_text"),
+        (["--doc", "bad"], 1, "is not here|in quarantine: empty_text"),
+        (["--student", "xl"], 1, "this run has sp, bl|this run has bl, sp"),
+        (["--rows", "5"], 2, "wanted from:to"),
+        (["--rows", "a:b"], 2, "wanted from:to"),
+    ],
+)
+def test_show_says_what_is_wrong(
+    out: Path, arguments: list[str], code: int, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("show", out, *arguments) == code
+    assert re.search(wanted, capsys.readouterr().err)
+
+
+# ---- documentation
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(verb, option or argument as typed) of every command."""
+    for verb, command in typer.main.get_command(app).commands.items():  # pyright: ignore[reportAttributeAccessIssue]
+        for parameter in command.params:
+            shown = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar
+            if shown != "--help":
+                yield verb, shown
+
+
+def test_every_command_and_option_is_documented() -> None:
+    found = list(commands())
+    assert {verb for verb, _ in found} == set(VERBS)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for verb, option in found:
+        lines = [line for line in readme.splitlines() if f"targetsmith {verb}" in line]
+        assert any(option in line for line in lines), f"README.md: no line `targetsmith {verb} ... {option}`"
+
+
+def test_every_command_and_option_has_help() -> None:
+    for verb, command in typer.main.get_command(app).commands.items():  # pyright: ignore[reportAttributeAccessIssue]
+        assert command.help, verb
+        assert [parameter.name for parameter in command.params if not parameter.help] == []
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == ENGINE_VERSION
+    assert f"## {ENGINE_VERSION}" in (ROOT / "docs" / "CHANGELOG.md").read_text()

@@ -1,0 +1,69 @@
+"""The architecture, held by a walk over the imports: schemas <- engine <- jobs, Ray in one file, the reader alone."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("schemas", "engine", "jobs")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ALLOWED = {"schemas": {"schemas"}, "engine": {"schemas", "engine"}, "jobs": {"schemas", "engine", "jobs"}}
+READER_LIBRARIES = {"pyarrow", "numpy", "torch"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every dotted name that a file imports, wherever in the file the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}, line {node.lineno}: relative import; write the package's name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_walk_sees_the_project() -> None:
+    names = {name_of(path) for path in MODULES}
+    assert {"schemas/errors.py", "engine/corpus.py", "jobs/raypool.py", "jobs/cli.py"} <= names
+    assert "engine" in tops(ROOT / "jobs/score.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    foreign = tops(path) & set(PACKAGES) - ALLOWED[path.relative_to(ROOT).parts[0]]
+    assert not foreign, f"{name_of(path)} imports {sorted(foreign)}: schemas <- engine <- jobs"
+    assert "tests" not in tops(path)
+
+
+def test_only_one_file_knows_ray() -> None:
+    assert [name_of(path) for path in MODULES if "ray" in tops(path)] == ["jobs/raypool.py"]
+
+
+def test_schemas_need_neither_torch_nor_transformers() -> None:
+    heavy = {"torch", "transformers", "tokenizers", "datasets"}
+    guilty = {name_of(path): tops(path) & heavy for path in MODULES if path.parent.name == "schemas"}
+    assert not {name: found for name, found in guilty.items() if found}
+
+
+def test_the_reader_stands_alone() -> None:
+    outside = tops(ROOT / "engine/stream.py") - set(sys.stdlib_module_names)
+    assert outside == READER_LIBRARIES
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "tests").glob("test_*.py"))], ids=name_of)
+def test_every_file_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"

@@ -1,0 +1,142 @@
+"""The pool on a real local Ray: deaths, poison documents, errors that keep their type, limits."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.corpus import Document, Unit
+from jobs.events import Died, Done, Event, Notice, Salvaged
+from jobs.raypool import Pool, connect
+from schemas.errors import IdentityError, RunFileError, TeacherError, WorkError
+from schemas.runfile import RayConfig
+
+pytestmark = pytest.mark.ray
+
+
+class ScriptedWorker:
+    """A worker without a teacher: what it does is written in the texts. Every execution leaves a line in a file."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+        for document in documents:
+            self.score_alone(document)
+        with self.log.open("a") as stream:
+            stream.write(f"{unit.index} {os.getpid()}\n")
+        return {"documents": float(len(documents)), "pid": float(os.getpid())}
+
+    def score_alone(self, document: Document) -> str:
+        if document.text == "kill":
+            os.kill(os.getpid(), 9)
+        if document.text == "broken identity":
+            raise IdentityError("sum is 1.5")
+        if document.text == "kill once" and not (marker := self.log.with_suffix(".killed")).exists():
+            marker.touch()
+            os.kill(os.getpid(), 9)
+        return document.text
+
+
+def refuse_to_start() -> ScriptedWorker:
+    raise TeacherError("[teacher] no weights here")
+
+
+def die_at_start() -> ScriptedWorker:
+    os.kill(os.getpid(), 9)
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with connect(RayConfig(actors=2)) as where:
+        assert where == "local"
+        yield
+
+
+def tasks(texts: list[list[str]]) -> Iterator[tuple[Unit, list[Document]]]:
+    """One unit per inner list, its documents with these texts."""
+    row = 0
+    for index, unit_texts in enumerate(texts):
+        unit = Unit(index, 0, row, len(unit_texts), row)
+        yield unit, [Document(f"d{row + i}", row + i, t, "f", f"row {row + i}") for i, t in enumerate(unit_texts)]
+        row += len(unit_texts)
+
+
+def run(texts: list[list[str]], make_worker: Any, **ray_settings: Any) -> list[Event]:
+    pool = Pool(make_worker, RayConfig(**ray_settings), local=True)
+    return list(pool.run(tasks(texts), len(texts)))
+
+
+def test_every_unit_is_done_once(local_ray: None, tmp_path: Path) -> None:
+    events = run([["a", "b"]] * 7, partial(ScriptedWorker, tmp_path / "log"), actors=2)
+    assert sorted(event.unit.index for event in events if isinstance(event, Done)) == list(range(7))
+    assert sorted(int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()) == list(range(7))
+
+
+def test_a_unit_whose_actor_is_killed_goes_to_another_actor(local_ray: None, tmp_path: Path) -> None:
+    texts = [["a"], ["b", "kill once"], ["c"], ["d"]]
+    events = run(texts, partial(ScriptedWorker, tmp_path / "log"), actors=1, max_in_flight=1)
+    assert sorted(event.unit.index for event in events if isinstance(event, Done)) == [0, 1, 2, 3]
+    assert [event.text for event in events if isinstance(event, Notice)][0].startswith("an actor died in unit 1")
+    assert not [event for event in events if isinstance(event, Salvaged)]
+
+
+def test_a_document_that_kills_its_process_is_found_and_the_rest_is_kept(local_ray: None, tmp_path: Path) -> None:
+    texts = [["a"], ["b", "kill", "c", "kill"], ["d"], ["e"]]
+    events = run(texts, partial(ScriptedWorker, tmp_path / "log"), actors=2)
+    assert sorted(event.unit.index for event in events if isinstance(event, Done)) == [0, 2, 3]
+    (salvaged,) = [event for event in events if isinstance(event, Salvaged)]
+    assert salvaged.unit.index == 1
+    assert [document.doc_id for document, _ in salvaged.outcomes] == ["d1", "d2", "d3", "d4"]
+    assert [outcome for _, outcome in salvaged.outcomes if not isinstance(outcome, Died)] == ["b", "c"]
+    assert "Worker" in salvaged.outcomes[1][1].how
+
+
+def test_errors_of_the_worker_keep_their_type(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="no weights here"):
+        run([["a"]], refuse_to_start)
+    with pytest.raises(IdentityError, match="sum is 1.5"):
+        run([["broken identity"]], partial(ScriptedWorker, tmp_path / "log"))
+
+
+def test_actors_that_die_while_they_start_end_the_run(local_ray: None) -> None:
+    with pytest.raises(WorkError, match="(?s)3 actors in a row died while loading.*running the same command again"):
+        run([["a"]], die_at_start, actors=1)
+
+
+def test_when_everything_dies_the_run_ends_and_nothing_is_blamed_wrongly(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="without one unit or document finished in between"):
+        run([["kill"] * 30], partial(ScriptedWorker, tmp_path / "log"), actors=1)
+
+
+def test_one_actor_per_node(local_ray: None, tmp_path: Path) -> None:
+    worker = partial(ScriptedWorker, tmp_path / "log")
+    events = run([["a"]] * 6, worker, actors=2, actors_per_node=1)
+    assert len({event.stats["pid"] for event in events if isinstance(event, Done)}) == 1
+
+
+def test_more_than_a_node_has_is_refused_at_once(local_ray: None, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(WorkError, match="Each actor wants 4096 CPUs on one node"):
+        run([["a"]], partial(ScriptedWorker, tmp_path / "log"), num_cpus=4096.0)
+    assert time.monotonic() - started < 10
+
+
+def test_no_actor_within_the_limit(local_ray: None, tmp_path: Path) -> None:
+    worker = partial(ScriptedWorker, tmp_path / "log")
+    pool = Pool(worker, RayConfig(actors=1, num_cpus=4096.0), local=False, place_limit_s=2.0)
+    with pytest.raises(WorkError, match="no actor has found a place.*4096 CPUs.*running the same command again"):
+        list(pool.run(tasks([["a"]]), 1))
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_an_address_of_the_wrong_kind(address: str) -> None:
+    with pytest.raises(RunFileError, match="wanted HOST:PORT.*ray job submit"), connect(RayConfig(), address):
+        pass

@@ -1,0 +1,142 @@
+"""Rounding against its definition, the invariants of the rows, and the bytes of a shard."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import rows, shards
+from engine.rows import check_rows, mass_tolerance, round_rows
+from schemas.errors import IdentityError
+from schemas.target import MANTISSA_BITS, PAD_ID, ROW_SCHEMA
+from tests.tables import targets_table
+
+# ---- rounding --------------------------------------------------------------------------------------------------------
+
+
+def round_slowly(value: float) -> float:
+    """Round to MANTISSA_BITS + 1 significant binary digits, ties to even, by the definition."""
+    if value == 0 or np.isinf(value):
+        return value
+    fraction, exponent = np.frexp(np.float64(np.float32(value)))
+    scale = 2.0 ** (MANTISSA_BITS + 1)
+    return float(np.ldexp(np.round(fraction * scale) / scale, exponent))  # np.round: ties to even
+
+
+normal_logps = st.floats(-1e4, 0, width=32).filter(lambda x: x == 0 or abs(x) > 1e-30)
+
+
+@given(st.lists(normal_logps | st.just(-np.inf), max_size=50))
+def test_round_logps_is_the_definition(values: list[float]) -> None:
+    rounded = shards.round_logps(np.array(values, np.float32))
+    assert rounded.tolist() == [round_slowly(value) for value in values]
+    assert shards.round_logps(rounded).tolist() == rounded.tolist()
+    order = np.sort(np.array(values, np.float32))
+    assert (np.diff(shards.round_logps(order)[np.isfinite(order)]) >= 0).all()
+
+
+def test_rounding_error_is_below_a_hundredth_of_a_nat_down_to_minus_20() -> None:
+    values = np.random.default_rng(0).uniform(-20, 0, 1_000_000).astype(np.float32)
+    error = np.abs(shards.round_logps(values) - values)
+    assert error.max() <= 0.01
+    assert (error <= 2.0**-11 * np.abs(values)).all()
+    assert error.max() > 0.005  # the bound is nearly met: the rounding does happen
+
+
+@given(st.lists(st.floats(0, 1), max_size=50))
+def test_round_up_never_shrinks_and_never_exceeds_one(values: list[float]) -> None:
+    wanted = np.array(values, np.float64)
+    rounded = shards.round_up(wanted)
+    assert (rounded >= wanted).all() and (rounded <= 1).all()
+    assert (rounded <= wanted * (1 + 2.0**-MANTISSA_BITS) + 2.0**-126).all()
+    assert np.array_equal(shards.round_up(rounded), rounded)
+
+
+@pytest.mark.parametrize("bad", [-1e-9, 1.0000001, np.nan])
+def test_round_up_refuses_what_is_no_probability(bad: float) -> None:
+    with pytest.raises(IdentityError):
+        shards.round_up(np.array([0.5, bad]))
+
+
+# ---- bytes of a shard ------------------------------------------------------------------------------------------------
+
+
+def test_round_trip_with_large_ids_and_the_footer() -> None:
+    rng = np.random.default_rng(1)
+    table = round_rows(targets_table(rng, [3, 200, 1, 90] * 40, top_k=64, vocab_size=262_144))
+    data = shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, 64)
+    file = pq.ParquetFile(pa.BufferReader(data))
+    assert file.read().equals(table)
+    assert np.max(file.read()["topk_ids"].combine_chunks().flatten().to_numpy()) > 262_000
+    assert file.metadata.metadata[b"targetsmith.unit"] == b"7"
+    assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) <= 64
+    encodings = {
+        file.metadata.row_group(0).column(i).path_in_schema: file.metadata.row_group(0).column(i).encodings
+        for i in range(file.metadata.num_columns)
+    }
+    assert "BYTE_STREAM_SPLIT" in encodings["topk_logps.list.element"]
+    assert shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, 64) == data
+
+
+def test_large_documents_get_row_groups_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_GROUP_BYTES", 1 << 20)
+    table = round_rows(targets_table(np.random.default_rng(1), [700] * 5 + [5000, 700], top_k=64, vocab_size=2_000))
+    file = pq.ParquetFile(pa.BufferReader(shards.table_to_parquet_bytes(table, {}, 64)))
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 1, 1, 1]
+    assert file.read().equals(table)
+
+
+def test_page_checksums_catch_every_flipped_bit() -> None:
+    table = round_rows(targets_table(np.random.default_rng(2), [100] * 5, top_k=8, vocab_size=500))
+    data = shards.table_to_parquet_bytes(table, {}, 8)
+    column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(7)
+    assert column.path_in_schema == "topk_logps.list.element"
+    rng = np.random.default_rng(3)
+    for at in rng.integers(column.data_page_offset + 40, column.data_page_offset + column.total_compressed_size, 50):
+        broken = bytearray(data)
+        broken[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(OSError):
+            pq.ParquetFile(pa.BufferReader(bytes(broken)), page_checksum_verification=True).read()
+
+
+def altered(table: pa.Table, name: str, at: int, value: float) -> pa.Table:
+    field = ROW_SCHEMA.field(name)
+    column = table.column(name).combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False).copy()
+    values[at] = value
+    changed = pa.ListArray.from_arrays(column.offsets, pa.array(values), type=field.type)
+    return table.set_column(ROW_SCHEMA.get_field_index(name), field, changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value", "says"),
+    [
+        ("token_ids", 3, 500, "token id 500"),
+        ("topk_ids", 3 * 8, 700, "top-k ids"),
+        ("topk_ids", 3 * 8 + 7, PAD_ID, "without mass"),
+        ("topk_logps", 3 * 8 + 7, 0.0, "do not fall"),
+        ("tail_logp", 3, -0.01, "stored mass"),
+        ("tail_logp", 3, 0.5, "wanted <= 0"),
+        ("open_mass", 3, -0.1, "open_mass"),
+        ("byte_end", 3, 0, "byte_end"),
+        ("scored", 3, False, "unscored"),
+        ("flags", 3, 8, "given"),
+        ("gold_logp", 3, 0.4, "gold"),
+    ],
+)
+def test_broken_identities_are_refused_with_document_and_position(name: str, at: int, value: float, says: str) -> None:
+    table = round_rows(targets_table(np.random.default_rng(5), [20], top_k=8, vocab_size=500))
+    check_rows(table, top_k=8, vocab_size=500, where="unit 0, teacher")
+    with pytest.raises(IdentityError, match=rf"unit 0, teacher: document 'corpus.jsonl#0', position 3.*{says}"):
+        check_rows(altered(table, name, at, value), top_k=8, vocab_size=500, where="unit 0, teacher")
+
+
+def test_mass_tolerance_is_met_by_rounding_and_is_tight() -> None:
+    for top_k in (1, 8, 64, 1024):
+        table = targets_table(np.random.default_rng(6), [200], top_k=top_k, vocab_size=50_000)
+        check_rows(round_rows(table), top_k=top_k, vocab_size=50_000, where="rounded")
+    assert mass_tolerance(64) < 2.2e-3

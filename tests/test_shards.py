@@ -1,0 +1,367 @@
+"""Publishing on a real disk: the commit protocol under kills, races and full disks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import publish, shards
+from engine.publish import put_if_absent
+from schemas.errors import FingerprintMismatch, OutputError
+from schemas.manifest import COLUMNS, Plan, PlanUnit
+from schemas.target import ROW_SCHEMA
+from tests.tables import quarantine_record, small_plan, unit_tables
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+
+
+def publish_all(out: Path, plan: Plan) -> None:
+    for unit in plan.units:
+        shards.publish_unit(out, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": unit.n_rows})
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+# ---- put-if-absent ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.binary(max_size=2000)), min_size=1, max_size=8))
+def test_put_if_absent_first_wins_for_ever(puts: list[tuple[str, bytes]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root, first = Path(folder), {}
+        for name, data in puts:
+            won = put_if_absent(root / "deep" / "er" / name, data, staging=root / "tmp")
+            assert won == (name not in first)
+            first.setdefault(name, data)
+            assert (root / "deep" / "er" / name).read_bytes() == first[name]
+        assert list((root / "tmp").iterdir()) == []
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: from the chosen system call on, the process does nothing more."""
+
+
+@settings(max_examples=30, deadline=None)
+@given(kills=st.lists(st.integers(0, 60), max_size=4))
+def test_killed_at_any_system_call_then_repeated_gives_the_undisturbed_output(kills: list[int]) -> None:
+    plan = small_plan(units=1, rows=3)
+    tables, bad = unit_tables(plan, 0, without=(1,)), [quarantine_record(1)]
+    with tempfile.TemporaryDirectory() as calm, tempfile.TemporaryDirectory() as folder:
+        shards.open_output(Path(calm), plan)
+        shards.publish_unit(Path(calm), plan, 0, tables, bad, {"documents": 3})
+        for after in kills:
+            with pytest.MonkeyPatch.context() as patch:
+                count = 0
+
+                def dies(call, after=after):
+                    def wrapped(*args, **kwargs):
+                        nonlocal count
+                        count += 1
+                        if count > after:
+                            raise Killed
+                        return call(*args, **kwargs)
+
+                    return wrapped
+
+                for name in ("open", "write", "fsync", "link", "unlink", "mkdir"):
+                    patch.setattr(os, name, dies(getattr(os, name)))
+                patch.setattr(publish.Path, "unlink", dies(publish.Path.unlink))
+                try:
+                    shards.open_output(Path(folder), plan)
+                    shards.publish_unit(Path(folder), plan, 0, tables, bad, {"documents": 3})
+                except Killed:
+                    pass
+            for path in Path(folder).glob("data/**/*.parquet"):
+                assert path.read_bytes() == (Path(calm) / path.relative_to(folder)).read_bytes()
+        shards.open_output(Path(folder), plan)
+        shards.publish_unit(Path(folder), plan, 0, tables, bad, {"documents": 3})
+        shutil.rmtree(Path(folder) / "_engine" / "tmp")
+        assert contents(Path(folder)) == contents(Path(calm))
+
+
+def _race(out: str, barrier, queue, quarantined: tuple[int, ...]) -> None:
+    plan = shards.load_plan(Path(out))
+    tables = unit_tables(plan, 0, without=quarantined)
+    barrier.wait()
+    records = [quarantine_record(row) for row in quarantined]
+    seal = shards.publish_unit(Path(out), plan, 0, tables, records, {"documents": 4})
+    queue.put(seal.model_dump())
+
+
+def test_two_processes_publish_the_same_unit(tmp_path: Path) -> None:
+    plan = small_plan(units=1)
+    shards.open_output(tmp_path, plan)
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_race, args=(str(tmp_path), barrier, queue, ())) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    first, second = queue.get(timeout=60), queue.get(timeout=60)
+    for worker in workers:
+        worker.join(60)
+    assert first == second
+    manifest = shards.finish(tmp_path, plan, engine_version="test")
+    assert manifest.totals["teacher"].rows == 4 and len(list(tmp_path.rglob("*.parquet"))) == 2
+    assert list((tmp_path / "_engine" / "tmp").iterdir()) == []
+
+
+# ---- the unit --------------------------------------------------------------------------------------------------------
+
+
+def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
+    plan = small_plan()
+    assert shards.open_output(tmp_path, plan) == []
+    for unit in plan.units:
+        without = (5,) if unit.index == 1 else ()
+        tables = unit_tables(plan, unit.index, without=without)
+        bad = [quarantine_record(row) for row in without]
+        seal = shards.publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
+        assert seal == shards.publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
+        assert shards.open_output(tmp_path, plan) == list(range(unit.index + 1))
+    with pytest.raises(OutputError, match="3 of 3 units are sealed"):
+        shards.load_manifest(tmp_path)
+    manifest = shards.finish(tmp_path, plan, engine_version="0.1.0")
+    assert manifest == shards.finish(tmp_path, plan, engine_version="0.1.0") == shards.load_manifest(tmp_path)
+    assert (manifest.documents, manifest.quarantined, manifest.stats) == (12, 1, {"documents": 12.0})
+    assert manifest.totals["student/small"].rows == 11 and "pyarrow" in manifest.versions
+    assert shards.read_quarantine(tmp_path, 1) == [quarantine_record(5)] and shards.read_quarantine(tmp_path, 0) == []
+    paths = list(shards.iter_shards(tmp_path, "student/small"))
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        f"data/student/small/train-{i:05d}-of-00003.parquet" for i in range(3)
+    ]
+    found = [row for path in paths for row in pq.read_table(path)["doc_row"].to_pylist()]
+    assert found == [row for row in range(12) if row != 5]
+    footer = pq.read_metadata(paths[1]).metadata
+    assert footer[b"targetsmith.fingerprint"].decode() == plan.fingerprint
+    assert footer[b"targetsmith.product"] == b"student/small" and footer[b"targetsmith.logp_unit"] == b"nats"
+    assert list(COLUMNS) == ROW_SCHEMA.names
+
+
+def test_unit_without_a_good_row_has_no_file(tmp_path: Path) -> None:
+    plan = small_plan(units=2, rows=2)
+    shards.open_output(tmp_path, plan)
+    tables = unit_tables(plan, 0, without=(0, 1))
+    assert tables["teacher"].num_rows == 0
+    seal = shards.publish_unit(tmp_path, plan, 0, tables, [quarantine_record(0), quarantine_record(1)], {})
+    assert seal.files == {"teacher": None, "student/small": None} and seal.quarantined == 2
+    shards.publish_unit(tmp_path, plan, 1, unit_tables(plan, 1), [], {})
+    assert shards.finish(tmp_path, plan, engine_version="test").totals["teacher"].files == 1
+    assert len(list(shards.iter_shards(tmp_path, "teacher"))) == 1
+
+
+def test_lost_documents_are_refused(tmp_path: Path) -> None:
+    plan = small_plan(units=1)
+    shards.open_output(tmp_path, plan)
+    with pytest.raises(ValueError, match=r"documents lost \[2\]"):
+        shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0, without=(2,)), [], {})
+    with pytest.raises(ValueError, match=r"got products \['teacher'\]"):
+        shards.publish_unit(tmp_path, plan, 0, {"teacher": unit_tables(plan, 0)["teacher"]}, [], {})
+    assert shards.sealed_units(tmp_path) == [] and not (tmp_path / "data").exists()
+
+
+def test_the_claim_decides_between_attempts_that_quarantine_differently(tmp_path: Path) -> None:
+    plan = small_plan(units=2)
+    shards.open_output(tmp_path, plan)
+    claim = tmp_path / "_engine" / "quarantine" / "00000.jsonl"
+    put_if_absent(claim, b'{"doc_row":2,"reason":"oom"}\n', staging=tmp_path / "_engine" / "tmp")
+    seal = shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {})
+    assert seal.quarantined == 1
+    for path in shards.iter_shards(tmp_path, "teacher"):
+        assert pq.read_table(path)["doc_row"].to_pylist() == [0, 1, 3]
+    put_if_absent(claim.with_name("00001.jsonl"), b"", staging=tmp_path / "_engine" / "tmp")
+    with pytest.raises(OutputError, match=r"rows \[6\].*remove this file"):
+        shards.publish_unit(tmp_path, plan, 1, unit_tables(plan, 1, without=(6,)), [quarantine_record(6)], {})
+    assert shards.sealed_units(tmp_path) == [0]
+
+
+def test_resume_seals_what_was_published(tmp_path: Path) -> None:
+    plan = small_plan(units=2)
+    shards.open_output(tmp_path, plan)
+    publish_all(tmp_path, plan)
+    before = contents(tmp_path)
+    (tmp_path / "_engine" / "shards" / "00001.json").unlink()
+    assert shards.open_output(tmp_path, plan) == [0, 1]
+    assert contents(tmp_path) == before
+
+
+def test_loser_takes_over_the_winners_file_and_refuses_a_foreign_one(tmp_path: Path) -> None:
+    plan, name = small_plan(units=1), "data/teacher/train-00000-of-00001.parquet"
+    winner, loser, foreign = tmp_path / "winner", tmp_path / "loser", tmp_path / "foreign"
+    shards.open_output(winner, plan)
+    shards.publish_unit(winner, plan, 0, unit_tables(plan, 0, seed=1), [], {})
+    shards.open_output(loser, plan)
+    (loser / name).parent.mkdir(parents=True)
+    shutil.copy(winner / name, loser / name)
+    seal = shards.publish_unit(loser, plan, 0, unit_tables(plan, 0, seed=2), [], {})
+    file = seal.files["teacher"]
+    assert file is not None and file.bytes == (winner / name).stat().st_size
+    assert (loser / name).read_bytes() == (winner / name).read_bytes()
+
+    other = small_plan(units=1, note="another run")
+    shards.open_output(foreign, other)
+    (foreign / name).parent.mkdir(parents=True)
+    for content, says in (((winner / name).read_bytes(), "not a file of this run"), (b"PAR1 torn", "damaged")):
+        (foreign / name).write_bytes(content)
+        with pytest.raises(OutputError, match=says):
+            shards.publish_unit(foreign, other, 0, unit_tables(other, 0), [], {})
+    assert shards.sealed_units(foreign) == []
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+def test_another_run_is_refused_with_the_differences(tmp_path: Path) -> None:
+    shards.open_output(tmp_path, small_plan(teacher={"files": [{"sha256": "ab" * 32}]}))
+    with pytest.raises(FingerprintMismatch) as caught:
+        other = small_plan(units=4, top_k=9, teacher={"files": [{"sha256": "cd" * 32}]}, extra=True)
+        shards.open_output(tmp_path, other)
+    text = str(caught.value)
+    assert 'semantic.teacher.files.0.sha256: "abababababab…" -> "cdcdcdcdcdcd…"' in text
+    assert "semantic.targets.top_k: 8 -> 9" in text and "semantic.extra: (absent) -> true" in text
+    assert "units: 3 -> 4" in text and "new folder" in text
+
+
+def test_fingerprint_ignores_the_name_of_a_tokenizer_and_nothing_else() -> None:
+    plan = small_plan()
+    moved = {name: facts.model_copy(update={"tokenizer": "elsewhere"}) for name, facts in plan.products.items()}
+    assert Plan.make(plan.semantic, plan.units, moved).fingerprint == plan.fingerprint
+    assert Plan.model_validate_json(plan.to_bytes()) == plan and plan.recompute() == plan.fingerprint
+    other = {name: facts.model_copy(update={"tokenizer_hash": "c" * 64}) for name, facts in plan.products.items()}
+    assert Plan.make(plan.semantic, plan.units, other).fingerprint != plan.fingerprint
+    cut = [PlanUnit(index=0, file_index=0, first_row=0, n_rows=12, doc_row=0)]
+    assert Plan.make(plan.semantic, cut, plan.products).difference(plan) == ["units: 1 -> 3"]
+    with pytest.raises(TypeError):
+        Plan.make({"path": Path("x")}, plan.units, plan.products)
+    with pytest.raises(ValueError, match="without holes"):
+        Plan.make({}, plan.units[1:], plan.products)
+
+
+def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(OutputError, match="thesis.tex"):
+        shards.open_output(tmp_path, small_plan())
+    (tmp_path / "thesis.tex").unlink()
+    shards.open_output(tmp_path, small_plan())
+    plan_file = tmp_path / "_engine" / "plan.json"
+    text = plan_file.read_text()
+    for broken, says in (
+        (text.replace('"regime":"fast"', '"regime":"beam"'), "edited or damaged"),
+        (text[: len(text) // 2], "damaged"),
+        (text.replace('"schema_version":1', '"schema_version":99'), "99"),
+    ):
+        plan_file.write_text(broken)
+        with pytest.raises(OutputError, match=says):
+            shards.open_output(tmp_path, small_plan())
+    target = tmp_path / "file"
+    target.write_text("")
+    with pytest.raises(OutputError, match="a file lies where a folder is wanted"):
+        shards.open_output(target / "out", small_plan())
+
+
+def test_finish_refuses_missing_changed_and_extra_files(tmp_path: Path) -> None:
+    plan = small_plan(units=2)
+    shards.open_output(tmp_path, plan)
+    with pytest.raises(OutputError, match="2 of 2 units are not sealed"):
+        shards.finish(tmp_path, plan, engine_version="test")
+    publish_all(tmp_path, plan)
+    stray = tmp_path / "data" / "teacher" / "stray.parquet"
+    stray.write_bytes(b"")
+    with pytest.raises(OutputError, match=r"stray.parquet: not a file of this run"):
+        shards.finish(tmp_path, plan, engine_version="test")
+    stray.unlink()
+    victim = next(shards.iter_shards(tmp_path, "teacher"))
+    data = victim.read_bytes()
+    for change, says in ((lambda: victim.write_bytes(data[:-1]), "sealed with"), (victim.unlink, "missing")):
+        change()
+        with pytest.raises(OutputError, match=says):
+            shards.finish(tmp_path, plan, engine_version="test")
+    with pytest.raises(OutputError, match="no product 'nobody'; this run has student/small, teacher"):
+        list(shards.iter_shards(tmp_path, "nobody"))
+
+
+# ---- disks that refuse -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@AS_ROOT
+def test_full_disk_names_path_needed_and_free_then_resumes(small_disk: Path) -> None:
+    plan, out = small_plan(units=1), small_disk / "out"
+    shards.open_output(out, plan)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(OutputError, match=r"no room: [\d,]+ bytes are needed, 0 bytes are free"):
+        put_if_absent(out / "_engine" / "quarantine" / "00000.jsonl", b"", staging=out / "_engine" / "tmp")
+        shards.publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
+    assert not list(out.rglob("*.parquet")) and not list(out.rglob("*.part"))
+    filler.unlink()
+    shards.publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
+    shards.finish(out, plan, engine_version="test")
+
+
+@AS_ROOT
+def test_read_only_file_system(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(OutputError, match="Read-only file system.*mount it writable"):
+        shards.open_output(small_disk / "out", small_plan())
+
+
+def test_file_size_limit(tmp_path: Path) -> None:
+    plan = small_plan(units=1)
+    shards.open_output(tmp_path, plan)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OutputError, match=r"a file size limit or quota.*bytes are needed"):
+            shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.part"))
+    assert shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {}).files["teacher"] is not None
+
+
+def _open_as_nobody(out: str, queue) -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    try:
+        shards.open_output(Path(out) / "out", small_plan())
+        queue.put("")
+    except OutputError as error:
+        queue.put(str(error))
+
+
+def test_folder_without_permission() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        os.chmod(folder, 0o555)
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        worker = context.Process(target=_open_as_nobody, args=(folder, queue))
+        worker.start()
+        message = queue.get(timeout=60)
+        worker.join(60)
+        os.chmod(folder, 0o755)
+    assert "Permission denied" in message and "give this user access" in message
