@@ -154,8 +154,12 @@ class Splitter:
         return pending[-1]
 
     @cached_property
+    def _added_units(self) -> tuple[str, ...]:
+        return tuple(a.encode().decode("latin-1") for a in self.added) if self.byte_units else self.added
+
+    @cached_property
     def _added_prefixes(self) -> frozenset[str]:
-        return frozenset(self.classes(a.encode())[:i] for a in self.added for i in range(1, len(a.encode())))
+        return frozenset(a[:i] for a in self._added_units for i in range(1, len(a)))
 
     @cached_property
     def _longest_added(self) -> int:
@@ -202,17 +206,14 @@ def _pattern_stage(pattern: Matcher) -> _Stage:
 
 def _added_stage() -> _Stage:
     def find(splitter: Splitter, s: str, i: int, end: int, closed: bool) -> tuple[int, bool]:
-        strings = _added_classes(splitter)
-        stop = max((i + len(a) for a in strings if s.startswith(a, i, end)), default=i)
-        rest = s[i:end]
-        may_grow = not closed and any(len(a) > len(rest) and a.startswith(rest) for a in strings)
-        return stop, may_grow
+        if not splitter.byte_units and splitter._owns[ord(s[i])] not in splitter._added_starts:
+            return i, False
+        rest = s[i:end] if splitter.byte_units else "".join(splitter._owns[ord(u)] or "\0" for u in s[i:end])
+        stop = max((len(a) for a in splitter._added_units if rest.startswith(a)), default=0)
+        may_grow = not closed and any(len(a) > len(rest) and a.startswith(rest) for a in splitter._added_units)
+        return i + stop, may_grow
 
     return _isolate(find, whole=True)
-
-
-def _added_classes(splitter: Splitter) -> list[str]:
-    return [splitter.classes(a.encode("utf-8")) for a in splitter.added]
 
 
 def _bigram_stage(never: np.ndarray) -> _Stage:

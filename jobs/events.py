@@ -21,6 +21,11 @@ class Worker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """An actor has loaded its worker and takes work."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A unit is scored and published."""
 
@@ -55,4 +60,4 @@ class Tick:
     """Nothing happened for a moment; lets a display move on."""
 
 
-Event = Done | Salvaged | Notice | Tick
+Event = Ready | Done | Salvaged | Notice | Tick

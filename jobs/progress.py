@@ -2,7 +2,7 @@
 
     12/40 units · 2,980 documents · 41,200 tokens/s · 3 quarantined · 0:01:12 left
 
-Tokens are the teacher's own tokens of the corpus; the rate counts from the first unit's start, not from Ray's.
+Tokens are the teacher's own tokens of the corpus; the rate counts from the moment when the first actor is ready.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Counts:
     quarantined: int = 0
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
+    ready: float | None = None  # when the first actor took work
 
     def add(self, stats: dict[str, float]) -> None:
         """One more unit, with its sums as the scorer counted them."""
@@ -36,19 +37,29 @@ class Counts:
         self.quarantined += int(stats["quarantined"])
         self.tokens += int(stats["teacher_tokens"])
 
+    def actor_is_ready(self) -> None:
+        """Work begins (the first call counts)."""
+        self.ready = self.ready or time.monotonic()
+
     @property
     def seconds(self) -> float:
+        """Since the command began."""
         return time.monotonic() - self.started
 
     @property
+    def working_seconds(self) -> float:
+        """Since the first actor was ready."""
+        return time.monotonic() - self.ready if self.ready is not None else 0.0
+
+    @property
     def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        return self.tokens / self.working_seconds if self.working_seconds else 0.0
 
     def line(self) -> str:
         """The whole state in one line."""
         done = self.units_before + self.units
         left = self.units_total - done
-        eta = f"{clock(self.seconds / self.units * left)} left" if self.units else "waiting for the first unit"
+        eta = f"{clock(self.working_seconds / self.units * left)} left" if self.units else "waiting for the first unit"
         return (
             f"{done}/{self.units_total} units · {self.documents:,} documents · {self.tokens_per_s:,.0f} tokens/s · "
             f"{self.quarantined} quarantined · {eta if left else clock(self.seconds)}"

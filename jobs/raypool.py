@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -30,7 +32,7 @@ from ray import exceptions as failures
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.corpus import Document, Unit
-from jobs.events import Died, Done, Event, Notice, Salvaged, Tick, Worker
+from jobs.events import Died, Done, Event, Notice, Ready, Salvaged, Tick, Worker
 from schemas.errors import RunFileError, TargetsmithError, WorkError
 from schemas.runfile import RayConfig
 
@@ -112,9 +114,7 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
     if where != "local":
         if not in_job:
             runtime_env["py_modules"] = [str(root / package) for package in ("schemas", "engine", "jobs")]
-        _init(
-            where, common, f"Is it running (ray status --address {where})? Without an address this machine works alone."
-        )
+        _init(where, common, "Is it running? If it wants a token, set RAY_AUTH_MODE=token as for the ray commands.")
         try:
             with redirect_stdout(sys.stderr):  # Ray tells on standard output what nodes and autoscaler do
                 yield "cluster"
@@ -126,6 +126,9 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
     temp = _short_temp()
     if isinstance(config.actors, int):  # more actors than cores is a person's explicit wish
         common["num_cpus"] = max(os.cpu_count() or 1, math.ceil(config.actors * config.num_cpus))
+    # A private Ray asks for a token (else other users of the machine could run code through it). Given here, it stays
+    # in memory; left to Ray, it would become a file in the home folder that changes how later `ray start`s behave.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     common |= {"_temp_dir": str(temp), "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         _init("local", common, "Is the disk full or the memory short?")
@@ -143,9 +146,12 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
 
 
 def _init(where: str, options: dict[str, Any], advice: str) -> None:
+    host, _, port = where.rpartition(":")
     try:
+        if port.isdecimal():  # where nobody listens, Ray tries for long and then ends the whole process
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=where, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (OSError, RuntimeError, ValueError, failures.AuthenticationError) as error:
         raise WorkError(f"Ray {where!r}: cannot start or connect: {error}. {advice}") from error
 
 
@@ -312,6 +318,7 @@ class Pool:
             return
         if call.kind == "start":
             slot.ready, self._starts_failed = True, 0
+            yield Ready()
             return
         assert call.task is not None
         self._deaths_in_a_row = 0

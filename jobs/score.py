@@ -16,15 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine.finish import finish
 from engine.corpus import CorpusScan, read_units, scan_corpus
-from engine.plan import ENGINE_VERSION, make_plan, pin
+from engine.finish import finish
 from engine.outfolder import read_quarantine, sealed_units
+from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.shards import open_output, publish_unit
-from jobs.events import Done, Notice, Salvaged
+from jobs.events import Done, Notice, Ready, Salvaged
 from jobs.progress import Counts, Display, clock
 from jobs.raypool import Pool, connect
 from jobs.worker import UnitWorker, join_outcomes
@@ -35,7 +36,7 @@ from schemas.runfile import RunConfig
 _EPHEMERAL = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` ships
 
 
-_COLUMNS = ("documents", "positions", "scored", "mean stored mass", "mean certified width", "bytes/position")
+_COLUMNS = ("documents", "positions", "scored", "stored mass", "width", "bytes/pos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ def _work(
                     counts.add(joined.stats)
                 elif isinstance(event, Done):
                     counts.add(event.stats)
+                elif isinstance(event, Ready):
+                    counts.actor_is_ready()
                 display.update(unit_done=isinstance(event, Done | Salvaged))
     unseen = sorted(missing - set(sealed_units(run.output)))
     if unseen:
@@ -105,7 +108,7 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     console = Console(file=stream, highlight=False, soft_wrap=True)
     manifest, counts, out = outcome.manifest, outcome.counts, outcome.run.output
     console.print(f"{out}: run {manifest.fingerprint[:12]} is complete", markup=False)
-    table = Table("product", *(Column(name, justify="right") for name in _COLUMNS))
+    table = Table("product", *(Column(name, justify="right", no_wrap=True) for name in _COLUMNS), box=SIMPLE_HEAD)
     for name, total in manifest.totals.items():
         scored = manifest.stats.get(f"{name}.scored", 0.0)
         mass = width = size = "-"
@@ -116,6 +119,7 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
             size = f"{total.bytes / total.positions:.1f}"
         table.add_row(name, f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}", mass, width, size)
     console.print(table)
+    console.print("stored mass, width: mean probability in the top-k, mean certified width, over scored positions")
     console.print(
         f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
     )

@@ -9,9 +9,9 @@ from engine.corpus import read_units, scan_corpus
 from engine.finish import finish
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.shards import open_output
-from jobs.demo import ASSETS
-from jobs.worker import UnitWorker
 from schemas.runfile import load_run
+
+ASSETS = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"
 
 TEXTS = (
     "Anna has 3 apples and buys 4 more. 3 + 4 = 7. Anna has 7 apples.",
@@ -25,7 +25,7 @@ TEXTS = (
 def write_run(
     folder: Path, *, texts: tuple[str, ...] = TEXTS, extra: str = "", targets: str = "top_k = 16", lines: str = ""
 ) -> Path:
-    """A run file in `folder` with its corpus: one line per text, then `lines` as they are. Two students, two per unit."""
+    """A run file in `folder` with its corpus: one line per text, then `lines` as they are. Two documents per unit."""
     corpus = "".join(json.dumps({"id": f"t{i}", "text": text}) + "\n" for i, text in enumerate(texts))
     (folder / "corpus.jsonl").write_text(corpus + lines, encoding="utf-8")
     run_file = folder / "run.toml"
@@ -55,6 +55,8 @@ tokenizer = {json.dumps(str(ASSETS / "student_bl"))}
 
 def score_here(run_file: Path) -> Path:
     """Score a run in this process, without Ray; returns its output folder."""
+    from jobs.worker import UnitWorker
+
     run = load_run(run_file)
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)

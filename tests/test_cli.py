@@ -53,7 +53,9 @@ def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert all(verb in shown for verb in VERBS)
 
 
-@pytest.mark.parametrize("arguments", [["scroe"], ["score"], ["show"], ["cat", "x", "--view", "both"], ["score", "--no"]])
+@pytest.mark.parametrize(
+    "arguments", [["scroe"], ["score"], ["show"], ["cat", "x", "--view", "both"], ["score", "--no"]]
+)
 def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments) == 2
     assert "Error" in capsys.readouterr().err
@@ -117,7 +119,9 @@ def test_a_folder_that_is_no_output_is_1(tmp_path: Path, capsys: pytest.CaptureF
         assert str(tmp_path) in said and "Traceback" not in said
 
 
-def test_interruption_is_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interruption_is_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -163,9 +167,9 @@ def test_cat_prints_what_the_reader_reads(out: Path, capsys: pytest.CaptureFixtu
         assert document["token_ids"] == read.token_ids.tolist()
         for i, ids in enumerate(document["ids"]):
             assert ids == read.ids[i, : len(ids)].tolist() and (read.ids[i, len(ids) :] == -1).all()
-            assert np.float32(document["logps"][i]).tolist() == read.logps[i, : len(ids)].tolist()
+            assert np.array(document["logps"][i], np.float32).tolist() == read.logps[i, : len(ids)].tolist()
         gold = [-math.inf if value is None else value for value in document["gold_logp"]]
-        assert np.float32(gold).tolist() == read.gold_logp.tolist()
+        assert np.array(gold, np.float32).tolist() == read.gold_logp.tolist()
 
 
 def test_cat_limit(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

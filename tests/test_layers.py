@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def test_schemas_need_neither_torch_nor_transformers() -> None:
 def test_the_reader_stands_alone() -> None:
     outside = tops(ROOT / "engine/stream.py") - set(sys.stdlib_module_names)
     assert outside == READER_LIBRARIES
+
+
+def test_the_readme_lists_every_file() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2]
+    listed, folder = set(), ""
+    for line in tree.splitlines():
+        folder = line.partition(" ")[0] if re.match(r"[a-z]+/", line) else folder
+        listed |= {folder + name for name in re.findall(r"\w+\.py", line.partition("  ")[2])}
+    missing = {name_of(path) for path in MODULES if path.name != "__init__.py"} - listed
+    assert not missing, f"README.md, tree of files, lacks {sorted(missing)}"
 
 
 @pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "tests").glob("test_*.py"))], ids=name_of)

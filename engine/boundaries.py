@@ -1,0 +1,171 @@
+"""Stage 7: one document seen by one student: at every boundary, which contexts and rules make its target.
+
+Row k (0..n) predicts student token k, given tokens < k; its boundary is byte e_k, where token k-1 ends (0 for k = 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.contexts import ContextTree, cut_text
+from engine.rules import Rule, RuleBook
+
+
+@dataclass(slots=True)
+class Boundary:
+    """What the push-forward needs at one row.
+
+    place: byte e_k in the teacher's byte string (prefix + text). last: student token before it, -1 for none.
+    leaves: (node, rule) of every context with a token that reaches past the place. at: contexts that end there.
+    end_counts: whether "the text ends here" agrees with the student's tokens so far (else that mass is excluded).
+    """
+
+    place: int
+    last: int
+    leaves: list[tuple[int, Rule]] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
+    fringe: list[tuple[int, int]] = field(default_factory=list)
+    end_counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """The student's side at a boundary: reduced class string, partial character, pending bytes and their tokens."""
+
+    classes: str
+    partial: bytes
+    pending: bytes
+    tokens: tuple[int, ...]
+
+
+class Aligner:
+    """Makes boundaries for one student; remembers which cuts agree with which tokens."""
+
+    def __init__(self, book: RuleBook, prefix: bytes) -> None:
+        self.book, self.prefix = book, prefix
+        self.student = book.student
+        self._agrees: dict[tuple[bytes, tuple[int, ...], tuple[int, ...], bool, bool], bool] = {}
+        self._whole: dict[bytes, list[int]] = {}
+        self._part: dict[bytes, list[int]] = {}
+
+    def boundaries(self, tree: ContextTree, text: bytes, ids: list[int], ends: list[int]) -> list[Boundary]:
+        """All n + 1 boundaries of a document. ids [n], ends [n]: student tokens and their byte ends in the text.
+
+        Boundaries before the teacher's given token have no contexts (`at` and `leaves` empty).
+        """
+        places = [len(self.prefix), *(e + len(self.prefix) for e in ends)]
+        lefts = self._lefts(text, ids)
+        out = [Boundary(place, last) for place, last in zip(places, [-1, *ids], strict=True)]
+        data = self.prefix + text
+        for k, boundary in enumerate(out):
+            boundary.at = tree.at_byte.get(boundary.place, [])
+            boundary.fringe = tree.fringe.get(boundary.place, [])
+            if boundary.at:
+                left = lefts[k]
+                units = self.book.splitter.pieces(left.classes) if left.classes else ()
+                cuts = tuple(u for u in units if u < len(left.classes))
+                boundary.end_counts = not left.partial and self._allowed(left, cuts, True)
+        self._add_leaves(tree, data, out, lefts)
+        return out
+
+    def _lefts(self, text: bytes, ids: list[int]) -> list[_Left]:
+        """The pending part at each boundary, in the student's own byte string."""
+        data = self.student.prefix_bytes + text
+        cut = cut_text(self.book.splitter, data)
+        own_ends = [0]
+        for token in ids:
+            own_ends.append(own_ends[-1] + len(self.student.token_bytes[token] or b""))
+        index_of = {e: i for i, e in enumerate(own_ends)}
+        lefts = []
+        for k, (start, unit, begin) in enumerate(cut.pendings(own_ends)):
+            place = own_ends[k]
+            partial = self._partial(data, place, int(cut.byte_of[unit]))
+            stop = place - len(partial)
+            pending = data[begin:place]
+            lefts.append(
+                _Left(
+                    classes=self.book.splitter.reduce(cut.units[start : int(cut.unit_at[stop])]),
+                    partial=partial,
+                    pending=pending,
+                    tokens=tuple(ids[index_of[begin] : k]) if begin in index_of else (-1,),
+                )
+            )
+        return lefts
+
+    def _partial(self, data: bytes, place: int, unit_begin: int) -> bytes:
+        if not self.book.splitter.byte_units:
+            return data[unit_begin:place]
+        begin = place
+        while begin < len(data) and begin > 0 and data[begin] & 0xC0 == 0x80:
+            begin -= 1
+        return data[begin:place]
+
+    def _add_leaves(self, tree: ContextTree, data: bytes, boundaries: list[Boundary], lefts: list[_Left]) -> None:
+        """Pair every context with the boundaries inside its next token. Rising places; a token is not longer than `longest`."""
+        teacher = self.book.teacher
+        where: dict[int, list[int]] = {}
+        for k, b in enumerate(boundaries):
+            if b.at:
+                where.setdefault(b.place, []).append(k)
+        places = sorted(where)
+        position = 0
+        for node in sorted(range(tree.given, len(tree.token)), key=tree.end.__getitem__):
+            end = tree.end[node]
+            while position < len(places) and places[position] < end:
+                position += 1
+            for index in range(position, len(places)):
+                place = places[index]
+                z = data[end:place]
+                begin, stop = teacher.range_of(z)
+                if begin == stop:
+                    break  # no token starts with z, so none starts with more of the text
+                for k in where[place]:
+                    if place > end or node in boundaries[k].at:
+                        boundaries[k].leaves.append((node, self._rule(z, k, lefts[k])))
+
+    def _rule(self, z: bytes, k: int, left: _Left) -> Rule:
+        lead = self.student.prefix_bytes if k == 0 else b""
+        rule = self.book.rule(z, lead, left.partial, left.classes)
+        if len(rule.variants) == 1 and not rule.variants[0][0]:
+            return self.book.restricted(rule, (self._allowed(left, *rule.variants[0]),))
+        return self.book.restricted(rule, tuple(self._allowed(left, cuts, seam) for cuts, seam in rule.variants))
+
+    def _allowed(self, left: _Left, cuts: tuple[int, ...], seam: bool) -> bool:
+        """Whether the pending bytes, cut like this, encode to the student's own tokens."""
+        if not left.pending:
+            return True
+        key = (left.pending, left.tokens, cuts, seam, bool(left.partial))
+        known = self._agrees.get(key)
+        if known is None:
+            known = self._agrees[key] = self._encode(left, cuts, seam) == list(left.tokens)
+        return known
+
+    def _encode(self, left: _Left, cuts: tuple[int, ...], seam: bool) -> list[int]:
+        pending = left.pending
+        if self.book.splitter.byte_units:
+            bounds = [len(pending) - len(left.classes) + c for c in cuts]
+        else:
+            whole = pending[: len(pending) - len(left.partial)].decode("utf-8")
+            bounds = [len(whole[:c].encode("utf-8")) for c in cuts]
+            if seam and left.partial:
+                bounds.append(len(whole.encode("utf-8")))
+        out: list[int] = []
+        at = 0
+        for bound in bounds:
+            out += self._encode_whole(pending[at:bound])
+            at = bound
+        whole_end = seam and not left.partial
+        return out + (self._encode_whole(pending[at:]) if whole_end else self._encode_part(pending[at:]))
+
+    def _encode_whole(self, piece: bytes) -> list[int]:
+        known = self._whole.get(piece)
+        if known is None:
+            added = self.student.added_text.get(piece.decode("utf-8", "replace"))
+            known = self._whole[piece] = [added] if added is not None else self.student.bpe(piece)
+        return known
+
+    def _encode_part(self, piece: bytes) -> list[int]:
+        known = self._part.get(piece)
+        if known is None:
+            known = self._part[piece] = self.student.bpe(piece, whole=False)
+        return known

@@ -1,0 +1,292 @@
+"""Stage 10: a unit of documents in, one table per product out. The whole engine as one pure function.
+
+    text ─ vocab ─▶ tokens ─ contexts ─▶ tree ─ teacher ─▶ hidden states ─ emit (rules, push-forward) ─▶ rows ─▶ table
+
+Bad documents leave at the step that finds them, with a reason, and the others go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from engine.boundaries import Aligner
+from engine.bpe import build_merge_table
+from engine.contexts import ContextBuilder
+from engine.corpus import Document
+from engine.emit import Emitter, Prepared, Rows, mark_ends
+from engine.pushforward import PushForward
+from engine.rules import RuleBook, TeacherTokens
+from engine.split import build_splitter
+from engine.teacher import Teacher, load_teacher
+from engine.vocab import Vocabulary, load_vocabulary
+from engine.windows import OwnedWindow, batches, windows_of
+from schemas.errors import BadDocument, IdentityError, RunFileError, TeacherError
+from schemas.runfile import RunConfig
+from schemas.target import ROW_SCHEMA
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """products: "teacher" and "student/<name>" -> table of ROW_SCHEMA. stats: sums that add up over units."""
+
+    products: dict[str, pa.Table]
+    quarantine: list[dict[str, Any]]
+    stats: dict[str, float]
+
+
+class Scorer:
+    """The loaded teacher and all that is derived from the tokenizers. Built once per actor."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+        config = run.teacher
+        self.vocabulary = load_vocabulary(
+            run.locate(config.tokenizer or config.model),
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            where="[teacher]",
+        )
+        self.students = {
+            f"student/{s.name}": load_vocabulary(
+                run.locate(s.tokenizer),
+                revision=s.revision,
+                trust_remote_code=s.trust_remote_code,
+                where=f"[[student]] {s.name}",
+            )
+            for s in run.student
+        }
+        check_regime(run, self.vocabulary, self.students)
+        self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=self.vocabulary.eos_id)
+        self.bos = bos_of(run, self.vocabulary)
+        self.emitter, self.aligners = self._build(self.teacher)
+
+    def _build(self, teacher: Teacher) -> tuple[Emitter, dict[str, Aligner]]:
+        vocabulary = self.vocabulary
+        if teacher.vocab_rows < vocabulary.size:
+            raise TeacherError(
+                f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to {vocabulary.size - 1}; "
+                "want one row per token. Check that model and tokenizer belong together."
+            )
+        real = torch.tensor(
+            [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)], device=teacher.device
+        )
+        merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
+        self.builder = ContextBuilder(vocabulary, merges, splitter)
+        tokens = TeacherTokens(vocabulary)
+        aligners, pushers = {}, {}
+        for product, student in self.students.items():
+            if student.content_hash == vocabulary.content_hash:
+                continue
+            book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
+            aligners[product] = Aligner(book, vocabulary.prefix_bytes)
+            pushers[product] = PushForward(
+                book,
+                teacher_rows=vocabulary.size,
+                end_ids=tuple(i for i in teacher.end_ids if i < vocabulary.size),
+                special_ids=sorted(vocabulary.specials),
+                device=teacher.device,
+            )
+        return Emitter(self.run.targets.top_k, real, teacher.end_ids, pushers), aligners
+
+    def score_unit(self, documents: Sequence[Document]) -> UnitResult:
+        """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
+        stats: Counter[str] = Counter()
+        quarantine: list[dict[str, Any]] = []
+        done: dict[str, list[pa.Table]] = {product: [] for product in self._products()}
+        group: list[tuple[Document, Prepared]] = []
+
+        def flush() -> None:
+            for scored, refused in self._score_group(group, stats):
+                quarantine.extend(refused)
+                for product, table in scored.items():
+                    done[product].append(table)
+            group.clear()
+
+        nodes = 0
+        for document in documents:
+            try:
+                prepared = self._prepare(document)
+            except BadDocument as error:
+                quarantine.append(_refusal(document, error.reason, error.detail))
+                continue
+            if group and nodes + len(prepared.tree.token) > 2 * self.run.teacher.batch_tokens:
+                flush()
+                nodes = 0
+            group.append((document, prepared))
+            nodes += len(prepared.tree.token)
+        flush()
+        stats["documents"] += len(documents)
+        stats["quarantined"] += len(quarantine)
+        quarantine.sort(key=lambda record: record["doc_row"])
+        tables = {p: pa.concat_tables([ROW_SCHEMA.empty_table(), *parts]) for p, parts in done.items()}
+        return UnitResult(tables, quarantine, {k: float(v) for k, v in stats.items()})
+
+    def _products(self) -> list[str]:
+        return [*([TEACHER] if self.run.targets.teacher else []), *self.students]
+
+    def _prepare(self, document: Document) -> Prepared:
+        """Tokens, tree and boundaries of one document. Raises BadDocument."""
+        if document.problem is not None:
+            raise BadDocument(*document.problem)
+        text = document.text.encode("utf-8")
+        ids, ends = self.vocabulary.encode(document.text)
+        sides: dict[str, tuple[list[int], list[int]]] = {TEACHER: (ids, ends)}
+        for product, student in self.students.items():
+            sides[product] = student.encode(document.text)
+        shift = len(self.vocabulary.prefix_bytes)
+        wanted = sorted({shift, *(e + shift for p in self.aligners for e in sides[p][1])}) if self.aligners else []
+        tree = self.builder.build(self.vocabulary.prefix_bytes + text, ids, wanted, self.bos)
+        out: dict[str, Any] = {}
+        for product in self._products():
+            token_ids, byte_ends = sides[product]
+            boundaries = None
+            if product in self.aligners:
+                boundaries = self.aligners[product].boundaries(tree, text, token_ids, byte_ends)
+            end = self._end_id(product)
+            closing = ([end], [len(text)]) if end is not None else ([], [])
+            out[product] = ([*token_ids, *closing[0]], [*byte_ends, *closing[1]], boundaries)
+        return Prepared(tree, out)
+
+    def _end_id(self, product: str) -> int | None:
+        if not self.run.targets.end:
+            return None
+        return (self.vocabulary if product == TEACHER else self.students[product]).eos_id
+
+    def _score_group(self, group: list[tuple[Document, Prepared]], stats: Counter[str]):
+        """Yields (tables, quarantine). A group that fails is halved until the failing document stands alone."""
+        if not group:
+            return
+        prepared = [p for _, p in group]
+        try:
+            rows = self.emitter.emit(prepared, self._hidden(prepared), self.teacher.logits)
+        except (IdentityError, torch.OutOfMemoryError) as error:
+            if len(group) > 1:
+                for _, p in group:
+                    p.bad = None
+                yield from self._score_group(group[: len(group) // 2], stats)
+                yield from self._score_group(group[len(group) // 2 :], stats)
+                return
+            reason = "identity" if isinstance(error, IdentityError) else "oom"
+            yield {}, [_refusal(group[0][0], reason, str(error))]
+            return
+        refused = [_refusal(d, *p.bad) for d, p in group if p.bad is not None]
+        for product in rows:
+            mark_ends(rows[product], prepared, product, self._end_id(product) is not None)
+        good = [i for i, (_, p) in enumerate(group) if p.bad is None]
+        for i in good:
+            stats["teacher_tokens"] += len(prepared[i].tree.trunk)
+            stats["teacher_evaluations"] += len(prepared[i].tree.token) - prepared[i].tree.given
+            stats["text_bytes"] += len(group[i][0].text.encode("utf-8"))
+        tables = {product: self._table(product, group, good, rows[product]) for product in rows}
+        for product, table in tables.items():
+            _add_sums(stats, product, rows[product], good, table.num_rows)
+        yield tables, refused
+
+    def _hidden(self, docs: list[Prepared]) -> torch.Tensor:
+        """Last hidden states [N, D] of all nodes of the group, document after document."""
+        config = self.run.teacher
+        windows: list[tuple[int, OwnedWindow]] = []
+        base = 0
+        for doc in docs:
+            try:
+                cut = windows_of(doc.tree, max_length=self.teacher.max_length, overlap=config.overlap)
+            except ValueError as error:
+                raise TeacherError(f"[teacher] {error}; lower [teacher] overlap or raise max_length") from error
+            windows += [(base, w) for w in cut]
+            base += len(doc.tree.token)
+        out: torch.Tensor | None = None
+        for batch in batches([w for _, w in windows], config.batch_tokens):
+            hidden = self.teacher.hidden([windows[i][1].window for i in batch])
+            for index, states in zip(batch, hidden, strict=True):
+                start, owned = windows[index]
+                if out is None:
+                    out = torch.empty((base, states.shape[1]), dtype=states.dtype, device=states.device)
+                keep = [at for at, mine in enumerate(owned.owned) if mine]
+                out[torch.tensor([start + owned.nodes[at] for at in keep], device=out.device)] = states[keep]
+        assert out is not None
+        return out
+
+    def _table(self, product: str, group: list[tuple[Document, Prepared]], good: list[int], rows: Rows) -> pa.Table:
+        spans = [(rows.start[i], rows.start[i + 1]) for i in good]
+        at = np.concatenate([np.arange(a, b) for a, b in spans]) if spans else np.empty(0, np.int64)
+        offsets = np.concatenate([[0], np.cumsum([b - a for a, b in spans])]).astype(np.int32)
+        keep_text = self.run.targets.store_text
+        flat: dict[str, np.ndarray] = {
+            "token_ids": np.concatenate([group[i][1].sides[product][0] for i in good] or [np.empty(0)]).astype(np.int32),
+            "byte_end": np.concatenate([group[i][1].sides[product][1] for i in good] or [np.empty(0)]).astype(np.int32),
+            "scored": rows.scored[at],
+            "topk_ids": rows.ids[at].reshape(-1),
+            "topk_logps": rows.logps[at].reshape(-1).astype(np.float32),
+            "flags": rows.flags[at],
+        }
+        for name in ("tail_logp", "gold_logp", "err", "open_mass", "excluded_mass", "pruned_mass"):
+            flat[name] = getattr(rows, name)[at].astype(np.float32)
+        columns: dict[str, Any] = {
+            "doc_id": pa.array([group[i][0].doc_id for i in good], pa.string()),
+            "doc_row": pa.array([group[i][0].doc_row for i in good], pa.int64()),
+            "text": pa.array([group[i][0].text if keep_text else "" for i in good], pa.string()),
+        }
+        for name, values in flat.items():
+            width = rows.ids.shape[1] if name.startswith("topk") else 1
+            kind = ROW_SCHEMA.field(name).type
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets * width), pa.array(values, kind.value_type), type=kind)
+        return pa.Table.from_arrays([columns[name] for name in ROW_SCHEMA.names], schema=ROW_SCHEMA)
+
+
+def bos_of(run: RunConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The tokens given before every text. "auto": what the tokenizer's own template puts there."""
+    if run.teacher.bos == "auto":
+        return vocabulary.bos_ids
+    if not run.teacher.bos:
+        return ()
+    if vocabulary.bos_id is None:
+        raise RunFileError('[teacher] bos = true, but the tokenizer names no bos_token; use "auto" or false')
+    return vocabulary.bos_ids or (vocabulary.bos_id,)
+
+
+def check_regime(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> None:
+    """Refuse regimes that this version cannot give, before any work. Raises RunFileError."""
+    regime = run.targets.regime
+    for product, student in students.items():
+        if regime in ("exact", "beam") and student.content_hash != teacher.content_hash:
+            raise RunFileError(
+                f'[targets] regime: got "{regime}", but {product} has another tokenizer than the teacher and this version gives '
+                'it the fast regime only; use "auto" or "fast" ("exact" works where both tokenizers are the same)'
+            )
+
+
+def _refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
+    digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest() if document.text else None
+    return {
+        "doc_id": document.doc_id,
+        "doc_row": document.doc_row,
+        "source": document.source,
+        "place": document.place,
+        "reason": reason,
+        "detail": detail,
+        "text_sha256": digest,
+    }
+
+
+def _add_sums(stats: Counter[str], product: str, rows: Rows, good: list[int], documents: int) -> None:
+    at = np.concatenate([np.arange(rows.start[i], rows.start[i + 1]) for i in good]) if good else np.empty(0, np.int64)
+    scored = at[rows.scored[at]]
+    stats[f"{product}.documents"] += documents
+    stats[f"{product}.positions"] += len(at)
+    stats[f"{product}.scored"] += len(scored)
+    stats[f"{product}.stored_mass_sum"] += float(np.exp(rows.logps[scored]).sum())
+    for name in ("err", "open_mass", "excluded_mass", "pruned_mass"):
+        stats[f"{product}.{name}_sum"] += float(getattr(rows, name)[scored].sum())
+    gold = rows.gold_logp[scored]
+    stats[f"{product}.gold_nats_sum"] -= float(gold[np.isfinite(gold)].sum())
+    stats[f"{product}.gold_impossible"] += int(np.isneginf(gold).sum())
