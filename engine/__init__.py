@@ -1,4 +1,36 @@
-"""The stages, in the order that the data takes; each file is one stage and starts with what goes in and what comes out.
+"""The stages, in the order that the data takes; each file starts with what goes in and what comes out.
 
-corpus -> vocab, bpe, split -> teacher -> contexts, pushforward -> score -> rows, publish, shards -> stream
+What there is to do:
+  corpus       files -> work units -> documents
+  records      the records of one file: jsonl, json, parquet, text, compressed or not
+  columns      one record -> text and name, or a problem
+  hub          a Hugging Face dataset as a corpus file
+  plan         everything that changes the answer -> fingerprint
+
+Tokenizers, and what they allow (docs/design.md, section 2):
+  vocab        a tokenizer as bytes
+  bpe          derivations, canonical pairs, encodings of all prefixes
+  pattern      the pre-tokenizer's pattern, with note of whether a match looked past the end
+  split        where a text is cut, and which cuts no continuation can move
+
+The teacher (section 3):
+  contexts     the canonical teacher contexts that a document needs, as a tree
+  teacher      context trees -> hidden states -> logits
+  windows      trees that fit the teacher's context, batched by length
+
+From teacher to student (section 4):
+  rules        which student token each teacher token begins at a boundary
+  boundaries   one document seen by one student
+  pushforward  teacher distributions -> student distributions, with what is open, excluded, pruned
+  emit         hidden states -> rows of every product, chunk by chunk
+  score        a unit of documents -> tables: the whole engine as one function
+
+On disk (docs/format.md):
+  rows         tables -> checked, rounded rows -> bytes of a Parquet file
+  publish      a file appears whole under its name, or not at all
+  shards       begin or resume an output, publish a unit
+  finish       all units sealed -> manifest
+  card         README.md of an output, a Hugging Face dataset card
+  outfolder    where things lie in an output, read back as typed values
+  stream       the reader for trainers; stands alone
 """

@@ -5,10 +5,14 @@ Row k (0..n) predicts student token k, given tokens < k; its boundary is byte e_
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
 
 from engine.contexts import ContextTree, cut_text
 from engine.rules import Rule, RuleBook
+
+_SMALL_VOCABULARY = 8192  # teacher tokens up to which splitting along the text is not limited
+_SHORT_BYTES = 2
 
 
 @dataclass(slots=True)
@@ -17,12 +21,16 @@ class Boundary:
 
     place: byte e_k in the teacher's byte string (prefix + text). last: student token before it, -1 for none.
     leaves: (node, rule) of every context with a token that reaches past the place. at: contexts that end there.
+    inner: contexts past the place, on the way to the next boundary, that are evaluated anyway: the leaf that leads there is
+    not closed but split by the next teacher token (one depth more, at no further evaluation).
     end_counts: whether "the text ends here" agrees with the student's tokens so far (else that mass is excluded).
     """
 
     place: int
     last: int
     leaves: list[tuple[int, Rule]] = field(default_factory=list)
+    skip: dict[int, list[int]] = field(default_factory=dict)  # node -> tokens that `inner` nodes split further
+    inner: list[tuple[int, int]] = field(default_factory=list)  # (node past the place, first token if the text ends there)
     at: list[int] = field(default_factory=list)
     fringe: list[tuple[int, int]] = field(default_factory=list)
     end_counts: bool = True
@@ -41,8 +49,8 @@ class _Left:
 class Aligner:
     """Makes boundaries for one student; remembers which cuts agree with which tokens."""
 
-    def __init__(self, book: RuleBook, prefix: bytes) -> None:
-        self.book, self.prefix = book, prefix
+    def __init__(self, book: RuleBook, prefix: bytes, *, along_text: bool = True) -> None:
+        self.book, self.prefix, self.along_text = book, prefix, along_text
         self.student = book.student
         self._agrees: dict[tuple[bytes, tuple[int, ...], tuple[int, ...], bool, bool], bool] = {}
         self._whole: dict[bytes, list[int]] = {}
@@ -59,13 +67,19 @@ class Aligner:
         data = self.prefix + text
         for k, boundary in enumerate(out):
             boundary.at = tree.at_byte.get(boundary.place, [])
+            if k == 0 and self.prefix and tree.end[tree.given] == 0:
+                boundary.at = [tree.given, *boundary.at]  # the end right after BOS: the empty text gets no prefix
             boundary.fringe = tree.fringe.get(boundary.place, [])
             if boundary.at:
                 left = lefts[k]
                 units = self.book.splitter.pieces(left.classes) if left.classes else ()
                 cuts = tuple(u for u in units if u < len(left.classes))
                 boundary.end_counts = not left.partial and self._allowed(left, cuts, True)
+                if k and ends[k - 1] == 0:
+                    boundary.end_counts = False  # the student's prefix alone: the empty text has no tokens
         self._add_leaves(tree, data, out, lefts)
+        if self.along_text:
+            self._split_along_text(tree, data, out, lefts)
         return out
 
     def _lefts(self, text: bytes, ids: list[int]) -> list[_Left]:
@@ -105,8 +119,7 @@ class Aligner:
         teacher = self.book.teacher
         where: dict[int, list[int]] = {}
         for k, b in enumerate(boundaries):
-            if b.at:
-                where.setdefault(b.place, []).append(k)
+            where.setdefault(b.place, []).append(k)
         places = sorted(where)
         position = 0
         for node in sorted(range(tree.given, len(tree.token)), key=tree.end.__getitem__):
@@ -123,8 +136,34 @@ class Aligner:
                     if place > end or node in boundaries[k].at:
                         boundaries[k].leaves.append((node, self._rule(z, k, lefts[k])))
 
-    def _rule(self, z: bytes, k: int, left: _Left) -> Rule:
-        lead = self.student.prefix_bytes if k == 0 else b""
+    def _split_along_text(self, tree: ContextTree, data: bytes, boundaries: list[Boundary], lefts: list[_Left]) -> None:
+        """Replace leaves that lead to evaluated contexts inside the document's next student token by those contexts' leaves.
+
+        With a large teacher vocabulary only after at most two bytes of text (a space before digits, say): each new string
+        of bytes costs a rule over the whole vocabulary. The choice depends on nothing but the text and the tokenizers.
+        """
+        longest = _SHORT_BYTES if len(self.book.teacher.ids) > _SMALL_VOCABULARY else len(data)
+        by_end = sorted(range(tree.given, len(tree.token)), key=tree.end.__getitem__)
+        ends = [tree.end[node] for node in by_end]
+        for k, (boundary, following) in enumerate(zip(boundaries, boundaries[1:], strict=False)):
+            stop = min(following.place, boundary.place + longest + 1)
+            if not boundary.leaves or stop - boundary.place < 2:
+                continue
+            rule_of = dict(boundary.leaves)
+            for index in range(bisect.bisect_right(ends, boundary.place), bisect.bisect_left(ends, stop)):
+                node = by_end[index]
+                parent, token = tree.parent[node], tree.token[node]
+                if parent not in rule_of:
+                    continue
+                closed = self.book.first_of(rule_of[parent], token, boundary.last)
+                rule = self._rule(b"", k, lefts[k], ahead=data[boundary.place : tree.end[node]])
+                boundary.skip.setdefault(parent, []).append(token)
+                boundary.inner.append((node, closed))
+                boundary.leaves.append((node, rule))
+                rule_of[node] = rule
+
+    def _rule(self, z: bytes, k: int, left: _Left, ahead: bytes = b"") -> Rule:
+        lead = (self.student.prefix_bytes if k == 0 else b"") + ahead
         rule = self.book.rule(z, lead, left.partial, left.classes)
         if len(rule.variants) == 1 and not rule.variants[0][0]:
             return self.book.restricted(rule, (self._allowed(left, *rule.variants[0]),))

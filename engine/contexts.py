@@ -11,6 +11,7 @@ Bytes are counted in the teacher's own byte string: the prefix (a space, for Sen
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -110,6 +111,7 @@ class ContextBuilder:
         self._trees: dict[bytes, tuple[list[int], list[int]]] = {}
         self._whole: dict[bytes, list[int]] = {}
         self._probes: list[str] | None = None
+        self._partials: dict[bytes, tuple[str, ...]] = {}
 
     def build(self, data: bytes, ids: list[int], wanted: list[int], bos: tuple[int, ...]) -> ContextTree:
         """data: prefix + text; ids: its canonical tokens; wanted: rising bytes of `data`; bos: given tokens, maybe none.
@@ -153,11 +155,27 @@ class ContextBuilder:
     def _segments(self, text: CutText, place: int, start: int, unit: int) -> list[tuple[tuple[int, ...], bool, bool]]:
         """Ways in which the pending part may turn out to be cut: (absolute unit cuts, ends whole here, may go on)."""
         inside = int(text.byte_of[unit]) != place  # the byte lies inside a character: its unit belongs to what is pending
-        pending = text.units[start : unit + inside]
-        known = self._variants.get((pending, inside))
+        pendings = [text.units[start:unit]]
+        if inside:  # the bytes so far begin characters of other classes too
+            ahead = self._units_from(text.data[int(text.byte_of[unit]) : place])
+            pendings = list(dict.fromkeys(self.splitter.join(pendings[0], u) for u in ahead))
+        found: dict[tuple[int, ...], tuple[bool, bool]] = {}
+        for pending in pendings:
+            known = self._variants.get((pending, inside))
+            if known is None:
+                known = self._variants[pending, inside] = self._find_variants(pending, inside)
+            for cuts, ends, goes in known:
+                before = found.get(cuts, (False, False))
+                found[cuts] = (before[0] or ends, before[1] or goes)
+        return [(tuple(start + c for c in cuts), ends, goes) for cuts, (ends, goes) in found.items()]
+
+    def _units_from(self, partial: bytes) -> tuple[str, ...]:
+        """The unit classes of all characters that begin with these bytes."""
+        known = self._partials.get(partial)
         if known is None:
-            known = self._variants[pending, inside] = self._find_variants(pending, inside)
-        return [(tuple(start + c for c in cuts), ends, goes) for cuts, ends, goes in known]
+            units = self.splitter.classes("".join(characters_from(partial)).encode("utf-8"))
+            known = self._partials[partial] = tuple(dict.fromkeys(units))
+        return known
 
     def _find_variants(self, pending: str, inside: bool) -> list[tuple[tuple[int, ...], bool, bool]]:
         if self.splitter.byte_units or not pending:
@@ -177,10 +195,10 @@ class ContextBuilder:
         """All continuations of two characters, by class: no pattern of the dialect in use looks further than that
         (three characters in a contraction, the first of which is pending); tested on real continuations."""
         if self._probes is None:
-            seen = {self.splitter.canonical(self.splitter.classes(b)) for b in self.vocabulary.token_bytes if b}
-            pairs = {s[:2] for s in seen if s}
-            singles = sorted({c for s in seen for c in s})
-            self._probes = ["", *sorted(pairs | set(singles) | {a + b for a in _heads(pairs) for b in _heads(pairs)})]
+            heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
+            pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
+            singles = sorted({c for pair in pairs for c in pair})
+            self._probes = ["", *sorted(pairs | set(singles) | {a + b for a in singles for b in singles})]
         return self._probes
 
     def _paths(self, data: bytes, begin: int, cuts: list[int], place: int, whole_end: bool) -> list[list[tuple[int, int]]]:
@@ -253,5 +271,15 @@ class ContextBuilder:
                         nodes[i] = child
 
 
-def _heads(pairs: set[str]) -> list[str]:
-    return sorted({p[0] for p in pairs})
+def characters_from(partial: bytes) -> list[str]:
+    """All characters whose UTF-8 begins with `partial` (an incomplete character); where these are more than 4096, one of
+    each Unicode category."""
+    size = 2 if partial[0] < 0xE0 else 3 if partial[0] < 0xF0 else 4
+    code = partial[0] & (0x7F >> size)
+    for byte in partial[1:]:
+        code = code << 6 | byte & 0x3F
+    rest = 6 * (size - len(partial))
+    least, most = (0x80, 0x800, 0x10000)[size - 2], (0x7FF, 0xFFFF, 0x10FFFF)[size - 2]
+    codes = range(max(code << rest, least), min(((code + 1) << rest) - 1, most) + 1)
+    chars = [chr(c) for c in codes if not 0xD800 <= c < 0xE000]
+    return chars if len(chars) <= 4096 else list({unicodedata.category(c): c for c in chars}.values())

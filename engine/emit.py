@@ -158,11 +158,13 @@ class _Emission:
             row_of = dict(zip(nodes.tolist(), range(len(nodes)), strict=True))
             for product in self.rows:
                 todo = [(i, k) for i, k in self.todo[product].get(chunk, ()) if self.docs[i].bad is None]
-                for begin in range(0, len(todo), self.step):
-                    if product in self.e.students:
-                        self._student_rows(product, todo[begin : begin + self.step], prob, row_of)
+                push = self.e.students.get(product)
+                step = int(np.clip(_CHUNK_CELLS // (push.student_size if push else len(self.e.real)), 1, _MOST_ROWS))
+                for begin in range(0, len(todo), step):
+                    if push:
+                        self._student_rows(product, todo[begin : begin + step], prob, row_of)
                     else:
-                        self._teacher_rows(product, todo[begin : begin + self.step], prob, row_of)
+                        self._teacher_rows(product, todo[begin : begin + step], prob, row_of)
             stay = np.flatnonzero(self.last_use[nodes] > chunk)
             kept, prob = nodes[stay], prob[torch.from_numpy(stay).to(prob.device)]
         return self.rows
@@ -207,11 +209,12 @@ class _Emission:
         jobs = [self._job(i, (self.docs[i].sides[product][2] or [])[k], row_of) for i, k in todo]
         pushed = self.e.students[product].push(prob, jobs, product)
         alive = np.flatnonzero(pushed.valid > 0)  # a boundary that the teacher gives no mass at all stays unscored
+        mass = pushed.mass
         if len(alive) < len(todo):
-            todo = [todo[a] for a in alive]
+            todo, mass = [todo[a] for a in alive], mass[torch.from_numpy(alive).to(mass.device)]
         if not todo:
             return
-        at = self._write(product, todo, pushed.mass[torch.from_numpy(alive).to(prob.device)], pushed.valid[alive])
+        at = self._write(product, todo, mass, pushed.valid[alive])
         out = self.rows[product]
         open_, pruned, decided = pushed.open[alive], pushed.pruned[alive], pushed.decided[alive]
         live = pushed.valid[alive] + pushed.excluded[alive] + pruned
@@ -232,17 +235,19 @@ class _Emission:
             at=[(row_of[base + n], weight[n]) for n in boundary.at],
             pruned=pruned,
             boundary=boundary,
+            skip={row_of[base + n]: tokens for n, tokens in boundary.skip.items()},
+            inner=[(row_of[base + n], weight[n], first) for n, first in boundary.inner],
         )
 
     def _write(self, product: str, todo: list[tuple[int, int]], mass: torch.Tensor, total: np.ndarray) -> np.ndarray:
-        """Top-k, tail and gold of rows [J, V] with the given sums; returns where they went."""
+        """Top-k, tail and gold of rows [J, V] with the given sums; returns where they went. Uses `mass` up."""
         out = self.rows[product]
         at = np.array([out.start[i] + k for i, k in todo])
         gold = torch.tensor([self.docs[i].sides[product][0][k] for i, k in todo], device=mass.device)
         gold_mass = mass.gather(1, gold[:, None])[:, 0].cpu().numpy()
         k = min(self.e.top_k, mass.shape[1])
         best = torch.topk(mass, k, dim=1)
-        rest = mass.scatter(1, best.indices, 0.0).sum(1).cpu().numpy()
+        rest = mass.scatter_(1, best.indices, 0.0).sum(1).cpu().numpy()
         value, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
         gap = np.abs(value.sum(1) + rest - total)
         if not (gap <= 1e-6 * total).all():

@@ -18,6 +18,7 @@ from schemas.errors import TokenizerError
 Predicate = tuple[str, bool]  # source of a one-character expression, whether it ignores case
 _Continue = Callable[[int], int]
 _Node = Callable[["_Scan", int, _Continue], int]
+_ONE_CHARACTER = "dDwWsShHnrtfvae"  # letters that an escape turns into a predicate on one character
 _FAIL = -1
 _MANY = 1 << 30
 
@@ -50,11 +51,11 @@ class Matcher:
         return self.node(scan, i, lambda j: j), scan.touched
 
 
-def predicates_of(patterns: list[str]) -> tuple[Predicate, ...]:
-    """All distinct one-character predicates in these patterns, in order of appearance."""
+def predicates_of(patterns: list[str], where: str) -> tuple[Predicate, ...]:
+    """All distinct one-character predicates in these patterns, in order of appearance. Raises as `compile_pattern`."""
     found: dict[Predicate, None] = {}
     for pattern in patterns:
-        _Parser(pattern, lambda p: found.setdefault(p) or 0, "pattern").parse()
+        _Parser(pattern, lambda p: found.setdefault(p) or 0, where).parse()
     return tuple(found)
 
 
@@ -150,7 +151,8 @@ class _Parser:
             return self._group(fold)
         if char == "$":
             self.i += 1
-            return _Part(_at_end, True, frozenset(), frozenset())
+            newline = self.number(("\\n", False))
+            return _Part(_at_line_end(newline), True, frozenset({newline}), frozenset())
         if char == "^":
             self._refuse("an anchor")
         if char == "[":
@@ -159,7 +161,7 @@ class _Parser:
             length = 2
             if self.p[self.i + 1] in "pP":
                 length = self.p.index("}", self.i) + 1 - self.i
-            elif self.p[self.i + 1] in "bBAzZGRXk0123456789":
+            elif self.p[self.i + 1].isalnum() and self.p[self.i + 1] not in _ONE_CHARACTER:
                 self._refuse(f"the escape {self.p[self.i : self.i + 2]}")
             source = self.p[self.i : self.i + length]
             self.i += length
@@ -219,11 +221,16 @@ def _unit(bit: int) -> _Node:
     return node
 
 
-def _at_end(scan: _Scan, i: int, then: _Continue) -> int:
-    if i >= scan.end:
-        scan.touched = True
-        return then(i)
-    return _FAIL
+def _at_line_end(newline: int) -> _Node:
+    """`$`: the end of the text, or a place before a newline (the library reads patterns in Ruby's dialect)."""
+
+    def node(scan: _Scan, i: int, then: _Continue) -> int:
+        if i >= scan.end:
+            scan.touched = True
+            return then(i)
+        return then(i) if scan.masks[ord(scan.s[i])] >> newline & 1 else _FAIL
+
+    return node
 
 
 def _in_order(items: list[_Node]) -> _Node:
@@ -272,7 +279,7 @@ def _repeat_unit(bit: int, low: int, high: int, possessive: bool) -> _Node:
 def _repeat(item: _Node, low: int, high: int, possessive: bool) -> _Node:
     def greedy(scan: _Scan, i: int, count: int, then: _Continue) -> int:
         if count < high:
-            stop = item(scan, i, lambda j: greedy(scan, j, count + 1, then) if j > i else _FAIL)
+            stop = item(scan, i, lambda j: greedy(scan, j, count + 1, then) if j > i or count < low else _FAIL)
             if stop != _FAIL:
                 return stop
         return then(i) if count >= low else _FAIL

@@ -13,7 +13,7 @@ Letters: J boundaries of one chunk, P rows of teacher probabilities [R, Vt], Vs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,12 +31,15 @@ class Job:
     """One boundary ready for the push-forward: rows of P and relative weights of its contexts.
 
     leaves: (row, weight, rule). at: (row, weight) of contexts that end here. pruned: mass bound, same scale as weights.
+    skip: row -> tokens whose leaves are split further by `inner` contexts (row, weight, first token if the text ends there).
     """
 
     leaves: list[tuple[int, float, Rule]]
     at: list[tuple[int, float]]
     pruned: float
     boundary: Boundary
+    skip: dict[int, list[int]] = field(default_factory=dict)
+    inner: list[tuple[int, float, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,6 @@ class PushForward:
         self.end_id = book.student.eos_id
         self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=device)
         self.other_ids = torch.tensor([i for i in special_ids if i not in end_ids], dtype=torch.long, device=device)
-        self._matrices: dict[int, _Dense] = {}
 
     def push(self, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> Pushed:
         """prob_RV: float64 [R, Vt], rows sum to 1. Raises IdentityError when mass is lost or made."""
@@ -113,6 +115,9 @@ class PushForward:
         rows = torch.tensor([g[1] for g in group], device=self.device)
         weight = torch.tensor([g[2] for g in group], dtype=torch.float64, device=self.device)
         part_VG = (prob_RV[rows] * weight[:, None]).T.contiguous()
+        split = [(t, g) for g, (index, row, _, _) in enumerate(group) for t in jobs[index].skip.get(row, ())]
+        if split:
+            part_VG[[t for t, _ in split], [g for _, g in split]] = 0.0
         got = dense.cut @ part_VG
         four = part_VG.T @ dense.columns
         if dense.join is not None:
@@ -141,7 +146,7 @@ class PushForward:
         return removed
 
     def _matrix(self, rule: Rule) -> _Dense:
-        known = self._matrices.get(id(rule))
+        known = rule.derived.get(_Dense)
         if known is None:
             valid = rule.first >= 0
             cut, join = valid & (rule.kind == CUT), valid & (rule.kind == JOIN)
@@ -150,7 +155,7 @@ class PushForward:
             columns[rule.tokens, 1] = rule.open
             columns[rule.tokens, 2] = cut & ~rule.open
             columns[rule.tokens, 3] = 1.0
-            known = self._matrices[id(rule)] = _Dense(
+            known = rule.derived[_Dense] = _Dense(
                 cut=self._sparse(rule, cut),
                 join=self._sparse(rule, join) if join.any() else None,
                 join_decided=self._sparse(rule, join & ~rule.open) if (join & ~rule.open).any() else None,
@@ -160,7 +165,7 @@ class PushForward:
 
     def _sparse(self, rule: Rule, keep: np.ndarray) -> torch.Tensor:
         first, token = rule.first[keep], rule.tokens[keep]
-        order = np.lexsort((token, first))
+        order = np.argsort(first * self.teacher_rows + token)
         start = np.searchsorted(first[order], np.arange(self.student_size + 1))
         return torch.sparse_csr_tensor(
             torch.from_numpy(start),
@@ -180,7 +185,13 @@ class PushForward:
             "open": np.concatenate([p[2] for p in parts]),
         }
         on = {name: torch.from_numpy(values).to(self.device) for name, values in flat.items()}
-        weight = torch.from_numpy(np.repeat([s[2] for s in small], sizes)).to(self.device)
+        scale = np.repeat([s[2] for s in small], sizes)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        for at, (index, row, _, _) in enumerate(small):
+            if split := jobs[index].skip.get(row):
+                span = slice(starts[at], starts[at + 1])
+                scale[span][np.isin(flat["token"][span], split)] = 0.0
+        weight = torch.from_numpy(scale).to(self.device)
         value = prob_RV[on["row"], on["token"]] * weight
         begins = on["first"] >= 0
         mass.view(-1).index_add_(0, (on["where"] * self.student_size + on["first"])[begins], value[begins])
@@ -189,15 +200,28 @@ class PushForward:
         sums[:, 3].index_add_(0, on["where"], value)
 
     def _push_specials(self, prob_RV: torch.Tensor, jobs: list[Job], mass: torch.Tensor, sums: torch.Tensor) -> None:
-        """Specials are not text: "end" maps to the student's end token, the others are excluded. Both are certain."""
+        """Specials are not text: at the boundary "end" is the student's end token and the others are excluded; past it they
+        end the text there, so the first token is the closed one. All of this is certain."""
+        inner = [(index, row, w, first) for index, job in enumerate(jobs) for row, w, first in job.inner]
+        if inner:
+            where = torch.tensor([f[0] for f in inner], device=self.device)
+            rows = torch.tensor([f[1] for f in inner], device=self.device)
+            value = prob_RV[rows[:, None], torch.cat([self.end_ids, self.other_ids])].sum(1)
+            value = value * torch.tensor([f[2] for f in inner], dtype=torch.float64, device=self.device)
+            first = torch.tensor([f[3] for f in inner], device=self.device)
+            kept = first >= 0
+            mass.view(-1).index_add_(0, (where * self.student_size + first)[kept], value[kept])
+            for column, choose in ((0, ~kept), (2, kept)):
+                sums[:, column].index_add_(0, where[choose], value[choose])
+            sums[:, 3].index_add_(0, where, value)
         flat = [(index, row, weight) for index, job in enumerate(jobs) for row, weight in job.at]
         if not flat:
             return
         where = torch.tensor([f[0] for f in flat], device=self.device)
         rows = torch.tensor([f[1] for f in flat], device=self.device)
         weight = torch.tensor([f[2] for f in flat], dtype=torch.float64, device=self.device)
-        end = prob_RV[rows][:, self.end_ids].sum(1) * weight
-        other = prob_RV[rows][:, self.other_ids].sum(1) * weight
+        end = prob_RV[rows[:, None], self.end_ids].sum(1) * weight
+        other = prob_RV[rows[:, None], self.other_ids].sum(1) * weight
         counts = torch.tensor([jobs[f[0]].boundary.end_counts and self.end_id is not None for f in flat], device=self.device)
         kept = torch.where(counts, end, torch.zeros_like(end))
         if self.end_id is not None:

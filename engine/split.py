@@ -44,6 +44,7 @@ class Splitter:
     _owns: list[str] = field(default_factory=lambda: [""])
     _pieces: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _certain: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _forgotten: dict[tuple[str, str], str] = field(default_factory=dict)
     _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def classes(self, data: bytes) -> str:
@@ -86,17 +87,37 @@ class Splitter:
         out = []
         for unit in classes:
             if before is not None:
-                mask, own = self._masks[ord(unit)], self._owns[ord(unit)]
-                before_mask, before_own = self._masks[ord(before)], self._owns[ord(before)]
-                for q, needed in self.needs_before:
-                    if mask >> q & 1 and not before_mask & needed:
-                        mask &= ~(1 << q)
-                if own and own not in self._added_starts and before_own + own not in self._added_pairs:
-                    own = ""
-                unit = self._class_with(mask, own)
+                unit = self._forget(before, unit)
             out.append(unit)
             before = unit
         return "".join(out)
+
+    def _forget(self, before: str, unit: str) -> str:
+        known = self._forgotten.get((before, unit))
+        if known is not None:
+            return known
+        mask, own = self._masks[ord(unit)], self._owns[ord(unit)]
+        before_mask, before_own = self._masks[ord(before)], self._owns[ord(before)]
+        for q, needed in self.needs_before:
+            if mask >> q & 1 and not before_mask & needed:
+                mask &= ~(1 << q)
+        if own and own not in self._added_starts and before_own + own not in self._added_pairs:
+            own = ""
+        known = self._forgotten[before, unit] = self._class_with(mask, own)
+        return known
+
+    def join(self, left: str, right: str) -> str:
+        """left + right, both canonical, as one canonical string: only the first units of right can still change."""
+        before, changed = left[-1:], []
+        if self.byte_units or not before:
+            return left + right
+        for unit in right:
+            new = self._forget(before, unit)
+            if new == unit:
+                break
+            changed.append(new)
+            before = new
+        return left + "".join(changed) + right[len(changed) :]
 
     @cached_property
     def _added_starts(self) -> frozenset[str]:
@@ -110,7 +131,7 @@ class Splitter:
         """How `left + right` is cut around the seam: (cuts inside left, whether the seam is a cut, end of the piece that
         begins at or spans the seam, in units after the seam, whether all this holds for every continuation)."""
         n = len(left)
-        both = left + self.canonical(right, left[-1]) if left else right
+        both = self.join(left, right)
         ends = self.certain(both)
         sure = bool(ends) and ends[-1] > n
         if not sure:
@@ -243,6 +264,8 @@ def never_side_by_side(vocabulary: Vocabulary) -> np.ndarray:
     if not vocabulary.byte_fallback:
         never[:, 0x80:0xC0] = False
         never[0x80:0xC0, :] = False  # unknown characters in a row fuse into one token
+        unknown = [b for b in range(0x80) if bytes([b]) not in vocabulary.id_of_bytes]
+        never[np.ix_(unknown, [*unknown, *range(0xC0, 0x100)])] = False
     return never
 
 
@@ -254,6 +277,8 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
     if added:
         stages.append(_added_stage())
     if vocabulary.kind == "sentencepiece":
+        if vocabulary.ignore_merges:
+            raise TokenizerError(f"{where}: ignore_merges beside SentencePiece tokens is not known; want ignore_merges = false")
         never = never_side_by_side(vocabulary)
         for pre in _flatten(vocabulary.pre_tokenizer):
             if pre["type"] == "Metaspace" and pre.get("split", True):
@@ -264,7 +289,7 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                 raise TokenizerError(f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none")
         return Splitter(True, (*stages, _bigram_stage(never)), added=added)
     patterns = [p for pre in _flatten(vocabulary.pre_tokenizer) if (p := _pattern_of(pre, where)) is not None]
-    predicates = predicates_of(patterns)
+    predicates = predicates_of(patterns, where)
     matchers = [compile_pattern(p, predicates, where) for p in patterns]
     stages += [_pattern_stage(m) for m in matchers]
     # Each predicate is asked of the tokenizers library itself ("removed" leaves nothing of a character that matches), so

@@ -27,6 +27,7 @@ from schemas.errors import BadDocument, TokenizerError
 SPACE_MARK = "▁"  # SentencePiece writes the space as U+2581
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ROLES = ("bos", "eos", "pad", "unk")
+_SECTIONS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 _LOSSLESS_PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace", "Sequence"}
 
 
@@ -186,7 +187,8 @@ def load_vocabulary(
     name = path_or_id
     model = spec["model"]
     _refuse_unless_exact_bpe(spec, f"{where} {name}")
-    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    merges = _merges(model, f"{where} {name}")
+    tokenizer = _compile(spec, f"{where} {name}")
     tokenizer.encode_special_tokens = True  # special strings inside documents are plain text (docs/decisions.md)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -204,12 +206,6 @@ def load_vocabulary(
     size = max([*model["vocab"].values(), *added], default=-1) + 1
     token_bytes = _token_bytes(model["vocab"], added, specials, size, kind, bool(model.get("byte_fallback")), f"{where} {name}")
     ids = model["vocab"]
-    merges = []
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge if isinstance(merge, list) else merge.split(" ")
-        if left not in ids or right not in ids or left + right not in ids:
-            raise TokenizerError(f"{where} {name}: merge {rank} ({left!r} {right!r}) names tokens that the vocabulary lacks")
-        merges.append((ids[left], ids[right], ids[left + right]))
     unk = model.get("unk_token")
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     framed = tokenizer.encode("a", add_special_tokens=True).ids
@@ -262,10 +258,7 @@ def _read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, 
             ) from error
     file = folder / "tokenizer.json"
     if file.is_file():
-        try:
-            spec = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{where}: {file} is not valid JSON ({error}); fetch it again") from error
+        spec = _read_json(file, where)
     else:
         from transformers import AutoTokenizer
 
@@ -278,8 +271,43 @@ def _read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, 
                 f"({type(error).__name__}: {error}). Want tokenizer.json; save one with `AutoTokenizer...save_pretrained`."
             ) from error
     config_file = folder / "tokenizer_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    config = _read_json(config_file, where) if config_file.is_file() else {}
+    missing = [key for key in _SECTIONS if key not in spec]
+    if missing:
+        raise TokenizerError(f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it")
     return spec, config
+
+
+def _read_json(file: Path, where: str) -> dict:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{where}: {file} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{where}: {file} holds {type(value).__name__}, want a JSON object; fetch it again")
+    return value
+
+
+def _compile(spec: dict, where: str) -> Tokenizer:
+    """The Rust tokenizer of a tokenizer.json. Raises TokenizerError with what the library says about the file."""
+    try:
+        return Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the library raises the bare class, whatever it is that it cannot read
+        raise TokenizerError(
+            f"{where}: tokenizer.json is not a tokenizer that the tokenizers library can read ({error}). "
+            "Want the file that `save_pretrained` writes; fetch it again, or update `tokenizers`."
+        ) from error
+
+
+def _merges(model: dict, where: str) -> list[tuple[int, int, int]]:
+    """(left id, right id, merged id) in rank order."""
+    ids, out = model["vocab"], []
+    for rank, merge in enumerate(model["merges"]):
+        left, right = merge if isinstance(merge, list) else merge.split(" ")
+        if left not in ids or right not in ids or left + right not in ids:
+            raise TokenizerError(f"{where}: merge {rank} ({left!r} {right!r}) names tokens that the vocabulary lacks")
+        out.append((ids[left], ids[right], ids[left + right]))
+    return out
 
 
 def _refuse_unless_exact_bpe(spec: dict, where: str) -> None:

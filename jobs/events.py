@@ -1,9 +1,10 @@
-"""What the pool asks of a worker, and what it tells its user. Plain values: no Ray, no torch."""
+"""The values of the pool: what it asks of a worker, what it tells its user, what it keeps. No Ray, no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from engine.corpus import Document, Unit
 
@@ -61,3 +62,41 @@ class Tick:
 
 
 Event = Ready | Done | Salvaged | Notice | Tick
+
+
+# ---- what the pool keeps
+
+
+@dataclass(slots=True)
+class Task:
+    """A unit on its way through the pool."""
+
+    unit: Unit
+    documents: list[Document]
+    deaths: int = 0
+    outcomes: list[tuple[Document, Any]] = field(default_factory=list)  # when scored one by one
+
+
+@dataclass(slots=True)
+class Call:
+    """A call that an actor was given; `ref` is Ray's promise of the result."""
+
+    kind: Literal["place", "start", "unit", "document"]
+    ref: Any
+    task: Task | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One actor. `calls` are in the order in which the actor runs them."""
+
+    handle: Any
+    node_id: str | None
+    calls: deque[Call]
+    placed: bool = False
+    ready: bool = False
+    alone: Task | None = None  # scores this task document by document, and nothing else
+
+    def has_suspect(self) -> bool:
+        """Whether a unit that was blamed for a death is in flight here."""
+        return any(call.task is not None and call.task.deaths > 0 for call in self.calls)

@@ -35,7 +35,7 @@ class Counts:
         self.units += 1
         self.documents += int(stats["documents"])
         self.quarantined += int(stats["quarantined"])
-        self.tokens += int(stats["teacher_tokens"])
+        self.tokens += int(stats.get("teacher_tokens", 0))  # absent where no document of the unit is good
 
     def actor_is_ready(self) -> None:
         """Work begins (the first call counts)."""

@@ -23,16 +23,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray import exceptions as failures
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.corpus import Document, Unit
-from jobs.events import Died, Done, Event, Notice, Ready, Salvaged, Tick, Worker
+from jobs.events import Call, Died, Done, Event, Notice, Ready, Salvaged, Slot, Task, Tick, Worker
 from schemas.errors import RunFileError, TargetsmithError, WorkError
 from schemas.runfile import RayConfig
 
@@ -62,33 +61,6 @@ class _Shell:
 
     def score_alone(self, document: Document) -> Any:
         return self._worker.score_alone(document)
-
-
-@dataclass(slots=True)
-class _Task:
-    unit: Unit
-    documents: list[Document]
-    deaths: int = 0
-    outcomes: list[tuple[Document, Any]] = field(default_factory=list)  # when scored one by one
-
-
-@dataclass(slots=True)
-class _Call:
-    kind: Literal["place", "start", "unit", "document"]
-    ref: Any
-    task: _Task | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """One actor. `calls` are in the order in which the actor runs them."""
-
-    handle: Any
-    node_id: str | None
-    calls: deque[_Call]
-    placed: bool = False
-    ready: bool = False
-    alone: _Task | None = None  # scores this task document by document, and nothing else
 
 
 @contextmanager
@@ -185,9 +157,10 @@ class Pool:
         self._cpus = config.num_cpus
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
         self._gpus = config.num_gpus if config.num_gpus is not None else float(has_gpus)
-        self._slots: list[_Slot] = []
-        self._queue: deque[_Task] = deque()  # came back after a death
-        self._alone: deque[_Task] = deque()  # to be scored document by document
+        self._slots: list[Slot] = []
+        self._queue: deque[Task] = deque()  # came back unblamed after a death
+        self._suspects: deque[Task] = deque()  # blamed once: run with nothing else in flight on their actor
+        self._alone: deque[Task] = deque()  # to be scored document by document
         self._starts_failed = 0
         self._deaths_in_a_row = 0  # no unit or document was finished in between
         self._waiting_since = time.monotonic()  # no actor is ready since then
@@ -198,7 +171,7 @@ class Pool:
         `tasks` is read only as fast as actors take work. Raises WorkError when the work cannot go on (running again
         resumes), and whatever TargetsmithError a worker raised.
         """
-        source = (_Task(unit, documents) for unit, documents in tasks)
+        source = (Task(unit, documents) for unit, documents in tasks)
         open_tasks = count
         try:
             while open_tasks:
@@ -255,8 +228,8 @@ class Pool:
                 scheduling_strategy=strategy,
             )
             handle = actor.remote(self._make_worker)
-            calls = deque([_Call("place", handle.place.remote()), _Call("start", handle.start.remote())])
-            self._slots.append(_Slot(handle, node_id, calls))
+            calls = deque([Call("place", handle.place.remote()), Call("start", handle.start.remote())])
+            self._slots.append(Slot(handle, node_id, calls))
 
     def _check_progress(self) -> None:
         if any(slot.ready for slot in self._slots):
@@ -278,8 +251,12 @@ class Pool:
 
     # ---- work
 
-    def _feed(self, source: Iterator[_Task]) -> None:
-        """Give work to actors that are ready, the idlest first, at most `max_in_flight` units to each."""
+    def _feed(self, source: Iterator[Task]) -> None:
+        """Give work to actors that are ready, the idlest first, at most `max_in_flight` units to each.
+
+        When an actor dies, the result of the unit before may be lost with it, and the wrong unit is blamed. A suspect
+        therefore runs with nothing else in flight: a second death is certainly its own.
+        """
         for slot in self._slots:
             if slot.ready and slot.alone is None and self._alone:
                 slot.alone = self._alone.popleft()
@@ -287,17 +264,19 @@ class Pool:
                 self._next_document(slot, slot.alone)
         for depth in range(self._config.max_in_flight):
             for slot in self._slots:
-                if slot.ready and slot.alone is None and len(slot.calls) == depth:
-                    task = self._queue.popleft() if self._queue else next(source, None)
-                    if task is None:
-                        return
-                    slot.calls.append(_Call("unit", slot.handle.score.remote(task.unit, task.documents), task))
+                if not slot.ready or slot.alone or len(slot.calls) != depth or slot.has_suspect():
+                    continue
+                task = self._suspects.popleft() if self._suspects and depth == 0 else None
+                task = task or (self._queue.popleft() if self._queue else next(source, None))
+                if task is None:
+                    return
+                slot.calls.append(Call("unit", slot.handle.score.remote(task.unit, task.documents), task))
 
-    def _next_document(self, slot: _Slot, task: _Task) -> None:
+    def _next_document(self, slot: Slot, task: Task) -> None:
         document = task.documents[len(task.outcomes)]
-        slot.calls.append(_Call("document", slot.handle.score_alone.remote(document), task))
+        slot.calls.append(Call("document", slot.handle.score_alone.remote(document), task))
 
-    def _collect(self, slot: _Slot) -> Iterator[Event]:
+    def _collect(self, slot: Slot) -> Iterator[Event]:
         """The first call of a slot has landed: take its result, or bury the actor."""
         try:
             value = ray.get(slot.calls[0].ref)
@@ -312,7 +291,7 @@ class Pool:
             return
         yield from self._take(slot, slot.calls.popleft(), value)
 
-    def _take(self, slot: _Slot, call: _Call, value: Any) -> Iterator[Event]:
+    def _take(self, slot: Slot, call: Call, value: Any) -> Iterator[Event]:
         if call.kind == "place":
             slot.placed, slot.node_id = True, value
             return
@@ -327,19 +306,15 @@ class Pool:
             return
         yield from self._outcome(slot, call.task, value)
 
-    def _outcome(self, slot: _Slot, task: _Task, outcome: Any) -> Iterator[Event]:
+    def _outcome(self, slot: Slot, task: Task, outcome: Any) -> Iterator[Event]:
         """One document of a task that is scored one by one is decided."""
         task.outcomes.append((task.documents[len(task.outcomes)], outcome))
         if len(task.outcomes) == len(task.documents):
             slot.alone = None
             yield Salvaged(task.unit, task.outcomes)
 
-    def _bury(self, slot: _Slot, error: failures.RayError) -> Iterator[Event]:
-        """A dead actor: blame the call it was running, requeue the rest. `slot.calls[0]` is the one that failed.
-
-        The last result may be lost with its process: then a published unit is blamed and scored again. That costs time
-        and changes nothing, and whoever is truly to blame is alone at the front next time.
-        """
+    def _bury(self, slot: Slot, error: failures.RayError) -> Iterator[Event]:
+        """A dead actor: blame the call it was running, requeue the rest. `slot.calls[0]` is the one that failed."""
         self._slots.remove(slot)
         ray.kill(slot.handle)
         call = slot.calls.popleft()
@@ -357,7 +332,8 @@ class Pool:
             assert call.task is not None
             yield Notice(f"an actor died in unit {call.task.unit.index}: {how}")
             call.task.deaths += blame
-            (self._alone if call.task.deaths >= DEATHS_PER_UNIT else self._queue).append(call.task)
+            deaths = call.task.deaths
+            (self._alone if deaths >= DEATHS_PER_UNIT else self._suspects if deaths else self._queue).append(call.task)
         elif call.kind == "document" and blame:
             assert call.task is not None
             document = call.task.documents[len(call.task.outcomes)]
@@ -375,7 +351,7 @@ class Pool:
                 f"one: {how}\nThis is not one bad document. Look at memory, drivers and the teacher. {_RESUME}"
             )
 
-    def _blame(self, slot: _Slot, error: failures.RayError) -> bool:
+    def _blame(self, slot: Slot, error: failures.RayError) -> bool:
         """Whether the work killed the actor. Not when the node died or was taken away, or only the connection broke."""
         if isinstance(error, failures.OutOfMemoryError | failures.WorkerCrashedError):
             return True

@@ -36,7 +36,8 @@ from schemas.runfile import RunConfig
 _EPHEMERAL = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` ships
 
 
-_COLUMNS = ("documents", "positions", "scored", "stored mass", "width", "bytes/pos")
+_PIPE_WIDTH = 110  # columns where the output is not a terminal
+_COLUMNS = ("docs", "positions", "scored", "stored mass", "width", "bytes/pos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,15 @@ def _work(
 def print_summary(outcome: Outcome, stream: TextIO) -> None:
     """What came out, for a person: the products, the quarantine, the speed."""
     console = Console(file=stream, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
     manifest, counts, out = outcome.manifest, outcome.counts, outcome.run.output
     console.print(f"{out}: run {manifest.fingerprint[:12]} is complete", markup=False)
-    table = Table("product", *(Column(name, justify="right", no_wrap=True) for name in _COLUMNS), box=SIMPLE_HEAD)
+    headings = [
+        Column("product", overflow="fold", min_width=12),
+        *(Column(name, justify="right", no_wrap=True) for name in _COLUMNS),
+    ]
+    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
     for name, total in manifest.totals.items():
         scored = manifest.stats.get(f"{name}.scored", 0.0)
         mass = width = size = "-"

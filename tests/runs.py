@@ -9,6 +9,7 @@ from engine.corpus import read_units, scan_corpus
 from engine.finish import finish
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.shards import open_output
+from jobs.worker import UnitWorker
 from schemas.runfile import load_run
 
 ASSETS = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"
@@ -55,8 +56,6 @@ tokenizer = {json.dumps(str(ASSETS / "student_bl"))}
 
 def score_here(run_file: Path) -> Path:
     """Score a run in this process, without Ray; returns its output folder."""
-    from jobs.worker import UnitWorker
-
     run = load_run(run_file)
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)

@@ -1,0 +1,116 @@
+"""Tokens per second of the engine beside a plain teacher forward, in one process: python benchmarks/throughput.py
+
+Rows, all over the same documents with the same batch size, timed in turn and repeated:
+  plain    the teacher's own forward, log-softmax and top-k over its own vocabulary (what a same-tokenizer cache costs)
+  same     this engine, student tokenizer = teacher tokenizer
+  S1..Sn   this engine, one foreign student each;  all = all of them at once from one pass
+Prints seconds, teacher tokens/s, evaluations per student token and the ratio to `plain`. The first pass warms the rules
+up and is printed apart: it is paid once per actor. Options: --teacher, --student (repeatable), --corpus, --documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from engine.corpus import Document
+from engine.score import Scorer
+from engine.windows import batches, windows_of
+from schemas.runfile import parse_run
+
+SHARED = Path(os.environ.get("TARGETSMITH_SHARED", "../shared"))
+
+
+def read_documents(path: Path, count: int) -> list[Document]:
+    """The first documents of a jsonl file (text, or question and answer) or of a <|endoftext|>-delimited text file."""
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:count]]
+        texts = [r["text"] if "text" in r else f"{r['question']}\n{r['answer']}" for r in rows]
+    else:
+        texts = [t.strip() for t in path.read_text(encoding="utf-8").split("<|endoftext|>")[:count]]
+    return [Document(str(i), i, text, path.name, f"row {i}") for i, text in enumerate(texts)]
+
+
+def make_scorer(teacher: str, students: list[str], top_k: int) -> Scorer:
+    """A scorer for these students; the teacher's own view is switched off so that only the named products are paid for."""
+    table = {
+        "output": "unused",
+        "teacher": {"model": teacher},
+        "corpus": {"paths": ["unused.jsonl"]},
+        "student": [{"name": f"s{i}", "tokenizer": s} for i, s in enumerate(students)],
+        "targets": {"top_k": top_k, "teacher": False},
+    }
+    return Scorer(parse_run(table, base_dir=Path.cwd()))
+
+
+@torch.inference_mode()
+def plain(scorer: Scorer, documents: list[Document], top_k: int) -> int:
+    """Teacher forward + fp32 log-softmax + top-k, batched like the engine's. Returns teacher tokens."""
+    trees = []
+    for d in documents:
+        ids, _ = scorer.vocabulary.encode(d.text)
+        trees.append(scorer.builder.build(scorer.vocabulary.prefix_bytes + d.text.encode(), ids, [], scorer.bos))
+    windows = [w for t in trees for w in windows_of(t, max_length=scorer.teacher.max_length, overlap=128)]
+    width = len(scorer.emitter.real)
+    rows = max(1, 6_000_000 // width)
+    for batch in batches(windows, scorer.run.teacher.batch_tokens):
+        for hidden in scorer.teacher.hidden([windows[i].window for i in batch]):
+            for part in hidden.split(rows):
+                torch.topk(torch.log_softmax(scorer.teacher.logits(part)[:, :width], -1), min(top_k, width))
+    return sum(len(t.trunk) for t in trees)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default=str(SHARED / "models/stories260K"))
+    parser.add_argument("--student", action="append")
+    parser.add_argument("--corpus", default=str(SHARED / "text/tinystories_sample_2MB.txt"))
+    parser.add_argument("--documents", type=int, default=40)
+    parser.add_argument("--top-k", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    students = args.student or [str(SHARED / f"tokenizers/{n}") for n in ("gpt2", "llama-2", "smollm2")]
+    documents = read_documents(Path(args.corpus), args.documents)
+    scorers = {"same": make_scorer(args.teacher, [args.teacher], args.top_k)}
+    scorers |= {Path(s).name: make_scorer(args.teacher, [s], args.top_k) for s in students}
+    if len(students) > 1:
+        scorers["all"] = make_scorer(args.teacher, students, args.top_k)
+    base = scorers["same"]
+    print(f"{len(documents)} documents, top_k {args.top_k}, {torch.get_num_threads()} threads, {base.teacher.device}")
+    warm: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {"plain": [], **{name: [] for name in scorers}}
+    results = {}
+    for name, scorer in scorers.items():
+        begin = time.perf_counter()
+        scorer.score_unit(documents)
+        warm[name] = time.perf_counter() - begin
+    tokens = 0
+    for _ in range(args.repeats):
+        begin = time.perf_counter()
+        tokens = plain(base, documents, args.top_k)
+        seconds["plain"].append(time.perf_counter() - begin)
+        for name, scorer in scorers.items():
+            begin = time.perf_counter()
+            results[name] = scorer.score_unit(documents)
+            seconds[name].append(time.perf_counter() - begin)
+    print(f"{'':14}{'first s':>9}{'s':>9}{'teacher tok/s':>15}{'positions/s':>13}{'evals/position':>16}{'x plain':>9}")
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        ratio = statistics.median(t / p for t, p in zip(times, seconds["plain"], strict=True))
+        stats = results[name].stats if name in results else {}
+        positions = sum(v for k, v in stats.items() if k.endswith(".positions")) or tokens
+        evals = stats.get("teacher_evaluations", tokens) / positions
+        print(
+            f"{name:14}{warm.get(name, middle):9.2f}{middle:9.2f}{tokens / middle:15,.0f}{positions / middle:13,.0f}"
+            f"{evals:16.2f}{ratio:9.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

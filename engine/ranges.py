@@ -1,0 +1,186 @@
+"""Stage 6a: the bytes that a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer.
+
+All teacher tokens that start with z, seen from behind z: r = token[len(z):]. `TokenRange` looks at each distinct class
+string once. `FollowedRange` is the same range with some bytes y of text in front of every r; it is put together from the
+range without y, so that a new y costs array operations instead of a pass over the vocabulary in Python.
+
+m = number of tokens in the range. Units as in engine/split.py. Kinds as in engine/rules.py.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
+
+from engine.bpe import MergeTable
+from engine.split import Splitter
+from engine.vocab import Vocabulary, valid_utf8_prefix
+
+NONE, CUT, JOIN = 0, 1, 2
+_UNKNOWN = -2
+_MOST_FIRSTS = 4_000_000
+
+Variants = tuple[tuple[tuple[int, ...], bool], ...]
+
+
+class StudentSide:
+    """What ranges ask of the student: its cuts, its tokens, its first token of a piece. Shared by all ranges of a book."""
+
+    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
+        self.vocabulary, self.merges, self.splitter = vocabulary, merges, splitter
+        self.by_bytes = splitter.byte_units and not splitter.added
+        self.whole_words = sorted(
+            piece
+            for i, piece in enumerate(vocabulary.token_bytes)
+            if vocabulary.ignore_merges and piece is not None and not merges.reachable(i)
+        )
+        self._firsts: dict[tuple[bytes, bool], int] = {}
+        self._seams: dict[str, np.ndarray] = {}
+
+    def first(self, piece: bytes, *, whole: bool) -> int:
+        """First token of a piece, -1 when it has none. whole: the piece is a whole pre-token."""
+        key = (piece, whole)
+        known = self._firsts.get(key)
+        if known is None:
+            if len(self._firsts) > _MOST_FIRSTS:
+                self._firsts.clear()
+            added = self.vocabulary.added_text.get(piece.decode("utf-8", "replace")) if whole else None
+            known = added if added is not None else next(iter(self.vocabulary.bpe(piece, whole=whole)), -1)
+            self._firsts[key] = known
+        return known
+
+    def units(self, r: bytes, count: int) -> bytes:
+        """The first `count` units of r as bytes (an incomplete character at the end is one unit)."""
+        if self.splitter.byte_units:
+            return r[:count]
+        whole = valid_utf8_prefix(r)
+        text = r[:whole].decode("utf-8")
+        return r if count > len(text) else text[:count].encode("utf-8")
+
+    def seams(self, left: str) -> np.ndarray:
+        """bool [256]: whether a cut lies between the byte `left` and each next byte (byte units only)."""
+        if left not in self._seams:
+            self._seams[left] = np.array([self.splitter.locate(left, chr(b))[1] for b in range(256)])
+        return self._seams[left]
+
+
+class TokenRange:
+    """The tokens of a range and r for each. front: bytes of a character that the boundary cuts, put before every r."""
+
+    def __init__(self, side: StudentSide, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:
+        self.side, self.tokens, self.front = side, tokens, front
+        self.rest = [front + r for r in rest]
+        strings = [side.splitter.canonical(side.splitter.classes(r)) for r in self.rest]
+        index = {s: i for i, s in enumerate(dict.fromkeys(strings))}
+        self.classes = list(index)
+        self.class_index = np.array([index[s] for s in strings], dtype=np.int64)
+        self.composing = np.array([side.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
+        self._tables: dict[tuple[int, int], np.ndarray] = {}
+        self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
+        """(kind [m], stop [m] in units, sure [m], variant [m], variants) with `left` pending before the boundary."""
+        if self.side.by_bytes and len(left) == 1:  # the seam depends on two bytes, the rest on the right side alone
+            stop, sure, heads = self.alone()
+            seam = self.side.seams(left)[heads]
+            return np.where(seam, CUT, JOIN), stop, sure, (~seam).astype(np.int64), (((), True), ((), False))
+        variants: dict[tuple[tuple[int, ...], bool], int] = {}
+        per_class = np.zeros((len(self.classes), 4), dtype=np.int64)
+        for i, right in enumerate(self.classes):
+            inside, seam, stop, sure = self.side.splitter.locate(left, right)
+            per_class[i] = CUT if seam else JOIN, stop, sure, variants.setdefault((inside, seam), len(variants))
+        kind, stop, sure, variant = (per_class[:, c][self.class_index] for c in range(4))
+        return kind, stop, sure.astype(bool), variant, tuple(variants)
+
+    def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Byte units: (stop, sure, first byte) [m] of r by itself."""
+        if self._alone is None:
+            alone = [self.side.splitter.locate("", right) for right in self.classes]
+            stop = np.array([a[2] for a in alone], dtype=np.int64)[self.class_index]
+            sure = np.array([a[3] for a in alone], dtype=bool)[self.class_index]
+            heads = np.array([ord(right[0]) for right in self.classes], dtype=np.int64)[self.class_index]
+            self._alone = (stop, sure, heads)
+        return self._alone
+
+    def first_tokens(self, kind: int, stop: int, where: np.ndarray) -> np.ndarray:
+        """First student token of r[:stop units] for the tokens `where` (indices): a whole pre-token if CUT, else a part."""
+        table = self._tables.get((kind, stop))
+        if table is None:
+            table = self._tables[kind, stop] = np.full(len(self.tokens), _UNKNOWN, dtype=np.int64)
+        for i in where[table[where] == _UNKNOWN]:
+            table[i] = self.side.first(self.side.units(self.rest[i], stop)[len(self.front) :], whole=kind == CUT)
+        return table[where]
+
+
+class FollowedRange(TokenRange):
+    """A range with the text y before every r. Equal to TokenRange(side, tokens, [y + r for r in rest]); tested so."""
+
+    def __init__(self, base: TokenRange, y: bytes) -> None:
+        self.side, self.base, self.y = base.side, base, y
+        self.tokens, self.composing, self.front = base.tokens, base.composing, b""
+        splitter = base.side.splitter
+        self._y_classes = splitter.canonical(splitter.classes(y))
+        self.class_index = base.class_index
+        self.classes = [] if base.side.by_bytes else [splitter.join(self._y_classes, c) for c in base.classes]
+        self._y_tokens = base.side.vocabulary.bpe(y, whole=False)
+        self._tables = {}
+        self._alone = None
+
+    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
+        if self.side.by_bytes and len(left) != 1:
+            stop, sure, _ = self.alone()
+            return np.full(len(stop), CUT), stop, sure, np.zeros(len(stop), np.int64), (((), True),)
+        return super().cuts(left)
+
+    def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self._alone is None:
+            stop, sure, heads = self.base.alone()
+            inside = self.side.splitter.certain(self._y_classes)
+            if inside:
+                stop, sure = np.full_like(stop, inside[0]), np.ones_like(sure)
+            else:
+                seam = self.side.seams(self._y_classes[-1])[heads]
+                stop, sure = np.where(seam, len(self.y), len(self.y) + stop), seam | sure
+            self._alone = (stop, sure, np.full_like(heads, self.y[0]))
+        return self._alone
+
+    def first_tokens(self, kind: int, stop: int, where: np.ndarray) -> np.ndarray:
+        """By lemma 2: y + part begins with BPE(y)'s first token unless the pair at the seam is not canonical."""
+        whole, more = kind == CUT, stop - len(self._y_classes)
+        if more <= 0:
+            return np.full(len(where), self.side.first(self.side.units(self.y, stop), whole=whole), dtype=np.int64)
+        part = self.base.first_tokens(JOIN, more, where)
+        first = np.full(len(where), self._y_tokens[0], dtype=np.int64)
+        again = (part < 0) | np.isin(part, self.side.merges.illegal_after(self._y_tokens[-1]))
+        if whole and any(word.startswith(self.y) for word in self.side.whole_words):
+            again[:] = True  # a vocabulary entry that merges cannot make may win here
+        for i in np.flatnonzero(again):
+            piece = self.y + self.side.units(self.base.rest[where[i]], more)
+            first[i] = self.side.first(piece, whole=whole)
+        return first
+
+
+@lru_cache(maxsize=1)
+def _composing() -> frozenset[str]:
+    """Characters that NFC may merge with, or reorder before, the one in front of them."""
+    found = set()
+    for code in range(0x110000):
+        if 0xD800 <= code < 0xE000:
+            continue
+        char = chr(code)
+        decomposed = unicodedata.decomposition(char)
+        if unicodedata.combining(char):
+            found.add(char)
+        elif decomposed and not decomposed.startswith("<"):
+            found.add(char)  # NFC may replace it
+            found.update(chr(int(c, 16)) for c in decomposed.split()[1:])
+    found.update(chr(c) for c in range(0x1161, 0x11C3))  # Hangul vowels and finals
+    return frozenset(found)
+
+
+def may_compose(r: bytes) -> bool:
+    """Whether NFC may change r, or something in front of it."""
+    text = r.decode("utf-8", "ignore")
+    return not text.isascii() and any(c in _composing() for c in text)

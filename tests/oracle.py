@@ -1,0 +1,227 @@
+"""Brute force: the definitions of docs/design.md written out slowly, with the tokenizers library as the only judge.
+
+Nothing here uses merges, pre-tokenizer patterns or pair rules of the engine: contexts are found by encoding texts, leaves
+are closed by encoding texts, and the truth is found by enumerating whole texts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.vocab import SPACE_MARK, Vocabulary
+from tests.toys import SPELL, TableTeacher, bytes_in_use, completions, strings, two_byte_characters
+
+Tokens = tuple[int, ...]
+
+
+def encode_closed(vocabulary: Vocabulary, text: bytes) -> list[int]:
+    """Tokens of a text that ends here. Bytes that are no whole character: the first of them and all that follow are one
+    unknown character (byte-level: U+FFFD to the pre-tokenizer, its own bytes to BPE; SentencePiece: byte tokens)."""
+    try:
+        whole = len(text)
+        head = text.decode()
+    except UnicodeDecodeError as error:
+        whole = error.start
+        head = text[:whole].decode()
+    tokenizer, rest = vocabulary.tokenizer, text[whole:]
+    if not rest:
+        return tokenizer.encode(head, add_special_tokens=False).ids
+    if vocabulary.kind == "sentencepiece":
+        ids = tokenizer.encode(head, add_special_tokens=False).ids
+        if not head and vocabulary.prefix_bytes:
+            ids = [tokenizer.token_to_id(SPACE_MARK)]
+        return ids + [tokenizer.token_to_id(f"<0x{b:02X}>") for b in rest]
+    assert tokenizer.pre_tokenizer is not None
+    pieces = [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(head + "\ufffd")]
+    unknown = "".join(SPELL[b] for b in "\ufffd".encode())
+    assert pieces[-1].endswith(unknown)
+    pieces[-1] = pieces[-1].removesuffix(unknown) + "".join(SPELL[b] for b in rest)
+    return [t.id for piece in pieces for t in tokenizer.model.tokenize(piece)]
+
+
+def contexts_of(vocabulary: Vocabulary, text: str, chars: Sequence[str], longest: int = 2) -> dict[int, set[Tokens]]:
+    """byte of prefix + text -> all canonical contexts that end there: token prefixes of the encodings of every text that
+    begins with these bytes and goes on with the true text or with up to `longest` characters of the alphabet."""
+    prefix = vocabulary.prefix_bytes
+    data, probes = prefix + text.encode(), [p.encode() for p in strings(chars, longest)]
+    two_bytes = two_byte_characters(bytes_in_use(chars), bytes_in_use(chars))
+    found: dict[int, set[Tokens]] = {p: set() for p in range(len(data) + 1)}
+    for place in found:
+        heads = completions(data[: max(place, len(prefix))], two_bytes)
+        for full in {data, *(head + probe for head in heads for probe in probes)}:
+            ids = vocabulary.tokenizer.encode(full[len(prefix) :].decode(), add_special_tokens=False).ids
+            end, n = 0, 0
+            while end < place and n < len(ids):
+                end += len(vocabulary.token_bytes[ids[n]] or b"")
+                n += 1
+            if end == place:
+                found[place].add(tuple(ids[:n]))
+    return found
+
+
+@dataclass
+class Leaf:
+    """One context and one teacher token past a boundary: absolute mass, what the student's encoding says, if anything."""
+
+    context: Tokens
+    token: int
+    mass: float
+    first: int | None
+
+
+@dataclass
+class Target:
+    """One boundary by brute force, absolute masses: per student token [Vs], excluded, and what unevaluated contexts hold."""
+
+    mass: np.ndarray
+    excluded: float = 0.0
+    missed: float = 0.0
+    leaves: list[Leaf] = field(default_factory=list)
+
+
+def evaluated(
+    teacher: Vocabulary, text: str, chars: Sequence[str], given: Tokens, wanted: Sequence[int]
+) -> tuple[set[Tokens], set[Tokens]]:
+    """(contexts that the engine evaluates, all canonical contexts) after the given token: those at wanted bytes, the
+    trunk, and all their ancestors."""
+    ids = tuple(teacher.tokenizer.encode(text, add_special_tokens=False).ids)
+    found = contexts_of(teacher, text, chars)
+    everything = {c for cs in found.values() for c in cs if len(c) >= len(given) and c[: len(given)] == given}
+    start = sum(len(teacher.token_bytes[t] or b"") for t in given)
+    ends = [ids, *(c for place in wanted if place >= start for c in found[place] if c in everything)]
+    chosen = {c[:n] for c in ends for n in range(len(given), len(c) + 1)}
+    assert chosen <= everything, "a prefix of a canonical context is not canonical"
+    return chosen, everything
+
+
+def targets(
+    teacher: Vocabulary,
+    student: Vocabulary,
+    table: TableTeacher,
+    text: str,
+    bos: Tokens,
+    *,
+    every_byte: bool = False,
+    along_text: bool = True,
+) -> list[Target | None]:
+    """All n + 1 boundaries; None where nothing is asked of the teacher (before its given token).
+
+    A leaf that is itself an evaluated context before the next boundary is split by the next teacher token (`along_text`).
+    """
+    prefix = teacher.prefix_bytes
+    s_ids, s_ends = student.encode(text)
+    given = () if bos else tuple(teacher.tokenizer.encode(text, add_special_tokens=False).ids[:1])
+    start = len(table.bytes_of(given))
+    places = [len(prefix), *(len(prefix) + e for e in s_ends)]
+    data = prefix + text.encode()
+    wanted = list(range(len(data) + 1)) if every_byte else places
+    chosen, everything = evaluated(teacher, text, table.chars, given, wanted)
+    out: list[Target | None] = []
+    for k, (place, following) in enumerate(zip(places, [*places[1:], 0], strict=True)):
+        if place < start:
+            out.append(None)
+            continue
+        inner = {c for c in chosen if along_text and place < len(table.bytes_of(c)) < following}
+        target = Target(np.zeros(student.size))
+        for context in sorted(everything):
+            if len(table.bytes_of(context)) > place and context not in inner:
+                continue
+            for leaf in _leaves(context, data[:place], k, len(prefix), len(given), student, s_ids, table):
+                if (*context, leaf.token) in inner:
+                    continue
+                if context not in chosen:
+                    if leaf.token in table.followers(context):  # a bound on canonical contexts, not on what a raw model adds
+                        target.missed += leaf.mass
+                    continue
+                target.leaves.append(leaf)
+                if leaf.first is None:
+                    target.excluded += leaf.mass
+                else:
+                    target.mass[leaf.first] += leaf.mass
+        out.append(target)
+    return out
+
+
+def _leaves(
+    context: Tokens,
+    before: bytes,
+    k: int,
+    prefix: int,
+    given: int,
+    student: Vocabulary,
+    s_ids: list[int],
+    table: TableTeacher,
+) -> Iterator[Leaf]:
+    """Leaves of one context at boundary k. The closed answer: encode x[:e] + r as if the text ended there."""
+    here = table.bytes_of(context)
+    weight = sum(table.logp(context[:i])[context[i]] for i in range(given, len(context)))
+    probability = np.exp(weight + table.logp(context))
+    for token in np.flatnonzero(probability):
+        piece, mass = table.vocabulary.token_bytes[token], float(probability[token])
+        full = here + (piece or b"")
+        if piece is not None and len(full) > len(before) and full.startswith(before):
+            answer = encode_closed(student, full[prefix:])
+        elif piece is None and len(here) > len(before):  # the text ends past the boundary
+            answer = encode_closed(student, here[prefix:])
+        elif piece is None and (here == before or (k == 0 and not context)):  # here; no token at all is the empty text
+            role = table.vocabulary.specials[int(token)]
+            counts = role == "eos" and _is_text(before[prefix:]) and encode_closed(student, before[prefix:]) == s_ids[:k]
+            yield Leaf(context, int(token), mass, student.eos_id if counts else None)
+            continue
+        else:
+            continue
+        same = answer[:k] == s_ids[:k] and len(answer) > k
+        yield Leaf(context, int(token), mass, answer[k] if same else None)
+
+
+def _is_text(data: bytes) -> bool:
+    """A text does not end inside a character."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def truth(
+    student: Vocabulary, table: TableTeacher, text: str, k: int, *, budget: int, slack: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Bounds [Vs] on q_k of a masked teacher with BOS by enumerating whole texts, heaviest prefixes first.
+
+    Stops when the texts not seen hold at most `slack` of the mass at this boundary, or after `budget` contexts: then None.
+    """
+    s_ids, s_ends = student.encode(text)
+    want = table.vocabulary.prefix_bytes + text.encode()[: ([0, *s_ends])[k]]
+    mass, pending = np.zeros(student.size), 1.0
+    heap: list[tuple[float, Tokens]] = [(-1.0, ())]
+    end = table.vocabulary.eos_id
+    assert student.eos_id is not None
+    while heap:
+        if pending <= slack * mass.sum():
+            total = mass.sum() + pending
+            return mass / total, (mass + pending) / total
+        if budget == 0:
+            return None
+        budget -= 1
+        weight, context = heapq.heappop(heap)
+        pending += weight
+        here = table.bytes_of(context)
+        for token, p in enumerate(np.exp(table.logp(context)).tolist()):
+            if p == 0:
+                continue
+            if token == end:
+                own = here[len(table.vocabulary.prefix_bytes) :].decode()
+                answer = student.tokenizer.encode(own, add_special_tokens=False).ids
+                if answer[:k] == s_ids[:k] and len(answer) >= k:
+                    mass[answer[k] if len(answer) > k else student.eos_id] += -weight * p
+                continue
+            grown = here + (table.vocabulary.token_bytes[token] or b"")
+            if grown.startswith(want) or want.startswith(grown):
+                heapq.heappush(heap, (weight * p, (*context, token)))
+                pending -= weight * p
+    total = mass.sum()
+    return (mass / total, mass / total) if total > 0 else None

@@ -1,0 +1,329 @@
+"""Stage 4: the context tree holds every context that a real tokenization passes through, and nothing that none does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from engine.bpe import build_merge_table
+from engine.contexts import NO_NODE, ContextBuilder, ContextTree
+from engine.split import build_splitter
+from engine.vocab import Vocabulary, load_vocabulary
+from schemas.errors import BadDocument
+from tests.vocabularies import ALL, BYTE_LEVEL, EFFORT, builder, byte_level, needs_shared, save, texts, vocabulary
+
+FRAGMENTS = [
+    "the", "The", " quick", "don't", "I'll", " 'S", "it's", "''", "'", "12", "3456789", " 7", "x1y", " ", "  ", "   ", "\n",
+    "\n\n", "\r\n", "\n  ", "\t", " \n ", ".", "...", ", ", "?!", " (", "<", "<tool_call>", "</", "//", "#", "猫", "日本語",
+    "한국", "é", "naïve", "ß", " Привет", "שלום", "👩\u200d👩\u200d👧", "😀", " ❤\ufe0f", "\u00a0", "\u2009", "\u3000", "½",
+    " — ", "…", "ability", " internationalization", "AAAA", "helloWorld", "HTTPServer",
+]  # fmt: skip
+CONTINUATIONS = [
+    "", "a", "s", "ing", "A", "1", "23", " ", "  ", " a", " A", "   b", " 1", "\n", "\n\n", "\r\n", "\n a", " \n", "\t", ".", ",",
+    "!!", "'", "'s", "'t", "'ll", "'LL", "-", "/", "<", ">", "(", "é", "Ж", "ж", "猫", "語", "한", "😀", "\u0301", "\u200d",
+    "\u3000", "\u00a0", "½", "٣", "ŋ", "ƍ", "ɤ", "ꙮ", "Ꙩ", "ǅ", "꙰", "ლ", "ჟ", "\x00", "tool_call>", "tool_call> x", "€", "𐐀",
+    "𝟘", "𓀀", "\U000e0041", "\x7f", "\x01", "ഋ", "྾", "ʘ", " ꙮ", "\nꙮ", ".ꙮ", "ꙮꙮ", "\u2009a", " ½", "\u2028",
+]  # fmt: skip
+
+
+def mixed(rng: random.Random) -> str:
+    return "".join(rng.choices(FRAGMENTS, k=rng.randrange(1, 9)))
+
+
+def real(rng: random.Random) -> str:
+    text = rng.choice(texts())
+    at = rng.randrange(len(text))
+    return text[at : at + rng.randrange(4, 40)]
+
+
+def given_token(vocab: Vocabulary) -> tuple[int, ...]:
+    """A token to stand before every text, so that no first token is special (not all tokenizers have a BOS)."""
+    return (vocab.bos_id or vocab.eos_id or 0,)
+
+
+def encodable(vocab: Vocabulary, text: str) -> list[int] | None:
+    try:
+        return vocab.encode(text)[0] if text else None
+    except BadDocument:
+        return None
+
+
+def documents(name: str, count: int) -> Iterator[tuple[str, list[int], bytes]]:
+    """(text, ids, prefix + text) of texts that the tokenizer keeps."""
+    vocab, rng = vocabulary(name), random.Random(name)
+    while count:
+        text = mixed(rng) if rng.random() < 0.6 else real(rng)
+        if name == "babyllama-tok105":
+            text = "".join(c for c in text if c.encode() in vocab.id_of_bytes)
+        ids = encodable(vocab, text)
+        if ids is not None:
+            count -= 1
+            yield text, ids, vocab.prefix_bytes + text.encode()
+
+
+@cache
+def characters_like(head: bytes) -> tuple[str, ...]:
+    """Some characters whose UTF-8 begins with these bytes: the lowest, the highest and a few between."""
+    found, size = [], 2 if head[0] < 0xE0 else 3 if head[0] < 0xF0 else 4
+    rng = random.Random(head)
+    fixed = [bytes([0x80] * 3), bytes([0xBF] * 3), bytes([0xA0] * 3), bytes([0x80, 0xA8, 0x80])]
+    for tail in fixed + [bytes(rng.randrange(0x80, 0xC0) for _ in range(3)) for _ in range(12)]:
+        try:
+            found.append((head + tail[: size - len(head)]).decode())
+        except UnicodeDecodeError:
+            continue  # no character has these bytes
+    return tuple(dict.fromkeys(found))
+
+
+def continued(text: str, place: int, more: list[str]) -> Iterator[str]:
+    """Texts whose UTF-8 begins with the first `place` bytes of `text`'s: the text itself, and other ends."""
+    raw = text.encode()
+    whole = len(raw[:place].decode("utf-8", "ignore").encode())
+    yield text
+    heads = [raw[:place].decode()] if whole == place else []
+    if whole < place:
+        heads = [raw[:whole].decode() + c for c in characters_like(raw[whole:place])]
+    for head in heads:
+        for tail in more:
+            yield head + tail
+
+
+def walk(tree: ContextTree, path: list[int]) -> tuple[int, int]:
+    """(node reached, number of tokens of `path` that the tree holds) from the given token on."""
+    node = tree.given
+    for k, token in enumerate(path):
+        child = tree.children.get((node, token))
+        if child is None:
+            return node, k
+        node = child
+    return node, len(path)
+
+
+def path_to(tree: ContextTree, node: int) -> list[int]:
+    out = []
+    while node > tree.given:
+        out.append(tree.token[node])
+        node = tree.parent[node]
+    return out[::-1]
+
+
+def boundaries(vocab: Vocabulary, ids: list[int]) -> dict[int, int]:
+    """byte of prefix + text -> number of tokens before it."""
+    end, out = 0, {0: 0}
+    for k, token in enumerate(ids):
+        end += len(vocab.token_bytes[token] or b"")
+        out[end] = k + 1
+    return out
+
+
+# ==== completeness
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ALL)
+def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str) -> None:
+    """For the document, each of its bytes, and continuations of all kinds from there: where the real tokenization of
+    text[:byte] + continuation has a boundary, the tokens before it are a node of that byte."""
+    vocab, make, rng = vocabulary(name), builder(name), random.Random(name)
+    seen = missing = several = 0
+    examples = []
+    for text, ids, data in documents(name, 22 * EFFORT):
+        shift = len(vocab.prefix_bytes)
+        tree = make.build(data, ids, list(range(len(data) + 1)), given_token(vocab))
+        several += sum(len(nodes) > 1 for nodes in tree.at_byte.values())
+        for place in range(len(data) - shift + 1):
+            for other in set(continued(text, place, rng.sample(CONTINUATIONS, 6))):
+                tokens = encodable(vocab, other)
+                count = boundaries(vocab, tokens).get(place + shift) if tokens is not None else None
+                if tokens is None or count is None or (place == 0 and count):
+                    continue
+                seen += 1
+                node, held = walk(tree, tokens[:count])
+                if held < count or node not in tree.at_byte.get(place + shift, []):
+                    missing += 1
+                    examples.append((text, place, other, tokens[:count]))
+    assert seen > (400 if name == "babyllama-tok105" else 1500)
+    assert not missing, f"{missing} of {seen}: {examples[:4]}"
+    assert (several > 0) == (vocab.kind == "bytelevel")  # look-ahead over whitespace makes second contexts
+
+
+# ==== soundness
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ALL)
+def test_every_node_is_a_context_of_some_text(name: str) -> None:
+    """Each node of each byte is witnessed: some text that begins with these bytes has these tokens in front."""
+    vocab, make = vocabulary(name), builder(name)
+    unseen, count = [], 0
+    shift = len(vocab.prefix_bytes)
+    for text, ids, data in documents(name, 6 * EFFORT):
+        tree = make.build(data, ids, list(range(shift, len(data) + 1)), given_token(vocab))
+        for place, nodes in tree.at_byte.items():
+            wanted = {tuple(path_to(tree, node)) for node in nodes}
+            assert all(tree.end[node] == place for node in nodes) and len(wanted) == len(nodes)
+            count += len(nodes)
+            for other in continued(text, place - shift, CONTINUATIONS):
+                if not wanted:
+                    break
+                tokens = encodable(vocab, other) or []
+                wanted = {path for path in wanted if tuple(tokens[: len(path)]) != path}
+            unseen += [(text, place, path) for path in wanted]
+    assert count > 60
+    assert not unseen, f"{len(unseen)} of {count}: {unseen[:4]}"
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ALL)
+def test_the_trunk_is_the_document_and_parents_come_first(name: str) -> None:
+    vocab, make, rng = vocabulary(name), builder(name), random.Random(name)
+    for _, ids, data in documents(name, 10):
+        wanted = sorted(rng.sample(range(len(data) + 1), min(6, len(data))))
+        tree = make.build(data, ids, wanted, given_token(vocab))
+        assert [tree.token[n] for n in tree.trunk] == ids and tree.token[tree.given] == given_token(vocab)[-1]
+        assert tree.end[tree.trunk[-1]] == len(data)
+        for node, parent in enumerate(tree.parent):
+            assert parent < node and tree.depth[node] == (0 if parent == NO_NODE else tree.depth[parent] + 1)
+            if parent != NO_NODE:
+                assert tree.end[node] == tree.end[parent] + len(vocab.token_bytes[tree.token[node]] or b"")
+                assert tree.children[parent, tree.token[node]] == node
+                assert data[tree.end[parent] : tree.end[node]] == vocab.token_bytes[tree.token[node]]
+        assert set(tree.at_byte) == set(wanted)
+        for place, nodes in tree.at_byte.items():
+            on_trunk = [n for n in tree.trunk if tree.end[n] == place]
+            assert set(on_trunk[-1:]) <= set(nodes) and len(set(nodes)) == len(nodes)
+
+
+# ==== the fringe
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ALL)
+def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
+    """A boundary before a wanted byte, with a token over it: its context is in the tree, or leaves it by a fringe entry
+    of that byte. And every entry is a canonical context that ends before the byte and is not in the tree."""
+    vocab, make, rng = vocabulary(name), builder(name), random.Random(name)
+    shift = len(vocab.prefix_bytes)
+    crossing = outside = entries = 0
+    lost, unseen = [], []
+    for text, ids, data in documents(name, 12 * EFFORT):
+        wanted = sorted(rng.sample(range(shift, len(data) + 1), min(len(data) - shift, 1 + len(data) // 4)))
+        tree = make.build(data, ids, wanted, given_token(vocab))
+        for place in wanted:
+            fringe = set(tree.fringe[place])
+            assert len(fringe) == len(tree.fringe[place])
+            pending = set()
+            for node, token in fringe:
+                assert (node, token) not in tree.children
+                assert tree.end[node] + len(vocab.token_bytes[token] or b"") < place
+                pending.add((*path_to(tree, node), token))
+            entries += len(fringe)
+            others = [t for t in continued(text, place - shift, CONTINUATIONS)]
+            for other in others:
+                tokens = encodable(vocab, other)
+                if tokens is None:
+                    continue
+                pending = {path for path in pending if tuple(tokens[: len(path)]) != path}
+                at = max(byte for byte in boundaries(vocab, tokens) if byte <= place)
+                if at == place or at < shift:
+                    continue
+                crossing += 1
+                count = boundaries(vocab, tokens)[at]
+                node, held = walk(tree, tokens[:count])
+                if held < count:
+                    outside += 1
+                    if (node, tokens[held]) not in fringe:
+                        lost.append((text, place - shift, other, tokens[:count], held))
+            unseen += [(text, place - shift, path) for path in pending]
+    assert crossing > 300
+    assert not lost, f"{len(lost)} of {outside} outside ({crossing}): {lost[:4]}"
+    assert len(unseen) <= 0.5 * entries, f"{len(unseen)} of {entries}: {unseen[:4]}"
+
+
+# ==== special cases
+
+
+def small(to: Path, **changes: object) -> tuple[Vocabulary, ContextBuilder]:
+    merges = [(b"a", b"b"), (b"ab", b"c"), (b" ", b"a")]
+    pattern = r" ?\p{L}+|\s+(?!\S)|\s+|."
+    spec = byte_level(merges, vocab=[b"\n", b"abab"], pattern=pattern, ignore_merges=True)
+    vocab = load_vocabulary(save({**spec, **changes}, to))
+    return vocab, ContextBuilder(vocab, build_merge_table(vocab), build_splitter(vocab))
+
+
+def test_whole_words_of_ignore_merges_are_second_contexts(tmp_path: Path) -> None:
+    """`abab` is one token as a whole word and two where the word goes on: both are contexts at its end."""
+    vocab, make = small(tmp_path)
+    whole, ab = vocab.id_of_bytes[b"abab"], vocab.id_of_bytes[b"ab"]
+    assert vocab.encode("abab")[0] == [whole] and vocab.encode("ababc")[0] == [ab, vocab.id_of_bytes[b"abc"]]
+    for text in ("abab", "ababab", "abab\n"):
+        tree = make.build(text.encode(), vocab.encode(text)[0], [4], (0,))
+        assert sorted(path_to(tree, n) for n in tree.at_byte[4]) == sorted([[whole], [ab, ab]])
+    tree = make.build(b"abab\n", vocab.encode("abab\n")[0], [2], (0,))
+    assert [path_to(tree, n) for n in tree.at_byte[2]] == [[ab]]
+
+
+def test_contexts_in_runs_of_whitespace(tmp_path: Path) -> None:
+    """After `ab  `: `[ab, " ", " "]` where the last space may join a word, and `[ab, "  "]`-like where more space follows."""
+    vocab, make = small(tmp_path)
+    space = vocab.id_of_bytes[b" "]
+    tree = make.build(b"ab  abc", vocab.encode("ab  abc")[0], [3, 4], (0,))
+    ab = vocab.id_of_bytes[b"ab"]
+    assert [path_to(tree, n) for n in tree.at_byte[4]] == [[ab, space, space]]
+    assert [tree.end[n] for n in tree.trunk] == [2, 3, 5, 6, 7]  # ` a` takes the second space, then b and c have no merge
+
+
+def test_without_bos_the_first_token_is_given(tmp_path: Path) -> None:
+    vocab, make = small(tmp_path)
+    ids = vocab.encode("abab\nab")[0]
+    tree = make.build(b"abab\nab", ids, [0, 2, 4, 5, 6, 7], ())
+    assert tree.given == 0 and tree.token[0] == ids[0] and tree.parent[0] == NO_NODE
+    assert 2 not in tree.at_byte and 0 not in tree.at_byte  # before the end of the given token there is nothing to ask
+    for nodes in tree.at_byte.values():
+        for node in nodes:
+            while tree.parent[node] != NO_NODE:
+                node = tree.parent[node]
+            assert node == 0
+    with pytest.raises(BadDocument) as caught:
+        make.build(b"ab", vocab.encode("ab")[0], [2], ())
+    assert caught.value.reason == "too_short" and "1 teacher token" in caught.value.detail
+    assert make.build(b"ab", vocab.encode("ab")[0], [2], (0,)).trunk == [1]
+
+
+def test_several_given_tokens(tmp_path: Path) -> None:
+    vocab, make = small(tmp_path)
+    tree = make.build(b"ab", vocab.encode("ab")[0], [0, 1, 2], (1, 2, 3))
+    assert tree.given == 2 and tree.token[:3] == [1, 2, 3] and tree.end[:3] == [0, 0, 0] and tree.at_byte[0] == [2]
+    assert [tree.depth[n] for n in tree.trunk] == [3]
+
+
+@needs_shared
+def test_a_monstrous_pre_token_goes_to_quarantine() -> None:
+    vocab, make = vocabulary("gpt2"), builder("gpt2")
+    text = "a" * 6000
+    with pytest.raises(BadDocument) as caught:
+        make.build(text.encode(), vocab.encode(text)[0], [5999], (50256,))
+    assert caught.value.reason == "too_long" and "4096 units at byte 0" in caught.value.detail
+
+
+@needs_shared
+def test_how_many_contexts_a_byte_has() -> None:
+    """One almost everywhere: in prose at most a few per cent more nodes than bytes asked."""
+    for name in ("gpt2", "llama-3", "qwen2.5", "llama-2"):
+        vocab, make = vocabulary(name), builder(name)
+        text = "Once upon a time, there was a little dog named Max. He liked to run in the park with his friends."
+        ids = vocab.encode(text)[0]
+        data = vocab.prefix_bytes + text.encode()
+        tree = make.build(data, ids, list(range(len(data) + 1)), given_token(vocab))
+        contexts = sum(len(nodes) for nodes in tree.at_byte.values())
+        assert len(data) <= contexts <= 1.1 * len(data)
+        assert vocab.kind == "bytelevel" or contexts == len(tree.token)
+
+
+@needs_shared
+def test_kinds_covered() -> None:
+    assert {vocabulary(name).kind for name in ALL} == {"bytelevel", "sentencepiece"} and len(BYTE_LEVEL) == 11

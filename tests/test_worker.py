@@ -1,0 +1,52 @@
+"""The actor's inside without Ray: publishing a unit, and joining a unit whose documents were scored one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.corpus import read_units, scan_corpus
+from engine.outfolder import read_quarantine, sealed_units
+from engine.plan import make_plan, pin
+from engine.shards import open_output, publish_unit
+from engine.stream import Targets
+from jobs.events import Died
+from jobs.worker import UnitWorker, join_outcomes
+from schemas.runfile import load_run
+from tests.runs import TEXTS, score_here, write_run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return score_here(write_run(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.parametrize("killers", [{1}, set(range(len(TEXTS)))], ids=["one killer", "all killers"])
+def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int], whole: Path, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path))
+    scan = scan_corpus(run.corpus, run.base_dir)
+    plan = make_plan(run, scan)
+    open_output(run.output, plan)
+    worker = UnitWorker(pin(run), plan)
+    for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
+        outcomes = [(d, Died("signal 9") if d.doc_row in killers else worker.score_alone(d)) for d in documents]
+        joined = join_outcomes(plan, outcomes)
+        assert (joined.stats["documents"], joined.stats["quarantined"]) == (
+            len(documents),
+            sum(d.doc_row in killers for d in documents),
+        )
+        publish_unit(run.output, plan, unit.index, joined.products, joined.quarantine, joined.stats)
+    assert len(sealed_units(run.output)) == len(plan.units)
+    records = [record for index in range(len(plan.units)) for record in read_quarantine(run.output, index)]
+    assert {record["doc_row"] for record in records} == killers
+    assert {(record["reason"], record["detail"]) for record in records} == {("worker_died", "signal 9")}
+    for product in ("teacher", "sp", "bl"):
+        left = [d for i, d in enumerate(Targets(whole, product).documents()) if i not in killers]
+        found = list(Targets(run.output, product, allow_partial=True).documents())
+        assert [d.doc_id for d in found] == [d.doc_id for d in left]
+        for mine, wanted in zip(found, left, strict=True):
+            assert mine.token_ids.tolist() == wanted.token_ids.tolist()
+            # a document alone in its batch may differ in the last bit before storage: one step of 10 mantissa bits
+            np.testing.assert_allclose(mine.gold_logp, wanted.gold_logp, rtol=2**-9, atol=1e-5)

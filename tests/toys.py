@@ -1,0 +1,329 @@
+"""Random toy tokenizers, table-driven teachers, and a harness that runs the real pipeline over them.
+
+A toy tokenizer is a real `tokenizers` BPE over a handful of characters, saved and read back by the real loader. A table
+teacher is p(next token | last one or two tokens) from a seeded hash, float64, so that every probability is known. The
+harness feeds its log-probabilities to the real Emitter by node path; no engine code is replaced.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from engine.boundaries import Aligner
+from engine.bpe import build_merge_table
+from engine.contexts import ContextBuilder, ContextTree
+from engine.emit import Emitter, Prepared, Rows
+from engine.pushforward import PushForward
+from engine.rules import RuleBook, TeacherTokens
+from engine.split import build_splitter
+from engine.vocab import SPACE_MARK, Vocabulary, byte_alphabet, load_vocabulary
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTE_LEVEL = ("none", "gpt2", "llama3", "digits", "number")
+SENTENCEPIECE = ("prepend", "never", "bare")
+POOL = ("a", "b", "s", " ", "1", "'", "\n", "é", "×", "\u00a0")
+SPELL = {byte: char for char, byte in byte_alphabet().items()}
+
+
+def alphabet(rng: random.Random) -> tuple[str, ...]:
+    """Three to five characters, a letter and the space among them (a SentencePiece side always has the space)."""
+    weights = (6, 3, 2, 5, 3, 2, 2, 3, 2, 1)
+    size = rng.choice((3, 4, 4, 5))
+    chosen = {"a", " "}
+    while len(chosen) < size:
+        chosen.add(rng.choices(POOL, weights)[0])
+    return tuple(sorted(chosen))
+
+
+def toy(rng: random.Random, folder: Path, style: str, chars: Sequence[str], *, whole: bool, merges: int) -> Vocabulary:
+    """One random tokenizer through the real loader. `whole`: ignore_merges, and words that only it can make
+    (byte-level only)."""
+    tokenizer = _byte_level(rng, style, chars, whole, merges) if style in BYTE_LEVEL else _sentencepiece(rng, style, chars, merges)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
+    return load_vocabulary(str(folder))
+
+
+def _byte_level(rng: random.Random, style: str, chars: Sequence[str], whole: bool, merges: int) -> Tokenizer:
+    symbols = sorted(SPELL[b] for b in bytes_in_use(chars))
+    vocab, made = _random_merges(rng, symbols, merges)
+    if whole:
+        vocab += {"".join(rng.choices(symbols, k=rng.choice((2, 3)))) for _ in range(3)} - set(vocab)
+    rng.shuffle(vocab)
+    ids = {token: i for i, token in enumerate(["<s>", "</s>", "<x>", *vocab])}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=made, ignore_merges=whole))
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    patterned = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = {
+        "none": bytes_only,
+        "gpt2": patterned,
+        "llama3": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), bytes_only]),
+        "digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), patterned]),
+        "number": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), bytes_only]),
+    }[style]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>", "<x>")])
+    return tokenizer
+
+
+def _sentencepiece(rng: random.Random, style: str, chars: Sequence[str], merges: int) -> Tokenizer:
+    symbols = [SPACE_MARK, *(c for c in chars if c != " " and (c.isascii() or rng.random() < 0.5))]
+    vocab, made = _random_merges(rng, symbols, merges)
+    rng.shuffle(vocab)
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *vocab]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(names)},
+            merges=made,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    marks = normalizers.Replace(" ", SPACE_MARK)
+    if style == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE_MARK), marks])
+    elif style == "bare":
+        tokenizer.normalizer = marks
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=rng.random() < 0.5)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    return tokenizer
+
+
+def _random_merges(rng: random.Random, symbols: list[str], count: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Random merges of random tokens; some tokens have two merges."""
+    vocab, made = list(symbols), []
+    for _ in range(count):
+        left, right = rng.choice(vocab), rng.choice(vocab)
+        if len(left + right) <= 4 and (left, right) not in made:
+            made.append((left, right))
+            if left + right not in vocab:
+                vocab.append(left + right)
+    return vocab, made
+
+
+def bytes_in_use(chars: Sequence[str]) -> set[int]:
+    """The bytes of an alphabet; beside two-byte characters also the tails of ², µ, ÷ and ÿ, so that after a lead byte
+    the character can still become a number, a sign or a letter."""
+    own = {b for c in chars for b in c.encode()}
+    return own | {0xB2, 0xB5, 0xB7, 0xBF} if max(own) >= 0x80 else own
+
+
+def strings(chars: Sequence[str], longest: int) -> list[str]:
+    """All strings of at most `longest` characters, the empty one first; closed under suffixes."""
+    return ["".join(s) for n in range(longest + 1) for s in itertools.product(chars, repeat=n)]
+
+
+class TableTeacher:
+    """p(t | context) from a hash of the context's last `order` tokens. Masked: only what keeps the text canonical.
+
+    Raw: any token may follow, the end with 0.2 to 0.5, other specials with a little, byte tokens outside the alphabet
+    never. Masked: the end only where the tokens are the encoding of their own bytes, a token only where some
+    continuation of up to two characters is encoded with it; renormalised. So every text that it generates is canonical.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, chars: Sequence[str], seed: int, *, masked: bool, order: int = 1, sharp: float = 1.5
+    ) -> None:
+        self.vocabulary, self.chars, self.seed, self.masked = vocabulary, chars, seed, masked
+        self.order, self.sharp = order, sharp
+        self.probes = strings(chars, 2)
+        own = bytes_in_use(chars)
+        self.two_bytes = two_byte_characters(own, own)
+        fallback = set(vocabulary.fallback_ids)
+        self.usable = [
+            i
+            for i, piece in enumerate(vocabulary.token_bytes)
+            if piece is not None and not (i in fallback and piece[0] not in own)
+        ]
+        self._known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def logp(self, context: tuple[int, ...]) -> np.ndarray:
+        """float64 [size] log-probabilities after `context`, the text's tokens so far (BOS not among them)."""
+        known = self._known.get(context)
+        if known is None:
+            known = self._known[context] = self._compute(context)
+        return known
+
+    def _compute(self, context: tuple[int, ...]) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, len(context[-self.order :]), *context[-self.order :]])
+        weight = np.exp(self.sharp * rng.standard_normal(self.vocabulary.size))
+        keep = np.zeros(self.vocabulary.size)
+        keep[self.followers(context) if self.masked else self.usable] = 1
+        end = rng.uniform(0.2, 0.5)
+        weight *= keep
+        if weight.sum() > 0:
+            weight *= (1 - end) / weight.sum()
+        if not self.masked:
+            for token, role in self.vocabulary.specials.items():
+                weight[token] = end if role == "eos" else 0.01
+        elif self._encode(self.bytes_of(context)) == list(context):
+            assert self.vocabulary.eos_id is not None
+            weight[self.vocabulary.eos_id] = end
+        if weight.sum() == 0:
+            raise AssertionError(f"{self.vocabulary.name}: the masked teacher was asked after {context}, which it never says")
+        with np.errstate(divide="ignore"):
+            return np.log(weight / weight.sum())
+
+    def bytes_of(self, context: Iterable[int]) -> bytes:
+        return b"".join(self.vocabulary.token_bytes[t] or b"" for t in context)
+
+    def _encode(self, data: bytes) -> list[int] | None:
+        """Real encoding of prefix + text; None when the bytes are no text or do not begin with the prefix."""
+        prefix = self.vocabulary.prefix_bytes
+        try:
+            text = data[len(prefix) :].decode()
+        except UnicodeDecodeError:
+            return None
+        if data and not data.startswith(prefix):
+            return None
+        return self.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def followers(self, context: tuple[int, ...]) -> list[int]:
+        """Tokens t such that some text is encoded as context, t, ...; sorted."""
+        head, n = self.bytes_of(context), len(context)
+        found: set[int] = set()
+        for token in self.usable:
+            grown = head + (self.vocabulary.token_bytes[token] or b"")
+            for completed in completions(grown, self.two_bytes):
+                for probe in self.probes:
+                    if token in found:
+                        break
+                    ids = self._encode(completed + probe.encode())
+                    if ids is not None and tuple(ids[:n]) == context and len(ids) > n:
+                        found.add(ids[n])
+        return sorted(found)
+
+    def sample(self, rng: random.Random, longest: int) -> str | None:
+        """One generated text of at most `longest` tokens, or None when it did not end by then."""
+        context: tuple[int, ...] = ()
+        for _ in range(longest + 1):
+            weight = np.exp(self.logp(context))
+            token = rng.choices(range(len(weight)), weight.tolist())[0]
+            if token == self.vocabulary.eos_id:
+                return self.bytes_of(context)[len(self.vocabulary.prefix_bytes) :].decode()
+            context = (*context, token)
+        return None
+
+
+def two_byte_characters(leads: Iterable[int], tails: Iterable[int]) -> list[str]:
+    """All characters of two bytes with these leads and tails (the alphabet's bytes also spell characters outside it)."""
+    tails = sorted(b for b in tails if 0x80 <= b < 0xC0)
+    return [bytes([lead, tail]).decode() for lead in sorted(leads) if 0xC2 <= lead < 0xE0 for tail in tails]
+
+
+def completions(data: bytes, chars: Sequence[str]) -> list[bytes]:
+    """`data` itself when it is whole characters; else with its last character completed to one of `chars`."""
+    for cut in range(min(4, len(data)) + 1):
+        try:
+            data[: len(data) - cut].decode()
+        except UnicodeDecodeError:
+            continue
+        tail = data[len(data) - cut :]
+        if not tail:
+            return [data]
+        return [data + c.encode()[cut:] for c in chars if len(c.encode()) > cut and c.encode().startswith(tail)]
+    return []
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A teacher and a student tokenizer with all that the engine derives from them."""
+
+    teacher: Vocabulary
+    student: Vocabulary
+    chars: tuple[str, ...]
+    along_text: bool = True
+
+    @cached_property
+    def builder(self) -> ContextBuilder:
+        return ContextBuilder(self.teacher, build_merge_table(self.teacher), build_splitter(self.teacher))
+
+    @cached_property
+    def aligner(self) -> Aligner:
+        merges, splitter = build_merge_table(self.student), build_splitter(self.student)
+        book = RuleBook(TeacherTokens(self.teacher), self.student, merges, splitter)
+        return Aligner(book, self.teacher.prefix_bytes, along_text=self.along_text)
+
+    @cached_property
+    def emitter(self) -> Emitter:
+        assert self.teacher.eos_id is not None
+        ends = (self.teacher.eos_id,)
+        push = PushForward(
+            self.aligner.book,
+            teacher_rows=self.teacher.size,
+            end_ids=ends,
+            special_ids=sorted(self.teacher.specials),
+            device=torch.device("cpu"),
+        )
+        real = torch.ones(self.teacher.size, dtype=torch.bool)
+        return Emitter(self.student.size, real, ends, {"student/toy": push})
+
+    def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Prepared:
+        """What Scorer._prepare does for one text and one student. Raises BadDocument."""
+        raw, shift = text.encode(), len(self.teacher.prefix_bytes)
+        ids, ends = self.teacher.encode(text)
+        s_ids, s_ends = self.student.encode(text)
+        wanted = range(shift, shift + len(raw) + 1) if every_byte else sorted({shift, *(e + shift for e in s_ends)})
+        tree = self.builder.build(self.teacher.prefix_bytes + raw, ids, list(wanted), bos)
+        boundaries = self.aligner.boundaries(tree, raw, s_ids, s_ends)
+        assert self.teacher.eos_id is not None and self.student.eos_id is not None
+        own = ([*ids, self.teacher.eos_id], [*ends, len(raw)], None)
+        other = ([*s_ids, self.student.eos_id], [*s_ends, len(raw)], boundaries)
+        return Prepared(tree, {"teacher": own, "student/toy": other})
+
+    def emit(self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None) -> dict[str, Rows]:
+        """The real Emitter; `broken`: (document, node) whose row of log-probabilities is NaN."""
+        where = [(i, node) for i, doc in enumerate(docs) for node in range(len(doc.tree.token))]
+
+        def logits(hidden_C1: torch.Tensor) -> torch.Tensor:
+            rows = []
+            for number in hidden_C1[:, 0].long().tolist():
+                i, node = where[number]
+                if (i, node) in (broken or ()):
+                    rows.append(np.full(self.teacher.size, np.nan))
+                else:
+                    rows.append(table.logp(path_of(docs[i].tree, node, self.teacher)))
+            return torch.from_numpy(np.array(rows))
+
+        return self.emitter.emit(docs, torch.arange(len(where), dtype=torch.float64)[:, None], logits)
+
+
+def path_of(tree: ContextTree, node: int, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The text tokens from the root to a node, BOS left out."""
+    path: list[int] = []
+    while node >= 0:
+        path.append(tree.token[node])
+        node = tree.parent[node]
+    return tuple(t for t in reversed(path) if t not in vocabulary.specials)
+
+
+def random_pair(rng: random.Random, folder: Path) -> Pair:
+    """Two random tokenizers over one alphabet, of any two styles."""
+    chars = alphabet(rng)
+    name = "".join(rng.choices(string.ascii_lowercase, k=12))
+    styles = [rng.choice(BYTE_LEVEL * 2 + SENTENCEPIECE) for _ in range(2)]
+    sides = [
+        toy(rng, folder / name / str(i), style, chars, whole=rng.random() < 0.3, merges=rng.randint(3, 10))
+        for i, style in enumerate(styles)
+    ]
+    return Pair(sides[0], sides[1], chars, along_text=rng.random() < 0.7)
+
+
+def random_text(rng: random.Random, chars: Sequence[str], longest: int = 8) -> str:
+    return "".join(rng.choices(chars, k=rng.randint(2, longest)))

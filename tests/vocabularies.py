@@ -1,0 +1,132 @@
+"""Real tokenizers and texts for tests, each loaded once per session, and small tokenizers made on the spot.
+
+TARGETSMITH_SHARED names the folder with `tokenizers/`, `models/` and `text/` (default: `shared` beside the repository);
+tests that need it are marked `needs_shared`. TARGETSMITH_EFFORT multiplies sample sizes (default 1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.bpe import MergeTable, build_merge_table
+from engine.contexts import ContextBuilder
+from engine.split import Splitter, build_splitter
+from engine.vocab import Vocabulary, byte_alphabet, load_vocabulary
+
+SHARED = Path(os.environ.get("TARGETSMITH_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
+EFFORT = int(os.environ.get("TARGETSMITH_EFFORT", "1"))
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "tokenizers").is_dir(), reason=f"no shared data at {SHARED}: set TARGETSMITH_SHARED"
+)
+
+QWEN_SUBSETS = ("qwen2.5-subset-0", "qwen2.5-subset-8000", "qwen2.5-subset-32000")
+BYTE_LEVEL = (
+    "gpt2", "gpt-neox-20b", "smollm2", "starcoder2", "deepseek-llm-7b", "llama-3", "o200k_base", "qwen2.5", *QWEN_SUBSETS,
+)  # fmt: skip
+SENTENCEPIECE = ("llama-2", "mistral-v0.3", "jamba-v0.1")
+TRAINED = ("stories260K", "vachan-gpt2-280K", "babyllama-tok361", "babyllama-tok105")
+ALL = (*BYTE_LEVEL, *SENTENCEPIECE, *TRAINED)
+SPELL = {byte: char for char, byte in byte_alphabet().items()}
+
+
+def folder(name: str) -> Path:
+    """Folder of a shared tokenizer or model."""
+    return SHARED / ("models" if name in TRAINED else "tokenizers") / name
+
+
+@cache
+def vocabulary(name: str) -> Vocabulary:
+    return load_vocabulary(str(folder(name)))
+
+
+@cache
+def merge_table(name: str) -> MergeTable:
+    return build_merge_table(vocabulary(name))
+
+
+@cache
+def splitter(name: str) -> Splitter:
+    return build_splitter(vocabulary(name))
+
+
+@cache
+def builder(name: str) -> ContextBuilder:
+    return ContextBuilder(vocabulary(name), merge_table(name), splitter(name))
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """Pieces of at most 3,000 characters of all shared texts: 81 languages, stress cases, LaTeX, maths, stories."""
+    lines = [json.loads(line) for line in _read("udhr.jsonl").splitlines()]
+    out = [line["text"] for line in lines] + json.loads(_read("big_list_of_naughty_strings.json"))
+    questions = [json.loads(line) for line in _read("gsm8k/test.jsonl").splitlines()[:60]]
+    out += [f"{q['question']}\n{q['answer']}" for q in questions]
+    out += _read("tinystories_sample_2MB.txt")[:60_000].split("<|endoftext|>")
+    out += [_read(name) for name in ("kitoken_mixed_input.txt", "kitoken_small_input.txt", "kitoken_utf8_input.txt")]
+    out += [_read("openlogic.tex")[at : at + 3000] for at in range(0, 600_000, 60_000)]
+    return tuple(text[:3000] for text in out if text)
+
+
+def _read(name: str) -> str:
+    return (SHARED / "text" / name).read_bytes().decode("utf-8")
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """Distinct words with the space before them, and runs of whitespace, of all shared texts, shuffled."""
+    import regex
+
+    found = {word for text in texts() for word in regex.findall(r"\s?\S+|\s+", text) if len(word) <= 60}
+    return tuple(random.Random(0).sample(sorted(found), len(found)))
+
+
+# ==== small tokenizers
+
+
+def byte_level(
+    merges: Iterable[tuple[bytes, bytes]],
+    *,
+    vocab: Iterable[bytes] = (),
+    ignore_merges: bool = False,
+    pattern: str | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """tokenizer.json of a byte-level BPE: all bytes of its tokens, then `vocab`, then what the merges make."""
+    merges, ids = list(merges), {}
+    parts = [*vocab, *(a + b for a, b in merges)]
+    for piece in [*(bytes([b]) for b in sorted({b for part in parts for b in part})), *parts]:
+        ids.setdefault(spell(piece), len(ids))
+    pre: list[dict[str, Any]] = [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    if pattern is not None:
+        pre.insert(0, {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": ignore_merges, "vocab": ids,
+        "merges": [[spell(a), spell(b)] for a, b in merges],
+    }  # fmt: skip
+    spec = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre}, "post_processor": None, "decoder": None, "model": model,
+    }  # fmt: skip
+    return {**spec, **changes}
+
+
+def spell(piece: bytes) -> str:
+    return "".join(SPELL[b] for b in piece)
+
+
+def save(spec: Any, to: Path, config: Any = None) -> str:
+    """Write tokenizer.json (and tokenizer_config.json) into a folder; returns its path."""
+    to.mkdir(parents=True, exist_ok=True)
+    (to / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    if config is not None:
+        (to / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(to)
