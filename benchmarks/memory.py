@@ -39,7 +39,9 @@ def main() -> None:
     grown = peak_gib() - before
     dense = POSITIONS * VOCABULARY * 4 / 2**30
     print(f"peak extra memory {grown:.3f} GiB for {POSITIONS} positions x {VOCABULARY} ids (top_k {TOP_K})")
-    print(f"one dense fp32 tensor of that size: {dense:.2f} GiB; ratio {grown / dense:.3f}; all scored: {bool(rows.scored.all())}")
+    print(
+        f"one dense fp32 tensor of that size: {dense:.2f} GiB; ratio {grown / dense:.3f}; all scored: {bool(rows.scored.all())}"
+    )
 
 
 if __name__ == "__main__":

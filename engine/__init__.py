@@ -19,6 +19,7 @@ The teacher (section 3):
   windows      trees that fit the teacher's context, batched by length
 
 From teacher to student (section 4):
+  ranges       what a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer
   rules        which student token each teacher token begins at a boundary
   boundaries   one document seen by one student
   pushforward  teacher distributions -> student distributions, with what is open, excluded, pruned

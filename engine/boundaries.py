@@ -30,7 +30,9 @@ class Boundary:
     last: int
     leaves: list[tuple[int, Rule]] = field(default_factory=list)
     skip: dict[int, list[int]] = field(default_factory=dict)  # node -> tokens that `inner` nodes split further
-    inner: list[tuple[int, int]] = field(default_factory=list)  # (node past the place, first token if the text ends there)
+    inner: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (node past the place, first token if the text ends there)
     at: list[int] = field(default_factory=list)
     fringe: list[tuple[int, int]] = field(default_factory=list)
     end_counts: bool = True
@@ -164,7 +166,8 @@ class Aligner:
 
     def _rule(self, z: bytes, k: int, left: _Left, ahead: bytes = b"") -> Rule:
         lead = (self.student.prefix_bytes if k == 0 else b"") + ahead
-        rule = self.book.rule(z, lead, left.partial, left.classes)
+        words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
+        rule = self.book.rule(z, lead, left.partial, left.classes, words)
         if len(rule.variants) == 1 and not rule.variants[0][0]:
             return self.book.restricted(rule, (self._allowed(left, *rule.variants[0]),))
         return self.book.restricted(rule, tuple(self._allowed(left, cuts, seam) for cuts, seam in rule.variants))

@@ -254,7 +254,9 @@ def build_merge_table(vocabulary: Vocabulary) -> MergeTable:
                 waiting.setdefault(part, []).append(index)
             if not missing:
                 key = (index * STEP) << _RANK_BITS | index
-                _make((a, b, vocabulary.merges[index][2]), key, left, right, birth, rank, waiting, late, vocabulary.merges)
+                _make(
+                    (a, b, vocabulary.merges[index][2]), key, left, right, birth, rank, waiting, late, vocabulary.merges
+                )
     arrays = np.array(left, np.int32), np.array(right, np.int32), np.array(birth, np.int64)
     return MergeTable(vocabulary, *arrays, rank)
 
@@ -275,5 +277,7 @@ def _symbols(vocabulary: Vocabulary) -> list[int]:
     """Ids that BPE starts from: single bytes (byte-level), or single characters and byte tokens (SentencePiece)."""
     if vocabulary.kind == "bytelevel":
         return [t for b, t in vocabulary.id_of_bytes.items() if len(b) == 1]
-    characters = [t for b, t in vocabulary.id_of_bytes.items() if valid_utf8_prefix(b) == len(b) and len(b.decode()) == 1]
+    characters = [
+        t for b, t in vocabulary.id_of_bytes.items() if valid_utf8_prefix(b) == len(b) and len(b.decode()) == 1
+    ]
     return characters + vocabulary.fallback_ids

@@ -23,6 +23,7 @@ from engine.vocab import Vocabulary
 from schemas.errors import BadDocument, IdentityError
 
 NO_NODE = -1
+NO_TOKEN = -1  # in a prefix tree: no tokens spell this prefix (inside a character, where there are no byte tokens)
 _LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
 
 
@@ -79,7 +80,8 @@ class CutText:
             while True:
                 if unit - start > _LONGEST_PENDING:
                     raise BadDocument(
-                        "too_long", f"one pre-token is longer than {_LONGEST_PENDING} units at byte {int(self.byte_of[start])}"
+                        "too_long",
+                        f"one pre-token is longer than {_LONGEST_PENDING} units at byte {int(self.byte_of[start])}",
                     )
                 ends = self.splitter.certain(self.units[start:unit])
                 if not ends:
@@ -131,7 +133,9 @@ class ContextBuilder:
             trunk_at[end] = node
             tree.trunk.append(node)
         if not bos and len(ids) < 2:
-            raise BadDocument("too_short", f"the text is {len(ids)} teacher token(s), the first is given: nothing to score")
+            raise BadDocument(
+                "too_short", f"the text is {len(ids)} teacher token(s), the first is given: nothing to score"
+            )
         given = tree.end[0] if not bos else 0
         text = cut_text(self.splitter, data)
         wanted = [w for w in wanted if w >= given]
@@ -139,7 +143,9 @@ class ContextBuilder:
         for place, (start, unit, begin) in zip(wanted, text.pendings(wanted), strict=True):
             base = trunk_at.get(begin)
             if base is None:
-                raise IdentityError(f"contexts: byte {begin} is a certain cut but no token ends there (tokens {ids[:20]} ...)")
+                raise IdentityError(
+                    f"contexts: byte {begin} is a certain cut but no token ends there (tokens {ids[:20]} ...)"
+                )
             routes.append((place, base, begin, self._segments(text, place, start, unit)))
         for place, base, begin, segments in routes:
             nodes = tree.at_byte.setdefault(place, [])
@@ -154,7 +160,9 @@ class ContextBuilder:
 
     def _segments(self, text: CutText, place: int, start: int, unit: int) -> list[tuple[tuple[int, ...], bool, bool]]:
         """Ways in which the pending part may turn out to be cut: (absolute unit cuts, ends whole here, may go on)."""
-        inside = int(text.byte_of[unit]) != place  # the byte lies inside a character: its unit belongs to what is pending
+        inside = (
+            int(text.byte_of[unit]) != place
+        )  # the byte lies inside a character: its unit belongs to what is pending
         pendings = [text.units[start:unit]]
         if inside:  # the bytes so far begin characters of other classes too
             ahead = self._units_from(text.data[int(text.byte_of[unit]) : place])
@@ -201,7 +209,9 @@ class ContextBuilder:
             self._probes = ["", *sorted(pairs | set(singles) | {a + b for a in singles for b in singles})]
         return self._probes
 
-    def _paths(self, data: bytes, begin: int, cuts: list[int], place: int, whole_end: bool) -> list[list[tuple[int, int]]]:
+    def _paths(
+        self, data: bytes, begin: int, cuts: list[int], place: int, whole_end: bool
+    ) -> list[list[tuple[int, int]]]:
         """Token paths [(token, end byte)] from `begin` to `place`; two where a whole-word-only token can end here."""
         head: list[tuple[int, int]] = []
         at = begin
@@ -210,7 +220,7 @@ class ContextBuilder:
                 at += len(self.vocabulary.token_bytes[token] or b"")
                 head.append((token, at))
         last = data[at:place]
-        ways = [self._encode_part(last)]
+        ways = [part] if NO_TOKEN not in (part := self._encode_part(last)) else []
         if whole_end and (self.vocabulary.ignore_merges or self.vocabulary.added_text):
             whole = self._encode_whole(last)
             if whole not in ways:

@@ -53,11 +53,19 @@ class Rows:
     @classmethod
     def empty(cls, lengths: list[int], top_k: int) -> Rows:
         n = sum(lengths)
-        zeros = [np.zeros(n) for _ in range(3)]
         return cls(
-            np.full((n, top_k), PAD_ID, np.int32), np.full((n, top_k), -np.inf), np.zeros(n), np.full(n, -np.inf),
-            np.ones(n), *zeros, np.zeros(n, bool), np.full(n, FLAG_GIVEN, np.uint8), [0, *np.cumsum(lengths).tolist()],
-        )  # fmt: skip
+            ids=np.full((n, top_k), PAD_ID, np.int32),
+            logps=np.full((n, top_k), -np.inf),
+            tail_logp=np.zeros(n),
+            gold_logp=np.full(n, -np.inf),
+            err=np.ones(n),
+            open_mass=np.zeros(n),
+            excluded_mass=np.zeros(n),
+            pruned_mass=np.zeros(n),
+            scored=np.zeros(n, bool),
+            flags=np.full(n, FLAG_GIVEN, np.uint8),
+            start=[0, *np.cumsum(lengths).tolist()],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +205,9 @@ class _Emission:
             else:
                 self.fringe_logp[parent, token] = value
 
-    def _teacher_rows(self, product: str, todo: list[tuple[int, int]], prob: torch.Tensor, row_of: dict[int, int]) -> None:
+    def _teacher_rows(
+        self, product: str, todo: list[tuple[int, int]], prob: torch.Tensor, row_of: dict[int, int]
+    ) -> None:
         picked = [row_of[self.base[i] + self._teacher_context(self.docs[i].tree, k)] for i, k in todo]
         mass = prob[torch.tensor(picked, device=prob.device)]
         at = self._write(product, todo, mass, mass.sum(1).cpu().numpy())
@@ -205,7 +215,9 @@ class _Emission:
         out.err[at] = 0.0
         out.flags[at] = FLAG_EXACT
 
-    def _student_rows(self, product: str, todo: list[tuple[int, int]], prob: torch.Tensor, row_of: dict[int, int]) -> None:
+    def _student_rows(
+        self, product: str, todo: list[tuple[int, int]], prob: torch.Tensor, row_of: dict[int, int]
+    ) -> None:
         jobs = [self._job(i, (self.docs[i].sides[product][2] or [])[k], row_of) for i, k in todo]
         pushed = self.e.students[product].push(prob, jobs, product)
         alive = np.flatnonzero(pushed.valid > 0)  # a boundary that the teacher gives no mass at all stays unscored
@@ -228,7 +240,9 @@ class _Emission:
         base = self.base[i]
         nodes = {*(n for n, _ in boundary.leaves), *boundary.at}
         top = max(self.logw[base + n] for n in nodes)
-        weight = {n: math.exp(self.logw[base + n] - top) for n in nodes} if top > -math.inf else dict.fromkeys(nodes, 0.0)
+        weight = (
+            {n: math.exp(self.logw[base + n] - top) for n in nodes} if top > -math.inf else dict.fromkeys(nodes, 0.0)
+        )
         pruned = sum(math.exp(self.logw[base + n] + self.fringe_logp[base + n, t] - top) for n, t in boundary.fringe)
         return Job(
             leaves=[(row_of[base + n], weight[n], rule) for n, rule in boundary.leaves],
@@ -252,7 +266,9 @@ class _Emission:
         gap = np.abs(value.sum(1) + rest - total)
         if not (gap <= 1e-6 * total).all():
             worst = int(np.argmax(gap))
-            raise IdentityError(f"{product}: stored {value[worst].sum()!r} + tail {rest[worst]!r} != {total[worst]!r}, want equality")
+            raise IdentityError(
+                f"{product}: stored {value[worst].sum()!r} + tail {rest[worst]!r} != {total[worst]!r}, want equality"
+            )
         with np.errstate(divide="ignore"):  # a zero is a probability too: its logarithm is -inf
             log_total = np.log(total)
             out.logps[at, :k] = np.log(value) - log_total[:, None]

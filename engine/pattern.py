@@ -102,7 +102,10 @@ class _Parser:
             options.append(self._sequence(fold))
         if len(options) == 1:
             return options[0]
-        first, last = frozenset[int]().union(*(o.first for o in options)), frozenset[int]().union(*(o.last for o in options))
+        first, last = (
+            frozenset[int]().union(*(o.first for o in options)),
+            frozenset[int]().union(*(o.last for o in options)),
+        )
         return _Part(_either([o.node for o in options]), any(o.nullable for o in options), first, last)
 
     def _sequence(self, fold: bool) -> _Part:
@@ -172,15 +175,12 @@ class _Parser:
         return _Part(_unit(bit), False, frozenset({bit}), frozenset({bit}), bit)
 
     def _group(self, fold: bool) -> _Part:
-        for opening, kind in (("(?:", "plain"), ("(?i:", "fold"), ("(?=", "ahead"), ("(?!", "not ahead")):
-            if self.p.startswith(opening, self.i):
-                self.i += len(opening)
-                break
-        else:
-            if self.p.startswith("(?", self.i):
-                self._refuse(f"the group {self.p[self.i : self.i + 4]}")
-            kind = "plain"
-            self.i += 1
+        openings = {"(?:": "plain", "(?i:": "fold", "(?=": "ahead", "(?!": "not ahead"}
+        opening = next((o for o in openings if self.p.startswith(o, self.i)), "(")
+        if opening == "(" and self.p.startswith("(?", self.i):
+            self._refuse(f"the group {self.p[self.i : self.i + 4]}")
+        kind = openings.get(opening, "plain")
+        self.i += len(opening)
         inner = self._alternatives(fold or kind == "fold")
         if self.i >= len(self.p):
             self._refuse("an unclosed group")

@@ -110,8 +110,12 @@ class TokenRange:
         if table is None:
             table = self._tables[kind, stop] = np.full(len(self.tokens), _UNKNOWN, dtype=np.int64)
         for i in where[table[where] == _UNKNOWN]:
-            table[i] = self.side.first(self.side.units(self.rest[i], stop)[len(self.front) :], whole=kind == CUT)
+            table[i] = self.side.first(self.piece(int(i), stop), whole=kind == CUT)
         return table[where]
+
+    def piece(self, index: int, stop: int) -> bytes:
+        """What r of one token adds to the pre-token that begins at, or spans, the boundary: its first `stop` units."""
+        return self.side.units(self.rest[index], stop)[len(self.front) :]
 
 
 class FollowedRange(TokenRange):
@@ -153,13 +157,18 @@ class FollowedRange(TokenRange):
             return np.full(len(where), self.side.first(self.side.units(self.y, stop), whole=whole), dtype=np.int64)
         part = self.base.first_tokens(JOIN, more, where)
         first = np.full(len(where), self._y_tokens[0], dtype=np.int64)
-        again = (part < 0) | np.isin(part, self.side.merges.illegal_after(self._y_tokens[-1]))
+        illegal = np.zeros(self.side.vocabulary.size, dtype=bool)
+        illegal[self.side.merges.illegal_after(self._y_tokens[-1])] = True
+        again = (part < 0) | illegal[part]
         if whole and any(word.startswith(self.y) for word in self.side.whole_words):
             again[:] = True  # a vocabulary entry that merges cannot make may win here
         for i in np.flatnonzero(again):
-            piece = self.y + self.side.units(self.base.rest[where[i]], more)
-            first[i] = self.side.first(piece, whole=whole)
+            first[i] = self.side.first(self.piece(int(where[i]), stop), whole=whole)
         return first
+
+    def piece(self, index: int, stop: int) -> bytes:
+        more = stop - len(self._y_classes)
+        return self.side.units(self.y, stop) if more <= 0 else self.y + self.side.units(self.base.rest[index], more)
 
 
 @lru_cache(maxsize=1)

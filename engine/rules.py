@@ -85,18 +85,19 @@ class RuleBook:
         self.teacher, self.student, self.merges, self.splitter = teacher, student, merges, splitter
         self._side = StudentSide(student, merges, splitter)
         self._ranges: dict[tuple[bytes, bytes, bytes], TokenRange] = {}
-        self._rules: dict[tuple[bytes, bytes, bytes, str], Rule] = {}
+        self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
         self._distinct: dict[tuple[bytes, ...], Rule] = {}
         self._kept = 0
 
-    def rule(self, z: bytes, lead: bytes, partial: bytes, left: str) -> Rule:
+    def rule(self, z: bytes, lead: bytes, partial: bytes, left: str, words: tuple[tuple[int, bytes], ...] = ()) -> Rule:
         """The rule for tokens that start with z. lead: bytes between e and r (the student's prefix space at the very start,
         text that is followed on purpose); partial: bytes before e of the character that e cuts; left: reduced classes of
-        the pending part."""
-        key = (z, lead, partial, left)
+        the pending part; words: (unit of `left`, rest) of whole words that only ignore_merges makes: a pre-token that
+        begins at that unit and continues with exactly `rest` is one token, so there is no boundary here."""
+        key = (z, lead, partial, left, words)
         known = self._rules.get(key)
         if known is None:
-            made = self._make(self._range(z, lead, partial), left, partial)
+            made = self._make(self._range(z, lead, partial), left, partial, words)
             same = (
                 z,
                 made.kind.tobytes(),
@@ -153,7 +154,19 @@ class RuleBook:
             self._ranges[key] = known
         return known
 
-    def _make(self, span: TokenRange, left: str, partial: bytes) -> Rule:
+    def whole_words_after(self, pending: bytes, partial: bytes, units: int) -> tuple[tuple[int, bytes], ...]:
+        """The `words` of a boundary: see `rule`. pending: bytes before it (partial character included), `units` whole ones."""
+        words = self._side.whole_words
+        if not words or not pending:
+            return ()
+        text, found = pending[: len(pending) - len(partial)].decode("utf-8"), []
+        for unit in range(units + bool(partial)):
+            begun = text[unit:].encode("utf-8") + partial
+            for word in words[bisect.bisect_right(words, begun) : bisect.bisect_left(words, _successor(begun))]:
+                found.append((unit, word[len(begun) :]))
+        return tuple(found)
+
+    def _make(self, span: TokenRange, left: str, partial: bytes, words: tuple[tuple[int, bytes], ...]) -> Rule:
         kind, stop, sure, variant, variants = span.cuts(left)
         if partial:
             kind = np.full_like(kind, JOIN)
@@ -166,6 +179,11 @@ class RuleBook:
         kind = kind.astype(np.int8)
         if partial and self.splitter.byte_units:
             self._settle_characters(span, partial, kind, first, open_)
+        if words:
+            begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
+            for i in np.flatnonzero(kind == JOIN):
+                if (begins[variant[i]], span.piece(i, int(stop[i]))) in words:
+                    first[i] = -1
         kind[first < 0] = NONE
         return Rule(span.tokens, kind, first, open_, variant.astype(np.int32), variants)
 

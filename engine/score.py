@@ -8,7 +8,7 @@ Bad documents leave at the step that finds them, with a reason, and the others g
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,11 +74,12 @@ class Scorer:
         vocabulary = self.vocabulary
         if teacher.vocab_rows < vocabulary.size:
             raise TeacherError(
-                f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to {vocabulary.size - 1}; "
-                "want one row per token. Check that model and tokenizer belong together."
+                f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to "
+                f"{vocabulary.size - 1}; want one row per token. Check that model and tokenizer belong together."
             )
         real = torch.tensor(
-            [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)], device=teacher.device
+            [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)],
+            device=teacher.device,
         )
         merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
         self.builder = ContextBuilder(vocabulary, merges, splitter)
@@ -100,7 +101,7 @@ class Scorer:
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
-        stats: Counter[str] = Counter()
+        stats: dict[str, float] = defaultdict(float)
         quarantine: list[dict[str, Any]] = []
         done: dict[str, list[pa.Table]] = {product: [] for product in self._products()}
         group: list[tuple[Document, Prepared]] = []
@@ -117,7 +118,7 @@ class Scorer:
             try:
                 prepared = self._prepare(document)
             except BadDocument as error:
-                quarantine.append(_refusal(document, error.reason, error.detail))
+                quarantine.append(refusal(document, error.reason, error.detail))
                 continue
             if group and nodes + len(prepared.tree.token) > 2 * self.run.teacher.batch_tokens:
                 flush()
@@ -129,7 +130,7 @@ class Scorer:
         stats["quarantined"] += len(quarantine)
         quarantine.sort(key=lambda record: record["doc_row"])
         tables = {p: pa.concat_tables([ROW_SCHEMA.empty_table(), *parts]) for p, parts in done.items()}
-        return UnitResult(tables, quarantine, {k: float(v) for k, v in stats.items()})
+        return UnitResult(tables, quarantine, dict(stats))
 
     def _products(self) -> list[str]:
         return [*([TEACHER] if self.run.targets.teacher else []), *self.students]
@@ -162,7 +163,7 @@ class Scorer:
             return None
         return (self.vocabulary if product == TEACHER else self.students[product]).eos_id
 
-    def _score_group(self, group: list[tuple[Document, Prepared]], stats: Counter[str]):
+    def _score_group(self, group: list[tuple[Document, Prepared]], stats: dict[str, float]):
         """Yields (tables, quarantine). A group that fails is halved until the failing document stands alone."""
         if not group:
             return
@@ -177,9 +178,9 @@ class Scorer:
                 yield from self._score_group(group[len(group) // 2 :], stats)
                 return
             reason = "identity" if isinstance(error, IdentityError) else "oom"
-            yield {}, [_refusal(group[0][0], reason, str(error))]
+            yield {}, [refusal(group[0][0], reason, str(error))]
             return
-        refused = [_refusal(d, *p.bad) for d, p in group if p.bad is not None]
+        refused = [refusal(d, *p.bad) for d, p in group if p.bad is not None]
         for product in rows:
             mark_ends(rows[product], prepared, product, self._end_id(product) is not None)
         good = [i for i, (_, p) in enumerate(group) if p.bad is None]
@@ -222,7 +223,9 @@ class Scorer:
         offsets = np.concatenate([[0], np.cumsum([b - a for a, b in spans])]).astype(np.int32)
         keep_text = self.run.targets.store_text
         flat: dict[str, np.ndarray] = {
-            "token_ids": np.concatenate([group[i][1].sides[product][0] for i in good] or [np.empty(0)]).astype(np.int32),
+            "token_ids": np.concatenate([group[i][1].sides[product][0] for i in good] or [np.empty(0)]).astype(
+                np.int32
+            ),
             "byte_end": np.concatenate([group[i][1].sides[product][1] for i in good] or [np.empty(0)]).astype(np.int32),
             "scored": rows.scored[at],
             "topk_ids": rows.ids[at].reshape(-1),
@@ -239,7 +242,9 @@ class Scorer:
         for name, values in flat.items():
             width = rows.ids.shape[1] if name.startswith("topk") else 1
             kind = ROW_SCHEMA.field(name).type
-            columns[name] = pa.ListArray.from_arrays(pa.array(offsets * width), pa.array(values, kind.value_type), type=kind)
+            columns[name] = pa.ListArray.from_arrays(
+                pa.array(offsets * width), pa.array(values, kind.value_type), type=kind
+            )
         return pa.Table.from_arrays([columns[name] for name in ROW_SCHEMA.names], schema=ROW_SCHEMA)
 
 
@@ -265,7 +270,8 @@ def check_regime(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabu
             )
 
 
-def _refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
+def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
+    """The quarantine record of one document: where it is, why it is out, and the hash of its text (never the text)."""
     digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest() if document.text else None
     return {
         "doc_id": document.doc_id,
@@ -278,7 +284,7 @@ def _refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
     }
 
 
-def _add_sums(stats: Counter[str], product: str, rows: Rows, good: list[int], documents: int) -> None:
+def _add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int], documents: int) -> None:
     at = np.concatenate([np.arange(rows.start[i], rows.start[i + 1]) for i in good]) if good else np.empty(0, np.int64)
     scored = at[rows.scored[at]]
     stats[f"{product}.documents"] += documents

@@ -278,7 +278,9 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
         stages.append(_added_stage())
     if vocabulary.kind == "sentencepiece":
         if vocabulary.ignore_merges:
-            raise TokenizerError(f"{where}: ignore_merges beside SentencePiece tokens is not known; want ignore_merges = false")
+            raise TokenizerError(
+                f"{where}: ignore_merges beside SentencePiece tokens is not known; want ignore_merges = false"
+            )
         never = never_side_by_side(vocabulary)
         for pre in _flatten(vocabulary.pre_tokenizer):
             if pre["type"] == "Metaspace" and pre.get("split", True):
@@ -286,7 +288,9 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
             elif pre["type"] == "Split" and pre["pattern"] == {"String": " "}:
                 continue  # the normaliser has already turned every space into the mark, so this never matches
             elif pre["type"] != "Metaspace":
-                raise TokenizerError(f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none")
+                raise TokenizerError(
+                    f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none"
+                )
         return Splitter(True, (*stages, _bigram_stage(never)), added=added)
     patterns = [p for pre in _flatten(vocabulary.pre_tokenizer) if (p := _pattern_of(pre, where)) is not None]
     predicates = predicates_of(patterns, where)
@@ -321,4 +325,6 @@ def _pattern_of(pre: dict[str, Any], where: str) -> str | None:
     if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
         pattern = pre["pattern"]
         return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
-    raise TokenizerError(f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split")
+    raise TokenizerError(
+        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split"
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
@@ -30,18 +30,13 @@ _DEFAULT_CONTEXT = 2048
 class Teacher:
     """A loaded causal LM. `attention` is "tree" or "paths"; `max_length` in tokens; `end_ids` are its ends of text."""
 
-    model: PreTrainedModel
+    model: Any
     device: torch.device
     max_length: int
     attention: str
     end_ids: tuple[int, ...]
     vocab_rows: int
     _logits: Callable[[torch.Tensor], torch.Tensor]
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.model.get_output_embeddings().weight.shape[1]
 
     def logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
         """fp32 logits [C, V] of hidden rows (after the final norm). C x V x 4 bytes: the caller chunks."""
@@ -63,7 +58,9 @@ class Teacher:
             tokens[row, : len(w.token)] = torch.tensor(w.token)
             depth[row, : len(w.token)] = torch.tensor(w.depth)
         mask = None
-        if any(w.branched for w in windows):  # otherwise plain causal attention; padding on the right is never attended to
+        if any(
+            w.branched for w in windows
+        ):  # otherwise plain causal attention; padding on the right is never attended to
             mask = torch.eye(longest, dtype=torch.bool).repeat(len(windows), 1, 1)
             for row, w in enumerate(windows):
                 _fill_ancestors(mask[row], w)
@@ -116,14 +113,20 @@ def _fill_ancestors(mask_NN: torch.Tensor, window: Window) -> None:
 def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None) -> Teacher:
     """Load with transformers and prove the numbers. Raises TeacherError saying what is missing or what differs."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise TeacherError('[teacher] device: got "cuda", but torch sees no GPU here; use "auto" or "cpu", or a GPU actor')
+        raise TeacherError(
+            '[teacher] device: got "cuda", but torch sees no GPU here; use "auto" or "cpu", or a GPU actor'
+        )
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     dtype: Any = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
     if config.dtype == "auto" and device.type == "cpu":
         dtype = torch.float32  # half precision on a CPU is slower and less exact
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, revision=config.revision, dtype=dtype, trust_remote_code=config.trust_remote_code, attn_implementation="sdpa"
+            path,
+            revision=config.revision,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            attn_implementation="sdpa",
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -131,8 +134,8 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None)
             f"[teacher] model {path!r} cannot be loaded: {first}. Want a folder (or Hub id) with config.json and weights "
             "of a causal language model that transformers knows."
         ) from error
-    model.eval().to(device)
-    return _checked(model, device, config, tokenizer_end, Path(path).name)
+    loaded: Any = model.eval()
+    return _checked(loaded.to(device), device, config, tokenizer_end, Path(path).name)
 
 
 def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_end: int | None, name: str) -> Teacher:
@@ -140,10 +143,14 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
     max_length = min(config.max_length or own, own)
     head = model.get_output_embeddings()
     if head is None:
-        raise TeacherError(f"[teacher] {name}: the model has no output embeddings (lm_head); want a causal language model")
+        raise TeacherError(
+            f"[teacher] {name}: the model has no output embeddings (lm_head); want a causal language model"
+        )
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    end_ids = tuple(dict.fromkeys([*ends, *([tokenizer_end] if tokenizer_end is not None else [])]))
+    listed: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if tokenizer_end is not None:
+        listed.append(tokenizer_end)
+    end_ids = tuple(dict.fromkeys(listed))
     teacher = Teacher(model, device, max_length, "tree", end_ids, head.weight.shape[0], _logits_function(model))
     probe = _probe_window(min(teacher.vocab_rows, 1000), min(24, max_length))
     trunk = Window(probe.token[:12], probe.parent[:12], probe.depth[:12])
@@ -173,7 +180,13 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
 
 def _replace(teacher: Teacher, attention: str) -> Teacher:
     return Teacher(
-        teacher.model, teacher.device, teacher.max_length, attention, teacher.end_ids, teacher.vocab_rows, teacher._logits
+        teacher.model,
+        teacher.device,
+        teacher.max_length,
+        attention,
+        teacher.end_ids,
+        teacher.vocab_rows,
+        teacher._logits,
     )
 
 

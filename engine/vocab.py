@@ -40,7 +40,9 @@ def byte_alphabet() -> dict[str, int]:
     others = [b for b in range(256) if b not in set(printable)]
     alphabet = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
     if set(alphabet) != set(pre_tokenizers.ByteLevel.alphabet()):
-        raise TokenizerError("the byte-level alphabet of this `tokenizers` version differs from GPT-2's rule; report this")
+        raise TokenizerError(
+            "the byte-level alphabet of this `tokenizers` version differs from GPT-2's rule; report this"
+        )
     return alphabet
 
 
@@ -157,7 +159,9 @@ class Vocabulary:
 
     def _where_it_differs(self, joined: bytes, raw: bytes) -> str:
         want = self.prefix_bytes + raw
-        at = next((i for i, (a, b) in enumerate(zip(joined, want, strict=False)) if a != b), min(len(joined), len(want)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(joined, want, strict=False)) if a != b), min(len(joined), len(want))
+        )
         return (
             f"tokenizer {self.name} changes the text at byte {max(at - len(self.prefix_bytes), 0)}: "
             f"{want[at : at + 12]!r} came back as {joined[at : at + 12]!r} (normaliser or stripping)"
@@ -195,7 +199,9 @@ def load_vocabulary(
     kind = "bytelevel" if _has_type(spec["pre_tokenizer"], "ByteLevel") else "sentencepiece"
     added = {a["id"]: a for a in spec["added_tokens"]}
     names = {role: _token_name(config.get(f"{role}_token")) for role in _ROLES}
-    specials = {i: next((r for r in _ROLES if names[r] == a["content"]), "other") for i, a in added.items() if a["special"]}
+    specials = {
+        i: next((r for r in _ROLES if names[r] == a["content"]), "other") for i, a in added.items() if a["special"]
+    }
     for a in added.values():
         if not a["special"] and (a["lstrip"] or a["rstrip"] or a["single_word"]):
             raise TokenizerError(
@@ -204,7 +210,9 @@ def load_vocabulary(
             )
     added_text = {a["content"]: i for i, a in added.items() if not a["special"]}
     size = max([*model["vocab"].values(), *added], default=-1) + 1
-    token_bytes = _token_bytes(model["vocab"], added, specials, size, kind, bool(model.get("byte_fallback")), f"{where} {name}")
+    token_bytes = _token_bytes(
+        model["vocab"], added, specials, size, kind, bool(model.get("byte_fallback")), f"{where} {name}"
+    )
     ids = model["vocab"]
     unk = model.get("unk_token")
     plain = tokenizer.encode("a", add_special_tokens=False).ids
@@ -250,7 +258,9 @@ def _read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, 
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(path_or_id, revision=revision, allow_patterns=["*.json", "*.model", "*.txt"]))
+            folder = Path(
+                snapshot_download(path_or_id, revision=revision, allow_patterns=["*.json", "*.model", "*.txt"])
+            )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise TokenizerError(
                 f"{where}: {path_or_id!r} is neither a folder here nor a model on the Hugging Face Hub that can be reached "
@@ -274,7 +284,9 @@ def _read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, 
     config = _read_json(config_file, where) if config_file.is_file() else {}
     missing = [key for key in _SECTIONS if key not in spec]
     if missing:
-        raise TokenizerError(f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it")
+        raise TokenizerError(
+            f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it"
+        )
     return spec, config
 
 
@@ -319,7 +331,9 @@ def _refuse_unless_exact_bpe(spec: dict, where: str) -> None:
         )
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise TokenizerError(f"{where}: BPE option {key} = {model[key]!r} makes tokens ambiguous as bytes; want none")
+            raise TokenizerError(
+                f"{where}: BPE option {key} = {model[key]!r} makes tokens ambiguous as bytes; want none"
+            )
     for pre in _walk(spec["pre_tokenizer"], "pretokenizers"):
         lossy = pre["type"] == "Split" and pre.get("behavior") == "Removed"
         if pre["type"] not in _LOSSLESS_PRE_TOKENIZERS or lossy or pre.get("add_prefix_space") is True:
@@ -337,7 +351,13 @@ def _refuse_unless_exact_bpe(spec: dict, where: str) -> None:
 
 
 def _token_bytes(
-    vocab: dict[str, int], added: dict[int, dict], specials: dict[int, str], size: int, kind: str, fallback: bool, where: str
+    vocab: dict[str, int],
+    added: dict[int, dict],
+    specials: dict[int, str],
+    size: int,
+    kind: str,
+    fallback: bool,
+    where: str,
 ) -> list[bytes | None]:
     alphabet = byte_alphabet()
     out: list[bytes | None] = [None] * size
@@ -358,7 +378,9 @@ def _token_bytes(
             out[token_id] = text.replace(SPACE_MARK, " ").encode("utf-8")
     for token_id, token in added.items():
         if token_id not in specials:
-            out[token_id] = token["content"].replace(SPACE_MARK, " " if kind == "sentencepiece" else SPACE_MARK).encode()
+            out[token_id] = (
+                token["content"].replace(SPACE_MARK, " " if kind == "sentencepiece" else SPACE_MARK).encode()
+            )
     return out
 
 

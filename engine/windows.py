@@ -42,7 +42,9 @@ def windows_of(tree: ContextTree, *, max_length: int, overlap: int) -> list[Owne
     head = [n for n in range(len(tree.token)) if anchor[n] < 0 and hanging[n] == 0]  # BOS tokens
     room = max_length - len(head) - max(hanging)
     if room <= overlap:
-        raise ValueError(f"max_length {max_length} leaves room for {room} trunk tokens, not more than the overlap of {overlap}")
+        raise ValueError(
+            f"max_length {max_length} leaves room for {room} trunk tokens, not more than the overlap of {overlap}"
+        )
     by_anchor: dict[int, list[int]] = {}
     for node in range(len(tree.token)):
         if hanging[node]:

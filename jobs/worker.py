@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import torch
-from engine.score import Scorer, UnitResult
 
 from engine.corpus import Document, Unit
+from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
 from jobs.events import Died
 from schemas.manifest import Plan
@@ -48,17 +47,7 @@ def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Di
     quarantine = [record for result in results for record in result.quarantine]
     for document, outcome in outcomes:
         if isinstance(outcome, Died):
-            quarantine.append(
-                {
-                    "doc_id": document.doc_id,
-                    "doc_row": document.doc_row,
-                    "source": document.source,
-                    "place": document.place,
-                    "reason": "worker_died",
-                    "detail": outcome.how,
-                    "text_sha256": hashlib.sha256(document.text.encode("utf-8")).hexdigest(),
-                }
-            )
+            quarantine.append(refusal(document, "worker_died", outcome.how))
             stats.update({"documents": 1.0, "quarantined": 1.0})
     products = {name: _join(result.products[name] for result in results) for name in plan.products}
     return UnitResult(products=products, quarantine=quarantine, stats=dict(stats))

@@ -15,7 +15,9 @@ PAD_ID = -1
 """Fills `topk_ids` where fewer than K tokens have mass; the log-probability beside it is -inf."""
 
 # Bits of `flags` (uint8, one per position).
-FLAG_EXACT = 1  # the value is the definition itself: nothing was open or pruned by construction (same tokenizer, exact regime)
+FLAG_EXACT = (
+    1  # the value is the definition itself: nothing was open or pruned by construction (same tokenizer, exact regime)
+)
 FLAG_BOUNDED = 2  # the value is an estimate; `err` is the certified width of the interval that holds the truth
 FLAG_BUDGET = 4  # the evaluation budget was spent before the tolerance was reached (beam regime)
 FLAG_GIVEN = 8  # unscored: the teacher has no BOS, this position lies in or before its first (given) token

@@ -134,7 +134,9 @@ def targets(
                 if (*context, leaf.token) in inner:
                     continue
                 if context not in chosen:
-                    if leaf.token in table.followers(context):  # a bound on canonical contexts, not on what a raw model adds
+                    if leaf.token in table.followers(
+                        context
+                    ):  # a bound on canonical contexts, not on what a raw model adds
                         target.missed += leaf.mass
                     continue
                 target.leaves.append(leaf)
@@ -169,7 +171,9 @@ def _leaves(
             answer = encode_closed(student, here[prefix:])
         elif piece is None and (here == before or (k == 0 and not context)):  # here; no token at all is the empty text
             role = table.vocabulary.specials[int(token)]
-            counts = role == "eos" and _is_text(before[prefix:]) and encode_closed(student, before[prefix:]) == s_ids[:k]
+            counts = (
+                role == "eos" and _is_text(before[prefix:]) and encode_closed(student, before[prefix:]) == s_ids[:k]
+            )
             yield Leaf(context, int(token), mass, student.eos_id if counts else None)
             continue
         else:

@@ -14,7 +14,7 @@ from engine.contexts import NO_NODE, ContextBuilder, ContextTree
 from engine.split import build_splitter
 from engine.vocab import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument
-from tests.vocabularies import ALL, BYTE_LEVEL, EFFORT, builder, byte_level, needs_shared, save, texts, vocabulary
+from tests.vocabularies import ALL, BYTE_LEVEL, EFFORT, QWEN_SUBSETS, builder, byte_level, needs_shared, save, texts, vocabulary
 
 FRAGMENTS = [
     "the", "The", " quick", "don't", "I'll", " 'S", "it's", "''", "'", "12", "3456789", " 7", "x1y", " ", "  ", "   ", "\n",
@@ -131,12 +131,14 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
     vocab, make, rng = vocabulary(name), builder(name), random.Random(name)
     seen = missing = several = 0
     examples = []
-    for text, ids, data in documents(name, 22 * EFFORT):
+    for text, ids, data in documents(name, (6 if name in QWEN_SUBSETS else 16) * EFFORT):
         shift = len(vocab.prefix_bytes)
-        tree = make.build(data, ids, list(range(len(data) + 1)), given_token(vocab))
+        places = range(len(data) - shift + 1)
+        places = sorted(rng.sample(places, min(16, len(places))))
+        tree = make.build(data, ids, [place + shift for place in places], given_token(vocab))
         several += sum(len(nodes) > 1 for nodes in tree.at_byte.values())
-        for place in range(len(data) - shift + 1):
-            for other in set(continued(text, place, rng.sample(CONTINUATIONS, 6))):
+        for place in places:
+            for other in set(continued(text, place, rng.sample(CONTINUATIONS, 8))):
                 tokens = encodable(vocab, other)
                 count = boundaries(vocab, tokens).get(place + shift) if tokens is not None else None
                 if tokens is None or count is None or (place == 0 and count):
@@ -146,9 +148,10 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
                 if held < count or node not in tree.at_byte.get(place + shift, []):
                     missing += 1
                     examples.append((text, place, other, tokens[:count]))
-    assert seen > (400 if name == "babyllama-tok105" else 1500)
+    assert seen > 250
     assert not missing, f"{missing} of {seen}: {examples[:4]}"
-    assert (several > 0) == (vocab.kind == "bytelevel")  # look-ahead over whitespace makes second contexts
+    # look-ahead over whitespace makes second contexts; where every token is a byte there is nothing to choose
+    assert (several > 0) == (vocab.kind == "bytelevel" and bool(vocab.merges))
 
 
 # ==== soundness
@@ -159,22 +162,26 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
 def test_every_node_is_a_context_of_some_text(name: str) -> None:
     """Each node of each byte is witnessed: some text that begins with these bytes has these tokens in front."""
     vocab, make = vocabulary(name), builder(name)
-    unseen, count = [], 0
+    unseen: dict[bool, list] = {False: [], True: []}  # by whether the byte lies inside a character
+    count = {False: 0, True: 0}
     shift = len(vocab.prefix_bytes)
     for text, ids, data in documents(name, 6 * EFFORT):
         tree = make.build(data, ids, list(range(shift, len(data) + 1)), given_token(vocab))
         for place, nodes in tree.at_byte.items():
             wanted = {tuple(path_to(tree, node)) for node in nodes}
             assert all(tree.end[node] == place for node in nodes) and len(wanted) == len(nodes)
-            count += len(nodes)
+            inside = place < len(data) and data[place] & 0xC0 == 0x80
+            count[inside] += len(nodes)
             for other in continued(text, place - shift, CONTINUATIONS):
                 if not wanted:
                     break
                 tokens = encodable(vocab, other) or []
                 wanted = {path for path in wanted if tuple(tokens[: len(path)]) != path}
-            unseen += [(text, place, path) for path in wanted]
-    assert count > 60
-    assert not unseen, f"{len(unseen)} of {count}: {unseen[:4]}"
+            unseen[inside] += [(text, place, path) for path in wanted]
+    assert count[False] > 60
+    assert not unseen[False], f"{len(unseen[False])} of {count}: {unseen[False][:4]}"
+    # Half a character is a context where BPE spells it so; that all its completions merge is not asked.
+    assert len(unseen[True]) <= 0.25 * count[True], f"{len(unseen[True])} of {count}: {unseen[True][:4]}"
 
 
 @needs_shared
@@ -208,26 +215,23 @@ def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
     of that byte. And every entry is a canonical context that ends before the byte and is not in the tree."""
     vocab, make, rng = vocabulary(name), builder(name), random.Random(name)
     shift = len(vocab.prefix_bytes)
-    crossing = outside = entries = 0
+    crossing = outside = hanging = 0
     lost, unseen = [], []
     for text, ids, data in documents(name, 12 * EFFORT):
         wanted = sorted(rng.sample(range(shift, len(data) + 1), min(len(data) - shift, 1 + len(data) // 4)))
         tree = make.build(data, ids, wanted, given_token(vocab))
+        entries: dict[tuple[int, ...], int] = {}
         for place in wanted:
             fringe = set(tree.fringe[place])
             assert len(fringe) == len(tree.fringe[place])
-            pending = set()
             for node, token in fringe:
-                assert (node, token) not in tree.children
-                assert tree.end[node] + len(vocab.token_bytes[token] or b"") < place
-                pending.add((*path_to(tree, node), token))
-            entries += len(fringe)
-            others = [t for t in continued(text, place - shift, CONTINUATIONS)]
-            for other in others:
+                end = tree.end[node] + len(vocab.token_bytes[token] or b"")
+                assert (node, token) not in tree.children and end < place
+                entries[(*path_to(tree, node), token)] = end
+            for other in continued(text, place - shift, CONTINUATIONS):
                 tokens = encodable(vocab, other)
                 if tokens is None:
                     continue
-                pending = {path for path in pending if tuple(tokens[: len(path)]) != path}
                 at = max(byte for byte in boundaries(vocab, tokens) if byte <= place)
                 if at == place or at < shift:
                     continue
@@ -238,17 +242,22 @@ def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
                     outside += 1
                     if (node, tokens[held]) not in fringe:
                         lost.append((text, place - shift, other, tokens[:count], held))
-            unseen += [(text, place - shift, path) for path in pending]
-    assert crossing > 300
+        for path, end in entries.items():
+            texts_there = (encodable(vocab, other) or [] for other in continued(text, end - shift, CONTINUATIONS))
+            if not any(tuple(tokens[: len(path)]) == path for tokens in texts_there):
+                inside = data[end] & 0xC0 == 0x80
+                unseen += [(text, end - shift, path)] if not inside else []
+        hanging += len(entries)
     assert not lost, f"{len(lost)} of {outside} outside ({crossing}): {lost[:4]}"
-    assert len(unseen) <= 0.5 * entries, f"{len(unseen)} of {entries}: {unseen[:4]}"
+    assert not unseen, f"{len(unseen)} of {hanging}: {unseen[:4]}"
+    assert hanging > (0 if vocab.merges else -1) and crossing >= outside
 
 
 # ==== special cases
 
 
 def small(to: Path, **changes: object) -> tuple[Vocabulary, ContextBuilder]:
-    merges = [(b"a", b"b"), (b"ab", b"c"), (b" ", b"a")]
+    merges = [(b"a", b"b"), (b"ab", b"c"), (b" ", b" ")]
     pattern = r" ?\p{L}+|\s+(?!\S)|\s+|."
     spec = byte_level(merges, vocab=[b"\n", b"abab"], pattern=pattern, ignore_merges=True)
     vocab = load_vocabulary(save({**spec, **changes}, to))
@@ -268,13 +277,14 @@ def test_whole_words_of_ignore_merges_are_second_contexts(tmp_path: Path) -> Non
 
 
 def test_contexts_in_runs_of_whitespace(tmp_path: Path) -> None:
-    """After `ab  `: `[ab, " ", " "]` where the last space may join a word, and `[ab, "  "]`-like where more space follows."""
+    """After `ab  `: the last space joins a word that follows, and a run of spaces is one token where more space does."""
     vocab, make = small(tmp_path)
-    space = vocab.id_of_bytes[b" "]
-    tree = make.build(b"ab  abc", vocab.encode("ab  abc")[0], [3, 4], (0,))
-    ab = vocab.id_of_bytes[b"ab"]
-    assert [path_to(tree, n) for n in tree.at_byte[4]] == [[ab, space, space]]
-    assert [tree.end[n] for n in tree.trunk] == [2, 3, 5, 6, 7]  # ` a` takes the second space, then b and c have no merge
+    ab, space, two, abc = (vocab.id_of_bytes[piece] for piece in (b"ab", b" ", b"  ", b"abc"))
+    assert vocab.encode("ab  abc")[0] == [ab, space, space, abc] and vocab.encode("ab   abc")[0] == [ab, two, space, abc]
+    for text in ("ab  abc", "ab   abc"):
+        tree = make.build(text.encode(), vocab.encode(text)[0], [3, 4], (0,))
+        assert [path_to(tree, n) for n in tree.at_byte[3]] == [[ab, space]]
+        assert sorted(path_to(tree, n) for n in tree.at_byte[4]) == sorted([[ab, space, space], [ab, two]])
 
 
 def test_without_bos_the_first_token_is_given(tmp_path: Path) -> None:
@@ -299,6 +309,19 @@ def test_several_given_tokens(tmp_path: Path) -> None:
     tree = make.build(b"ab", vocab.encode("ab")[0], [0, 1, 2], (1, 2, 3))
     assert tree.given == 2 and tree.token[:3] == [1, 2, 3] and tree.end[:3] == [0, 0, 0] and tree.at_byte[0] == [2]
     assert [tree.depth[n] for n in tree.trunk] == [3]
+
+
+@needs_shared
+def test_without_byte_tokens_nothing_ends_inside_a_character() -> None:
+    """A teacher of whole characters only: half a character has no tokens, so no context (and no token -1)."""
+    vocab, make = vocabulary("babyllama-tok105"), builder("babyllama-tok105")
+    text = next(f"a{piece.decode()}b" for piece in vocab.token_bytes if piece and len(piece) > 1 and piece[0] >= 0xC2)
+    data = b" " + text.encode()
+    tree = make.build(data, vocab.encode(text)[0], list(range(len(data) + 1)), (1,))
+    assert min(tree.token) >= 0 and len(tree.token) == 1 + len(tree.trunk)
+    for place in range(1, len(data) + 1):
+        inside = place < len(data) and data[place] & 0xC0 == 0x80
+        assert len(tree.at_byte[place]) == (0 if inside else 1)
 
 
 @needs_shared

@@ -246,7 +246,10 @@ def test_encoding_falls_apart_at_certain_cuts(name: str) -> None:
             whole = vocab.tokenizer.encode(text, add_special_tokens=False).ids
             parts, at = [], 0
             for end in cuts.pieces(units):
-                if valid_utf8_prefix(data[at:end]) == end - at and data[at:end].decode("utf-8", "ignore").encode() == data[at:end]:
+                if (
+                    valid_utf8_prefix(data[at:end]) == end - at
+                    and data[at:end].decode("utf-8", "ignore").encode() == data[at:end]
+                ):
                     piece = data[at:end].decode()
                     parts += [vocab.added_text[piece]] if piece in vocab.added_text else vocab.bpe(data[at:end])
                     at = end

@@ -11,7 +11,18 @@ import pytest
 
 from engine.vocab import Vocabulary, byte_alphabet, load_vocabulary
 from schemas.errors import BadDocument, TokenizerError
-from tests.vocabularies import ALL, BYTE_LEVEL, EFFORT, SENTENCEPIECE, byte_level, folder, needs_shared, save, texts, vocabulary
+from tests.vocabularies import (
+    ALL,
+    BYTE_LEVEL,
+    EFFORT,
+    SENTENCEPIECE,
+    byte_level,
+    folder,
+    needs_shared,
+    save,
+    texts,
+    vocabulary,
+)
 
 TOY = byte_level([(b"a", b"b"), (b"ab", b"c")], vocab=[b" "])
 
@@ -236,7 +247,10 @@ def test_a_character_without_a_token_is_unknown() -> None:
 
 def test_a_byte_that_the_vocabulary_lacks_is_not_lost(tmp_path: Path) -> None:
     vocab = load_vocabulary(save(TOY, tmp_path))
-    assert vocab.encode("abc ab") == ([vocab.id_of_bytes[b"abc"], vocab.id_of_bytes[b" "], vocab.id_of_bytes[b"ab"]], [3, 4, 6])
+    assert vocab.encode("abc ab") == (
+        [vocab.id_of_bytes[b"abc"], vocab.id_of_bytes[b" "], vocab.id_of_bytes[b"ab"]],
+        [3, 4, 6],
+    )
     error = bad(vocab, "abxc")
     assert error.reason == "not_reversible" and "at byte 2:" in error.detail
 
@@ -282,7 +296,10 @@ def test_normalisers_that_change_bytes_are_refused(tmp_path: Path, normalizer: d
 def test_pre_tokenizers_that_drop_bytes_are_refused(tmp_path: Path) -> None:
     removed = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
     for pre in ({"type": "Whitespace"}, {"type": "BertPreTokenizer"}, removed):
-        assert pre["type"] in (message := refused({**TOY, "pre_tokenizer": pre}, tmp_path)) and "without removal" in message
+        assert (
+            pre["type"] in (message := refused({**TOY, "pre_tokenizer": pre}, tmp_path))
+            and "without removal" in message
+        )
     prefixed = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     assert "add_prefix_space = True" in refused({**TOY, "pre_tokenizer": prefixed}, tmp_path)
 
@@ -311,7 +328,13 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "broken" / "tokenizer.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(TokenizerError, match="is not valid JSON"):
         load_vocabulary(str(tmp_path / "broken"))
-    for spec in ({}, [], {"model": TOY["model"]}, {**TOY, "added_tokens": [{"id": 3}]}, {**TOY, "pre_tokenizer": {"type": "No"}}):
+    for spec in (
+        {},
+        [],
+        {"model": TOY["model"]},
+        {**TOY, "added_tokens": [{"id": 3}]},
+        {**TOY, "pre_tokenizer": {"type": "No"}},
+    ):
         message = refused(spec, tmp_path / "odd")
         assert "tokenizer.json" in message or "pre-tokenizer No" in message
     (tmp_path / "empty").mkdir()

@@ -29,9 +29,7 @@ from engine.rules import RuleBook, TeacherTokens
 from engine.split import build_splitter
 from engine.vocab import SPACE_MARK, Vocabulary, byte_alphabet, load_vocabulary
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 BYTE_LEVEL = ("none", "gpt2", "llama3", "digits", "number")
 SENTENCEPIECE = ("prepend", "never", "bare")
 POOL = ("a", "b", "s", " ", "1", "'", "\n", "é", "×", "\u00a0")
@@ -51,7 +49,11 @@ def alphabet(rng: random.Random) -> tuple[str, ...]:
 def toy(rng: random.Random, folder: Path, style: str, chars: Sequence[str], *, whole: bool, merges: int) -> Vocabulary:
     """One random tokenizer through the real loader. `whole`: ignore_merges, and words that only it can make
     (byte-level only)."""
-    tokenizer = _byte_level(rng, style, chars, whole, merges) if style in BYTE_LEVEL else _sentencepiece(rng, style, chars, merges)
+    tokenizer = (
+        _byte_level(rng, style, chars, whole, merges)
+        if style in BYTE_LEVEL
+        else _sentencepiece(rng, style, chars, merges)
+    )
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -63,7 +65,7 @@ def _byte_level(rng: random.Random, style: str, chars: Sequence[str], whole: boo
     symbols = sorted(SPELL[b] for b in bytes_in_use(chars))
     vocab, made = _random_merges(rng, symbols, merges)
     if whole:
-        vocab += {"".join(rng.choices(symbols, k=rng.choice((2, 3)))) for _ in range(3)} - set(vocab)
+        vocab += sorted({"".join(rng.choices(symbols, k=rng.choice((2, 3)))) for _ in range(3)} - set(vocab))
     rng.shuffle(vocab)
     ids = {token: i for i, token in enumerate(["<s>", "</s>", "<x>", *vocab])}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=made, ignore_merges=whole))
@@ -138,7 +140,14 @@ class TableTeacher:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, chars: Sequence[str], seed: int, *, masked: bool, order: int = 1, sharp: float = 1.5
+        self,
+        vocabulary: Vocabulary,
+        chars: Sequence[str],
+        seed: int,
+        *,
+        masked: bool,
+        order: int = 1,
+        sharp: float = 1.5,
     ) -> None:
         self.vocabulary, self.chars, self.seed, self.masked = vocabulary, chars, seed, masked
         self.order, self.sharp = order, sharp
@@ -152,6 +161,7 @@ class TableTeacher:
             if piece is not None and not (i in fallback and piece[0] not in own)
         ]
         self._known: dict[tuple[int, ...], np.ndarray] = {}
+        self._followers: dict[tuple[int, ...], list[int]] = {}
 
     def logp(self, context: tuple[int, ...]) -> np.ndarray:
         """float64 [size] log-probabilities after `context`, the text's tokens so far (BOS not among them)."""
@@ -175,8 +185,8 @@ class TableTeacher:
         elif self._encode(self.bytes_of(context)) == list(context):
             assert self.vocabulary.eos_id is not None
             weight[self.vocabulary.eos_id] = end
-        if weight.sum() == 0:
-            raise AssertionError(f"{self.vocabulary.name}: the masked teacher was asked after {context}, which it never says")
+        elif weight.sum() == 0:  # a context that no text of this alphabet has: it has no weight, any distribution will do
+            weight[self.usable] = 1
         with np.errstate(divide="ignore"):
             return np.log(weight / weight.sum())
 
@@ -196,6 +206,11 @@ class TableTeacher:
 
     def followers(self, context: tuple[int, ...]) -> list[int]:
         """Tokens t such that some text is encoded as context, t, ...; sorted."""
+        if context not in self._followers:
+            self._followers[context] = self._find_followers(context)
+        return self._followers[context]
+
+    def _find_followers(self, context: tuple[int, ...]) -> list[int]:
         head, n = self.bytes_of(context), len(context)
         found: set[int] = set()
         for token in self.usable:
@@ -272,7 +287,7 @@ class Pair:
             device=torch.device("cpu"),
         )
         real = torch.ones(self.teacher.size, dtype=torch.bool)
-        return Emitter(self.student.size, real, ends, {"student/toy": push})
+        return Emitter(max(self.student.size, self.teacher.size), real, ends, {"student/toy": push})
 
     def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Prepared:
         """What Scorer._prepare does for one text and one student. Raises BadDocument."""
@@ -287,7 +302,9 @@ class Pair:
         other = ([*s_ids, self.student.eos_id], [*s_ends, len(raw)], boundaries)
         return Prepared(tree, {"teacher": own, "student/toy": other})
 
-    def emit(self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None) -> dict[str, Rows]:
+    def emit(
+        self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
+    ) -> dict[str, Rows]:
         """The real Emitter; `broken`: (document, node) whose row of log-probabilities is NaN."""
         where = [(i, node) for i, doc in enumerate(docs) for node in range(len(doc.tree.token))]
 

@@ -104,7 +104,9 @@ def byte_level(
     parts = [*vocab, *(a + b for a, b in merges)]
     for piece in [*(bytes([b]) for b in sorted({b for part in parts for b in part})), *parts]:
         ids.setdefault(spell(piece), len(ids))
-    pre: list[dict[str, Any]] = [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    pre: list[dict[str, Any]] = [
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    ]
     if pattern is not None:
         pre.insert(0, {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
     model = {
