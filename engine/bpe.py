@@ -5,15 +5,14 @@ Inside one pre-token a token sequence is *canonical* (BPE gives it back from its
 edge of a's merge tree against the left edge of b's, latest merge first; the pair breaks iff at some time BPE would
 have merged across the seam before either side was merged away (lemma 3; the idea is that of github/rust-gems' `bpe`).
 
-Time. A merge of rank r fires at time r * STEP, or right after the younger of its parts is made if that is later (some
-converted vocabularies list a token before its part). A node of a merge tree lives from its *birth* (when its merge
-fires; -1 for a symbol) to its *death* (the birth of its parent; `NEVER` for a root). BPE takes the lowest rank first
-and the leftmost on ties: events are compared by the key (time, rank), packed into one integer, then by side.
+Time. BPE takes the lowest rank first and the leftmost on ties. The clock shows the highest rank taken so far: a merge
+fires at its own rank, or *late*, at the clock of its younger part (some converted vocabularies list a token before its
+part). A node of a merge tree lives from its *birth* (the clock of its merge; -1 for a symbol) to its *death* (the birth
+of its parent; `NEVER` for a root). Clocks decide all but ties that involve a late merge; those few are played through.
 """
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,10 +21,9 @@ import numpy as np
 from engine.vocab import Vocabulary, valid_utf8_prefix
 from schemas.errors import TokenizerError
 
-STEP = 8  # room for merges that fire one right after another, between two ranks
 NEVER = np.iinfo(np.int64).max
 _SYMBOL = -1
-_RANK_BITS = 24
+_NO_MERGE = 1 << 62
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +31,16 @@ class MergeTable:
     """The derivation of every token that BPE can make, and the pair rule built on it.
 
     left, right: int32 [V], children of the token's last merge (-1 for symbols and for tokens that no merge makes)
-    birth:       int64 [V], key (time << 24 | rank) of that merge; -1 for symbols; NEVER for unreachable tokens
-    rank:        (left id, right id) -> rank of the merge
+    birth:       int64 [V], clock of that merge; -1 for symbols; NEVER for unreachable tokens
+    late:        bool [V], whether that merge fires after its own rank
+    rank:        (left id, right id) -> rank of the merge (the last one where a list names a pair twice)
     """
 
     vocabulary: Vocabulary
     left: np.ndarray
     right: np.ndarray
     birth: np.ndarray
+    late: np.ndarray
     rank: dict[tuple[int, int], int]
 
     def reachable(self, token: int) -> bool:
@@ -52,7 +52,13 @@ class MergeTable:
         key = (a, b)
         known = self._pairs.get(key)
         if known is None:
-            known = self._pairs[key] = _seam_holds(a, b, NEVER, self._left, self._right, self._birth, self.rank)
+            known = self._derivations.seam_holds(a, b, int(NEVER), late=False)
+            if known is None:
+                known = self._derivations.play([*self._derivations.leaves(a), *self._derivations.leaves(b)])[0] == [
+                    a,
+                    b,
+                ]
+            self._pairs[key] = known
         return known
 
     @cached_property
@@ -60,40 +66,38 @@ class MergeTable:
         return {}
 
     @cached_property
-    def _left(self) -> list[int]:
-        return self.left.tolist()
+    def _derivations(self) -> _Derivations:
+        arrays = self.left.tolist(), self.right.tolist(), self.birth.tolist(), self.late.tolist()
+        return _Derivations(*arrays, self.rank, self.vocabulary.merges)
 
     @cached_property
-    def _right(self) -> list[int]:
-        return self.right.tolist()
-
-    @cached_property
-    def _birth(self) -> list[int]:
-        return self.birth.tolist()
-
-    @cached_property
-    def _left_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All (node, token, death of node) with node on the left edge of token, sorted by node: CSR (start, token, death)."""
+    def _left_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All (node, token, death of node, whether it dies late) with node on the left edge of token, sorted by node:
+        CSR (start, token, death, late)."""
         tokens = np.flatnonzero(self.birth != NEVER).astype(np.int32)
-        node, owner, death = tokens, tokens, np.full(len(tokens), NEVER, np.int64)
-        nodes, owners, deaths = [], [], []
+        node, owner = tokens, tokens
+        death, late = np.full(len(tokens), NEVER, np.int64), np.zeros(len(tokens), bool)
+        nodes, owners, deaths, lates = [], [], [], []
         while len(node):
             nodes.append(node)
             owners.append(owner)
             deaths.append(death)
+            lates.append(late)
             inner = self.left[node] >= 0
-            node, owner, death = self.left[node[inner]], owner[inner], self.birth[node[inner]]
+            parent = node[inner]
+            node, owner, death, late = self.left[parent], owner[inner], self.birth[parent], self.late[parent]
         all_nodes = np.concatenate(nodes)
         order = np.argsort(all_nodes, kind="stable")
         start = np.searchsorted(all_nodes[order], np.arange(len(self.birth) + 1))
-        return start, np.concatenate(owners)[order], np.concatenate(deaths)[order]
+        return start, np.concatenate(owners)[order], np.concatenate(deaths)[order], np.concatenate(lates)[order]
 
     @cached_property
     def _partners(self) -> dict[int, list[tuple[int, int]]]:
         """left token of a merge -> [(right token, rank)], between tokens that BPE can make."""
         grouped: dict[int, list[tuple[int, int]]] = {}
+        birth = self._derivations.birth
         for (a, b), rank in self.rank.items():
-            if self._birth[a] != NEVER and self._birth[b] != NEVER:
+            if birth[a] != NEVER and birth[b] != NEVER:
                 grouped.setdefault(a, []).append((b, rank))
         return grouped
 
@@ -102,17 +106,25 @@ class MergeTable:
         known = self._illegal.get(a)
         if known is not None:
             return known
-        start, owner, death_b = self._left_edges
-        found = []
-        node, death = a, NEVER
+        start, owner, death_b, late_b = self._left_edges
+        birth = self._derivations.birth
+        found, ties = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+        node, death, late_a = a, int(NEVER), False
         while node >= 0:
             for b, rank in self._partners.get(node, ()):
-                fires = _fires(rank, self._birth[node], self._birth[b])
-                if fires < death:
-                    span = slice(start[b], start[b + 1])
-                    found.append(owner[span][death_b[span] >= fires])
-            node, death = self._right[node], self._birth[node]
-        ids = np.unique(np.concatenate(found)) if found else np.empty(0, np.int32)
+                fires = max(rank, birth[node], birth[b])
+                late = fires != rank
+                if fires > death or (fires == death and not (late or late_a)):
+                    continue
+                span = slice(start[b], start[b + 1])
+                tie = (death_b[span] == fires) & (late_b[span] | late)
+                if fires == death:
+                    tie |= death_b[span] >= fires
+                ties.append(owner[span][tie])
+                found.append(owner[span][(death_b[span] >= fires) & ~tie])
+            node, death, late_a = int(self.right[node]), birth[node], bool(self.late[node])
+        unsure = [b for b in np.unique(np.concatenate(ties)).tolist() if not self.pair_is_canonical(a, b)]
+        ids = np.unique(np.concatenate([*found, np.array(unsure, np.int32)]))
         self._illegal[a] = ids.astype(np.int64)
         return self._illegal[a]
 
@@ -143,7 +155,7 @@ class MergeTable:
     def _extend(self, piece: bytes, i: int, starts, ids: dict[bytes, int], last: list[int], parent: list[int]) -> None:
         for j in starts:
             token = ids.get(piece[j:i])
-            if token is None or self._birth[token] == NEVER or (j and last[j] < 0):
+            if token is None or not self.reachable(token) or (j and last[j] < 0):
                 continue
             if j == 0 or self.pair_is_canonical(last[j], token):
                 last.append(token)
@@ -198,79 +210,112 @@ class MergeTable:
         return out[::-1]
 
 
-def _fires(rank: int, birth_a: int, birth_b: int) -> int:
-    """Key of the moment at which a merge of this rank fires, given the births of its two parts."""
-    time = rank * STEP
-    for birth in (birth_a, birth_b):
-        if birth >= 0:
-            time = max(time, (birth >> _RANK_BITS) + 1)
-    return time << _RANK_BITS | rank
+@dataclass(frozen=True)
+class _Derivations:
+    """Merge trees as plain lists, while they are built and for the walks along seams. Names as in `MergeTable`."""
 
+    left: list[int]
+    right: list[int]
+    birth: list[int]
+    late: list[bool]
+    rank: dict[tuple[int, int], int]
+    merges: list[tuple[int, int, int]]
 
-def _seam_holds(
-    a: int, b: int, death: int, left: list[int], right: list[int], birth: list[int], rank: dict[tuple[int, int], int]
-) -> bool:
-    """Walk the seam back in time from two roots that both die at `death`. True iff BPE never merges across it before.
+    def seam_holds(self, a: int, b: int, death: int, *, late: bool) -> bool | None:
+        """Walk the seam back in time from two roots that both die at `death` (`late`: by a late merge). True iff BPE
+        never merges across it before; None where a late merge ties with another event, so that clocks cannot tell.
 
-    The left side merges first on a tie, the right side last: crossing fires when it is < death_a and <= death_b.
-    """
-    death_a, death_b = death, death - 1
-    while True:
-        crossing = rank.get((a, b))
-        if crossing is not None and _fires(crossing, birth[a], birth[b]) < death_a:
-            if _fires(crossing, birth[a], birth[b]) <= death_b:
-                return False
-        if birth[a] == _SYMBOL and birth[b] == _SYMBOL:
-            return True
-        if birth[a] > birth[b]:
-            death_a, a = birth[a], right[a]
-        else:
-            death_b, b = birth[b], left[b]
+        At one clock the left side's merges come before those across the seam, and these before the right side's.
+        """
+        birth, rank = self.birth, self.rank
+        own = (a, b) if death != NEVER else None  # the merge that ends both roots; it is no obstacle to itself
+        death_a, late_a, death_b, late_b = death, late, death, late
+        while True:
+            crossing = rank.get((a, b)) if (a, b) != own else None
+            if crossing is not None:
+                fires = max(crossing, birth[a], birth[b])
+                if fires <= death_a and fires <= death_b:
+                    slow = fires != crossing
+                    if (fires == death_a and (slow or late_a)) or (fires == death_b and (slow or late_b)):
+                        return None
+                    if fires < death_a:
+                        return False
+            if birth[a] == _SYMBOL and birth[b] == _SYMBOL:
+                return True
+            if birth[a] > birth[b]:
+                death_a, late_a, a = birth[a], self.late[a], self.right[a]
+            else:
+                death_b, late_b, b = birth[b], self.late[b], self.left[b]
+
+    def leaves(self, token: int) -> list[int]:
+        """The symbols that a token is made of."""
+        out, stack = [], [token]
+        while stack:
+            node = stack.pop()
+            if self.left[node] < 0:
+                out.append(node)
+            else:
+                stack += [self.right[node], self.left[node]]
+        return out
+
+    def play(self, tokens: list[int]) -> tuple[list[int], tuple[int, int] | None]:
+        """BPE itself, one merge at a time: (what is left, the last pair that was merged)."""
+        last = None
+        while len(tokens) > 1:
+            ranks = [self.rank.get(pair, _NO_MERGE) for pair in zip(tokens, tokens[1:], strict=False)]
+            at = ranks.index(best := min(ranks))
+            if best == _NO_MERGE:
+                break
+            last = (tokens[at], tokens[at + 1])
+            tokens = [*tokens[:at], self.merges[best][2], *tokens[at + 2 :]]
+        return tokens, last
+
+    def derive(self, token: int, splits: list[tuple[int, int, int]]) -> None:
+        """Record the split (a, b, rank) by which BPE makes `token`, if there is one. Its parts are done already."""
+        for a, b, rank in splits:
+            if self.birth[a] == NEVER or self.birth[b] == NEVER:
+                continue
+            clock = max(rank, self.birth[a], self.birth[b])
+            holds = self.seam_holds(a, b, clock, late=clock != rank)
+            if holds is None:
+                holds = self.play([*self.leaves(a), *self.leaves(b)]) == ([token], (a, b))
+            if holds:
+                self.left[token], self.right[token] = a, b
+                self.birth[token], self.late[token] = clock, clock != rank
+                return
 
 
 def build_merge_table(vocabulary: Vocabulary) -> MergeTable:
-    """Derive every token in the order in which BPE can first make it. O(merges x depth).
+    """Derive every token, shorter ones first. O(merges x depth).
 
     A split of a token that is not its derivation fails the seam test (the token is made by another split, earlier), so
-    exactly one split survives. Tokens that none makes stay unreachable (`birth` = NEVER).
+    at most one split survives. Tokens that none makes stay unreachable (`birth` = NEVER).
     """
     size = vocabulary.size
-    left, right, birth = [-1] * size, [-1] * size, [int(NEVER)] * size
+    rank = {(a, b): index for index, (a, b, _) in enumerate(vocabulary.merges)}
+    birth = [int(NEVER)] * size
     for token in _symbols(vocabulary):
         birth[token] = _SYMBOL
-    rank: dict[tuple[int, int], int] = {}
-    waiting: dict[int, list[int]] = {}  # part not made yet -> merges that came too early for it
-    for index, (a, b, _) in enumerate(vocabulary.merges):
-        rank.setdefault((a, b), index)
-    late: list[tuple[int, int]] = []  # heap of (key, merge) for merges that fire after their rank
-    for index in range(len(vocabulary.merges) + 1):
-        while late and (index == len(vocabulary.merges) or late[0][0] < (index * STEP) << _RANK_BITS):
-            key, merge = heapq.heappop(late)
-            _make(vocabulary.merges[merge], key, left, right, birth, rank, waiting, late, vocabulary.merges)
-        if index < len(vocabulary.merges):
-            a, b, _ = vocabulary.merges[index]
-            missing = [part for part in {a, b} if birth[part] == NEVER]
-            for part in missing:
-                waiting.setdefault(part, []).append(index)
-            if not missing:
-                key = (index * STEP) << _RANK_BITS | index
-                _make(
-                    (a, b, vocabulary.merges[index][2]), key, left, right, birth, rank, waiting, late, vocabulary.merges
-                )
-    arrays = np.array(left, np.int32), np.array(right, np.int32), np.array(birth, np.int64)
-    return MergeTable(vocabulary, *arrays, rank)
+    made = _Derivations([-1] * size, [-1] * size, birth, [False] * size, rank, vocabulary.merges)
+    splits: dict[int, list[tuple[int, int, int]]] = {}
+    for (a, b), index in rank.items():
+        splits.setdefault(vocabulary.merges[index][2], []).append((a, b, index))
+    for token in sorted(splits, key=lambda t: _length(vocabulary, t)):
+        if birth[token] == NEVER:
+            made.derive(token, splits[token])
+    return MergeTable(
+        vocabulary,
+        np.array(made.left, np.int32),
+        np.array(made.right, np.int32),
+        np.array(made.birth, np.int64),
+        np.array(made.late, bool),
+        rank,
+    )
 
 
-def _make(merge, key, left, right, birth, rank, waiting, late, merges) -> None:
-    """Record the token that `merge` makes at `key`, unless it exists or BPE would not get there; wake what waits for it."""
-    a, b, made = merge
-    if birth[made] != NEVER or not _seam_holds(a, b, key, left, right, birth, rank):
-        return
-    left[made], right[made], birth[made] = a, b, key
-    for index in waiting.pop(made, ()):
-        x, y, _ = merges[index]
-        if birth[x] != NEVER and birth[y] != NEVER:
-            heapq.heappush(late, (_fires(index, birth[x], birth[y]), index))
+def _length(vocabulary: Vocabulary, token: int) -> int:
+    piece = vocabulary.token_bytes[token]  # merges can spell a special token, too
+    return len(piece) if piece is not None else len(vocabulary.tokenizer.id_to_token(token) or "")
 
 
 def _symbols(vocabulary: Vocabulary) -> list[int]:

@@ -272,13 +272,16 @@ class ContextBuilder:
                 node = self._insert(tree, base, path)
             last, parent = self._tree_of(data[at:place])
             nodes = [node] + [NO_NODE] * (place - at)
+            live = [True] + [False] * (place - at)  # entry 0 may be the empty context, which is no node
             for i in range(1, place - at):
-                if last[i] >= 0 and (nodes[parent[i]] != NO_NODE):
-                    child = tree.children.get((nodes[parent[i]], last[i]))
-                    if child is None:
-                        yield nodes[parent[i]], last[i]
-                    else:
-                        nodes[i] = child
+                above = nodes[parent[i]]
+                if last[i] < 0 or not live[parent[i]]:
+                    continue
+                child = tree.children.get((above, last[i]))
+                if child is not None:
+                    nodes[i], live[i] = child, True
+                elif above != NO_NODE:
+                    yield above, last[i]
 
 
 def characters_from(partial: bytes) -> list[str]:

@@ -19,7 +19,7 @@ from engine.boundaries import Boundary
 from engine.contexts import NO_NODE, ContextTree
 from engine.pushforward import Job, PushForward
 from schemas.errors import IdentityError
-from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_EXACT, FLAG_GIVEN, PAD_ID
+from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_EXACT, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID
 
 _CHUNK_CELLS = 6_000_000  # R x Vt: about 26 bytes each at the peak, so 0.16 GiB, plus [R, Vs] float64 for one student
 _MOST_ROWS = 512
@@ -223,6 +223,9 @@ class _Emission:
         alive = np.flatnonzero(pushed.valid > 0)  # a boundary that the teacher gives no mass at all stays unscored
         mass = pushed.mass
         if len(alive) < len(todo):
+            for dead in np.flatnonzero(pushed.valid <= 0):
+                out = self.rows[product]
+                out.flags[out.start[todo[dead][0]] + todo[dead][1]] = FLAG_NO_MASS
             todo, mass = [todo[a] for a in alive], mass[torch.from_numpy(alive).to(mass.device)]
         if not todo:
             return

@@ -9,8 +9,9 @@ m = number of tokens in the range. Units as in engine/split.py. Kinds as in engi
 
 from __future__ import annotations
 
+import bisect
 import unicodedata
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -104,6 +105,13 @@ class TokenRange:
             self._alone = (stop, sure, heads)
         return self._alone
 
+    @cached_property
+    def units(self) -> np.ndarray:
+        """int64 [m]: units of r."""
+        if not self.classes:  # byte units, followed text
+            return np.array([len(r) for r in self.rest], dtype=np.int64)
+        return np.array([len(c) for c in self.classes], dtype=np.int64)[self.class_index]
+
     def first_tokens(self, kind: int, stop: int, where: np.ndarray) -> np.ndarray:
         """First student token of r[:stop units] for the tokens `where` (indices): a whole pre-token if CUT, else a part."""
         table = self._tables.get((kind, stop))
@@ -112,6 +120,11 @@ class TokenRange:
         for i in where[table[where] == _UNKNOWN]:
             table[i] = self.side.first(self.piece(int(i), stop), whole=kind == CUT)
         return table[where]
+
+    def starting_with(self, head: bytes) -> range:
+        """Indices of the tokens whose r starts with `head` (r is sorted, as the vocabulary is)."""
+        head = self.front + head
+        return range(bisect.bisect_left(self.rest, head), bisect.bisect_left(self.rest, successor(head)))
 
     def piece(self, index: int, stop: int) -> bytes:
         """What r of one token adds to the pre-token that begins at, or spans, the boundary: its first `stop` units."""
@@ -166,9 +179,20 @@ class FollowedRange(TokenRange):
             first[i] = self.side.first(self.piece(int(where[i]), stop), whole=whole)
         return first
 
+    def starting_with(self, head: bytes) -> range:
+        if head.startswith(self.y):
+            return self.base.starting_with(head[len(self.y) :])
+        return range(len(self.tokens)) if self.y.startswith(head) else range(0)
+
     def piece(self, index: int, stop: int) -> bytes:
         more = stop - len(self._y_classes)
         return self.side.units(self.y, stop) if more <= 0 else self.y + self.side.units(self.base.rest[index], more)
+
+
+def successor(z: bytes) -> bytes:
+    """The smallest byte string greater than all strings that start with z."""
+    trimmed = z.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\xff" * 64
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from engine.bpe import MergeTable
-from engine.ranges import CUT, JOIN, NONE, FollowedRange, StudentSide, TokenRange
+from engine.ranges import CUT, JOIN, NONE, FollowedRange, StudentSide, TokenRange, successor
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix
 
@@ -67,15 +67,9 @@ class TeacherTokens:
         known = self._ranges.get(z)
         if known is None:
             begin = bisect.bisect_right(self.pieces, z)
-            end = bisect.bisect_left(self.pieces, _successor(z)) if z else len(self.pieces)
+            end = bisect.bisect_left(self.pieces, successor(z)) if z else len(self.pieces)
             known = self._ranges[z] = (begin, max(begin, end or len(self.pieces)))
         return known
-
-
-def _successor(z: bytes) -> bytes:
-    """The smallest byte string greater than all strings that start with z."""
-    trimmed = z.rstrip(b"\xff")
-    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\xff" * 64
 
 
 class RuleBook:
@@ -162,7 +156,7 @@ class RuleBook:
         text, found = pending[: len(pending) - len(partial)].decode("utf-8"), []
         for unit in range(units + bool(partial)):
             begun = text[unit:].encode("utf-8") + partial
-            for word in words[bisect.bisect_right(words, begun) : bisect.bisect_left(words, _successor(begun))]:
+            for word in words[bisect.bisect_right(words, begun) : bisect.bisect_left(words, successor(begun))]:
                 found.append((unit, word[len(begun) :]))
         return tuple(found)
 
@@ -176,13 +170,15 @@ class RuleBook:
             where = np.flatnonzero(code == pair)
             first[where] = span.first_tokens(int(kind[where[0]]), int(stop[where[0]]), where)
         open_ = ~sure | span.composing
+        if self.student.nfc:  # a combining mark after r may still change r's last character
+            open_ |= stop >= span.units
         kind = kind.astype(np.int8)
         if partial and self.splitter.byte_units:
             self._settle_characters(span, partial, kind, first, open_)
-        if words:
-            begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
-            for i in np.flatnonzero(kind == JOIN):
-                if (begins[variant[i]], span.piece(i, int(stop[i]))) in words:
+        begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
+        for unit, rest in words:
+            for i in span.starting_with(rest):
+                if kind[i] == JOIN and begins[variant[i]] == unit and span.piece(i, int(stop[i])) == rest:
                     first[i] = -1
         kind[first < 0] = NONE
         return Rule(span.tokens, kind, first, open_, variant.astype(np.int32), variants)

@@ -27,6 +27,7 @@ from engine.vocab import Vocabulary, valid_utf8_prefix
 from schemas.errors import TokenizerError
 
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
 _BROKEN = "\ufffd"  # stands for a character whose bytes are not all known yet
 
 
@@ -52,8 +53,14 @@ class Splitter:
         if self.byte_units:
             return data.decode("latin-1")
         whole = valid_utf8_prefix(data)
-        text = data[:whole].decode("utf-8") + (_BROKEN if whole < len(data) else "")
-        return text.translate(self._table)
+        known = data[:whole].decode("utf-8").translate(self._table)
+        return known + self._broken if whole < len(data) else known
+
+    @cached_property
+    def _broken(self) -> str:
+        """The class of an incomplete character: cut like U+FFFD when the text ends there, never taken as certain."""
+        mask = self._masks[ord(self._classify(_BROKEN))]
+        return self._class_with(mask, _BROKEN_OWN)
 
     @cached_property
     def _table(self) -> dict[int, str]:
@@ -97,6 +104,8 @@ class Splitter:
         if known is not None:
             return known
         mask, own = self._masks[ord(unit)], self._owns[ord(unit)]
+        if own == _BROKEN_OWN:
+            return unit
         before_mask, before_own = self._masks[ord(before)], self._owns[ord(before)]
         for q, needed in self.needs_before:
             if mask >> q & 1 and not before_mask & needed:
@@ -150,7 +159,8 @@ class Splitter:
         """Ends of the first pre-tokens, as far as they are the same whatever follows. The rest is *pending*."""
         known = self._certain.get(classes)
         if known is None:
-            known = self._certain[classes] = tuple(self._run(classes, final=False))
+            whole = classes if self.byte_units else classes.removesuffix(self._broken)
+            known = self._certain[classes] = tuple(self._run(whole, final=False))
         return known
 
     def _run(self, classes: str, *, final: bool) -> list[int]:
@@ -254,15 +264,15 @@ def _bigram_stage(never: np.ndarray) -> _Stage:
 def never_side_by_side(vocabulary: Vocabulary) -> np.ndarray:
     """bool [256, 256]: (x, y) that no token of the model holds side by side, so that no merge crosses between them.
 
-    Without byte fallback an unknown character is one token whatever its bytes, so there a cut never lies inside one.
+    A cut never lies inside a character.
     """
     never = np.ones((256, 256), dtype=bool)
     for token_id, piece in enumerate(vocabulary.token_bytes):
         if piece is not None and len(piece) > 1 and token_id not in vocabulary.added_only:
             data = np.frombuffer(piece, np.uint8)
             never[data[:-1], data[1:]] = False
+    never[:, 0x80:0xC0] = False  # never inside a character: one without a token is spelt as a whole, byte by byte
     if not vocabulary.byte_fallback:
-        never[:, 0x80:0xC0] = False
         never[0x80:0xC0, :] = False  # unknown characters in a row fuse into one token
         unknown = [b for b in range(0x80) if bytes([b]) not in vocabulary.id_of_bytes]
         never[np.ix_(unknown, [*unknown, *range(0xC0, 0x100)])] = False

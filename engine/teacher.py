@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from schemas.errors import TeacherError
@@ -38,6 +39,7 @@ class Teacher:
     vocab_rows: int
     _logits: Callable[[torch.Tensor], torch.Tensor]
 
+    @torch.inference_mode()
     def logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
         """fp32 logits [C, V] of hidden rows (after the final norm). C x V x 4 bytes: the caller chunks."""
         return self._logits(hidden_CD)
@@ -65,6 +67,10 @@ class Teacher:
             for row, w in enumerate(windows):
                 _fill_ancestors(mask[row], w)
             mask = mask[:, None].to(self.device)
+            if self.model.config._attn_implementation == "eager":  # adds the mask, where SDPA selects by it
+                allowed, dtype = mask, self.model.dtype
+                mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
+                mask.masked_fill_(~allowed, torch.finfo(dtype).min)
         out = self.model.base_model(
             input_ids=tokens.to(self.device), position_ids=depth.to(self.device), attention_mask=mask, use_cache=False
         ).last_hidden_state
@@ -121,21 +127,28 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None)
     if config.dtype == "auto" and device.type == "cpu":
         dtype = torch.float32  # half precision on a CPU is slower and less exact
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        # transformers chooses the attention: SDPA where the architecture has it, else its own plain one (Gemma-2)
+        made: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=config.revision,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
-            attn_implementation="sdpa",
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TeacherError(
             f"[teacher] model {path!r} cannot be loaded: {first}. Want a folder (or Hub id) with config.json and weights "
             "of a causal language model that transformers knows."
         ) from error
-    loaded: Any = model.eval()
-    return _checked(loaded.to(device), device, config, tokenizer_end, Path(path).name)
+    model, report = made
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers and only warns
+        raise TeacherError(
+            f"[teacher] model {path!r}: the weights lack {len(missing)} tensor(s), such as {missing[0]}. Want the complete "
+            "weights of a causal language model; fetch them again, or check that config.json belongs to them."
+        )
+    return _checked(model.eval().to(device), device, config, tokenizer_end, Path(path).name)
 
 
 def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_end: int | None, name: str) -> Teacher:

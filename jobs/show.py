@@ -22,13 +22,14 @@ from engine.outfolder import iter_shards, load_plan, read_quarantine, shard_name
 from engine.vocab import Vocabulary, load_vocabulary
 from schemas.errors import OutputError, RunFileError, TokenizerError
 from schemas.manifest import Plan, ProductFacts
-from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_END, FLAG_EXACT, FLAG_GIVEN, PAD_ID
+from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_END, FLAG_EXACT, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID
 
 FLAG_WORDS = {
     FLAG_EXACT: "exact",
     FLAG_BOUNDED: "bounded",
     FLAG_BUDGET: "budget",
     FLAG_GIVEN: "given",
+    FLAG_NO_MASS: "no mass",
     FLAG_END: "end",
 }
 _VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})

@@ -25,6 +25,7 @@ REASONS: dict[str, str] = {
     "missing_column": "the record lacks a column that the run file names",
     "not_text": "the text column holds something that is not a string",
     "empty_text": "the text is empty",
+    "duplicate_id": "another record of the same unit has the same id",
     "invalid_utf8": "the bytes of the record are not valid UTF-8, or the text holds a lone surrogate",
     "not_reversible": "a tokenizer or its normaliser changes the text, so token boundaries have no place in it",
     "unknown_token": "a tokenizer can only write this text with its unknown token",
@@ -32,7 +33,7 @@ REASONS: dict[str, str] = {
     "identity": "a probability identity does not hold for this document (sums, signs)",
     "oom": "the document does not fit into memory even alone in its batch",
     "worker_died": "the process died each time it came to this document",
-    "too_long": "the document is longer than the run file allows",
+    "too_long": "one pre-token (a word, a run of characters) is thousands of characters long",
     "too_short": "the document has too few tokens to predict any",
 }
 """The fixed words of `reason` in quarantine records, each with its one-line explanation."""

@@ -21,6 +21,7 @@ FLAG_EXACT = (
 FLAG_BOUNDED = 2  # the value is an estimate; `err` is the certified width of the interval that holds the truth
 FLAG_BUDGET = 4  # the evaluation budget was spent before the tolerance was reached (beam regime)
 FLAG_GIVEN = 8  # unscored: the teacher has no BOS, this position lies in or before its first (given) token
+FLAG_NO_MASS = 32  # unscored: the teacher gives no mass to any student token here
 FLAG_END = 16  # the row of the end token that closes the document
 
 MANTISSA_BITS = 10

@@ -41,7 +41,7 @@ def adversarial_pairs(table: MergeTable, rng: random.Random, count: int) -> list
         if table.left[token] >= 0:
             begins_with.setdefault(int(table.left[token]), []).append(token)
             ends_with.setdefault(int(table.right[token]), []).append(token)
-    late = [m for m in vocab.merges if table.birth[m[2]] >= 0 and (int(table.birth[m[2]]) >> 24) % 8]
+    late = [m for m in vocab.merges if table.late[m[2]]]
     out: list[tuple[int, int]] = []
     while len(out) < count:
         way = rng.randrange(5)
@@ -184,7 +184,7 @@ def converted_tiktoken(draw: st.DrawFn) -> tuple[list[bytes], list[tuple[bytes, 
 def shuffled(draw: st.DrawFn) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     """A list in which a token may come before its parts."""
     vocab, merges = draw(st.one_of(proper_merges(), converted_tiktoken()))
-    return vocab, draw(st.permutations(merges))
+    return [b"a", b"b", *vocab], draw(st.permutations(merges))
 
 
 def check(vocab: Vocabulary, longest: int, alphabet: bytes) -> None:
@@ -227,6 +227,29 @@ def test_random_converted_tiktoken_lists(
     made: tuple[list[bytes], list[tuple[bytes, bytes]]], ignore_merges: bool
 ) -> None:
     check(loaded(made[1], made[0], ignore_merges), 14, b"".join(t for t in made[0] if len(t) == 1))
+
+
+@settings(max_examples=60 * EFFORT, deadline=None, derandomize=True)
+@given(shuffled(), st.booleans())
+def test_lists_in_any_order(made: tuple[list[bytes], list[tuple[bytes, bytes]]], ignore_merges: bool) -> None:
+    check(loaded(made[1], made[0], ignore_merges), 14, b"abc" if any(b"c" in a + b for a, b in made[1]) else b"ab")
+
+
+def test_late_merges_finish_on_the_left_first() -> None:
+    """Merges (ab, a) before (a, b): in `abab` the first `ab` takes the next `a` before the second `ab` is made."""
+    vocab = loaded([(b"ab", b"a"), (b"a", b"b")], [], False)
+    table, ids = build_merge_table(vocab), vocab.id_of_bytes
+    assert table.late[ids[b"aba"]] and not table.late[ids[b"ab"]]
+    assert real(vocab, b"abab") == [ids[b"aba"], ids[b"b"]]
+    assert not table.pair_is_canonical(ids[b"ab"], ids[b"ab"]) and table.pair_is_canonical(ids[b"aba"], ids[b"b"])
+    assert ids[b"ab"] in table.illegal_after(ids[b"ab"]).tolist()
+
+
+def test_a_merge_that_is_listed_twice_has_its_last_rank() -> None:
+    vocab = loaded([(b"a", b"b"), (b"b", b"c"), (b"a", b"b")], [], False)
+    table, ids = build_merge_table(vocab), vocab.id_of_bytes
+    assert real(vocab, b"abc") == [ids[b"a"], ids[b"bc"]]
+    assert not table.pair_is_canonical(ids[b"ab"], ids[b"c"]) and table.pair_is_canonical(ids[b"a"], ids[b"bc"])
 
 
 def test_whole_words_that_only_ignore_merges_makes() -> None:

@@ -1,13 +1,12 @@
 """Truth first: the real pipeline on random toy tokenizers against brute force (tests/oracle.py).
 
-TARGETSMITH_CASES=n multiplies the number of random cases by n.
+TARGETSMITH_EFFORT=n multiplies the number of random cases by n.
 """
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +30,10 @@ from tests.toys import (
     random_text,
     strings,
     toy,
+    with_all_bytes,
 )
+from tests.vocabularies import EFFORT
 
-MORE = int(os.environ.get("TARGETSMITH_CASES", "1"))
 STUDENT = "student/toy"
 
 
@@ -83,7 +83,7 @@ def probabilities(rows: Rows, at: int, size: int) -> np.ndarray:
     return q
 
 
-@pytest.mark.parametrize("seed", range(10 * MORE))
+@pytest.mark.parametrize("seed", range(10 * EFFORT))
 def test_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
     """q, gold, tail, excluded share and the pruned bound of 100 cases per seed, against encoding every leaf for real."""
     scored = alien = 0
@@ -98,7 +98,12 @@ def test_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
         nodes = {path_of(tree, node, pair.teacher) for node in range(tree.given, len(tree.token))}
         chosen = evaluated(pair.teacher, case.text, pair.chars, given, list(wanted))[0]
         assert chosen <= nodes, case
-        if chosen != nodes:  # canonical only for characters that the alphabet lacks (its one letter always merges, say)
+        if (
+            chosen != nodes
+        ):  # canonical only before characters that the alphabet lacks (its one letter always merges, say)
+            reader = with_all_bytes(pair.teacher, tmp_path / f"any-{alien}")
+            chars = (*pair.chars, *(c for c in "z9.'\n" if c not in pair.chars))
+            assert nodes <= evaluated(reader, case.text, chars, given, list(wanted))[0], case
             alien += 1
             continue
         brute = targets(
@@ -121,23 +126,28 @@ def test_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
             gold = ids[k] if k < len(ids) else pair.student.eos_id
             assert np.exp(rows.gold_logp[k]) == pytest.approx(q[gold], abs=1e-12)
             live, pruned = total + target.excluded, float(rows.pruned_mass[k])
-            assert rows.excluded_mass[k] == pytest.approx(target.excluded / live * (1 - pruned), abs=1e-9), (str(case), k)
+            assert rows.excluded_mass[k] == pytest.approx(target.excluded / live * (1 - pruned), abs=1e-9), (
+                str(case),
+                k,
+            )
             if pruned < 1 - 1e-9:
                 assert pruned / (1 - pruned) * live >= target.missed - 1e-12, (str(case), k)
             if case.every_byte:
                 assert pruned == 0 == target.missed
             scored += 1
-    assert scored > 400 and alien <= 3
+    assert scored > 400 and alien <= 20
 
 
 def test_the_pruned_bound_holds_where_it_is_not_trivial(tmp_path: Path):
     """Students with long tokens leave many teacher contexts unevaluated; their leaves never hold more than the bound."""
     rng, seen = random.Random(7), 0
-    for number in range(60 * MORE):
-        chars = ("a", "b", " ", "\u00e9")
+    for number in range(200 * EFFORT):
+        chars = ("a", "b", " ") if number % 2 else ("a", " ", "\u00e9")
         sides = [
-            toy(rng, tmp_path / f"{number}-{i}", rng.choice(BYTE_LEVEL[:3]), chars, whole=False, merges=merges)
-            for i, merges in enumerate((6, 14))
+            toy(
+                rng, tmp_path / f"{number}-{i}", rng.choice(("none", "none", "gpt2")), chars, whole=False, merges=merges
+            )
+            for i, merges in enumerate((24, 24))
         ]
         pair = Pair(sides[0], sides[1], chars)
         table = TableTeacher(pair.teacher, chars, number, masked=True)
@@ -157,7 +167,7 @@ def test_the_pruned_bound_holds_where_it_is_not_trivial(tmp_path: Path):
     assert seen >= 10
 
 
-@pytest.mark.parametrize("seed", range(3 * MORE))
+@pytest.mark.parametrize("seed", range(3 * EFFORT))
 def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
     """A decided leaf has the same first token (or no boundary) however the text goes on, by up to three characters."""
     checked = open_ = 0
@@ -187,18 +197,27 @@ def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
     assert checked > 10_000 and open_ > 1_000
 
 
-def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: pytest.RecordProperty):
+def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callable[[str, object], None]):
     """Truth by enumerating whole texts of a masked teacher: inside the certified interval for every student token."""
     rng, distances, widths, positions = random.Random(3), [], [], 0
-    for number in range(40 * MORE):
-        chars = rng.choice((("a", "b"), ("a", " "), ("a", "b", " "), ("a", " ", "1"), ("a", " ", "\u00e9"), ("'", "s", " ")))
+    for number in range(60 * EFFORT):
+        chars = rng.choice(
+            (("a", "b"), ("a", " "), ("a", "b", " "), ("a", " ", "1"), ("a", " ", "\u00e9"), ("'", "s", " "))
+        )
         styles = [rng.choice(BYTE_LEVEL + SENTENCEPIECE[:1]) for _ in range(2)]
         sides = [
-            toy(rng, tmp_path / f"{number}-{i}", style, (*chars, " "), whole=rng.random() < 0.3, merges=rng.randint(2, 6))
+            toy(
+                rng,
+                tmp_path / f"{number}-{i}",
+                style,
+                (*chars, " "),
+                whole=rng.random() < 0.3,
+                merges=rng.randint(2, 6),
+            )
             for i, style in enumerate(styles)
         ]
         pair = Pair(sides[0], sides[1], tuple(sorted({*chars, " "})), along_text=rng.random() < 0.5)
-        table = TableTeacher(pair.teacher, pair.chars, number, masked=True, sharp=3.0)
+        table = TableTeacher(pair.teacher, pair.chars, number, masked=True, sharp=5.0)
         text = table.sample(rng, 6)
         if not text:
             continue
@@ -211,7 +230,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: pytest
         brute = targets(pair.teacher, pair.student, table, text, (pair.teacher.bos_id,), along_text=pair.along_text)
         assert boundaries is not None
         for k, target in enumerate(brute):
-            bounds = truth(pair.student, table, text, k, budget=400, slack=0.01)
+            bounds = truth(pair.student, table, text, k, budget=300, slack=0.02)
             if bounds is None or target is None or not rows.scored[k]:
                 continue
             low, high = bounds
@@ -283,7 +302,7 @@ def same(a: Rows, b: Rows, size: int) -> None:
     for name in ("err", "open_mass", "excluded_mass", "pruned_mass"):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=1e-12)
     np.testing.assert_allclose(np.exp(a.gold_logp), np.exp(b.gold_logp), rtol=0, atol=1e-12)
-    for at in np.flatnonzero(a.scored):
+    for at in np.flatnonzero(a.scored).tolist():
         np.testing.assert_allclose(probabilities(a, at, size), probabilities(b, at, size), rtol=0, atol=1e-12)
 
 

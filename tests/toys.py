@@ -108,7 +108,7 @@ def _sentencepiece(rng: random.Random, style: str, chars: Sequence[str], merges:
 
 
 def _random_merges(rng: random.Random, symbols: list[str], count: int) -> tuple[list[str], list[tuple[str, str]]]:
-    """Random merges of random tokens; some tokens have two merges."""
+    """Random merges of random tokens; some tokens have two merges, some lists have wholes before their parts."""
     vocab, made = list(symbols), []
     for _ in range(count):
         left, right = rng.choice(vocab), rng.choice(vocab)
@@ -116,7 +116,21 @@ def _random_merges(rng: random.Random, symbols: list[str], count: int) -> tuple[
             made.append((left, right))
             if left + right not in vocab:
                 vocab.append(left + right)
+    if rng.random() < 0.2:
+        rng.shuffle(made)
     return vocab, made
+
+
+def with_all_bytes(vocabulary: Vocabulary, folder: Path) -> Vocabulary:
+    """The same tokenizer with all 256 bytes as tokens (new ids at the end), so that it can read any text."""
+    spec = json.loads(vocabulary.tokenizer.to_str())
+    known = spec["model"]["vocab"]
+    if vocabulary.kind == "bytelevel":
+        for char in SPELL.values():
+            known.setdefault(char, len(known))
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    return load_vocabulary(str(folder))
 
 
 def bytes_in_use(chars: Sequence[str]) -> set[int]:
@@ -185,7 +199,9 @@ class TableTeacher:
         elif self._encode(self.bytes_of(context)) == list(context):
             assert self.vocabulary.eos_id is not None
             weight[self.vocabulary.eos_id] = end
-        elif weight.sum() == 0:  # a context that no text of this alphabet has: it has no weight, any distribution will do
+        elif (
+            weight.sum() == 0
+        ):  # a context that no text of this alphabet has: it has no weight, any distribution will do
             weight[self.usable] = 1
         with np.errstate(divide="ignore"):
             return np.log(weight / weight.sum())
