@@ -7,12 +7,14 @@ are closed by encoding texts, and the truth is found by enumerating whole texts.
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from engine.vocab import SPACE_MARK, Vocabulary
+from engine.vocab import SPACE_MARK, Vocabulary, load_vocabulary
 from tests.toys import SPELL, TableTeacher, bytes_in_use, completions, strings, two_byte_characters
 
 Tokens = tuple[int, ...]
@@ -41,6 +43,18 @@ def encode_closed(vocabulary: Vocabulary, text: bytes) -> list[int]:
     assert pieces[-1].endswith(unknown)
     pieces[-1] = pieces[-1].removesuffix(unknown) + "".join(SPELL[b] for b in rest)
     return [t.id for piece in pieces for t in tokenizer.model.tokenize(piece)]
+
+
+def with_all_bytes(vocabulary: Vocabulary, folder: Path) -> Vocabulary:
+    """The same tokenizer with all 256 bytes as tokens (new ids at the end), so that it can read any text."""
+    spec = json.loads(vocabulary.tokenizer.to_str())
+    known = spec["model"]["vocab"]
+    if vocabulary.kind == "bytelevel":
+        for char in SPELL.values():
+            known.setdefault(char, len(known))
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    return load_vocabulary(str(folder))
 
 
 def contexts_of(vocabulary: Vocabulary, text: str, chars: Sequence[str], longest: int = 2) -> dict[int, set[Tokens]]:

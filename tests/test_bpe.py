@@ -15,7 +15,7 @@ from engine.vocab import Vocabulary, load_vocabulary, valid_utf8_prefix
 from schemas.errors import TokenizerError
 from tests.vocabularies import ALL, EFFORT, byte_level, merge_table, needs_shared, save, vocabulary, words
 
-PAIRS = 8_000 * EFFORT  # per vocabulary; 18 of them
+PAIRS = 6_500 * EFFORT  # per vocabulary; 18 of them
 
 
 def ordinary(vocab: Vocabulary) -> list[int]:

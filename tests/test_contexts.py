@@ -142,7 +142,7 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
     vocab, make, rng = vocabulary(name), builder(name), random.Random(name)
     seen = missing = several = 0
     examples = []
-    for text, ids, data in documents(name, (4 if name in QWEN_SUBSETS else 12) * EFFORT):
+    for text, ids, data in documents(name, (2 if name in QWEN_SUBSETS else 8) * EFFORT):
         shift = len(vocab.prefix_bytes)
         places = range(len(data) - shift + 1)
         places = sorted(rng.sample(places, min(16, len(places))))
@@ -159,7 +159,7 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
                 if held < count or node not in tree.at_byte.get(place + shift, []):
                     missing += 1
                     examples.append((text, place, other, tokens[:count]))
-    assert seen > 250
+    assert seen > 100
     assert not missing, f"{missing} of {seen}: {examples[:4]}"
     if vocab.kind == "sentencepiece" or not vocab.merges:
         assert not several  # no look-ahead, or every token a byte: nothing to choose
@@ -178,7 +178,7 @@ def test_every_node_is_a_context_of_some_text(name: str) -> None:
     unseen: dict[bool, list] = {False: [], True: []}  # by whether the byte lies inside a character
     count = {False: 0, True: 0}
     shift = len(vocab.prefix_bytes)
-    for text, ids, data in documents(name, 6 * EFFORT):
+    for text, ids, data in documents(name, (3 if name in QWEN_SUBSETS else 5) * EFFORT):
         tree = make.build(data, ids, list(range(shift, len(data) + 1)), given_token(vocab))
         for place, nodes in tree.at_byte.items():
             wanted = {tuple(path_to(tree, node)) for node in nodes}
@@ -191,10 +191,10 @@ def test_every_node_is_a_context_of_some_text(name: str) -> None:
                 tokens = encodable(vocab, other) or []
                 wanted = {path for path in wanted if tuple(tokens[: len(path)]) != path}
             unseen[inside] += [(text, place, path) for path in wanted]
-    assert count[False] > 60
+    assert count[False] > 40
     assert not unseen[False], f"{len(unseen[False])} of {count}: {unseen[False][:4]}"
     # Half a character is a context where BPE spells it so; that all its completions merge is not asked.
-    assert len(unseen[True]) <= 0.5 * count[True], f"{len(unseen[True])} of {count}: {unseen[True][:4]}"
+    assert len(unseen[True]) <= 0.5 * count[True] + 2, f"{len(unseen[True])} of {count}: {unseen[True][:4]}"
 
 
 @needs_shared
@@ -230,7 +230,7 @@ def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
     shift = len(vocab.prefix_bytes)
     crossing = outside = hanging = 0
     lost, unseen = [], []
-    for text, ids, data in documents(name, (4 if name in QWEN_SUBSETS else 10) * EFFORT):
+    for text, ids, data in documents(name, (3 if name in QWEN_SUBSETS else 8) * EFFORT):
         wanted = sorted(rng.sample(range(shift, len(data) + 1), min(len(data) - shift, 1 + len(data) // 4)))
         tree = make.build(data, ids, wanted, given_token(vocab))
         entries: dict[tuple[int, ...], int] = {}

@@ -18,7 +18,7 @@ import engine.pushforward
 from engine.emit import Prepared, Rows
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
-from tests.oracle import encode_closed, evaluated, targets, truth
+from tests.oracle import encode_closed, evaluated, targets, truth, with_all_bytes
 from tests.toys import (
     BYTE_LEVEL,
     SENTENCEPIECE,
@@ -30,7 +30,6 @@ from tests.toys import (
     random_text,
     strings,
     toy,
-    with_all_bytes,
 )
 from tests.vocabularies import EFFORT
 

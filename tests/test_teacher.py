@@ -127,7 +127,7 @@ def test_a_tree_gives_what_each_context_alone_gives(saved: Path, name: str) -> N
         truth = alone(model, window)
         assert ours.shape == (len(window.token), VOCAB) and ours.dtype == torch.float32
         assert (ours - truth).abs().max() <= 1e-4, name
-    assert float(truth.std()) > 0.3  # the test can fail: distributions are not flat
+        assert float(truth.std()) > 0.3  # the test can fail: distributions are not flat
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -121,18 +121,6 @@ def _random_merges(rng: random.Random, symbols: list[str], count: int) -> tuple[
     return vocab, made
 
 
-def with_all_bytes(vocabulary: Vocabulary, folder: Path) -> Vocabulary:
-    """The same tokenizer with all 256 bytes as tokens (new ids at the end), so that it can read any text."""
-    spec = json.loads(vocabulary.tokenizer.to_str())
-    known = spec["model"]["vocab"]
-    if vocabulary.kind == "bytelevel":
-        for char in SPELL.values():
-            known.setdefault(char, len(known))
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
-    return load_vocabulary(str(folder))
-
-
 def bytes_in_use(chars: Sequence[str]) -> set[int]:
     """The bytes of an alphabet; beside two-byte characters also the tails of ², µ, ÷ and ÿ, so that after a lead byte
     the character can still become a number, a sign or a letter."""
