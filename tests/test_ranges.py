@@ -35,7 +35,9 @@ def test_followed_range_equals_the_range_built_from_scratch(student: str) -> Non
             for kind, stop in {(int(k), int(s)) for k, s in zip(want[0], want[1], strict=True)}:
                 where = np.flatnonzero((want[0] == kind) & (want[1] == stop))
                 np.testing.assert_array_equal(
-                    slow.first_tokens(kind, stop, where), fast.first_tokens(kind, stop, where), err_msg=f"{y!r} {kind} {stop}"
+                    slow.first_tokens(kind, stop, where),
+                    fast.first_tokens(kind, stop, where),
+                    err_msg=f"{y!r} {kind} {stop}",
                 )
 
 
