@@ -8,6 +8,7 @@ What there is to do:
   plan         everything that changes the answer -> fingerprint
 
 Tokenizers, and what they allow (docs/design.md, section 2):
+  vocab_file   tokenizer.json, checked; what is not exact BPE is refused
   vocab        a tokenizer as bytes
   bpe          derivations, canonical pairs, encodings of all prefixes
   pattern      the pre-tokenizer's pattern, with note of whether a match looked past the end

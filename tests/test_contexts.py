@@ -66,8 +66,9 @@ def encodable(vocab: Vocabulary, text: str) -> list[int] | None:
 def documents(name: str, count: int) -> Iterator[tuple[str, list[int], bytes]]:
     """(text, ids, prefix + text) of texts that the tokenizer keeps."""
     vocab, rng = vocabulary(name), random.Random(name)
+    first: list[str] = ["x \n  y   1"]  # whitespace of every kind, in every sample
     while count:
-        text = mixed(rng) if rng.random() < 0.6 else real(rng)
+        text = first.pop() if first else mixed(rng) if rng.random() < 0.6 else real(rng)
         if name == "babyllama-tok105":
             text = "".join(c for c in text if c.encode() in vocab.id_of_bytes)
         ids = encodable(vocab, text)
@@ -191,7 +192,7 @@ def test_every_node_is_a_context_of_some_text(name: str) -> None:
                 tokens = encodable(vocab, other) or []
                 wanted = {path for path in wanted if tuple(tokens[: len(path)]) != path}
             unseen[inside] += [(text, place, path) for path in wanted]
-    assert count[False] > 40
+    assert count[False] > 20
     assert not unseen[False], f"{len(unseen[False])} of {count}: {unseen[False][:4]}"
     # Half a character is a context where BPE spells it so; that all its completions merge is not asked.
     assert len(unseen[True]) <= 0.5 * count[True] + 2, f"{len(unseen[True])} of {count}: {unseen[True][:4]}"

@@ -1,0 +1,209 @@
+"""Stage 1a: `tokenizer.json`, read, checked, and taken apart. What cannot be seen exactly as bytes is refused here.
+
+Raises TokenizerError only; every message begins with where (which table of the run file) and the tokenizer's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, pre_tokenizers
+
+from schemas.errors import TokenizerError
+
+SPACE_MARK = "▁"  # SentencePiece writes the space as U+2581
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+ROLES = ("bos", "eos", "pad", "unk")
+_SECTIONS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+_LOSSLESS_PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace", "Sequence"}
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The byte-level alphabet: character -> byte. Computed by the rule of GPT-2, checked against the tokenizers library.
+
+    Printable Latin-1 characters stand for themselves; the other bytes take the code points from 256 on, in order.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in set(printable)]
+    alphabet = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    if set(alphabet) != set(pre_tokenizers.ByteLevel.alphabet()):
+        raise TokenizerError(
+            "the byte-level alphabet of this `tokenizers` version differs from GPT-2's rule; report this"
+        )
+    return alphabet
+
+
+def read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, where: str) -> tuple[dict, dict]:
+    """(tokenizer.json, tokenizer_config.json or {}) as objects; slow tokenizers are converted by transformers."""
+    path = Path(path_or_id).expanduser()
+    folder = path.parent if path.name == "tokenizer.json" else path
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(
+                snapshot_download(path_or_id, revision=revision, allow_patterns=["*.json", "*.model", "*.txt"])
+            )
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise TokenizerError(
+                f"{where}: {path_or_id!r} is neither a folder here nor a model on the Hugging Face Hub that can be reached "
+                f"({type(error).__name__}). Want a folder with tokenizer.json, or a Hub id; check the spelling."
+            ) from error
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        spec = _read_json(file, where)
+    else:
+        from transformers import AutoTokenizer
+
+        try:
+            slow = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, use_fast=True)
+            spec = json.loads(slow.backend_tokenizer.to_str())
+        except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
+            raise TokenizerError(
+                f"{where}: {folder} has no tokenizer.json and transformers cannot make a fast tokenizer from it "
+                f"({type(error).__name__}: {error}). Want tokenizer.json; save one with `AutoTokenizer...save_pretrained`."
+            ) from error
+    config_file = folder / "tokenizer_config.json"
+    config = _read_json(config_file, where) if config_file.is_file() else {}
+    missing = [key for key in _SECTIONS if key not in spec]
+    if missing:
+        raise TokenizerError(
+            f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it"
+        )
+    return spec, config
+
+
+def _read_json(file: Path, where: str) -> dict:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{where}: {file} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{where}: {file} holds {type(value).__name__}, want a JSON object; fetch it again")
+    return value
+
+
+def compile_tokenizer(spec: dict, where: str) -> Tokenizer:
+    """The Rust tokenizer of a tokenizer.json. Raises TokenizerError with what the library says about the file."""
+    try:
+        return Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the library raises the bare class, whatever it is that it cannot read
+        raise TokenizerError(
+            f"{where}: tokenizer.json is not a tokenizer that the tokenizers library can read ({error}). "
+            "Want the file that `save_pretrained` writes; fetch it again, or update `tokenizers`."
+        ) from error
+
+
+def merges_of(model: dict, where: str) -> list[tuple[int, int, int]]:
+    """(left id, right id, merged id) in rank order."""
+    ids, out = model["vocab"], []
+    for rank, merge in enumerate(model["merges"]):
+        left, right = merge if isinstance(merge, list) else merge.split(" ")
+        if left not in ids or right not in ids or left + right not in ids:
+            raise TokenizerError(f"{where}: merge {rank} ({left!r} {right!r}) names tokens that the vocabulary lacks")
+        out.append((ids[left], ids[right], ids[left + right]))
+    return out
+
+
+def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
+    """Refuse models that are not BPE, and options, pre-tokenizers and normalisers that lose bytes."""
+    model = spec.get("model") or {}
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+        raise TokenizerError(
+            f"{where}: the model is {model.get('type')!r}, want 'BPE'. WordPiece and Unigram have no exact boundary rule here; "
+            "choose a BPE tokenizer (GPT-2, Llama, Mistral, Qwen, Gemma and most others are BPE)."
+        )
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise TokenizerError(
+                f"{where}: BPE option {key} = {model[key]!r} makes tokens ambiguous as bytes; want none"
+            )
+    for pre in _walk(spec["pre_tokenizer"], "pretokenizers"):
+        lossy = pre["type"] == "Split" and pre.get("behavior") == "Removed"
+        if pre["type"] not in _LOSSLESS_PRE_TOKENIZERS or lossy or pre.get("add_prefix_space") is True:
+            raise TokenizerError(
+                f"{where}: pre-tokenizer {pre['type']} is not known to keep every byte (add_prefix_space = "
+                f"{pre.get('add_prefix_space')}); want one of {sorted(_LOSSLESS_PRE_TOKENIZERS)} without removal"
+            )
+    for norm in _walk(spec["normalizer"], "normalizers"):
+        fine = norm["type"] in ("NFC", "Sequence") or (norm["type"] == "Prepend" and norm["prepend"] == SPACE_MARK)
+        fine |= norm["type"] == "Replace" and norm["pattern"] == {"String": " "} and norm["content"] == SPACE_MARK
+        if not fine:
+            raise TokenizerError(
+                f"{where}: normaliser {norm} changes bytes that cannot be given back; want none, NFC, or the ▁ of SentencePiece"
+            )
+
+
+def bytes_of_tokens(
+    vocab: dict[str, int],
+    added: dict[int, dict],
+    specials: dict[int, str],
+    size: int,
+    kind: str,
+    fallback: bool,
+    where: str,
+) -> list[bytes | None]:
+    """Bytes of every id (None: special or unused), by the alphabet or the marks of its kind."""
+    alphabet = byte_alphabet()
+    out: list[bytes | None] = [None] * size
+    for text, token_id in vocab.items():
+        if token_id in added:
+            continue
+        if kind == "bytelevel":
+            unknown = [c for c in text if c not in alphabet]
+            if unknown:
+                raise TokenizerError(
+                    f"{where}: token {token_id} {text!r} holds {unknown[0]!r}, which is not in the byte-level alphabet: "
+                    "its bytes are not known. Want a byte-level vocabulary, or the token marked as added."
+                )
+            out[token_id] = bytes(alphabet[c] for c in text)
+        elif fallback and (match := _BYTE_TOKEN.fullmatch(text)):
+            out[token_id] = bytes([int(match.group(1), 16)])
+        else:
+            out[token_id] = text.replace(SPACE_MARK, " ").encode("utf-8")
+    for token_id, token in added.items():
+        if token_id not in specials:
+            out[token_id] = (
+                token["content"].replace(SPACE_MARK, " " if kind == "sentencepiece" else SPACE_MARK).encode()
+            )
+    return out
+
+
+def prefix_bytes_of(spec: dict) -> bytes:
+    """What the tokenizer puts before a text: a space, or nothing."""
+    prepends = any(n["type"] == "Prepend" for n in _walk(spec["normalizer"], "normalizers"))
+    metaspace = [p for p in _walk(spec["pre_tokenizer"], "pretokenizers") if p["type"] == "Metaspace"]
+    return b" " if prepends or any(p.get("prepend_scheme", "always") != "never" for p in metaspace) else b""
+
+
+def content_hash_of(spec: dict, roles: dict[str, int | None]) -> str:
+    """sha256 of all that decides how text becomes ids: not the template, truncation or padding."""
+    keys = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+    body = json.dumps([{k: spec[k] for k in keys}, roles], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _walk(node: dict | None, children: str) -> list[dict]:
+    if node is None:
+        return []
+    return [node, *(x for child in node.get(children, []) for x in _walk(child, children))]
+
+
+def has_type(node: dict | None, kind: str) -> bool:
+    """Whether a (sequence of) normaliser or pre-tokenizer has a step of this type."""
+    return any(n["type"] == kind for children in ("pretokenizers", "normalizers") for n in _walk(node, children))
+
+
+def token_name(value: Any) -> str | None:
+    """The string of a special token in tokenizer_config.json, which may be an object."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def find_within(framed: list[int], plain: list[int]) -> int:
+    """Where the plain ids begin inside the framed ones."""
+    return next(i for i in range(len(framed)) if framed[i : i + len(plain)] == plain)
