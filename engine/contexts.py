@@ -220,7 +220,10 @@ class ContextBuilder:
                 at += len(self.vocabulary.token_bytes[token] or b"")
                 head.append((token, at))
         last = data[at:place]
-        ways = [part] if NO_TOKEN not in (part := self._encode_part(last)) else []
+        added = bool(self.vocabulary.added_text) and last.decode("utf-8", "replace") in self.vocabulary.added_text
+        ways: list[list[int]] = []
+        if not added and NO_TOKEN not in (part := self._encode_part(last)):  # an added text is never spelt by BPE
+            ways.append(part)
         if whole_end and (self.vocabulary.ignore_merges or self.vocabulary.added_text):
             whole = self._encode_whole(last)
             if whole not in ways:

@@ -245,6 +245,15 @@ def test_late_merges_finish_on_the_left_first() -> None:
     assert ids[b"ab"] in table.illegal_after(ids[b"ab"]).tolist()
 
 
+def test_two_late_merges_that_want_the_same_part() -> None:
+    """In `baaa` both (b, aa) and (aa, a) wait for the same `aa` to be made; the lower rank wins, whoever is on the left."""
+    vocab = loaded([(b"a", b"aa"), (b"aa", b"a"), (b"b", b"aa"), (b"a", b"a")], [], False)
+    table, ids = build_merge_table(vocab), vocab.id_of_bytes
+    assert real(vocab, b"baaa") == [ids[b"b"], ids[b"aaa"]]
+    assert not table.pair_is_canonical(ids[b"baa"], ids[b"a"])
+    assert ids[b"a"] in table.illegal_after(ids[b"baa"]).tolist()
+
+
 def test_a_merge_that_is_listed_twice_has_its_last_rank() -> None:
     vocab = loaded([(b"a", b"b"), (b"b", b"c"), (b"a", b"b")], [], False)
     table, ids = build_merge_table(vocab), vocab.id_of_bytes

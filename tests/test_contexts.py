@@ -66,7 +66,7 @@ def encodable(vocab: Vocabulary, text: str) -> list[int] | None:
 def documents(name: str, count: int) -> Iterator[tuple[str, list[int], bytes]]:
     """(text, ids, prefix + text) of texts that the tokenizer keeps."""
     vocab, rng = vocabulary(name), random.Random(name)
-    first: list[str] = ["x \n  y   1"]  # whitespace of every kind, in every sample
+    first: list[str] = ["x \n  y   1\n\nz"]  # whitespace of every kind, in every sample
     while count:
         text = first.pop() if first else mixed(rng) if rng.random() < 0.6 else real(rng)
         if name == "babyllama-tok105":
@@ -160,7 +160,7 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
                 if held < count or node not in tree.at_byte.get(place + shift, []):
                     missing += 1
                     examples.append((text, place, other, tokens[:count]))
-    assert seen > 100
+    assert seen > 80
     assert not missing, f"{missing} of {seen}: {examples[:4]}"
     if vocab.kind == "sentencepiece" or not vocab.merges:
         assert not several  # no look-ahead, or every token a byte: nothing to choose
