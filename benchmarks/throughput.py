@@ -25,6 +25,7 @@ from engine.windows import batches, windows_of
 from schemas.runfile import parse_run
 
 SHARED = Path(os.environ.get("TARGETSMITH_SHARED", "../shared"))
+DEMO = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"
 
 
 def read_documents(path: Path, count: int) -> list[Document]:
@@ -68,14 +69,21 @@ def plain(scorer: Scorer, documents: list[Document], top_k: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default=str(SHARED / "models/stories260K"))
+    shared = (SHARED / "models").is_dir()
+    parser.add_argument("--teacher", default=str(SHARED / "models/stories260K" if shared else DEMO / "teacher"))
     parser.add_argument("--student", action="append")
-    parser.add_argument("--corpus", default=str(SHARED / "text/tinystories_sample_2MB.txt"))
+    parser.add_argument(
+        "--corpus", default=str(SHARED / "text/tinystories_sample_2MB.txt" if shared else DEMO / "corpus.jsonl")
+    )
     parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--top-k", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    students = args.student or [str(SHARED / f"tokenizers/{n}") for n in ("gpt2", "llama-2", "smollm2")]
+    students = args.student or (
+        [str(SHARED / f"tokenizers/{n}") for n in ("gpt2", "llama-2", "smollm2")]
+        if shared
+        else [str(DEMO / "student_sp"), str(DEMO / "student_bl")]
+    )
     documents = read_documents(Path(args.corpus), args.documents)
     scorers = {"same": make_scorer(args.teacher, [args.teacher], args.top_k)}
     scorers |= {Path(s).name: make_scorer(args.teacher, [s], args.top_k) for s in students}
