@@ -110,6 +110,8 @@ class _Emission:
             self.todo[product] = self._schedule(product)
         self.edges = self._collect_edges()
         self.fringe_logp: dict[tuple[int, int], float] = {}
+        self.buffer: torch.Tensor | None = None
+        self.all_real = bool(emitter.real.all())
 
     def _length(self, doc: Prepared, product: str) -> int:
         return len(doc.sides[product][0])
@@ -156,11 +158,7 @@ class _Emission:
         prob = None
         for chunk in range(math.ceil(len(self.order) / self.step)):
             new = self.order[chunk * self.step : (chunk + 1) * self.step]
-            logp = logits(hidden_ND[torch.from_numpy(new).to(hidden_ND.device)])[:, : len(self.e.real)].double()
-            logp = torch.log_softmax(logp.masked_fill_(~self.e.real, -torch.inf), dim=-1)
-            self._note_bad(logp, new)
-            self._weigh(logp, new, chunk)
-            fresh = logp.exp_()
+            fresh = self._probabilities(logits(hidden_ND[torch.from_numpy(new).to(hidden_ND.device)]), new, chunk)
             prob = fresh if prob is None or not len(kept) else torch.cat([prob, fresh])
             nodes = np.concatenate([kept, new])
             row_of = dict(zip(nodes.tolist(), range(len(nodes)), strict=True))
@@ -177,9 +175,28 @@ class _Emission:
             kept, prob = nodes[stay], prob[torch.from_numpy(stay).to(prob.device)]
         return self.rows
 
-    def _note_bad(self, logp: torch.Tensor, nodes: np.ndarray) -> None:
-        wrong = torch.isnan(logp).any(1).cpu().numpy()
-        for node in nodes[wrong]:
+    def _probabilities(self, logits_RV: torch.Tensor, nodes: np.ndarray, chunk: int) -> torch.Tensor:
+        """float64 [R, Vt] in one buffer that every chunk reuses; notes edge log-probabilities and rows that are not finite."""
+        if self.buffer is None:
+            size = (min(self.step, len(self.order)), len(self.e.real))
+            self.buffer = torch.empty(size, dtype=torch.float64, device=logits_RV.device)
+        prob = self.buffer[: len(nodes)]
+        prob.copy_(logits_RV[:, : prob.shape[1]])
+        if not self.all_real:
+            prob.masked_fill_(~self.e.real, -torch.inf)
+        prob.sub_(prob.amax(1, keepdim=True))
+        rows, values = self._edge_values(prob, nodes, chunk)
+        total = prob.exp_().sum(1)
+        wrong = torch.isnan(total).cpu().numpy()
+        prob.div_(total[:, None])
+        if wrong.any():
+            prob[torch.from_numpy(np.flatnonzero(wrong)).to(prob.device)] = 0.0
+            self._note_bad(nodes[wrong])
+        self._weigh((values - torch.log(total)[rows]).cpu().tolist(), chunk)
+        return prob
+
+    def _note_bad(self, nodes: np.ndarray) -> None:
+        for node in nodes:
             doc = self.docs[self.doc_of[node]]
             if doc.bad is None:
                 local = int(node - self.base[self.doc_of[node]])
@@ -187,29 +204,29 @@ class _Emission:
                     "nonfinite_logprob",
                     f"the teacher's distribution after byte {doc.tree.end[local]} (depth {doc.tree.depth[local]}) is not finite",
                 )
-        if wrong.any():
-            logp[torch.from_numpy(np.flatnonzero(wrong)).to(logp.device)] = -torch.inf
 
-    def _weigh(self, logp: torch.Tensor, nodes: np.ndarray, chunk: int) -> None:
-        """Context weights along the tree's edges: log w(child) = log w(parent) + log p(token | parent)."""
+    def _edge_values(self, x: torch.Tensor, nodes: np.ndarray, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(row, x[row, token]) of the tree's edges that begin in this chunk."""
         edges = self.edges.get(chunk, [])
-        if not edges:
-            return
         row_of = dict(zip(nodes.tolist(), range(len(nodes)), strict=True))
-        rows = torch.tensor([row_of[p] for p, _, _ in edges], device=logp.device)
-        tokens = torch.tensor([t for _, t, _ in edges], device=logp.device)
-        values = logp[rows, tokens].cpu().numpy()
-        for (parent, token, child), value in zip(edges, values.tolist(), strict=True):
+        rows = torch.tensor([row_of[p] for p, _, _ in edges], dtype=torch.long, device=x.device)
+        tokens = torch.tensor([t for _, t, _ in edges], dtype=torch.long, device=x.device)
+        return rows, x[rows, tokens]
+
+    def _weigh(self, logps: list[float], chunk: int) -> None:
+        """Context weights along the tree's edges: log w(child) = log w(parent) + log p(token | parent)."""
+        for (parent, token, child), logp in zip(self.edges.get(chunk, []), logps, strict=True):
             if child >= 0:
-                self.logw[child] = self.logw[parent] + value
+                self.logw[child] = self.logw[parent] + logp
             else:
-                self.fringe_logp[parent, token] = value
+                self.fringe_logp[parent, token] = logp
 
     def _teacher_rows(
         self, product: str, todo: list[tuple[int, int]], prob: torch.Tensor, row_of: dict[int, int]
     ) -> None:
         picked = [row_of[self.base[i] + self._teacher_context(self.docs[i].tree, k)] for i, k in todo]
-        mass = prob[torch.tensor(picked, device=prob.device)]
+        in_a_row = picked == list(range(picked[0], picked[0] + len(picked)))
+        mass = prob[picked[0] : picked[0] + len(picked)] if in_a_row else prob[torch.tensor(picked, device=prob.device)]
         at = self._write(product, todo, mass, mass.sum(1).cpu().numpy())
         out = self.rows[product]
         out.err[at] = 0.0
@@ -257,7 +274,7 @@ class _Emission:
         )
 
     def _write(self, product: str, todo: list[tuple[int, int]], mass: torch.Tensor, total: np.ndarray) -> np.ndarray:
-        """Top-k, tail and gold of rows [J, V] with the given sums; returns where they went. Uses `mass` up."""
+        """Top-k, tail and gold of rows [J, V] with the given sums; returns where they went. `mass` is as before afterwards."""
         out = self.rows[product]
         at = np.array([out.start[i] + k for i, k in todo])
         gold = torch.tensor([self.docs[i].sides[product][0][k] for i, k in todo], device=mass.device)
@@ -265,6 +282,7 @@ class _Emission:
         k = min(self.e.top_k, mass.shape[1])
         best = torch.topk(mass, k, dim=1)
         rest = mass.scatter_(1, best.indices, 0.0).sum(1).cpu().numpy()
+        mass.scatter_(1, best.indices, best.values)
         value, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
         gap = np.abs(value.sum(1) + rest - total)
         if not (gap <= 1e-6 * total).all():
