@@ -6,6 +6,7 @@ What there is to do:
   columns      one record -> text and name, or a problem
   hub          a Hugging Face dataset as a corpus file
   plan         everything that changes the answer -> fingerprint
+  regime       what the run file asks for against what the tokenizers allow
 
 Tokenizers, and what they allow (docs/design.md, section 2):
   vocab_file   tokenizer.json, checked; what is not exact BPE is refused

@@ -21,6 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from engine.corpus import CorpusScan
+from engine.regime import check_tokenizers
 from engine.vocab import Vocabulary, load_vocabulary
 from schemas.errors import TeacherError
 from schemas.manifest import Plan, PlanUnit, ProductFacts
@@ -137,7 +138,8 @@ def _sha256(path: Path) -> str:
 def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
     """The plan of a run: hashes the teacher's files (in parallel; about 1 GB/s and core), loads every vocabulary.
 
-    Raises TeacherError (a missing file, named, with the fix) and TokenizerError.
+    Raises TeacherError (a missing file, named, with the fix), TokenizerError, and RunFileError for a regime or BOS that
+    these tokenizers do not allow: before anything is written.
     """
     files = teacher_files(run)
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
@@ -149,6 +151,7 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
         where="[teacher]",
     )
     hashes_of = {"teacher": teacher.content_hash}
+    students = {}
     products = {}
     if run.targets.teacher:
         products["teacher"] = _facts(run.teacher.tokenizer or run.teacher.model, teacher, run)
@@ -160,8 +163,10 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
             trust_remote_code=student.trust_remote_code,
             where=f"[[student]] {student.name}",
         )
+        students[product] = vocabulary
         hashes_of[product] = vocabulary.content_hash
         products[product] = _facts(student.tokenizer, vocabulary, run)
+    check_tokenizers(run, teacher, students)
     semantic = {
         "engine_version": ENGINE_VERSION,
         "settings": _settings(run),

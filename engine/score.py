@@ -23,12 +23,13 @@ from engine.contexts import ContextBuilder
 from engine.corpus import Document
 from engine.emit import Emitter, Prepared, Rows, mark_ends
 from engine.pushforward import PushForward
+from engine.regime import bos_of, check_regime
 from engine.rules import RuleBook, TeacherTokens
 from engine.split import build_splitter
 from engine.teacher import Teacher, load_teacher
-from engine.vocab import Vocabulary, load_vocabulary
+from engine.vocab import load_vocabulary
 from engine.windows import OwnedWindow, batches, windows_of
-from schemas.errors import BadDocument, IdentityError, RunFileError, TeacherError
+from schemas.errors import BadDocument, IdentityError, TeacherError
 from schemas.runfile import RunConfig
 from schemas.target import ROW_SCHEMA
 
@@ -246,28 +247,6 @@ class Scorer:
                 pa.array(offsets * width), pa.array(values, kind.value_type), type=kind
             )
         return pa.Table.from_arrays([columns[name] for name in ROW_SCHEMA.names], schema=ROW_SCHEMA)
-
-
-def bos_of(run: RunConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The tokens given before every text. "auto": what the tokenizer's own template puts there."""
-    if run.teacher.bos == "auto":
-        return vocabulary.bos_ids
-    if not run.teacher.bos:
-        return ()
-    if vocabulary.bos_id is None:
-        raise RunFileError('[teacher] bos = true, but the tokenizer names no bos_token; use "auto" or false')
-    return vocabulary.bos_ids or (vocabulary.bos_id,)
-
-
-def check_regime(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> None:
-    """Refuse regimes that this version cannot give, before any work. Raises RunFileError."""
-    regime = run.targets.regime
-    for product, student in students.items():
-        if regime in ("exact", "beam") and student.content_hash != teacher.content_hash:
-            raise RunFileError(
-                f'[targets] regime: got "{regime}", but {product} has another tokenizer than the teacher and this version gives '
-                'it the fast regime only; use "auto" or "fast" ("exact" works where both tokenizers are the same)'
-            )
 
 
 def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.corpus import scan_corpus
 from engine.plan import make_plan, pin
-from schemas.errors import TeacherError, TokenizerError
+from schemas.errors import RunFileError, TeacherError, TokenizerError
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig, load_run
 from tests.runs import ASSETS, TEXTS, write_run
@@ -138,3 +138,29 @@ def test_actors_get_absolute_places(tmp_path: Path) -> None:
     run: RunConfig = pin(load_run(own_teacher(tmp_path)))
     assert run.teacher.model == str(tmp_path / "teacher")
     assert [student.tokenizer for student in run.student] == [str(ASSETS / "student_sp"), str(ASSETS / "student_bl")]
+
+
+@pytest.mark.parametrize("regime", ["exact", "beam"])
+def test_a_regime_that_this_version_lacks_is_refused_before_anything_is_written(regime: str, tmp_path: Path) -> None:
+    """Between different tokenizers only; the message names the product and what to write instead."""
+    run_file = write_run(tmp_path)
+    text = run_file.read_text(encoding="utf-8")
+    setting = f'regime = "{regime}"'
+    text = (
+        text.replace("[targets]", f"[targets]\n{setting}") if "[targets]" in text else f"{text}\n[targets]\n{setting}\n"
+    )
+    run_file.write_text(text, encoding="utf-8")
+    with pytest.raises(RunFileError, match=rf'regime: got "{regime}", but student/.* use "auto" or "fast"'):
+        plan_of(run_file)
+    assert not load_run(run_file).output.exists()
+
+
+def test_exact_is_allowed_where_the_tokenizers_are_the_same(tmp_path: Path) -> None:
+    run_file = tmp_path / "run.toml"
+    teacher = json.dumps(str(ASSETS / "teacher"))
+    run_file.write_text(
+        f'output = "out"\n[teacher]\nmodel = {teacher}\n[corpus]\npaths = [{json.dumps(str(ASSETS / "corpus.jsonl"))}]\n'
+        f'[[student]]\nname = "same"\ntokenizer = {teacher}\n[targets]\nregime = "exact"\n',
+        encoding="utf-8",
+    )
+    assert list(plan_of(run_file).products) == ["teacher", "student/same"]
