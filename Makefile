@@ -1,4 +1,4 @@
-# Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or constraints.txt changed.
+# Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or .ci/constraints.txt changed.
 # A Python of your choice: make PYTHON=/path/to/python3.12 test
 
 .PHONY: demo test lint bench clean
@@ -22,6 +22,6 @@ bench: $(STAMP)
 clean:
 	rm -rf .venv demo_out
 
-$(STAMP): pyproject.toml constraints.txt .ci/venv
+$(STAMP): pyproject.toml .ci/constraints.txt .ci/venv
 	@PYTHON="$(PYTHON)" ./.ci/venv
 	@touch $@

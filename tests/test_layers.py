@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -78,3 +79,25 @@ def test_the_readme_lists_every_file() -> None:
 def test_every_file_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"
+
+
+def test_the_top_level_holds_only_what_is_agreed() -> None:
+    """pyproject, README, the three packages, tests and docs, and the optional folders; everything else has a place."""
+    agreed = {
+        "pyproject.toml",
+        "README.md",
+        "Makefile",
+        "engine",
+        "jobs",
+        "schemas",
+        "tests",
+        "docs",
+        "benchmarks",
+        "examples",
+    }
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: no list of tracked files")
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert {name.split("/")[0] for name in tracked if not name.startswith(".")} <= agreed
