@@ -32,6 +32,7 @@ class Job:
 
     leaves: (row, weight, rule). at: (row, weight) of contexts that end here. pruned: mass bound, same scale as weights.
     skip: row -> tokens whose leaves are split further by `inner` contexts (row, weight, first token if the text ends there).
+    noncanonical: share of the mass at contexts that end here on tokens that no text has there; carried for the row.
     """
 
     leaves: list[tuple[int, float, Rule]]
@@ -40,6 +41,7 @@ class Job:
     boundary: Boundary
     skip: dict[int, list[int]] = field(default_factory=dict)
     inner: list[tuple[int, float, int]] = field(default_factory=list)
+    noncanonical: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.expansion import subset_gap
 from engine.split import build_splitter
 from engine.vocab import Vocabulary
 from schemas.errors import RunFileError
@@ -19,20 +20,33 @@ def bos_of(run: RunConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
     return vocabulary.bos_ids or (vocabulary.bos_id,)
 
 
-def check_regime(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> None:
-    """Refuse regimes that this version cannot give, before any work. Raises RunFileError."""
-    regime = run.targets.regime
+def regimes_of(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> dict[str, str]:
+    """How each student's product is made: "same" (the teacher's own distributions), "subset" (exact, lemma 12) or "fast".
+
+    "auto" takes the first of these that is proven for the pair. Raises RunFileError for a regime that a pair cannot have.
+    """
+    asked, out = run.targets.regime, {}
     for product, student in students.items():
-        if regime in ("exact", "beam") and student.content_hash != teacher.content_hash:
+        if asked == "beam":
             raise RunFileError(
-                f'[targets] regime: got "{regime}", but {product} has another tokenizer than the teacher and this version gives '
-                'it the fast regime only; use "auto" or "fast" ("exact" works where both tokenizers are the same)'
+                '[targets] regime: got "beam", which this version does not have; use "auto", "exact" or "fast"'
             )
+        if student.content_hash == teacher.content_hash:
+            out[product] = "same"
+            continue
+        gap = "not asked" if asked == "fast" else subset_gap(teacher, student)
+        if asked == "exact" and gap is not None:
+            raise RunFileError(
+                f'[targets] regime: got "exact", but {product} is no subset of the teacher\'s tokenizer: {gap}. Want the same '
+                'tokenizer, or the beginning of the teacher\'s merge list under the same pre-tokenizer; or use "auto"'
+            )
+        out[product] = "fast" if gap is not None else "subset"
+    return out
 
 
 def check_tokenizers(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> None:
     """All that can be refused without the teacher's weights: regime, BOS, pre-tokenizers. Raises RunFileError."""
-    check_regime(run, teacher, students)
+    regimes_of(run, teacher, students)
     bos_of(run, teacher)
     for vocabulary in (teacher, *students.values()):
         build_splitter(vocabulary)

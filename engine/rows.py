@@ -71,7 +71,7 @@ def round_up(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 def round_rows(table: pa.Table) -> pa.Table:
     """The table with every float column at stored precision: bounds rounded up, all others to nearest. Idempotent."""
-    for name in ("topk_logps", "tail_logp", "gold_logp", "open_mass", "excluded_mass"):
+    for name in ("topk_logps", "tail_logp", "gold_logp", "open_mass", "excluded_mass", "noncanonical_mass"):
         table = _replace(table, name, round_logps(flat(table, name)))
     for name in ("err", "pruned_mass"):
         table = _replace(table, name, round_up(flat(table, name)))
@@ -202,7 +202,7 @@ def _problems(table: pa.Table, lengths: np.ndarray, k: int, vocab_size: int) -> 
     stored_N = np.where(hit_N, logps_NK[np.arange(len(hit_N)), hit_NK.argmax(1)], gold_N)
     close = np.isclose(stored_N, gold_N, rtol=2.0**-MANTISSA_BITS, atol=SIGN_TOLERANCE)
     yield from first(scored_N & ~close, "gold log-probability {}, but {} stands in the top-k", gold_N, stored_N)
-    for name in ("open_mass", "excluded_mass", "pruned_mass"):
+    for name in ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
         share = flat(table, name)
         yield from first(~((share >= 0) & (share <= 1 + SIGN_TOLERANCE)), f"{name} {{}}, wanted within [0, 1]", share)
     falls = np.zeros(len(byte_N), bool)
@@ -215,7 +215,7 @@ def _row_groups(table: pa.Table, top_k: int) -> Iterator[tuple[int, int]]:
     """(first row, number of rows) of each row group, in order."""
     positions = lengths_of(table)
     text = pc.call_function("binary_length", [table.column("text")]).to_numpy()
-    raw = positions * (8 * top_k + 34) + text  # 34 bytes per position in the other columns
+    raw = positions * (8 * top_k + 38) + text  # 38 bytes per position in the other columns
     start, size = 0, 0
     for row, weight in enumerate(raw):
         if row > start and (row - start >= MAX_GROUP_ROWS or size + weight > MAX_GROUP_BYTES):

@@ -21,12 +21,17 @@ from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
 from engine.contexts import ContextBuilder
 from engine.corpus import Document
-from engine.emit import Emitter, Prepared, Rows, mark_ends
+from engine.emit import Emitter, Prepared, Side
+from engine.exact import exact_side
+from engine.exact_rows import Refinement
+from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
+from engine.positions import Rows
 from engine.pushforward import PushForward
-from engine.regime import bos_of, check_regime
+from engine.regime import bos_of, regimes_of
 from engine.rules import RuleBook, TeacherTokens
 from engine.split import build_splitter
-from engine.teacher import Teacher, load_teacher
+from engine.teacher import load_teacher
+from engine.trie import Trie, build_trie
 from engine.vocab import load_vocabulary
 from engine.windows import OwnedWindow, batches, windows_of
 from schemas.errors import BadDocument, IdentityError, TeacherError
@@ -34,6 +39,7 @@ from schemas.runfile import RunConfig
 from schemas.target import ROW_SCHEMA
 
 TEACHER = "teacher"
+BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -66,39 +72,47 @@ class Scorer:
             )
             for s in run.student
         }
-        check_regime(run, self.vocabulary, self.students)
+        self.regimes = regimes_of(run, self.vocabulary, self.students)
         self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=self.vocabulary.eos_id)
         self.bos = bos_of(run, self.vocabulary)
-        self.emitter, self.aligners = self._build(self.teacher)
+        self._build()
 
-    def _build(self, teacher: Teacher) -> tuple[Emitter, dict[str, Aligner]]:
-        vocabulary = self.vocabulary
+    def _build(self) -> None:
+        vocabulary, teacher, targets = self.vocabulary, self.teacher, self.run.targets
         if teacher.vocab_rows < vocabulary.size:
             raise TeacherError(
                 f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to "
                 f"{vocabulary.size - 1}; want one row per token. Check that model and tokenizer belong together."
             )
-        real = torch.tensor(
-            [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)],
-            device=teacher.device,
-        )
+        is_token = [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)]
+        real = torch.tensor(is_token, device=teacher.device)
+        ends = tuple(i for i in teacher.end_ids if i < vocabulary.size)
+        specials = sorted(vocabulary.specials)
         merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
         self.builder = ContextBuilder(vocabulary, merges, splitter)
         tokens = TeacherTokens(vocabulary)
-        aligners, pushers = {}, {}
+        self.aligners: dict[str, Aligner] = {}
+        self.expansions: dict[str, tuple[Expansion, Trie]] = {}
+        fast: dict[str, PushForward] = {}
         for product, student in self.students.items():
-            if student.content_hash == vocabulary.content_hash:
-                continue
-            book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
-            aligners[product] = Aligner(book, vocabulary.prefix_bytes)
-            pushers[product] = PushForward(
-                book,
-                teacher_rows=vocabulary.size,
-                end_ids=tuple(i for i in teacher.end_ids if i < vocabulary.size),
-                special_ids=sorted(vocabulary.specials),
-                device=teacher.device,
-            )
-        return Emitter(self.run.targets.top_k, real, teacher.end_ids, pushers), aligners
+            if self.regimes[product] == "subset":
+                expansion = subset_expansion(vocabulary, student)
+                self.expansions[product] = (expansion, build_trie(expansion))
+            elif self.regimes[product] == "fast":
+                book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
+                self.aligners[product] = Aligner(book, vocabulary.prefix_bytes)
+                fast[product] = PushForward(
+                    book, teacher_rows=vocabulary.size, end_ids=ends, special_ids=specials, device=teacher.device
+                )
+        if targets.bytes:
+            expansion = byte_expansion(vocabulary)
+            self.expansions[BYTES] = (expansion, build_trie(expansion))
+        exact = {
+            product: Refinement.make(trie, expansion.size, expansion.end_id, ends, specials, teacher.device)
+            for product, (expansion, trie) in self.expansions.items()
+        }
+        top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in self._products()}
+        self.emitter = Emitter(top_k, real, fast, exact)
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
@@ -134,7 +148,8 @@ class Scorer:
         return UnitResult(tables, quarantine, dict(stats))
 
     def _products(self) -> list[str]:
-        return [*([TEACHER] if self.run.targets.teacher else []), *self.students]
+        targets = self.run.targets
+        return [*([TEACHER] if targets.teacher else []), *self.students, *([BYTES] if targets.bytes else [])]
 
     def _prepare(self, document: Document) -> Prepared:
         """Tokens, tree and boundaries of one document. Raises BadDocument."""
@@ -142,26 +157,48 @@ class Scorer:
             raise BadDocument(*document.problem)
         text = document.text.encode("utf-8")
         ids, ends = self.vocabulary.encode(document.text)
-        sides: dict[str, tuple[list[int], list[int]]] = {TEACHER: (ids, ends)}
+        sides = {TEACHER: (ids, ends)}
         for product, student in self.students.items():
             sides[product] = student.encode(document.text)
-        shift = len(self.vocabulary.prefix_bytes)
-        wanted = sorted({shift, *(e + shift for p in self.aligners for e in sides[p][1])}) if self.aligners else []
-        tree = self.builder.build(self.vocabulary.prefix_bytes + text, ids, wanted, self.bos)
-        out: dict[str, Any] = {}
+        if self.run.targets.bytes:
+            sides[BYTES] = (list(text), list(range(1, len(text) + 1)))
+        prefix = self.vocabulary.prefix_bytes
+        tree = self.builder.build(prefix + text, ids, self._wanted(sides, len(text)), self.bos)
+        out = {}
         for product in self._products():
             token_ids, byte_ends = sides[product]
-            boundaries = None
-            if product in self.aligners:
-                boundaries = self.aligners[product].boundaries(tree, text, token_ids, byte_ends)
             end = self._end_id(product)
-            closing = ([end], [len(text)]) if end is not None else ([], [])
-            out[product] = ([*token_ids, *closing[0]], [*byte_ends, *closing[1]], boundaries)
+            closing = ([], []) if end is None else ([end], [len(text)])
+            side = Side(np.array([*token_ids, *closing[0]]), np.array([*byte_ends, *closing[1]]))
+            if product in self.aligners:
+                side.boundaries = self.aligners[product].boundaries(tree, text, token_ids, byte_ends)
+            elif product == BYTES:
+                units = np.frombuffer(prefix + text, np.uint8)
+                places = np.arange(1, len(units) + 1)
+                side.exact = exact_side(tree, *self._refined(product), units, places, skip=len(prefix))
+            elif product in self.expansions:
+                places = np.array(byte_ends) + len(prefix)
+                side.exact = exact_side(tree, *self._refined(product), np.array(token_ids), places)
+            out[product] = side
         return Prepared(tree, out)
+
+    def _refined(self, product: str) -> tuple[Trie, Expansion]:
+        expansion, trie = self.expansions[product]
+        return trie, expansion
+
+    def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int) -> list[int]:
+        """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students."""
+        shift = len(self.vocabulary.prefix_bytes)
+        if BYTES in sides:
+            return list(range(shift, shift + size + 1))
+        asked = [*self.aligners, *self.expansions]
+        return sorted({shift, *(e + shift for p in asked for e in sides[p][1])}) if asked else []
 
     def _end_id(self, product: str) -> int | None:
         if not self.run.targets.end:
             return None
+        if product == BYTES:
+            return BYTES_END
         return (self.vocabulary if product == TEACHER else self.students[product]).eos_id
 
     def _score_group(self, group: list[tuple[Document, Prepared]], stats: dict[str, float]):
@@ -183,7 +220,8 @@ class Scorer:
             return
         refused = [refusal(d, *p.bad) for d, p in group if p.bad is not None]
         for product in rows:
-            mark_ends(rows[product], prepared, product, self._end_id(product) is not None)
+            if self._end_id(product) is not None:
+                rows[product].mark_ends()
         good = [i for i, (_, p) in enumerate(group) if p.bad is None]
         for i in good:
             stats["teacher_tokens"] += len(prepared[i].tree.trunk)
@@ -224,16 +262,18 @@ class Scorer:
         offsets = np.concatenate([[0], np.cumsum([b - a for a, b in spans])]).astype(np.int32)
         keep_text = self.run.targets.store_text
         flat: dict[str, np.ndarray] = {
-            "token_ids": np.concatenate([group[i][1].sides[product][0] for i in good] or [np.empty(0)]).astype(
+            "token_ids": np.concatenate([group[i][1].sides[product].ids for i in good] or [np.empty(0)]).astype(
                 np.int32
             ),
-            "byte_end": np.concatenate([group[i][1].sides[product][1] for i in good] or [np.empty(0)]).astype(np.int32),
+            "byte_end": np.concatenate([group[i][1].sides[product].ends for i in good] or [np.empty(0)]).astype(
+                np.int32
+            ),
             "scored": rows.scored[at],
             "topk_ids": rows.ids[at].reshape(-1),
             "topk_logps": rows.logps[at].reshape(-1).astype(np.float32),
             "flags": rows.flags[at],
         }
-        for name in ("tail_logp", "gold_logp", "err", "open_mass", "excluded_mass", "pruned_mass"):
+        for name in ("tail_logp", "gold_logp", "err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
             flat[name] = getattr(rows, name)[at].astype(np.float32)
         columns: dict[str, Any] = {
             "doc_id": pa.array([group[i][0].doc_id for i in good], pa.string()),
@@ -270,7 +310,7 @@ def _add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int]
     stats[f"{product}.positions"] += len(at)
     stats[f"{product}.scored"] += len(scored)
     stats[f"{product}.stored_mass_sum"] += float(np.exp(rows.logps[scored]).sum())
-    for name in ("err", "open_mass", "excluded_mass", "pruned_mass"):
+    for name in ("err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
         stats[f"{product}.{name}_sum"] += float(getattr(rows, name)[scored].sum())
     gold = rows.gold_logp[scored]
     stats[f"{product}.gold_nats_sum"] -= float(gold[np.isfinite(gold)].sum())

@@ -53,6 +53,7 @@ COLUMNS: dict[str, str] = {
     "open_mass": "[T] share of live mass whose first token is not yet certain",
     "excluded_mass": "[T] share of mass with no token boundary here, or on tokens that are no text",
     "pruned_mass": "[T] upper bound of the share in contexts not evaluated, rounded up",
+    "noncanonical_mass": "[T] share of the mass after this row's contexts on tokens that no text has there",
     "flags": "[T] bits: 1 exact, 2 bounded, 4 budget spent, 8 given (unscored), 16 end token",
 }
 """One line per column, written into every footer. Row i predicts token i given tokens < i."""
@@ -103,7 +104,7 @@ class Plan(_Frozen):
     mantissa_bits: int = MANTISSA_BITS
     fingerprint: str = Field(description="sha256 (hex) of the canonical JSON of all other fields")
     semantic: dict[str, Any] = Field(description="everything that changes bytes or meaning, as given by the caller")
-    products: dict[str, ProductFacts] = Field(description="keys: teacher, student/<name>")
+    products: dict[str, ProductFacts] = Field(description="keys: teacher, student/<name>, bytes")
     units: tuple[PlanUnit, ...]
 
     @classmethod

@@ -254,7 +254,28 @@ class TargetsConfig(Table):
         "one step, with the open mass of every position recorded; `beam`: contexts until a tolerance is reached. "
         "`auto`: the best that this version has for the pair of tokenizers.",
     )
+    semantics: Literal["canonical-context", "canonical-masked"] = key(
+        "canonical-context",
+        semantic=True,
+        about="Which probability is meant. `canonical-context`: contexts are canonical, the next token is as the model "
+        "gives it. `canonical-masked`: every step renormalised over the tokens that keep the text canonical, a proper "
+        "distribution over texts.",
+    )
+    eps: float = key(
+        0.0,
+        semantic=True,
+        ge=0,
+        lt=1,
+        about="Contexts whose weight relative to the text's own probability is below this are not evaluated; the mass given "
+        "up is bounded in `pruned_mass` and `err` of every position. 0: all are evaluated.",
+    )
     top_k: int = key(64, semantic=True, ge=1, le=1024, about="Tokens stored per position; the rest is one tail mass.")
+    bytes: bool = key(
+        False,
+        semantic=True,
+        about="Also store the distribution of the next byte (256 values and the end) at every byte.",
+    )
+    bytes_top_k: int = key(8, semantic=True, ge=1, le=257, about="Values stored per byte; the rest is one tail mass.")
     teacher: bool = key(True, semantic=True, about="Also store the teacher's own top-k over its own vocabulary.")
     store_text: bool = key(True, semantic=True, about="Store the text of each document in its row.")
     end: bool = key(True, semantic=True, about="Append the end token to each document and score it.")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import pyarrow as pa
 
 SCHEMA_NAME = "targetsmith.targets"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PAD_ID = -1
 """Fills `topk_ids` where fewer than K tokens have mass; the log-probability beside it is -inf."""
 
 # Bits of `flags` (uint8, one per position).
 FLAG_EXACT = (
-    1  # the value is the definition itself: nothing was open or pruned by construction (same tokenizer, exact regime)
+    1  # the value is the definition itself: nothing was open or pruned by construction (same tokenizer, subset, bytes)
 )
 FLAG_BOUNDED = 2  # the value is an estimate; `err` is the certified width of the interval that holds the truth
 FLAG_BUDGET = 4  # the evaluation budget was spent before the tolerance was reached (beam regime)
@@ -52,11 +52,12 @@ ROW_SCHEMA = pa.schema(
         _field("open_mass", _list(pa.float32())),  # [T] share of live mass whose first token is not yet certain
         _field("excluded_mass", _list(pa.float32())),  # [T] share with no token boundary here, or not text (specials)
         _field("pruned_mass", _list(pa.float32())),  # [T] upper bound of the share in contexts not evaluated
+        _field("noncanonical_mass", _list(pa.float32())),  # [T] share on tokens that no text has after its contexts
         _field("flags", _list(pa.uint8())),  # [T] bits above
     ]
 )
 
 BYTE_STREAM_SPLIT_COLUMNS = (
     "token_ids", "byte_end", "topk_ids", "topk_logps", "tail_logp", "gold_logp", "err",
-    "open_mass", "excluded_mass", "pruned_mass",
+    "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass",
 )  # fmt: skip

@@ -13,15 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.emit
+import engine.fast_rows
 import engine.pushforward
-from engine.emit import Prepared, Rows
+import engine.softmax
+from engine.emit import Prepared
+from engine.positions import Rows
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
 from tests.oracle import encode_closed, evaluated, targets, truth, with_all_bytes
 from tests.toys import (
     BYTE_LEVEL,
     SENTENCEPIECE,
+    STUDENT,
     Pair,
     TableTeacher,
     completions,
@@ -32,8 +35,6 @@ from tests.toys import (
     toy,
 )
 from tests.vocabularies import EFFORT
-
-STUDENT = "student/toy"
 
 
 @dataclass
@@ -174,7 +175,7 @@ def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
         pair, table = case.pair, case.table
         ids = pair.student.encode(case.text)[0]
         tails = [t.encode() for t in strings(pair.chars, 3 if len(pair.chars) < 4 else 2)]
-        boundaries = case.doc.sides[STUDENT][2]
+        boundaries = case.doc.sides[STUDENT].boundaries
         assert boundaries is not None
         for k, boundary in enumerate(boundaries):
             claims: dict[bytes, int] = {}
@@ -225,7 +226,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
             doc = pair.prepare(text, (pair.teacher.bos_id,))
         except BadDocument:
             continue
-        rows, boundaries = pair.emit([doc], table)[STUDENT], doc.sides[STUDENT][2]
+        rows, boundaries = pair.emit([doc], table)[STUDENT], doc.sides[STUDENT].boundaries
         brute = targets(pair.teacher, pair.student, table, text, (pair.teacher.bos_id,), along_text=pair.along_text)
         assert boundaries is not None
         for k, target in enumerate(brute):
@@ -314,7 +315,8 @@ def test_the_way_of_computing_changes_nothing(seed: int, change: str, tmp_path: 
     together = pair.emit([pair.prepare(t, bos) for t in texts], table)
     if change == "chunks":
         for cells in (1, 3 * size):
-            monkeypatch.setattr(engine.emit, "_CHUNK_CELLS", cells)
+            monkeypatch.setattr(engine.softmax, "_CHUNK_CELLS", cells)
+            monkeypatch.setattr(engine.fast_rows, "_STEP_CELLS", cells)
             again = pair.emit([pair.prepare(t, bos) for t in texts], table)
             for product in together:
                 same(together[product], again[product], size)

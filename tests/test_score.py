@@ -238,7 +238,7 @@ def test_a_model_that_breaks_on_one_token():
 
 
 def test_a_regime_that_is_not_there_is_refused():
-    with pytest.raises(RunFileError, match="fast regime only"):
+    with pytest.raises(RunFileError, match="no subset of the teacher"):
         scorer(ASSETS / "teacher", {"sp": ASSETS / "student_sp"}, regime="exact")
 
 

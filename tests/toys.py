@@ -23,10 +23,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
 from engine.contexts import ContextBuilder, ContextTree
-from engine.emit import Emitter, Prepared, Rows
+from engine.emit import Emitter, Prepared, Side
+from engine.exact import exact_side
+from engine.exact_rows import Refinement
+from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
+from engine.positions import Rows
 from engine.pushforward import PushForward
 from engine.rules import RuleBook, TeacherTokens
 from engine.split import build_splitter
+from engine.trie import Trie, build_trie
 from engine.vocab import SPACE_MARK, Vocabulary, byte_alphabet, load_vocabulary
 
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -260,14 +265,20 @@ def completions(data: bytes, chars: Sequence[str]) -> list[bytes]:
     return []
 
 
+STUDENT, BYTES = "student/toy", "bytes"
+
+
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A teacher and a student tokenizer with all that the engine derives from them."""
+    """A teacher and a student tokenizer with all that the engine derives from them. subset: the student is made exactly;
+    bytes: the byte product is made beside it."""
 
     teacher: Vocabulary
     student: Vocabulary
     chars: tuple[str, ...]
     along_text: bool = True
+    subset: bool = False
+    bytes: bool = False
 
     @cached_property
     def builder(self) -> ContextBuilder:
@@ -280,31 +291,55 @@ class Pair:
         return Aligner(book, self.teacher.prefix_bytes, along_text=self.along_text)
 
     @cached_property
+    def expansions(self) -> dict[str, tuple[Expansion, Trie]]:
+        made = {}
+        if self.subset:
+            made[STUDENT] = subset_expansion(self.teacher, self.student)
+        if self.bytes:
+            made[BYTES] = byte_expansion(self.teacher)
+        return {product: (expansion, build_trie(expansion)) for product, expansion in made.items()}
+
+    @cached_property
     def emitter(self) -> Emitter:
         assert self.teacher.eos_id is not None
-        ends = (self.teacher.eos_id,)
-        push = PushForward(
-            self.aligner.book,
-            teacher_rows=self.teacher.size,
-            end_ids=ends,
-            special_ids=sorted(self.teacher.specials),
-            device=torch.device("cpu"),
-        )
+        ends, specials, device = (self.teacher.eos_id,), sorted(self.teacher.specials), torch.device("cpu")
+        fast = {}
+        if not self.subset:
+            fast[STUDENT] = PushForward(
+                self.aligner.book, teacher_rows=self.teacher.size, end_ids=ends, special_ids=specials, device=device
+            )
+        exact = {
+            product: Refinement.make(trie, expansion.size, expansion.end_id, ends, specials, device)
+            for product, (expansion, trie) in self.expansions.items()
+        }
         real = torch.ones(self.teacher.size, dtype=torch.bool)
-        return Emitter(max(self.student.size, self.teacher.size), real, ends, {"student/toy": push})
+        k = max(self.student.size, self.teacher.size)
+        return Emitter({"teacher": k, STUDENT: k, BYTES: BYTES_END + 1}, real, fast, exact)
 
     def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Prepared:
         """What Scorer._prepare does for one text and one student. Raises BadDocument."""
-        raw, shift = text.encode(), len(self.teacher.prefix_bytes)
+        raw, prefix = text.encode(), self.teacher.prefix_bytes
+        shift = len(prefix)
         ids, ends = self.teacher.encode(text)
         s_ids, s_ends = self.student.encode(text)
+        every_byte = every_byte or self.bytes
         wanted = range(shift, shift + len(raw) + 1) if every_byte else sorted({shift, *(e + shift for e in s_ends)})
-        tree = self.builder.build(self.teacher.prefix_bytes + raw, ids, list(wanted), bos)
-        boundaries = self.aligner.boundaries(tree, raw, s_ids, s_ends)
+        tree = self.builder.build(prefix + raw, ids, list(wanted), bos)
         assert self.teacher.eos_id is not None and self.student.eos_id is not None
-        own = ([*ids, self.teacher.eos_id], [*ends, len(raw)], None)
-        other = ([*s_ids, self.student.eos_id], [*s_ends, len(raw)], boundaries)
-        return Prepared(tree, {"teacher": own, "student/toy": other})
+        own = Side(np.array([*ids, self.teacher.eos_id]), np.array([*ends, len(raw)]))
+        other = Side(np.array([*s_ids, self.student.eos_id]), np.array([*s_ends, len(raw)]))
+        sides = {"teacher": own, STUDENT: other}
+        if self.subset:
+            expansion, trie = self.expansions[STUDENT]
+            other.exact = exact_side(tree, trie, expansion, np.array(s_ids), np.array(s_ends) + shift)
+        else:
+            other.boundaries = self.aligner.boundaries(tree, raw, s_ids, s_ends)
+        if self.bytes:
+            expansion, trie = self.expansions[BYTES]
+            data = np.frombuffer(prefix + raw, np.uint8)
+            exact = exact_side(tree, trie, expansion, data, np.arange(1, len(data) + 1), skip=shift)
+            sides[BYTES] = Side(np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact)
+        return Prepared(tree, sides)
 
     def emit(
         self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None

@@ -1,0 +1,281 @@
+"""Stage 9b (exact): probability rows of contexts -> rows of a student that refines the teacher, or of bytes.
+
+For every pair (context c, state z, row k) of `engine.exact`, the probability p(. | c) of the tokens whose expansion begins
+with z divides among the children of z:
+
+    q_k(u) is proportional to  sum over pairs (c, z, k) of  w(c) sum over tokens t with D(t) = z u ... of p(t | c)
+
+Sums over the first one or two depths of the trie (*cells*) are made for all of V at once; deeper states are intervals of the
+trie's order and gathered flat. Values are taken out of a chunk as soon as it is there and weighed when a row has all.
+
+Letters: R contexts of a chunk, Vt teacher ids, A children of state 0, C cells, P pairs, F flat values, J rows, Vs units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.exact import ExactSide
+from engine.positions import SLACK, Rows
+from engine.softmax import Chunk, Softmax
+from engine.trie import Trie
+from schemas.errors import IdentityError
+from schemas.target import FLAG_BOUNDED, FLAG_EXACT, FLAG_NO_MASS
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """What stays the same between groups. size: units in all; end_id: the unit that ends a text; on the device:
+    cell_of, above, order of the trie, end_ids and other_ids (specials of the teacher that do not end a text)."""
+
+    trie: Trie
+    size: int
+    end_id: int | None
+    cell_of: torch.Tensor
+    above: torch.Tensor
+    order: torch.Tensor
+    top_unit: torch.Tensor
+    end_ids: torch.Tensor
+    other_ids: torch.Tensor
+
+    @classmethod
+    def make(
+        cls, trie: Trie, size: int, end_id: int | None, end_ids: tuple[int, ...], special_ids: list[int], device
+    ) -> Refinement:
+        """Move the trie's tables to the device of the probabilities."""
+
+        def on(values: np.ndarray | list[int]) -> torch.Tensor:
+            return torch.as_tensor(np.asarray(values, np.int64), device=device)
+
+        others = [i for i in special_ids if i not in end_ids]
+        top = trie.unit[: trie.top]
+        return cls(
+            trie, size, end_id, on(trie.cell_of), on(trie.above), on(trie.order), on(top), on(list(end_ids)), on(others)
+        )
+
+
+@dataclass(slots=True)
+class _Values:
+    """Values taken out of earlier chunks for rows that still miss a context: [F] row, node, unit, value."""
+
+    row: torch.Tensor
+    node: torch.Tensor
+    unit: torch.Tensor
+    value: torch.Tensor
+
+    def split(self, done: torch.Tensor) -> tuple[_Values, _Values]:
+        """(those of rows that are done, the others). done: bool [rows of the product]."""
+        now = done[self.row]
+        return self._where(now), self._where(~now)
+
+    def _where(self, keep: torch.Tensor) -> _Values:
+        return _Values(self.row[keep], self.node[keep], self.unit[keep], self.value[keep])
+
+
+class ExactRows:
+    """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
+
+    def __init__(self, product: str, refinement: Refinement, softmax: Softmax, sides: list[ExactSide], rows: Rows):
+        self.product, self.r, self.softmax, self.rows = product, refinement, softmax, rows
+        device = refinement.order.device
+        self.top = self._pairs([(s.top_node, s.top_row) for s in sides])
+        self.deep = self._pairs([(s.deep_node, s.deep_row, s.deep_state) for s in sides])
+        n = rows.start[-1]
+        for i, side in enumerate(sides):
+            rows.flags[rows.start[i] + side.first : rows.start[i + 1]] = FLAG_NO_MASS  # until it has some
+        self.pruned = self._split_pruned()
+        last = np.full(n, -1, np.int64)
+        chunk_of = softmax.chunk_of
+        for node, row, *_ in (self.top, self.deep):
+            np.maximum.at(last, row, chunk_of[node])
+        self.last_chunk = last
+        self.top_chunk, self.deep_chunk = chunk_of[self.top[0]], chunk_of[self.deep[0]]
+        self.kept_top = _Kept(torch.empty((0, refinement.trie.top), dtype=torch.float64, device=device))
+        empty = torch.empty(0, dtype=torch.long, device=device)
+        self.waiting = _Values(empty, empty, empty, empty.double())
+        self.end_N = np.zeros(len(chunk_of))
+        self.other_N = np.zeros(len(chunk_of))
+
+    def _pairs(self, parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """Pairs of all documents with global node and row numbers."""
+        starts = [(self.softmax.base[i], self.rows.start[i]) for i in range(len(parts))]
+        out = [
+            np.concatenate([part[0] + base for part, (base, _) in zip(parts, starts, strict=True)]),
+            np.concatenate([part[1] + row for part, (_, row) in zip(parts, starts, strict=True)]),
+        ]
+        out += [np.concatenate([part[i] for part in parts]) for i in range(2, len(parts[0]))]
+        inside = out[1] < np.repeat([*self.rows.start[1:]], [len(p[0]) for p in parts])  # no closing row without an end
+        return tuple(values[inside] for values in out)
+
+    def _split_pruned(self) -> tuple[np.ndarray, np.ndarray]:
+        """Takes pairs of pruned contexts out; returns (topmost pruned context, row) of what they could have brought, once
+        each."""
+        alive = self.softmax.chunk_of >= 0
+        found = []
+        for name in ("top", "deep"):
+            pairs = getattr(self, name)
+            out = ~alive[pairs[0]]
+            found.append(np.stack([self.softmax.top_pruned[pairs[0][out]], pairs[1][out]]))
+            setattr(self, name, tuple(values[~out] for values in pairs))
+        node, row = np.unique(np.concatenate(found, axis=1), axis=1) if sum(f.shape[1] for f in found) else found[0]
+        return node, row
+
+    def take(self, chunk: Chunk) -> None:
+        """Take this chunk's share of every row; write the rows that have all of theirs."""
+        cells_RC, top_RA = self._cells(chunk)
+        self._take_specials(chunk)
+        row_of = np.full(len(self.softmax.chunk_of), -1, np.int64)
+        row_of[chunk.nodes] = np.arange(len(chunk.nodes))
+        at = np.flatnonzero(self.deep_chunk == chunk.index)
+        self.waiting = self._deep_values(chunk, cells_RC, top_RA, row_of, at)
+        self.kept_top.add(chunk.nodes, top_RA)
+        done = np.flatnonzero(self.last_chunk == chunk.index)
+        if len(done):
+            self._write(done)
+        still = self.last_chunk[self.top[1]] > chunk.index
+        self.kept_top.keep(self.top[0][still & (self.top_chunk <= chunk.index)])
+
+    def _cells(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of each row by cell [R, C+1] (last: what is no text), and by child of state 0 [R, A]."""
+        trie, prob = self.r.trie, chunk.prob
+        cells = torch.zeros((len(prob), trie.cells + 1), dtype=torch.float64, device=prob.device)
+        cells.scatter_add_(1, self.r.cell_of[: prob.shape[1]].expand(len(prob), -1), prob)
+        if trie.cells == trie.top:
+            return cells, cells[:, : trie.top]
+        top = cells[:, : trie.top].clone()
+        return cells, top.index_add_(1, self.r.above, cells[:, trie.top : trie.cells])
+
+    def _take_specials(self, chunk: Chunk) -> None:
+        self.end_N[chunk.nodes] = chunk.prob[:, self.r.end_ids].sum(1).cpu().numpy()
+        self.other_N[chunk.nodes] = chunk.prob[:, self.r.other_ids].sum(1).cpu().numpy()
+
+    def _deep_values(self, chunk, cells_RC, top_RA, row_of: np.ndarray, at: np.ndarray) -> _Values:
+        """Everything that waits, and the children's values of this chunk's deep pairs, in the pairs' order."""
+        trie, device = self.r.trie, cells_RC.device
+        node, row, state = (values[at] for values in self.deep)
+        first, count = trie.first[state], trie.first[state + 1] - trie.first[state]
+        near = first + count <= trie.cells
+        parts = [self.waiting]
+        for chosen, near_by in ((near, True), (~near, False)):
+            if not chosen.any():
+                continue
+            child = _ranges(first[chosen], count[chosen])
+            of_pair = np.repeat(np.flatnonzero(chosen), count[chosen])
+            here = row_of[node[of_pair]]
+            if near_by:
+                value = cells_RC[torch.from_numpy(here).to(device), torch.from_numpy(child).to(device)]
+            else:
+                value = self._intervals(chunk.prob, here, trie.lo[child], trie.hi[child])
+            parts.append(
+                _Values(
+                    torch.from_numpy(row[of_pair]).to(device),
+                    torch.from_numpy(node[of_pair]).to(device),
+                    torch.from_numpy(trie.unit[child].astype(np.int64)).to(device),
+                    value,
+                )
+            )
+        return _Values(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "node", "unit", "value")))
+
+    def _intervals(self, prob: torch.Tensor, row_F: np.ndarray, lo_F: np.ndarray, hi_F: np.ndarray) -> torch.Tensor:
+        """[F] sums of prob[row, order[lo:hi]]."""
+        size = torch.from_numpy(hi_F - lo_F).to(prob.device)
+        which = torch.repeat_interleave(size)
+        offset = torch.from_numpy(lo_F).to(prob.device) - (torch.cumsum(size, 0) - size)
+        token = self.r.order[torch.arange(len(which), device=prob.device) + offset[which]]
+        value = prob[torch.from_numpy(row_F).to(prob.device)[which], token]
+        return torch.zeros(len(size), dtype=prob.dtype, device=prob.device).index_add_(0, which, value)
+
+    def _write(self, done: np.ndarray) -> None:
+        """Weigh and write the rows `done` [J]."""
+        device, softmax = self.r.order.device, self.softmax
+        position = np.full(len(self.last_chunk), -1, np.int64)
+        position[done] = np.arange(len(done))
+        is_done = torch.from_numpy(position >= 0).to(device)
+        values, self.waiting = self.waiting.split(is_done)
+        tops = position[self.top[1]] >= 0
+        top_node, top_at = self.top[0][tops], position[self.top[1][tops]]
+        deeps = position[self.deep[1]] >= 0
+        highest = np.full(len(done), -np.inf)
+        np.maximum.at(highest, top_at, softmax.logw[top_node])
+        np.maximum.at(highest, position[self.deep[1][deeps]], softmax.logw[self.deep[0][deeps]])
+        highest[highest == -np.inf] = 0.0  # no context has weight: no row
+        weight = np.exp(softmax.logw[top_node] - highest[top_at])
+        mass = torch.zeros((len(done), self.r.size), dtype=torch.float64, device=device)
+        by_child = torch.zeros((len(done), self.r.trie.top), dtype=torch.float64, device=device)
+        part = self.kept_top.rows(top_node) * torch.from_numpy(weight).to(device)[:, None]
+        by_child.index_add_(0, torch.from_numpy(top_at).to(device), part)
+        mass[:, self.r.top_unit] = by_child
+        where = torch.from_numpy(position).to(device)[values.row]
+        relative = torch.from_numpy(softmax.logw).to(device)[values.node] - torch.from_numpy(highest).to(device)[where]
+        share = torch.exp(relative) * values.value
+        mass.view(-1).index_add_(0, where * self.r.size + values.unit, share)
+        total = by_child.sum(1).cpu().numpy() + np.bincount(where.cpu(), share.cpu(), len(done))
+        end = np.bincount(top_at, weight * self.end_N[top_node], len(done))
+        excluded = np.bincount(top_at, weight * self.other_N[top_node], len(done))
+        if self.r.end_id is None:
+            excluded += end
+        else:
+            mass[:, self.r.end_id] += torch.from_numpy(end).to(device)
+            total += end
+        self._check(done, mass, total, weight, top_node, top_at)
+        bound = np.zeros(len(done))
+        pruned_at = position[self.pruned[1]]
+        here = pruned_at >= 0
+        np.add.at(bound, pruned_at[here], np.exp(softmax.logw[self.pruned[0][here]] - highest[pruned_at[here]]))
+        own = np.bincount(top_at, weight * softmax.noncanonical[top_node], len(done))
+        with np.errstate(invalid="ignore"):
+            noncanonical = own / np.bincount(top_at, weight, len(done))
+        self._store(done, mass, total, excluded, bound, np.nan_to_num(noncanonical))
+
+    def _check(self, done, mass, total, weight, top_node, top_at) -> None:
+        """All mass of the contexts at a row's boundary is in it: text, end, and other specials sum to their weights."""
+        lost = np.abs(mass.sum(1).cpu().numpy() - total)
+        kept = self.kept_top.rows(top_node).sum(1).cpu().numpy() + self.end_N[top_node] + self.other_N[top_node]
+        gap = np.where(weight > 0, np.abs(kept - np.round(kept)), 0.0)  # rows sum to 1, or are 0 (bad, masked away)
+        if not (lost <= SLACK * np.maximum(total, 1e-300)).all() or not (gap <= SLACK).all():
+            raise IdentityError(
+                f"{self.product}: a context's probabilities sum to {kept[int(np.argmax(gap))]!r}, or a row lost "
+                f"{float(lost.max())!r} of its mass; want 1 and 0 within {SLACK}"
+            )
+
+    def _store(self, done, mass, total, excluded, bound, noncanonical) -> None:
+        docs = np.searchsorted(self.rows.start, done, side="right") - 1
+        fine = np.array([self.softmax.group.bad[i] is None for i in docs], bool) & (total > 0)
+        if not fine.any():
+            return
+        at = done[fine]
+        self.rows.write(self.product, at, mass[torch.from_numpy(fine).to(mass.device)], total[fine])
+        live = total[fine] + excluded[fine] + bound[fine]
+        self.rows.err[at] = bound[fine] / (total[fine] + bound[fine])
+        self.rows.excluded_mass[at] = excluded[fine] / live
+        self.rows.pruned_mass[at] = bound[fine] / live
+        self.rows.noncanonical_mass[at] = noncanonical[fine]
+        self.rows.flags[at] = np.where(bound[fine] > 0, FLAG_BOUNDED, FLAG_EXACT)
+
+
+class _Kept:
+    """Rows [A] of contexts that a later row still needs."""
+
+    def __init__(self, empty: torch.Tensor) -> None:
+        self.nodes, self.values = np.empty(0, np.int64), empty
+
+    def add(self, nodes: np.ndarray, values: torch.Tensor) -> None:
+        self.nodes = np.concatenate([self.nodes, nodes])
+        self.values = torch.cat([self.values, values]) if len(self.values) else values
+
+    def rows(self, nodes: np.ndarray) -> torch.Tensor:
+        by = np.argsort(self.nodes)
+        at = by[np.searchsorted(self.nodes[by], nodes)]
+        return self.values[torch.from_numpy(at).to(self.values.device)]
+
+    def keep(self, nodes: np.ndarray) -> None:
+        at = np.flatnonzero(np.isin(self.nodes, nodes))
+        self.nodes, self.values = self.nodes[at], self.values[torch.from_numpy(at).to(self.values.device)]
+
+
+def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """first[0], first[0]+1, .. (count[0] of them), first[1], ..."""
+    return np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())

@@ -1,0 +1,148 @@
+"""Stage 6 (exact): when a student is a coarser copy of the teacher, and what each teacher token is in its tokens.
+
+Two cases need no closing of open leaves, because every teacher token t is a fixed sequence D(t) of student tokens and
+the student's encoding of any text is the expansion of the teacher's (docs/design.md, definition 11, lemma 12):
+
+* *subset*: the student's merge list is the beginning of the teacher's, under the same pre-tokenizer;
+* *bytes*: the student reads single bytes; no pre-tokenizer matters.
+
+`subset_gap` proves the first from the two tokenizers or says what stands against it. Nothing is guessed from samples.
+Letters: V teacher ids.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.bpe import MergeTable, build_merge_table
+from engine.vocab import Vocabulary
+
+BYTES_END = 256
+"""Id of "the text ends" in the byte product; ids 0..255 are the bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """D(t) for every teacher token: unit[start[t]:start[t+1]], empty for specials and for ids without a token.
+
+    start: int64 [V+1]. unit: int32 [sum of lengths], student ids. size: student ids in all. end_id: the student's end
+    of text, None when it has none.
+    """
+
+    start: np.ndarray
+    unit: np.ndarray
+    size: int
+    end_id: int | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [V] number of student tokens of each teacher token."""
+        return np.diff(self.start)
+
+
+def byte_expansion(teacher: Vocabulary) -> Expansion:
+    """Every token as its bytes. The units count in the teacher's own byte string (prefix and text)."""
+    pieces = [b or b"" for b in teacher.token_bytes]
+    start = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int64)
+    return Expansion(start, np.frombuffer(b"".join(pieces), np.uint8).astype(np.int32), BYTES_END + 1, BYTES_END)
+
+
+def subset_expansion(teacher: Vocabulary, student: Vocabulary) -> Expansion:
+    """Every token in student tokens. Only for pairs without a `subset_gap`.
+
+    A token that the teacher's merges cannot make stands only as a whole pre-token, and so does its expansion.
+    """
+    merges = build_merge_table(teacher)
+    pieces: list[list[int]] = []
+    for token, piece in enumerate(teacher.token_bytes):
+        if piece is None:
+            pieces.append([])
+        elif token in teacher.added_only:
+            pieces.append([student.added_text[piece.decode("utf-8")]])
+        elif token in merges_fallback(teacher):
+            pieces.append([student.fallback_ids[piece[0]]])
+        else:
+            pieces.append(student.bpe(piece, whole=not merges.reachable(token)))
+    start = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int64)
+    unit = np.fromiter((u for p in pieces for u in p), np.int32, count=int(start[-1]))
+    return Expansion(start, unit, student.size, student.eos_id)
+
+
+def merges_fallback(vocabulary: Vocabulary) -> frozenset[int]:
+    """Ids of the `<0xNN>` tokens: they spell characters without a token, in both tokenizers alike."""
+    return frozenset(vocabulary.fallback_ids)
+
+
+def subset_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
+    """None when lemma 12 holds for this pair, else the first condition that fails, in words for the user."""
+    if student.kind != teacher.kind:
+        return f"the student is {student.kind} and the teacher {teacher.kind}"
+    theirs, ours = _merges_in_bytes(teacher), _merges_in_bytes(student)
+    if ours != theirs[: len(ours)]:
+        at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
+        return f"its merge list differs from the teacher's at merge {at} of {len(ours)}"
+    if _cuts(student.pre_tokenizer) != _cuts(teacher.pre_tokenizer):
+        return "its pre-tokenizer is another than the teacher's"
+    for name in ("nfc", "prefix_bytes", "byte_fallback", "ignore_merges"):
+        if getattr(student, name) != getattr(teacher, name):
+            return f"{name} is {getattr(student, name)!r}, the teacher's is {getattr(teacher, name)!r}"
+    if set(student.added_text) != set(teacher.added_text):
+        odd = sorted(set(student.added_text) ^ set(teacher.added_text))[0]
+        return f"the added token {odd!r} is text in only one of the two"
+    return _token_gap(teacher, build_merge_table(teacher), student, build_merge_table(student))
+
+
+def _token_gap(teacher: Vocabulary, t_merges: MergeTable, student: Vocabulary, s_merges: MergeTable) -> str | None:
+    """The conditions on single tokens: the same symbols, and whole words of `ignore_merges` that are so on both sides."""
+    symbols = [_symbols(v) for v in (teacher, student)]
+    if student.kind == "bytelevel" and symbols[0] != symbols[1]:
+        return f"its single bytes are not the teacher's ({len(symbols[1])} and {len(symbols[0])})"
+    if extra := sorted(symbols[1] - symbols[0]):
+        return f"it has tokens for characters that the teacher lacks, such as {extra[0]!r}"
+    if not student.ignore_merges:
+        return None
+    theirs = teacher.id_of_bytes
+    for piece, token in student.id_of_bytes.items():
+        if piece not in theirs:
+            return f"with ignore_merges its token {piece!r} is a word that the teacher lacks"
+        if t_merges.reachable(theirs[piece]) and not s_merges.reachable(token):
+            return f"with ignore_merges its token {piece!r} is a whole word only, the teacher's is not"
+    return None
+
+
+def _symbols(vocabulary: Vocabulary) -> set[bytes]:
+    """Bytes of the tokens from which merges start: single bytes, or single characters."""
+    fallback = merges_fallback(vocabulary)
+    out = set()
+    for piece, token in vocabulary.id_of_bytes.items():
+        single = len(piece) == 1 if vocabulary.kind == "bytelevel" else _is_character(piece)
+        if single and token not in fallback:
+            out.add(piece)
+    return out
+
+
+def _is_character(piece: bytes) -> bool:
+    try:
+        return len(piece.decode("utf-8")) == 1
+    except UnicodeDecodeError:
+        return False
+
+
+def _merges_in_bytes(vocabulary: Vocabulary) -> list[tuple[bytes | None, bytes | None]]:
+    pieces = vocabulary.token_bytes
+    return [(pieces[a], pieces[b]) for a, b, _ in vocabulary.merges]
+
+
+def _cuts(pre_tokenizer: dict[str, Any] | None) -> str:
+    """A pre-tokenizer as text, without `trim_offsets`, which changes reported offsets and no cut."""
+
+    def strip(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: strip(v) for k, v in node.items() if k != "trim_offsets"}
+        return [strip(x) for x in node] if isinstance(node, list) else node
+
+    return json.dumps(strip(pre_tokenizer), sort_keys=True)

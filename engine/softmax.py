@@ -1,0 +1,191 @@
+"""Stage 9a: hidden states of a group of documents -> probability rows, chunk by chunk, and the weights of all contexts.
+
+The lm_head runs over chunks of contexts in reading order (by the byte where they end), so that only one chunk of [R, Vt]
+probabilities exists. Every context's log weight is known by the time its own row is made: its parent came before it.
+
+Exponentials are taken in the logits' own precision (float32 from a model), everything after that is float64.
+Letters: R contexts of a chunk, N nodes of the whole group, E tree edges that begin in a chunk, Vt teacher ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from engine.contexts import ContextTree
+
+if TYPE_CHECKING:
+    from engine.canonical import CanonicalNext
+
+_CHUNK_CELLS = 6_000_000  # R x Vt: about 20 bytes each at the peak, so 0.12 GiB
+_MOST_ROWS = 512
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True)
+class Scored:
+    """What a group is made of, for this stage. kept: bool [nodes] per document, False for pruned contexts; None: all.
+    states: per document and node, what `canonical` needs; bad: per document (reason, detail) when not finite."""
+
+    trees: list[ContextTree]
+    kept: list[np.ndarray | None]
+    states: list[list[Any]] | None
+    bad: list[tuple[str, str] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """nodes: int64 [R], global numbers of the contexts. prob: float64 [R, Vt], rows sum to 1 (or are 0: no canonical
+    continuation has mass, or the document is bad)."""
+
+    index: int
+    nodes: np.ndarray
+    prob: torch.Tensor
+
+
+class Softmax:
+    """One group's chunks. After all of them, `logw` [N] and `noncanonical` [N] are complete.
+
+    base: int64 [documents+1], global number of each document's first node. chunk_of: int64 [N], -1 for contexts that are
+    not evaluated (before the given one, or pruned). top_pruned: int64 [N], the pruned ancestor nearest to the root, or -1.
+    fringe_logp: (global node, token) -> log-probability of contexts that hang off the tree.
+    """
+
+    def __init__(self, group: Scored, real_V: torch.Tensor, canonical: CanonicalNext | None, *, masked: bool) -> None:
+        self.group, self.real, self.canonical, self.masked = group, real_V, canonical, masked
+        sizes = [len(t.token) for t in group.trees]
+        self.base = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.doc_of = np.repeat(np.arange(len(sizes)), sizes)
+        self.end = np.concatenate([np.asarray(t.end, np.int64) for t in group.trees])
+        parent, used, given = [], [], []
+        for i, tree in enumerate(group.trees):
+            above = np.asarray(tree.parent, np.int64)
+            parent.append(np.where(above >= 0, above + self.base[i], -1))
+            here = np.arange(sizes[i]) >= tree.given
+            given.append(self.base[i] + tree.given)
+            kept = group.kept[i]
+            used.append(here if kept is None else here & kept)
+        self.parent, self.used = np.concatenate(parent), np.concatenate(used)
+        self.token = np.concatenate([np.asarray(t.token, np.int64) for t in group.trees])
+        self.step = int(np.clip(_CHUNK_CELLS // len(real_V), 1, _MOST_ROWS))
+        order = np.lexsort((self.end, self.doc_of))
+        self.order = order[self.used[order]]
+        self.chunk_of = np.full(self.base[-1], -1, np.int64)
+        self.chunk_of[self.order] = np.arange(len(self.order)) // self.step
+        self.top_pruned = self._top_pruned(np.array(given))
+        self.logw = np.full(self.base[-1], -np.inf)
+        self.logw[given] = 0.0
+        self.noncanonical = np.zeros(self.base[-1])
+        self.fringe_logp: dict[tuple[int, int], float] = {}
+        self._edges = self._collect_edges(np.array(given))
+        self._all_real = bool(real_V.all())
+        self._buffer: torch.Tensor | None = None
+
+    def _top_pruned(self, given: np.ndarray) -> np.ndarray:
+        """Parents come first, so that one pass down finds each pruned context's topmost pruned ancestor."""
+        top = np.full(self.base[-1], -1, np.int64)
+        after = np.arange(self.base[-1]) > given[self.doc_of]
+        for node in np.flatnonzero(after & ~self.used):
+            above = top[self.parent[node]]
+            top[node] = node if above < 0 else above
+        return top
+
+    def _collect_edges(self, given: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Per chunk: (parent, token, child or -1 for the fringe), parents in reading order."""
+        child = np.flatnonzero(np.arange(self.base[-1]) > given[self.doc_of])
+        child = child[(self.parent[child] >= 0) & (self.chunk_of[self.parent[child]] >= 0)]
+        parent, token = self.parent[child], self.token[child]
+        hanging = [
+            (self.base[i] + node, token)
+            for i, tree in enumerate(self.group.trees)
+            for node, token in sorted({f for found in fringes_of(tree) for f in found})
+        ]
+        if hanging:
+            more = np.array(hanging, np.int64)
+            more = more[self.chunk_of[more[:, 0]] >= 0]
+            parent, token = np.concatenate([parent, more[:, 0]]), np.concatenate([token, more[:, 1]])
+            child = np.concatenate([child, np.full(len(more), -1)])
+        place = np.empty(self.base[-1], np.int64)
+        place[self.order] = np.arange(len(self.order))
+        by = np.argsort(place[parent], kind="stable")
+        parent, token, child = parent[by], token[by], child[by]
+        cuts = np.searchsorted(self.chunk_of[parent], np.arange(self.chunks + 1))
+        return [(parent[a:b], token[a:b], child[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+    @property
+    def chunks(self) -> int:
+        return math.ceil(len(self.order) / self.step)
+
+    def run(self, hidden_ND: torch.Tensor, logits: Logits) -> Iterator[Chunk]:
+        """Yields every chunk once; `prob` is one buffer that the next chunk overwrites."""
+        for index in range(self.chunks):
+            nodes = self.order[index * self.step : (index + 1) * self.step]
+            states_RD = hidden_ND[torch.from_numpy(nodes).to(hidden_ND.device)]
+            yield Chunk(index, nodes, self._probabilities(logits(states_RD), nodes, index))
+
+    def _probabilities(self, logits_RV: torch.Tensor, nodes: np.ndarray, index: int) -> torch.Tensor:
+        x = logits_RV[:, : len(self.real)]
+        if self._buffer is None:
+            size = (min(self.step, len(self.order)), x.shape[1])
+            self._buffer = torch.empty(size, dtype=torch.float64, device=x.device)
+        if not self._all_real:
+            x = x.masked_fill(~self.real, -torch.inf)
+        x = x.sub_(x.amax(1, keepdim=True))
+        place = {int(node): row for row, node in enumerate(nodes)}
+        parent, token, child = self._edges[index]
+        rows = torch.tensor([place[p] for p in parent.tolist()], dtype=torch.long, device=x.device)
+        edge_E = x[rows, torch.from_numpy(token).to(x.device)].double()
+        x.exp_()
+        total = x.sum(1, dtype=torch.float64)
+        prob = torch.mul(x, (1.0 / total)[:, None], out=self._buffer[: len(nodes)])
+        wrong = torch.isnan(total)
+        if wrong.any():
+            prob[wrong] = 0.0
+            self._note_bad(nodes[wrong.cpu().numpy()])
+        log_total = torch.log(total)
+        if self.canonical is not None:
+            log_total += self._handle_noncanonical(prob, nodes)
+        self._weigh(parent, token, child, (edge_E - log_total[rows]).cpu().tolist())
+        return prob
+
+    def _handle_noncanonical(self, prob: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
+        """Notes each row's mass on tokens that no text has there. Masked: takes it out; returns log of what remains [R]."""
+        assert self.canonical is not None and self.group.states is not None
+        states = [self.group.states[self.doc_of[n]][n - self.base[self.doc_of[n]]] for n in nodes.tolist()]
+        if not self.masked:
+            self.noncanonical[nodes] = self.canonical.noncanonical_mass(prob, states).cpu().numpy()
+            return torch.zeros(len(nodes), dtype=torch.float64, device=prob.device)
+        self.noncanonical[nodes] = self.canonical.mask_(prob, states).cpu().numpy()
+        left = prob.sum(1)
+        prob.div_(torch.where(left > 0, left, 1.0)[:, None])
+        return torch.log(left)
+
+    def _note_bad(self, nodes: np.ndarray) -> None:
+        for node in nodes:
+            i = int(self.doc_of[node])
+            if self.group.bad[i] is None:
+                tree, local = self.group.trees[i], int(node - self.base[i])
+                self.group.bad[i] = (
+                    "nonfinite_logprob",
+                    f"the teacher's distribution after byte {tree.end[local]} (depth {tree.depth[local]}) is not finite",
+                )
+
+    def _weigh(self, parent: np.ndarray, token: np.ndarray, child: np.ndarray, logp_E: list[float]) -> None:
+        """Context weights along the tree's edges: log w(child) = log w(parent) + log p(token | parent)."""
+        logw = self.logw
+        for above, t, below, logp in zip(parent.tolist(), token.tolist(), child.tolist(), logp_E, strict=True):
+            if below >= 0:
+                logw[below] = logw[above] + logp
+            else:
+                self.fringe_logp[above, t] = logp
+
+
+def fringes_of(tree: ContextTree) -> Iterator[list[tuple[int, int]]]:
+    """The fringe of every place of a tree."""
+    yield from tree.fringe.values()

@@ -1,0 +1,341 @@
+"""Truth first, exact regimes: subset students and bytes on random toy tokenizers against brute force.
+
+The twin enumerates contexts by encoding texts with the tokenizers library, expands every leaf token by token with the
+student's own BPE, and adds up. TARGETSMITH_EFFORT=n multiplies the number of random cases by n.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engine.softmax
+from engine.emit import Prepared
+from engine.expansion import BYTES_END, byte_expansion, subset_expansion, subset_gap
+from engine.positions import Rows
+from engine.trie import build_trie
+from engine.vocab import Vocabulary, load_vocabulary
+from schemas.errors import BadDocument
+from schemas.target import FLAG_EXACT
+from tests.oracle import contexts_of, truth
+from tests.toys import BYTE_LEVEL, BYTES, SENTENCEPIECE, STUDENT, Pair, TableTeacher, alphabet, random_text, toy
+from tests.vocabularies import EFFORT, needs_shared, texts, vocabulary
+
+
+def subset_of(rng: random.Random, teacher: Vocabulary, folder: Path) -> Vocabulary:
+    """A student made of the first merges of a teacher: its ids shuffled, tokens that only later merges make left out."""
+    spec = json.loads(teacher.tokenizer.to_str())
+    model = spec["model"]
+    merges = model["merges"]
+    model["merges"] = merges[: rng.randrange(len(merges) + 1)]
+    parts = {part for pair in model["merges"] for part in (*pair, "".join(pair))}
+    made = {"".join(pair) for pair in merges}
+    whole = [w for w in model["vocab"] if len(w) > 1 and w not in made and not w.startswith("<")]
+    dropped = {w for w in made - parts if len(w) > 1} | {w for w in whole if rng.random() < 0.5}
+    names = [t for t in model["vocab"] if t not in dropped]
+    rng.shuffle(names)
+    model["vocab"] = {name: i for i, name in enumerate(names)}
+    for token in spec["added_tokens"]:
+        token["id"] = model["vocab"][token["content"]]
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    names_file = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names_file), encoding="utf-8")
+    return load_vocabulary(str(folder))
+
+
+def subset_pair(rng: random.Random, folder: Path) -> Pair:
+    """A random teacher and a subset of it. Without `ignore_merges` every beginning of a merge list is one."""
+    while True:
+        chars = alphabet(rng)
+        style = rng.choice(BYTE_LEVEL * 2 + SENTENCEPIECE)
+        name = folder / f"{rng.randrange(1 << 40)}"
+        teacher = toy(rng, name / "t", style, chars, whole=rng.random() < 0.3, merges=rng.randint(3, 12))
+        student = subset_of(rng, teacher, name / "s")
+        if subset_gap(teacher, student) is None:
+            return Pair(teacher, student, chars, subset=True, bytes=True)
+        assert teacher.ignore_merges, name
+
+
+@dataclass
+class Case:
+    pair: Pair
+    table: TableTeacher
+    text: str
+    bos: tuple[int, ...]
+    doc: Prepared
+
+    def __str__(self) -> str:
+        teacher = self.pair.teacher
+        return f"{self.text!r} bos {self.bos} masked {self.table.masked} {teacher.name} ignore_merges={teacher.ignore_merges}"
+
+
+def cases(rng: random.Random, folder: Path, count: int, *, masked: float = 0.3, texts: int = 8) -> Iterator[Case]:
+    done = 0
+    while done < count:
+        pair = subset_pair(rng, folder)
+        hidden = rng.random() < masked
+        table = TableTeacher(pair.teacher, pair.chars, rng.randrange(1 << 30), masked=hidden, order=rng.choice((1, 2)))
+        assert pair.teacher.bos_id is not None
+        for _ in range(texts):
+            text = table.sample(rng, 8) if hidden else random_text(rng, pair.chars)
+            bos = (pair.teacher.bos_id,) if rng.random() < 0.8 else ()
+            if not text:
+                continue
+            try:
+                doc = pair.prepare(text, bos)
+            except BadDocument as error:
+                assert error.reason == "too_short" and not bos or error.reason == "not_reversible", error
+                continue
+            done += 1
+            yield Case(pair, table, text, bos, doc)
+
+
+def spell(case: Case, token: int, product: str) -> tuple[int, ...]:
+    """One teacher token in units, by the tokenizers library alone."""
+    teacher, student = case.pair.teacher, case.pair.student
+    piece = teacher.token_bytes[token] or b""
+    if product == BYTES:
+        return tuple(piece)
+    if token in teacher.fallback_ids:
+        return (student.fallback_ids[piece[0]],)
+    # a token that merges make is made of merges in the student, too; a whole word may be one there
+    whole = teacher.bpe(piece, whole=False) != [token]
+    return tuple(student.bpe(piece, whole=whole))
+
+
+def brute(case: Case, product: str) -> list[tuple[np.ndarray, float] | None]:
+    """Per row: (mass per unit, mass on other specials), None before the given token."""
+    teacher, table = case.pair.teacher, case.table
+    size = BYTES_END + 1 if product == BYTES else case.pair.student.size
+    end = BYTES_END if product == BYTES else case.pair.student.eos_id
+    prefix = teacher.prefix_bytes
+    if product == BYTES:
+        units, skip = tuple(prefix + case.text.encode()), len(prefix)
+    else:
+        units, skip = tuple(case.pair.student.encode(case.text)[0]), 0
+    found = {c for contexts in contexts_of(teacher, case.text, case.pair.chars).values() for c in contexts}
+    given = () if case.bos else tuple(teacher.encode(case.text)[0][:1])
+    first = sum(len(spell(case, t, product)) for t in given)
+    rows = [(np.zeros(size), [0.0]) for _ in range(len(units) + 1)]
+    for context in found:
+        if context[: len(given)] != given:
+            continue
+        behind = tuple(u for t in context for u in spell(case, t, product))
+        j = len(behind)
+        if behind != units[:j]:
+            continue
+        weight = sum(table.logp(context[:i])[context[i]] for i in range(len(given), len(context)))
+        for token, p in enumerate(np.exp(weight + table.logp(context)).tolist()):
+            if p == 0:
+                continue
+            if teacher.token_bytes[token] is None:
+                mass, other = rows[j]
+                if teacher.specials[token] == "eos":
+                    mass[end] += p
+                else:
+                    other[0] += p
+                continue
+            after = spell(case, token, product)
+            for k in range(j, j + len(after)):
+                if k > len(units) or after[: k - j] != units[j:k]:
+                    break
+                rows[k][0][after[k - j]] += p
+    return [None if k < first else (mass, other[0]) for k, (mass, other) in enumerate(rows)][skip:]
+
+
+def stored(rows: Rows, at: int, size: int) -> np.ndarray:
+    q = np.zeros(size)
+    here = rows.ids[at] >= 0
+    q[rows.ids[at][here]] = np.exp(rows.logps[at][here])
+    return q
+
+
+@pytest.mark.parametrize("seed", range(10 * EFFORT))
+def test_subset_and_byte_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
+    """q, gold, excluded share of 110 documents a seed, for both products."""
+    scored = documents = 0
+    for case in cases(random.Random(seed), tmp_path, 110):
+        everything = case.pair.emit([case.doc], case.table)
+        documents += 1
+        for product in (STUDENT, BYTES):
+            rows, gold = everything[product], case.doc.sides[product].ids
+            for k, target in enumerate(brute(case, product)):
+                total = 0.0 if target is None else target[0].sum()
+                assert bool(rows.scored[k]) == (total > 0), (str(case), product, k)
+                if target is None or total == 0:
+                    continue
+                q = stored(rows, k, len(target[0]))
+                np.testing.assert_allclose(q, target[0] / total, rtol=0, atol=1e-9, err_msg=f"{case} {product} {k}")
+                assert q.sum() + np.exp(rows.tail_logp[k]) == pytest.approx(1, abs=1e-12)
+                assert np.exp(rows.gold_logp[k]) == pytest.approx(q[gold[k]], abs=1e-12)
+                assert rows.excluded_mass[k] == pytest.approx(target[1] / (total + target[1]), abs=1e-9)
+                assert rows.err[k] == rows.open_mass[k] == rows.pruned_mass[k] == 0
+                assert rows.flags[k] & FLAG_EXACT
+                scored += 1
+    assert documents >= 110 and scored > 800
+
+
+def test_the_truth_of_whole_texts(tmp_path: Path):
+    """Against the definition itself, over whole texts of a teacher that writes canonical text only."""
+    rng, checked = random.Random(5), 0
+    for number in range(60 * EFFORT):
+        pair = subset_pair(rng, tmp_path)
+        table = TableTeacher(pair.teacher, pair.chars, number, masked=True, sharp=5.0)
+        text = table.sample(rng, 6)
+        assert pair.teacher.bos_id is not None
+        if not text:
+            continue
+        try:
+            doc = pair.prepare(text, (pair.teacher.bos_id,))
+        except BadDocument:
+            continue
+        rows = pair.emit([doc], table)[STUDENT]
+        for k in range(rows.start[1]):
+            bounds = truth(pair.student, table, text, k, budget=300, slack=0.02)
+            if bounds is None or not rows.scored[k]:
+                continue
+            q = stored(rows, k, pair.student.size)
+            assert (q >= bounds[0] - 1e-9).all() and (q <= bounds[1] + 1e-9).all(), (text, k, pair.teacher.name)
+            checked += 1
+    assert checked >= 15 * EFFORT
+
+
+def test_bytes_multiply_to_the_probability_of_a_prefix(tmp_path: Path):
+    """The gold bytes' probabilities multiply to the probability of the text, and so do the student's tokens: one number,
+    however it is cut (a teacher that writes canonical text only, so that the identity is exact)."""
+    for case in cases(random.Random(6), tmp_path, 60 * EFFORT, masked=1.0):
+        if not case.bos or case.pair.teacher.prefix_bytes:
+            continue
+        rows = case.pair.emit([case.doc], case.table)
+        sums = {product: rows[product].gold_logp.sum() for product in ("teacher", STUDENT, BYTES)}
+        assert sums[BYTES] == pytest.approx(sums["teacher"], abs=1e-9), str(case)
+        assert sums[STUDENT] == pytest.approx(sums["teacher"], abs=1e-9), str(case)
+
+
+def test_the_expansion_of_a_text_is_the_students_encoding(tmp_path: Path):
+    """Lemma 12 on toys, added words and late merges among them."""
+    rng, compared = random.Random(7), 0
+    for _ in range(40 * EFFORT):
+        pair = subset_pair(rng, tmp_path)
+        expansion = subset_expansion(pair.teacher, pair.student)
+        for _ in range(20):
+            text = random_text(rng, pair.chars, 12)
+            try:
+                ids, wanted = pair.teacher.encode(text)[0], pair.student.encode(text)[0]
+            except BadDocument:
+                continue
+            got = [int(u) for t in ids for u in expansion.unit[expansion.start[t] : expansion.start[t + 1]]]
+            assert got == wanted, (text, pair.teacher.name)
+            compared += 1
+    assert compared > 500
+
+
+def test_chunks_do_not_change_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Several documents at once, in chunks of one to a few contexts, give the rows of each document alone."""
+    found = list(cases(random.Random(8), tmp_path, 24, texts=6))
+    for begin in range(0, 24, 6):
+        group = [c for c in found[begin : begin + 6] if c.pair is found[begin].pair]
+        alone = [c.pair.emit([c.doc], c.table) for c in group]
+        for cells in (1, 3 * group[0].pair.teacher.size):
+            monkeypatch.setattr(engine.softmax, "_CHUNK_CELLS", cells)
+            together = group[0].pair.emit([c.doc for c in group], group[0].table)
+            for product in (STUDENT, BYTES):
+                rows = together[product]
+                for i, single in enumerate(alone):
+                    span = slice(rows.start[i], rows.start[i + 1])
+                    np.testing.assert_array_equal(rows.ids[span], single[product].ids)
+                    np.testing.assert_allclose(rows.logps[span], single[product].logps, atol=1e-12)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["qwen2.5-subset-0", "qwen2.5-subset-8000", "qwen2.5-subset-32000"])
+def test_real_subsets_are_proven_and_expand(name: str):
+    teacher, student = vocabulary("qwen2.5"), vocabulary(name)
+    assert subset_gap(teacher, student) is None
+    expansion, compared = subset_expansion(teacher, student), 0
+    for text in texts()[: 150 * EFFORT]:
+        try:
+            ids, wanted = teacher.encode(text)[0], student.encode(text)[0]
+        except BadDocument:
+            continue
+        got = [int(u) for t in ids for u in expansion.unit[expansion.start[t] : expansion.start[t + 1]]]
+        assert got == wanted, text[:80]
+        compared += 1
+    assert compared > 100
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["gpt2", "llama-3", "llama-2", "smollm2", "gpt-neox-20b", "o200k_base", "starcoder2"])
+def test_other_tokenizers_are_no_subsets(name: str):
+    """Neither way round; each reason names what differs."""
+    assert "merge" in (subset_gap(vocabulary("qwen2.5"), vocabulary(name)) or "") or name == "llama-2"
+    assert subset_gap(vocabulary(name), vocabulary("qwen2.5")) is not None
+    assert subset_gap(vocabulary("qwen2.5-subset-8000"), vocabulary("qwen2.5-subset-32000")) is not None
+    assert subset_gap(vocabulary("qwen2.5-subset-32000"), vocabulary("qwen2.5-subset-8000")) is None
+
+
+def test_what_is_no_subset(tmp_path: Path):
+    """One change at a time to a student that is a subset; each is found and named."""
+    rng = random.Random(9)
+    teacher = toy(rng, tmp_path / "t", "gpt2", ("a", "b", " "), whole=False, merges=8)
+    spec = json.loads(teacher.tokenizer.to_str())
+
+    def student(name: str, **changes) -> Vocabulary:
+        made = json.loads(json.dumps(spec))
+        for path, value in changes.items():
+            place = made
+            *parents, last = path.split("__")
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
+        return load_vocabulary(str(tmp_path / name))
+
+    assert subset_gap(teacher, student("same")) is None
+    merges = spec["model"]["merges"]
+    assert "merge 0" in (
+        subset_gap(teacher, student("swapped", model__merges=[merges[1], merges[0], *merges[2:]])) or ""
+    )
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    assert "pre-tokenizer" in (subset_gap(teacher, student("uncut", pre_tokenizer=plain)) or "")
+    assert "ignore_merges" in (subset_gap(teacher, student("words", model__ignore_merges=True)) or "")
+    assert "nfc" in (subset_gap(teacher, student("nfc", normalizer={"type": "NFC"})) or "")
+    added = [*spec["added_tokens"], {**spec["added_tokens"][0], "content": "ab", "special": False, "id": 900}]
+    assert "added token" in (subset_gap(teacher, student("added", added_tokens=added)) or "")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_trie_is_the_set_of_expansions(seed: int, tmp_path: Path):
+    """Every state and interval against a dictionary of prefixes; the cells are a partition of the tokens."""
+    pair = subset_pair(random.Random(100 + seed), tmp_path)
+    for expansion in (byte_expansion(pair.teacher), subset_expansion(pair.teacher, pair.student)):
+        trie = build_trie(expansion)
+        spelt = {
+            t: tuple(expansion.unit[expansion.start[t] : expansion.start[t + 1]].tolist())
+            for t in range(len(expansion.lengths))
+        }
+        states = {0: ()}
+        for state in range(len(trie.depth)):
+            z = states[state]
+            beyond = {u for s in spelt.values() if s[: len(z)] == z and len(s) > len(z) for u in [s[len(z)]]}
+            children = range(trie.first[state], trie.first[state + 1])
+            assert {int(trie.unit[c]) for c in children} == beyond and len(children) == len(beyond)
+            for child in children:
+                to = (*z, int(trie.unit[child]))
+                inside = {int(t) for t in trie.order[trie.lo[child] : trie.hi[child]]}
+                assert inside == {t for t, s in spelt.items() if s[: len(to)] == to}
+                assert trie.step(np.array([state]), np.array([to[-1]])).tolist() == [child]
+                if trie.state[child] >= 0:
+                    states[int(trie.state[child])] = to
+        assert len(states) == len(trie.depth)
+        for token, s in spelt.items():
+            cell = int(trie.cell_of[token])
+            assert cell == trie.cells if not s else spelt[token][: int(trie.unit[cell] == s[0]) or 2]
