@@ -168,7 +168,7 @@ class ExactRows:
             if near_by:
                 value = cells_RC[torch.from_numpy(here).to(device), torch.from_numpy(child).to(device)]
             else:
-                value = self._intervals(chunk.prob, here, trie.lo[child], trie.hi[child])
+                value = interval_sums(chunk.prob, self.r.order, here, trie.lo[child], trie.hi[child])
             parts.append(
                 _Values(
                     torch.from_numpy(row[of_pair]).to(device),
@@ -178,15 +178,6 @@ class ExactRows:
                 )
             )
         return _Values(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "node", "unit", "value")))
-
-    def _intervals(self, prob: torch.Tensor, row_F: np.ndarray, lo_F: np.ndarray, hi_F: np.ndarray) -> torch.Tensor:
-        """[F] sums of prob[row, order[lo:hi]]."""
-        size = torch.from_numpy(hi_F - lo_F).to(prob.device)
-        which = torch.repeat_interleave(size)
-        offset = torch.from_numpy(lo_F).to(prob.device) - (torch.cumsum(size, 0) - size)
-        token = self.r.order[torch.arange(len(which), device=prob.device) + offset[which]]
-        value = prob[torch.from_numpy(row_F).to(prob.device)[which], token]
-        return torch.zeros(len(size), dtype=prob.dtype, device=prob.device).index_add_(0, which, value)
 
     def _write(self, done: np.ndarray) -> None:
         """Weigh and write the rows `done` [J]."""
@@ -274,6 +265,19 @@ class _Kept:
     def keep(self, nodes: np.ndarray) -> None:
         at = np.flatnonzero(np.isin(self.nodes, nodes))
         self.nodes, self.values = self.nodes[at], self.values[torch.from_numpy(at).to(self.values.device)]
+
+
+def interval_sums(
+    prob_RV: torch.Tensor, order: torch.Tensor, row_F: np.ndarray, lo_F: np.ndarray, hi_F: np.ndarray
+) -> torch.Tensor:
+    """[F] sums of prob[row, order[lo:hi]], in the precision of prob."""
+    device = prob_RV.device
+    size = torch.from_numpy(hi_F - lo_F).to(device)
+    which = torch.repeat_interleave(size)
+    offset = torch.from_numpy(lo_F).to(device) - (torch.cumsum(size, 0) - size)
+    token = order[torch.arange(len(which), device=device) + offset[which]]
+    value = prob_RV[torch.from_numpy(row_F).to(device)[which], token]
+    return torch.zeros(len(size), dtype=prob_RV.dtype, device=device).index_add_(0, which, value)
 
 
 def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -1,0 +1,179 @@
+"""Stage 5d: leave out contexts of small weight. The trunk is evaluated first, branches in rounds after it.
+
+A branch b that ends at byte p is worth its evaluation when its share of the text's own probability, w(b) / F(x[:p]), is at
+least eps. F(x[:p]) is at least what the evaluated ancestors of b give to tokens that reach p along the text, and that is
+known before b is evaluated, so the share is bounded from above and nothing of more than eps is left out. What is left out
+is accounted for where rows are made (`pruned_mass`), by the weight of the topmost pruned context.
+
+Letters: N nodes of a window, P (ancestor, branch) pairs, R contexts of a chunk, Vt teacher ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.contexts import ContextTree
+from engine.exact_rows import interval_sums
+from engine.forest import Window
+from engine.teacher import Teacher
+from engine.trie import Trie
+from engine.windows import OwnedWindow
+
+_CHUNK_CELLS = 6_000_000  # R x Vt, float32 twice
+
+
+@dataclass(slots=True)
+class _Growing:
+    """One window while it grows. parent: [N] in window numbers; trunk nodes are those before `spine`.
+
+    above, branch: [P] pairs of an evaluated-to-be ancestor and a branch; lo, hi: [P] interval of the tokens that continue the
+    ancestor along the text at least up to the branch's end. weight, reach: [N] relative to the trunk node that a
+    branch hangs off: its own weight, and what F is at least.
+    """
+
+    owned: OwnedWindow
+    spine: int
+    parent: np.ndarray
+    above: np.ndarray
+    branch: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    weight: np.ndarray
+    reach: np.ndarray
+    evaluated: np.ndarray
+    number: np.ndarray  # [N] place of a node in the order of evaluation
+    count: int
+
+
+class Pruner:
+    """Evaluates windows with pruning. trie: of the teacher's tokens as bytes; real: bool [Vt], ids that are tokens."""
+
+    def __init__(self, teacher: Teacher, trie: Trie, real: torch.Tensor, eps: float) -> None:
+        self.teacher, self.trie, self.real, self.eps = teacher, trie, real, eps
+        self.order = torch.from_numpy(trie.order).to(real.device)
+
+    def hidden(self, windows: list[OwnedWindow], trees: list[ContextTree], data: list[bytes]) -> list[torch.Tensor]:
+        """Last hidden states [N, D] of every window (zeros where a context was pruned); `evaluated` is told by `kept`."""
+        growing = [self._start(w, t, d) for w, t, d in zip(windows, trees, data, strict=True)]
+        spines = [
+            Window(g.owned.window.token[: g.spine], g.owned.window.parent[: g.spine], g.owned.window.depth[: g.spine])
+            for g in growing
+        ]
+        growth = self.teacher.grow(spines)
+        out = []
+        for g, states in zip(growing, growth.hidden, strict=True):
+            made = states.new_zeros((len(g.parent), states.shape[1]))
+            made[: g.spine] = states
+            out.append(made)
+        fresh = [np.arange(g.spine) for g in growing]
+        while True:
+            self._weigh(growing, fresh, out)
+            fresh = [self._chosen(g) for g in growing]
+            if not sum(map(len, fresh)):
+                break
+            more = growth.add([self._round(g, nodes) for g, nodes in zip(growing, fresh, strict=True)])
+            for made, nodes, states in zip(out, fresh, more, strict=True):
+                made[torch.from_numpy(nodes).to(made.device)] = states
+        self.kept = [g.evaluated for g in growing]
+        return out
+
+    def _start(self, owned: OwnedWindow, tree: ContextTree, data: bytes) -> _Growing:
+        parent = np.asarray(owned.window.parent, np.int64)
+        size = len(parent)
+        follows = np.flatnonzero(parent != np.arange(-1, size - 1))
+        spine = int(follows[0]) if len(follows) else size
+        trunk = np.isin(owned.nodes, np.concatenate([np.arange(tree.given + 1), tree.trunk]))
+        spine = max(spine, int(trunk.sum()))
+        end = np.asarray(tree.end, np.int64)[owned.nodes]
+        branches = np.arange(spine, size)
+        above, branch, current = [], [], parent[branches]
+        while len(branches):
+            above.append(current)
+            branch.append(branches)
+            deeper = current >= spine
+            branches, current = branches[deeper], parent[current[deeper]]
+        pair_above = np.concatenate([np.empty(0, np.int64), *above])
+        pair_branch = np.concatenate([np.empty(0, np.int64), *branch])
+        lo, hi = self._interval(np.frombuffer(data, np.uint8), end[pair_above], end[pair_branch])
+        weight = np.ones(size)
+        number = np.full(size, -1, np.int64)
+        number[:spine] = np.arange(spine)
+        return _Growing(
+            owned,
+            spine,
+            parent,
+            pair_above,
+            pair_branch,
+            lo,
+            hi,
+            weight,
+            np.zeros(size),
+            np.arange(size) < spine,
+            number,
+            spine,
+        )
+
+    def _interval(self, data: np.ndarray, begin_P: np.ndarray, end_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[P] interval in the trie's order of the tokens that begin with data[begin:end]; empty where there are none."""
+        child, at = np.full(len(begin_P), -1, np.int64), begin_P.copy()
+        state = np.zeros(len(begin_P), np.int64)
+        live = np.flatnonzero(at < end_P)
+        while len(live):
+            child[live] = self.trie.step(state[live], data[at[live]])
+            at[live] += 1
+            live = live[child[live] >= 0]
+            live = live[at[live] < end_P[live]]
+            state[live] = self.trie.state[child[live]]
+            dead = state[live] < 0
+            child[live[dead]] = -1
+            live = live[~dead]
+        here = child >= 0
+        return np.where(here, self.trie.lo[child], 0), np.where(here, self.trie.hi[child], 0)
+
+    @torch.inference_mode()
+    def _weigh(self, growing: list[_Growing], fresh: list[np.ndarray], out: list[torch.Tensor]) -> None:
+        """Weights of all children of the contexts that were just evaluated, and what they add to `reach` below them."""
+        step = max(1, _CHUNK_CELLS // len(self.real))
+        rows = []  # (window, node) of contexts with something below them
+        for i, (g, nodes) in enumerate(zip(growing, fresh, strict=True)):
+            needed = np.intersect1d(nodes, g.above)
+            rows += [(i, int(n)) for n in needed]
+        for begin in range(0, len(rows), step):
+            part = rows[begin : begin + step]
+            states = torch.stack([out[i][n] for i, n in part])
+            x = self.teacher.logits(states)[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
+            prob = torch.softmax(x, 1).double()
+            place = {key: row for row, key in enumerate(part)}
+            for i in sorted({i for i, _ in part}):
+                self._spread(growing[i], i, prob, place)
+
+    def _spread(self, g: _Growing, i: int, prob: torch.Tensor, place: dict[tuple[int, int], int]) -> None:
+        row_of = np.full(len(g.parent), -1, np.int64)
+        for (j, node), row in place.items():
+            if j == i:
+                row_of[node] = row
+        here = np.flatnonzero(row_of[g.above] >= 0)
+        rows = row_of[g.above[here]]
+        sums = interval_sums(prob, self.order, rows, g.lo[here], g.hi[here]).cpu().numpy()
+        np.add.at(g.reach, g.branch[here], np.where(g.above[here] < g.spine, 1.0, g.weight[g.above[here]]) * sums)
+        child = np.flatnonzero((np.arange(len(g.parent)) >= g.spine) & (row_of[g.parent] >= 0))
+        token = torch.from_numpy(np.asarray(g.owned.window.token, np.int64)[child]).to(prob.device)
+        p = prob[torch.from_numpy(row_of[g.parent[child]]).to(prob.device), token].cpu().numpy()
+        g.weight[child] = np.where(g.parent[child] < g.spine, 1.0, g.weight[g.parent[child]]) * p
+
+    def _chosen(self, g: _Growing) -> np.ndarray:
+        """Branches not evaluated yet whose parent is, and whose share may be eps or more."""
+        below = np.arange(len(g.parent)) >= g.spine
+        candidate = np.flatnonzero(below & ~g.evaluated & g.evaluated[g.parent])
+        return candidate[(g.weight[candidate] >= self.eps * g.reach[candidate]) & (g.weight[candidate] > 0)]
+
+    def _round(self, g: _Growing, nodes: np.ndarray) -> Window:
+        g.evaluated[nodes] = True
+        g.number[nodes] = g.count + np.arange(len(nodes))
+        g.count += len(nodes)
+        window = g.owned.window
+        token, depth = np.asarray(window.token)[nodes], np.asarray(window.depth)[nodes]
+        return Window(token, g.number[g.parent[nodes]], depth)
