@@ -23,6 +23,7 @@ class Ways:
         self._tails: dict[str, frozenset[Way]] = {}
         self._alone: dict[str, frozenset[Way]] = {}
         self._heads: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._next: dict[str, tuple[str, ...]] = {}
 
     def around(self, left: str, right: str) -> frozenset[Way]:
         """Ways of left + right without a cut strictly inside `right`; both canonical, `right` not empty. Cuts count from
@@ -77,17 +78,24 @@ class Ways:
     def _find(self, rest: str) -> set[Way]:
         splitter, n, out = self.splitter, len(rest), set()
         self._note(out, rest, splitter.pieces(rest), n)
-        for unit in self.units:
-            longer = splitter.join(rest, unit)
+        for unit in self._after(rest[-1]):
+            longer = rest + unit
             sure = splitter.certain(longer)
             if sure and sure[-1] >= n:
                 self._note(out, longer, sure, n)
                 continue
             self._note(out, longer, splitter.pieces(longer), n)
-            for second in self.units:
-                longest = splitter.join(longer, second)
+            for second in self._after(unit):
+                longest = longer + second
                 self._note(out, longest, splitter.pieces(longest), n)
         return out
+
+    def _after(self, unit: str) -> tuple[str, ...]:
+        """The distinct units that may follow `unit`, as the splitter joins them."""
+        known = self._next.get(unit)
+        if known is None:
+            known = self._next[unit] = tuple(sorted({self.splitter.join(unit, u)[1:] for u in self.units}))
+        return known
 
     def _note(self, out: set[Way], s: str, ends: tuple[int, ...], n: int) -> None:
         cuts = tuple(e for e in ends if e < n)
@@ -97,4 +105,8 @@ class Ways:
             out.add((cuts, stop == n, added))
 
     def _is_added(self, s: str, begin: int, stop: int) -> bool:
-        return bool(self._added) and self.splitter.own(s[begin:stop]) in self._added
+        return (
+            bool(self._added)
+            and self.splitter.own(s[begin]) != "\0"
+            and self.splitter.own(s[begin:stop]) in self._added
+        )
