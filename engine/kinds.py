@@ -319,5 +319,5 @@ def characters_beginning(begun: bytes) -> int:
         0xED: 2048,
         0xF0: 3 * 65536,
         0xF4: 65536,
-    }  # overlong forms, surrogates, the end of Unicode
+    }  # overlong, surrogates, end
     return fewer.get(begun[0], int(64**free))

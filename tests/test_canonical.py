@@ -98,7 +98,7 @@ def witness(vocab: Vocabulary, path: list[int], token: int) -> str | None:
         return None
     inside = open_tail(data) != b""
     for every in (False, True) if inside else (False,):
-        for text in continuations_of(data[shift:], MORE[:12] if every else MORE, every=every):
+        for text in continuations_of(data[shift:], MORE[:2] if every else MORE, every=every):
             if (encodable(vocab, text) or [])[: len(wanted)] == wanted:
                 return text
     return None
