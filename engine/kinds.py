@@ -301,7 +301,7 @@ def open_tail(data: bytes) -> bytes | None:
         codecs.utf_8_decode(tail, "strict", False)
     except UnicodeDecodeError:
         return None
-    return tail
+    return None if tail[:1] == b"\xed" and tail[1:2] >= b"\xa0" else tail  # surrogates: Python waits for the third byte
 
 
 def characters_beginning(begun: bytes) -> int:

@@ -146,7 +146,7 @@ def test_the_rule_against_brute_force(name: str) -> None:
             if path and inside and witness(vocab, path[:-1], path[-1]) is None:
                 continue  # half a character that every completion merges away: no context (test_contexts.py)
             illegal = ids_of(choose, state)
-            end = vocab.encode(data[shift : tree.end[node]].decode())[0] == path if not inside else False
+            end = not inside and (encodable(vocab, data[shift : tree.end[node]].decode()) or []) == path
             assert all((t in illegal) == (not end) for t in vocab.specials), (path, end)
             for token in candidates(vocab, rng, data, tree.end[node], follow):
                 if skipped(vocab, data[: tree.end[node]] + (vocab.token_bytes[token] or b"")):
@@ -156,7 +156,7 @@ def test_the_rule_against_brute_force(name: str) -> None:
                 if (token not in illegal) != (real is not None):
                     wrong.append((data[: tree.end[node]], path, vocab.token_bytes[token], token, real))
     assert not wrong, f"{len(wrong)} of {count}: {wrong[:6]}"
-    assert count[True] > 50 and count[False] > 50
+    assert count[True] > 50 and (count[False] > 50 or not vocab.merges)
 
 
 # ==== toy tokenizers: all tokens, all continuations
@@ -272,7 +272,7 @@ def test_mass_and_mask_equal_a_slow_loop(name: str) -> None:
 
 
 def test_how_many_characters_begin_so() -> None:
-    for hexed in ("61", "c3", "c1", "e0", "ed", "e2", "e280", "e080", "f0", "f4", "f5", "f09f"):
+    for hexed in ("61", "c3", "c1", "e0", "ed", "e2", "e280", "e080", "f0", "f4", "f5", "f09f", "edac", "ed9f", "f490"):
         begun = bytes.fromhex(hexed)
         want = sum(chr(c).encode().startswith(begun) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
         assert characters_beginning(begun) == want, begun
