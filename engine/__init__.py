@@ -14,9 +14,12 @@ Tokenizers, and what they allow (docs/design.md, section 2):
   bpe          derivations, canonical pairs, encodings of all prefixes
   pattern      the pre-tokenizer's pattern, with note of whether a match looked past the end
   split        where a text is cut, and which cuts no continuation can move
+  cuts         every way in which a text may be cut, over all continuations
 
 The teacher (section 3):
   contexts     the canonical teacher contexts that a document needs, as a tree
+  kinds        what each token does behind a context: never, always, or by the pair rule
+  canonical    which next tokens keep a context canonical, and the mass of all others
   teacher      context trees -> hidden states -> logits
   windows      trees that fit the teacher's context, batched by length
 

@@ -84,6 +84,10 @@ class Splitter:
             self._by_answers[mask, own] = chr(len(self._masks) - 1)
         return self._by_answers[mask, own]
 
+    def own(self, classes: str) -> str:
+        """The characters of a class string as far as added texts need them; NUL for all others. Characters as units."""
+        return "".join(self._owns[ord(u)] or "\0" for u in classes)
+
     def canonical(self, classes: str, before: str | None = None) -> str:
         """Forget answers that no pattern can ask: the `s` of `cats` is any letter, the `s` of `it's` is not.
 
@@ -239,7 +243,7 @@ def _added_stage() -> _Stage:
     def find(splitter: Splitter, s: str, i: int, end: int, closed: bool) -> tuple[int, bool]:
         if not splitter.byte_units and splitter._owns[ord(s[i])] not in splitter._added_starts:
             return i, False
-        rest = s[i:end] if splitter.byte_units else "".join(splitter._owns[ord(u)] or "\0" for u in s[i:end])
+        rest = s[i:end] if splitter.byte_units else splitter.own(s[i:end])
         stop = max((len(a) for a in splitter._added_units if rest.startswith(a)), default=0)
         may_grow = not closed and any(len(a) > len(rest) and a.startswith(rest) for a in splitter._added_units)
         return i + stop, may_grow

@@ -1,0 +1,191 @@
+"""Stage 5b: which next teacher tokens keep a context canonical (docs/design.md, definition 10 and lemma 11).
+
+In: the nodes of a context tree. Out: for each node the ids t for which `c t` is no context, whatever follows; the mass that
+the teacher gives them is *non-canonical*: no text is written so. Semantics `canonical-masked` takes it out at every step.
+
+A node is reduced to a `State`: class string of its pending part, bytes of the character it ends in, which ways of cutting
+agree with its tokens, its last token. For each state every id has a *kind*: NEVER, ALWAYS (a cut lies between), PAIR (no
+cut: by lemma 2 the pair with the last token decides). Kinds are found per distinct class string of the vocabulary.
+R = rows (one state each), V = ids of the vocabulary or rows of the lm_head (there may be more of these).
+"""
+
+from __future__ import annotations
+
+import bisect
+
+import numpy as np
+import torch
+
+from engine.bpe import MergeTable
+from engine.contexts import NO_NODE, ContextTree, cut_text
+from engine.kinds import PAIR, Kind, KindBook, State, Table
+from engine.ranges import successor
+from engine.split import Splitter
+from engine.vocab import Vocabulary, valid_utf8_prefix
+from schemas.errors import IdentityError
+
+_MOST_STATES = 200_000
+_MOST_IDS = 40_000_000  # int64 each, in remembered answers
+
+
+class CanonicalNext:
+    """Answers for one teacher vocabulary; remembers what depends on pre-tokens only. Not thread-safe."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        merges: MergeTable,
+        splitter: Splitter,
+        *,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> None:
+        self.vocabulary, self.merges, self.splitter, self.device = vocabulary, merges, splitter, device
+        self.book = KindBook(vocabulary, merges, splitter)
+        self._specials = np.array(sorted(vocabulary.specials), dtype=np.int64)
+        self._states: dict[tuple[str, bytes, tuple[int, ...], bool], State] = {}
+        self._answers: dict[State, np.ndarray] = {}
+        self._distinct: dict[tuple[int, int, bool, tuple[int, ...]], np.ndarray] = {}
+        self._kept = 0
+
+    # ==== nodes -> states
+
+    def states(self, tree: ContextTree, data: bytes) -> list[State | None]:
+        """One per node; None before `tree.given`. data: prefix + text, as for the tree. Raises BadDocument("too_long")."""
+        ends, parents, tokens = (np.asarray(x).tolist() for x in (tree.end, tree.parent, tree.token))
+        text = cut_text(self.splitter, data)
+        places = sorted(set(ends[tree.given :]))
+        pending = dict(zip(places, text.pendings(places), strict=True))
+        prefix = len(self.vocabulary.prefix_bytes)
+        out: list[State | None] = [None] * tree.given
+        for node in range(tree.given, len(ends)):
+            end = ends[node]
+            start, unit, begin = pending[end]
+            path, at = [], node
+            while at != NO_NODE and ends[at] > begin:
+                path.append(tokens[at])
+                at = parents[at]
+            if begin and (at == NO_NODE or ends[at] != begin):
+                raise IdentityError(f"canonical: no token of node {node} ends at the certain cut {begin}")
+            bare = end <= prefix and prefix > 0
+            key = (text.units[start:unit], data[begin:end], tuple(path[::-1]), bare)
+            known = self._states.get(key)
+            if known is None:
+                if len(self._states) >= _MOST_STATES:
+                    self._states.clear()
+                known = self._states[key] = self._state(*key)
+            out.append(known)
+        return out
+
+    def _state(self, units: str, pending: bytes, tokens: tuple[int, ...], bare: bool) -> State:
+        partial = pending[valid_utf8_prefix(pending) :]
+        last = tokens[-1] if tokens else -1
+        opening = bare and not pending  # nothing yet: what comes begins with the prefix; an empty text has none
+        ends = not partial and (opening or not bare)  # the prefix alone is no encoding: the empty text has no tokens
+        if self.splitter.byte_units:
+            return State(self.splitter.reduce(units), partial, (), last, ends, opening, ())
+        table = self.book.table(units, partial)
+        agree = tuple(self._agrees(pending, partial, tokens, *variant) for variant in table.variants)
+        inside = tuple(c for c in self.splitter.pieces(units) if c < len(units))
+        ends = ends and self._agrees(pending, partial, tokens, inside, True)
+        return State(units, partial, agree, last, ends, opening, self._closed(table, agree, pending, partial))
+
+    def _agrees(
+        self, pending: bytes, partial: bytes, tokens: tuple[int, ...], cuts: tuple[int, ...], seam: bool
+    ) -> bool:
+        """Whether the pending bytes, cut like this, are encoded to these tokens. seam: a cut behind the last whole unit."""
+        if not pending:
+            return True
+        whole = pending[: len(pending) - len(partial)].decode("utf-8")
+        bounds = [len(whole[:c].encode("utf-8")) for c in cuts]
+        if seam and partial and whole:
+            bounds.append(len(pending) - len(partial))
+        out: list[int] = []
+        at = 0
+        for bound in bounds:
+            out += self._encode_whole(pending[at:bound])
+            at = bound
+        rest = pending[at:]
+        if seam and not partial:
+            return [*out, *self._encode_whole(rest)] == list(tokens)
+        if self.vocabulary.added_text and rest.decode("utf-8", "replace") in self.vocabulary.added_text:
+            return False  # an added text is never spelt by BPE
+        return [*out, *self.vocabulary.bpe(rest, whole=False)] == list(tokens)
+
+    def _encode_whole(self, piece: bytes) -> list[int]:
+        added = self.vocabulary.added_text.get(piece.decode("utf-8", "replace")) if self.vocabulary.added_text else None
+        return [added] if added is not None else self.vocabulary.bpe(piece)
+
+    def _closed(self, table: Table, agree: tuple[bool, ...], pending: bytes, partial: bytes) -> tuple[int, ...]:
+        """Tokens that complete, without a way to go on, a pre-token that ignore_merges takes as one token."""
+        words, found = self.book.side.whole_words, set()
+        if not words or not pending or partial:
+            return ()
+        text = pending.decode("utf-8")
+        for index, (cuts, seam) in enumerate(table.variants):
+            begun = text[cuts[-1] if cuts else 0 :].encode("utf-8")
+            if seam or not agree[index]:
+                continue
+            for word in words[bisect.bisect_right(words, begun) : bisect.bisect_left(words, successor(begun))]:
+                token = self.vocabulary.id_of_bytes.get(word[len(begun) :])
+                where = np.flatnonzero(table.span.tokens == token) if token is not None else ()
+                for entry in (table.behaviours[table.behaviour[table.span.key[i]]] for i in where):
+                    usable = [(table.variants[v][1], end) for v, end, added in entry if agree[v] and not added]
+                    if not any(cut or not end for cut, end in usable):
+                        found.add(token)
+        return tuple(sorted(found))
+
+    # ==== states -> ids
+
+    def _answer(self, state: State) -> np.ndarray:
+        known = self._answers.get(state)
+        if known is None:
+            kind = self.book.kind_of(state)
+            key = (kind.number, state.last if kind.has_pair else -1, state.ends, state.closed)
+            known = self._distinct.get(key)
+            if known is None:
+                known = self._find_illegal(kind, state)
+                self._kept += len(known)
+                if self._kept > _MOST_IDS:
+                    self._answers.clear()
+                    self._distinct.clear()
+                    self._kept = len(known)
+                self._distinct[key] = known
+            self._answers[state] = known
+        return known
+
+    def _find_illegal(self, kind: Kind, state: State) -> np.ndarray:
+        parts = [kind.never, np.array(state.closed, np.int64)]
+        if kind.has_pair and state.last >= 0:
+            pairs = self.merges.illegal_after(state.last)
+            parts.append(pairs[kind.kind[pairs] == PAIR])
+        if not state.ends:
+            parts.append(self._specials)
+        return np.unique(np.concatenate(parts))
+
+    def illegal(self, states: list[State]) -> tuple[np.ndarray, np.ndarray]:
+        """(row, id) int64 pairs, rows rising, ids rising within a row: all that is not canonical after each state."""
+        found = [self._answer(state) for state in states]
+        rows = np.repeat(np.arange(len(states), dtype=np.int64), [len(ids) for ids in found])
+        return rows, np.concatenate([np.empty(0, np.int64), *found])
+
+    def noncanonical_mass(self, prob_RV: torch.Tensor, states: list[State]) -> torch.Tensor:
+        """[R] sum of each row over its illegal ids, in the dtype of prob_RV (which may have rows without a token, V' >= V)."""
+        return self._take(prob_RV, states)[0]
+
+    def mask_(self, prob_RV: torch.Tensor, states: list[State]) -> torch.Tensor:
+        """Set the illegal ids of each row to 0 in place; returns the mass taken out [R]. Does not renormalise."""
+        mass, flat = self._take(prob_RV, states)
+        prob_RV.view(-1)[flat] = 0
+        return mass
+
+    def _take(self, prob_RV: torch.Tensor, states: list[State]) -> tuple[torch.Tensor, torch.Tensor]:
+        if prob_RV.shape[0] != len(states) or prob_RV.shape[1] < self.vocabulary.size or not prob_RV.is_contiguous():
+            raise IdentityError(
+                f"canonical: probabilities {tuple(prob_RV.shape)} for {len(states)} states and {self.vocabulary.size} ids; "
+                "want one contiguous row per state and a column per id"
+            )
+        found = [self._answer(state) for state in states]
+        flat = np.concatenate([np.empty(0, np.int64), *(ids + r * prob_RV.shape[1] for r, ids in enumerate(found))])
+        where = torch.from_numpy(flat).to(prob_RV.device)
+        sizes = torch.tensor([len(ids) for ids in found], device=prob_RV.device)
+        return torch.segment_reduce(prob_RV.view(-1)[where], "sum", lengths=sizes, initial=0), where

@@ -1,0 +1,323 @@
+"""Stage 5a: what each token of a vocabulary does behind a context: NEVER, ALWAYS or, by the pair rule, PAIR.
+
+In: a `State`, all that the next token depends on. Out: int8 [V] (docs/design.md, definition 10 and lemma 11). ALWAYS: a
+cut lies between context and token. PAIR: no cut, so that by lemma 2 the pair with the last token decides. Kinds are found
+per distinct class string of the vocabulary, or, where units are bytes, from two bytes and the lists of tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.bpe import NEVER as UNREACHABLE
+from engine.bpe import MergeTable
+from engine.contexts import characters_from
+from engine.cuts import Ways
+from engine.ranges import StudentSide
+from engine.split import Splitter
+from engine.vocab import Vocabulary, valid_utf8_prefix
+
+NEVER, ALWAYS, PAIR = 0, 1, 2
+_ORDINARY, _WHOLE_ONLY, _ADDED = 0, 1, 2
+_MOST_TABLES = 4_000
+_MOST_KINDS = 1_000  # int8 [V] each
+
+
+class State(NamedTuple):
+    """All that the next token depends on. Hashable; equal states have equal answers.
+
+    left: class string of the pending part's whole units (byte units: its last bytes). partial: bytes of an incomplete
+    character. agree: for each way of the table (left, partial), whether the pending tokens are what it is encoded to.
+    last: last token, -1 where a cut is certain. ends: whether the tokens are a whole text. opening: the prefix space
+    is still to come. closed: ids that would complete a word which only ignore_merges makes.
+    """
+
+    left: str
+    partial: bytes
+    agree: tuple[bool, ...]
+    last: int
+    ends: bool
+    opening: bool
+    closed: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """kind: int8 [V] (ids without a token and specials: ALWAYS); never: int64 ids; has_pair: whether any kind is PAIR."""
+
+    number: int
+    kind: np.ndarray
+    never: np.ndarray
+    has_pair: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """Tokens that may follow a partial character (b"": none), by distinct class string.
+
+    tokens: int64 [m]; key: int64 [m] into keys; keys: (class strings that it may turn out to be, ends inside a character).
+    """
+
+    tokens: np.ndarray
+    key: np.ndarray
+    keys: list[tuple[tuple[str, ...], bool]]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """How each key of a span is cut behind `left`. variants: (cuts inside left, cut at its end); behaviour: int64 [keys]
+    into behaviours: sets of (variant, a cut at the token's end, the piece is an added text)."""
+
+    span: _Span
+    variants: list[tuple[tuple[int, ...], bool]]
+    behaviour: np.ndarray
+    behaviours: list[frozenset[tuple[int, bool, bool]]]
+    made: dict[tuple[bool, ...], Kind] = field(default_factory=dict)
+
+
+class KindBook:
+    """All kinds of one vocabulary, made on demand. Not thread-safe."""
+
+    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
+        self.vocabulary, self.merges, self.splitter = vocabulary, merges, splitter
+        self.side = StudentSide(vocabulary, merges, splitter)
+        self._tables: dict[tuple[str, bytes], Table] = {}
+        self._spans: dict[bytes, _Span] = {}
+        self._kinds: dict[bytes, Kind] = {}
+        self._numbers = 0
+        self._byte_kinds: dict[tuple[str, bytes, bool], Kind] = {}
+        self._completions: dict[tuple[int, bytes], frozenset[str]] = {}
+        self._continuing: dict[bytes, tuple[np.ndarray, list[str]]] = {}
+
+    # ==== kinds, characters as units
+
+    @cached_property
+    def _ways(self) -> Ways:
+        heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
+        pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
+        return Ways(self.splitter, tuple(sorted({c for pair in pairs for c in pair})))
+
+    @cached_property
+    def _sort(self) -> np.ndarray:
+        """int8 [V]: how each token can be made, -1 not at all."""
+        sort = np.where(self.merges.birth != UNREACHABLE, _ORDINARY, -1).astype(np.int8)
+        if self.vocabulary.ignore_merges:
+            sort[sort < 0] = _WHOLE_ONLY
+        for token, piece in enumerate(self.vocabulary.token_bytes):
+            if not piece:
+                sort[token] = -1
+        sort[list(self.vocabulary.added_text.values())] = _ADDED
+        return sort
+
+    @cached_property
+    def _blank(self) -> np.ndarray:
+        """int8 [V]: NEVER for tokens; ALWAYS for ids without a token, and for specials, which are handled by `ends`."""
+        kind = np.full(self.vocabulary.size, NEVER, np.int8)
+        kind[[i for i, piece in enumerate(self.vocabulary.token_bytes) if piece is None]] = ALWAYS
+        return kind
+
+    def _span(self, front: bytes) -> _Span:
+        known = self._spans.get(front)
+        if known is None:
+            index: dict[tuple[tuple[str, ...], bool], int] = {}
+            tokens, keys = [], []
+            candidates = self._tails if front else range(self.vocabulary.size)
+            for token in candidates:
+                piece = self.vocabulary.token_bytes[token]
+                tail = open_tail(front + piece) if piece and self._sort[token] >= 0 else None
+                if piece and tail is not None and (strings := self._strings(token, front + piece, tail)):
+                    tokens.append(token)
+                    keys.append(index.setdefault((strings, bool(tail)), len(index)))
+            known = _Span(np.array(tokens, np.int64), np.array(keys, np.int64), list(index))
+            self._spans[front] = known  # as many as there are beginnings of characters
+        return known
+
+    def _strings(self, token: int, data: bytes, tail: bytes) -> tuple[str, ...]:
+        classes = self.splitter.classes(data[: len(data) - len(tail)])
+        if not tail:
+            return (self.splitter.canonical(classes),)
+        return tuple(sorted({self.splitter.canonical(classes + unit) for unit in self._units_after(token, tail)}))
+
+    @cached_property
+    def _tails(self) -> list[int]:
+        """Tokens that begin inside a character, and can be made."""
+        pieces = self.vocabulary.token_bytes
+        return [i for i, p in enumerate(pieces) if p and 0x80 <= p[0] < 0xC0 and self._sort[i] == _ORDINARY]
+
+    def _units_after(self, token: int, tail: bytes) -> frozenset[str]:
+        """Classes of the characters that begin with `tail`, the end of `token`, and leave the token as it is (lemma 2:
+        some token that goes on with the character is canonical after it). Empty: every completion merges with it."""
+        known = self._completions.get((token, tail))
+        if known is None:
+            if tail not in self._continuing:
+                self._continuing[tail] = self._find_continuing(tail)
+            ids, units = self._continuing[tail]
+            found: set[str] = set()
+            free = np.flatnonzero(~np.isin(ids, self.merges.illegal_after(token))).tolist()
+            if free and tail[0] >= 0xF0 and len(tail) == 1:  # too many to look at each: one of each Unicode category
+                found.update(self.splitter.classes("".join(characters_from(tail)).encode("utf-8")))
+                free = []
+            for i in free:
+                if units[i]:
+                    found.add(units[i])
+                else:
+                    found |= self._units_after(int(ids[i]), tail + (self.vocabulary.token_bytes[ids[i]] or b""))
+            known = self._completions[token, tail] = frozenset(found)
+        return known
+
+    def _find_continuing(self, tail: bytes) -> tuple[np.ndarray, list[str]]:
+        """(ids, class of the character that each completes, "" while it does not)."""
+        ids, units, size = [], [], 2 if tail[0] < 0xE0 else 3 if tail[0] < 0xF0 else 4
+        for token in self._tails:
+            data = tail + (self.vocabulary.token_bytes[token] or b"")
+            if open_tail(data) is not None:
+                ids.append(token)
+                units.append(self.splitter.classes(data[:size]) if len(data) >= size else "")
+        return np.array(ids, np.int64), units
+
+    def table(self, left: str, partial: bytes) -> Table:
+        known = self._tables.get((left, partial))
+        if known is None:
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            known = self._tables[left, partial] = self._make_table(left, self._span(partial))
+        return known
+
+    def _make_table(self, left: str, span: _Span) -> Table:
+        n = len(left)
+        variants: dict[tuple[tuple[int, ...], bool], int] = {}
+        behaviours: dict[frozenset[tuple[int, bool, bool]], int] = {}
+        rows = []
+        for strings, inside in span.keys:
+            entries = set()
+            for right in strings:
+                for cuts, end, added in self._ways.around(left, right):
+                    seam = n == 0 or n in cuts
+                    if not (inside and added):
+                        variant = (tuple(c for c in cuts if c < n), seam)
+                        entries.add((variants.setdefault(variant, len(variants)), end and not inside, added))
+            rows.append(behaviours.setdefault(frozenset(entries), len(behaviours)))
+        return Table(span, list(variants), np.array(rows, np.int64), list(behaviours))
+
+    def kind_of(self, state: State) -> Kind:
+        if self.splitter.byte_units:
+            key = (state.left, state.partial, state.opening)
+            if key not in self._byte_kinds:
+                self._byte_kinds[key] = self._keep(self._byte_kind(*key))
+            return self._byte_kinds[key]
+        table = self.table(state.left, state.partial)
+        if state.agree not in table.made:
+            table.made[state.agree] = self._keep(self._kind_array(table, state))
+        return table.made[state.agree]
+
+    def _kind_array(self, table: Table, state: State) -> np.ndarray:
+        rule = np.zeros((len(table.behaviours), 3), np.int8)
+        for i, entries in enumerate(table.behaviours):
+            agreed = [(table.variants[v][1] and not state.partial, e, a) for v, e, a in entries if state.agree[v]]
+            cut, join = (any(seam == want and not a for seam, _, a in agreed) for want in (True, False))
+            rule[i, _ORDINARY] = ALWAYS if cut else PAIR if join else NEVER
+            rule[i, _WHOLE_ONLY] = ALWAYS if any(seam and e and not a for seam, e, a in agreed) else NEVER
+            rule[i, _ADDED] = ALWAYS if any(seam and e and a for seam, e, a in agreed) else NEVER
+        kind = self._blank.copy()
+        span = table.span
+        kind[span.tokens] = rule[table.behaviour[span.key], self._sort[span.tokens]]
+        return kind
+
+    def _keep(self, kind: np.ndarray) -> Kind:
+        """Many class strings give the same kinds; keep each array once."""
+        key = kind.tobytes()
+        known = self._kinds.get(key)
+        if known is None:
+            if len(self._kinds) >= _MOST_KINDS:
+                for memory in (self._kinds, self._tables, self._byte_kinds):
+                    memory.clear()
+            never = np.flatnonzero(kind == NEVER).astype(np.int64)
+            known = self._kinds[key] = Kind(self._numbers, kind, never, bool((kind == PAIR).any()))
+            self._numbers += 1  # never used twice: others remember answers by it
+        return known
+
+    # ==== kinds, bytes as units (SentencePiece): no look-ahead, cuts between two bytes
+
+    def _byte_kind(self, left: str, partial: bytes, opening: bool) -> np.ndarray:
+        """Tokens of characters are PAIR, ALWAYS behind a cut. Byte tokens spell characters without a token of their own."""
+        kind = self._blank.copy()
+        for byte, token in enumerate(self.vocabulary.fallback_ids):
+            kind[token] = PAIR if self._untold(partial + bytes([byte])) else NEVER
+        if partial:
+            return kind
+        ids, heads = self._uncut
+        seam = self.side.seams(left[-1])[heads] if left else np.ones(len(ids), bool)
+        kind[ids] = np.where(seam, ALWAYS, PAIR)
+        pieces, prefix = self.vocabulary.token_bytes, self.vocabulary.prefix_bytes if opening else b""
+        before = left.encode("latin-1")
+        for text, token in self.vocabulary.added_text.items():
+            _, cut, stop, _ = self.splitter.locate(left, text.encode().decode("latin-1"))
+            kind[token] = ALWAYS if cut and stop == len(text.encode()) else NEVER
+        spelt = [text.encode() for text in self.vocabulary.added_text]
+        if prefix or spelt:
+            for token in ids.tolist():
+                data = before + (pieces[token] or b"")
+                if not data.startswith(prefix) or any(text in data for text in spelt):
+                    kind[token] = NEVER
+        return kind
+
+    @cached_property
+    def _uncut(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, first byte) of the tokens of whole characters that can be made and are not cut inside."""
+        own, apart = self.vocabulary.id_of_bytes, set(self.vocabulary.fallback_ids)
+        ids = [
+            token
+            for token, piece in enumerate(self.vocabulary.token_bytes)
+            if piece and self._sort[token] == _ORDINARY and token not in apart and own.get(piece) == token
+            and len(self.splitter.pieces(piece.decode("latin-1"))) == 1
+        ]  # fmt: skip
+        return np.array(ids, np.int64), np.array([(self.vocabulary.token_bytes[i] or b"?")[0] for i in ids], np.int64)
+
+    @cached_property
+    def _told(self) -> dict[bytes, int]:
+        """Beginning of UTF-8 -> number of characters that begin so and have a token of their own."""
+        count: dict[bytes, int] = {}
+        apart = set(self.vocabulary.fallback_ids)
+        for piece, token in self.vocabulary.id_of_bytes.items():
+            if token not in apart and valid_utf8_prefix(piece) == len(piece) and len(piece.decode("utf-8")) == 1:
+                for size in range(1, len(piece) + 1):
+                    count[piece[:size]] = count.get(piece[:size], 0) + 1
+        return count
+
+    def _untold(self, begun: bytes) -> bool:
+        """Whether some character begins with (or is) these bytes and has no token of its own."""
+        return characters_beginning(begun) > self._told.get(begun, 0)
+
+
+def open_tail(data: bytes) -> bytes | None:
+    """Bytes of the incomplete character at the end of `data`; None when no text begins with `data`."""
+    tail = data[valid_utf8_prefix(data) :]
+    try:
+        codecs.utf_8_decode(tail, "strict", False)
+    except UnicodeDecodeError:
+        return None
+    return None if tail[:1] == b"\xed" and tail[1:2] >= b"\xa0" else tail  # surrogates: Python waits for the third byte
+
+
+def characters_beginning(begun: bytes) -> int:
+    """How many characters have a UTF-8 that begins with these bytes (not empty); 0 when none."""
+    if open_tail(begun) is None or len(begun) > 4:
+        return 0
+    if open_tail(begun) == b"":
+        return int(len(begun.decode("utf-8")) == 1)
+    size = 2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4
+    free = size - len(begun)
+    if len(begun) > 1:
+        return int(64**free)
+    fewer: dict[int, int] = {
+        0xE0: 2048,
+        0xED: 2048,
+        0xF0: 3 * 65536,
+        0xF4: 65536,
+    }  # overlong, surrogates, end
+    return fewer.get(begun[0], int(64**free))
