@@ -61,6 +61,10 @@ class MergeTable:
             self._pairs[key] = known
         return known
 
+    def forget(self) -> None:
+        """Empty the cache of pairs, which grows with the text."""
+        self._pairs.clear()
+
     @cached_property
     def _pairs(self) -> dict[tuple[int, int], bool]:
         return {}

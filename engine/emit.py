@@ -96,7 +96,7 @@ class _Emission:
         order = [
             self.base[i] + node
             for i, d in enumerate(docs)
-            for node in sorted(range(d.tree.given, sizes[i]), key=d.tree.end.__getitem__)
+            for node in d.tree.given + np.argsort(d.tree.end[d.tree.given :], kind="stable")
         ]
         self.order = np.array(order, dtype=np.int64)
         self.chunk_of = np.full(self.base[-1], -1, dtype=np.int64)
@@ -136,17 +136,18 @@ class _Emission:
 
     def _teacher_context(self, tree: ContextTree, k: int) -> int:
         """The trunk context that predicts the teacher's own token k (k = n: the end)."""
-        return tree.parent[tree.trunk[k]] if k < len(tree.trunk) else tree.trunk[-1]
+        return int(tree.parent[tree.trunk[k]] if k < len(tree.trunk) else tree.trunk[-1])
 
     def _collect_edges(self) -> dict[int, list[tuple[int, int, int]]]:
         """chunk -> (parent, token, child or -1 for the fringe), parents in reading order."""
         edges: dict[int, list[tuple[int, int, int]]] = {}
         for i, doc in enumerate(self.docs):
-            base, tree = self.base[i], doc.tree
-            for node in range(tree.given + 1, len(tree.token)):
-                parent = base + tree.parent[node]
-                edges.setdefault(int(self.chunk_of[parent]), []).append((parent, tree.token[node], base + node))
-            for parent, token in {f for fringe in tree.fringe.values() for f in fringe}:
+            base, tree = int(self.base[i]), doc.tree
+            parents, tokens = tree.parent.tolist(), tree.token.tolist()
+            for node in range(tree.given + 1, len(tokens)):
+                parent = base + parents[node]
+                edges.setdefault(int(self.chunk_of[parent]), []).append((parent, tokens[node], base + node))
+            for parent, token in set(zip(tree.fringe_node.tolist(), tree.fringe_token.tolist(), strict=True)):
                 edges.setdefault(int(self.chunk_of[base + parent]), []).append((base + parent, token, -1))
         place = np.empty(self.base[-1], dtype=np.int64)
         place[self.order] = np.arange(len(self.order))
