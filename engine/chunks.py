@@ -71,7 +71,9 @@ class ChunkGrower:
             end += len(self.vocabulary.token_bytes[token] or b"")
             node = node_at[end] = tree.add(node, token, end)
         text = cut_text(self.cuts.splitter, chunk, before=_CHUNK_START, shift=shift)
-        routes: list[tuple[int, int, int, bool, bool]] = []  # place, head, begin of the growing piece, ends whole, goes on
+        routes: list[
+            tuple[int, int, int, bool, bool]
+        ] = []  # place, head, begin of the growing piece, ends whole, goes on
         stretch: dict[int, int] = {}  # begin of a piece -> the furthest place in it
         route_at = [0]
         for place, (start, unit, begin) in zip(places, text.pendings(places), strict=True):
@@ -96,7 +98,14 @@ class ChunkGrower:
         return tree
 
     def _ends(
-        self, tree: Subtree, chunk: bytes, prefix: tuple[list[int], list[int]], place: int, head: int, at: int, whole: bool
+        self,
+        tree: Subtree,
+        chunk: bytes,
+        prefix: tuple[list[int], list[int]],
+        place: int,
+        head: int,
+        at: int,
+        whole: bool,
     ) -> list[int]:
         """The nodes at `place` in a piece that begins at `at`; two where a whole-word-only token can end here."""
         vocabulary, piece = self.vocabulary, chunk[at:place]
@@ -150,7 +159,8 @@ class ChunkStore:
     WIDTHS = (1, 4, 3, 1, 2)
 
     def __init__(self) -> None:
-        self.number: dict[bytes, int] = {}  # key of a chunk -> its number, or that it is none
+        self.number: dict[bytes, int] = {}  # key of a chunk and the unit behind it -> its number, or that it is none
+        self.same: dict[tuple[bytes, bytes, bytes, bool], int] = {}  # all that a subtree is made of -> its number
         self.size = 0
         self._pools = [array("i") for _ in self.WIDTHS]
         self._starts = array("q", [0] * len(self.WIDTHS))  # rows of each pool before chunk 0, before chunk 1, ...
@@ -160,8 +170,8 @@ class ChunkStore:
         self.number[key] = number
         self.size += len(key) + 150
 
-    def put(self, key: bytes, tree: Subtree, trunk: int, places: list[int]) -> int:
-        """Store a subtree of `trunk` trunk tokens under a key; returns its number."""
+    def put(self, tree: Subtree, trunk: int, places: list[int]) -> int:
+        """Store a subtree of `trunk` trunk tokens; returns its number."""
         number = len(self._starts) // len(self.WIDTHS) - 1
         branches = zip(tree.token[trunk:], tree.parent[trunk:], tree.end[trunk:], tree.depth[trunk:], strict=True)
         fringe = tree.fringe or [[]] * len(places)
@@ -172,8 +182,7 @@ class ChunkStore:
         self._pools[3].extend([node for nodes in tree.at for node in nodes])
         self._pools[4].extend([value for entries in fringe for row in entries for value in row])
         self._starts.extend(len(pool) // width for pool, width in zip(self._pools, self.WIDTHS, strict=True))
-        self.size += 4 * (trunk + 4 * len(tree.token) + 5 * len(places)) + 8 * len(self.WIDTHS)
-        self.note(key, number)
+        self.size += 4 * (trunk + 4 * len(tree.token) + 5 * len(places)) + 8 * len(self.WIDTHS) + 400
         return number
 
     def gather(self, chunks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

@@ -227,12 +227,17 @@ class ContextBuilder:
             raise IdentityError(
                 f"contexts: byte {at} is a certain cut but no token ends there (tokens {tokens[:20].tolist()} ...)"
             )
-        places = (np.flatnonzero(flags[begin + 1 : stop + 1]) + 1).tolist()
-        trunk = tokens[first:last].tolist()
-        tree = self._grower.grow(
-            data[begin:stop], places, trunk, given_first=given_first, fringe=fringe, shift=begin
-        )
-        return store.put(key, tree, len(trunk), places)
+        wanted, trunk = flags[begin + 1 : stop + 1], tokens[first:last]
+        same = (data[begin:stop], wanted.tobytes(), trunk.tobytes(), given_first)  # whatever unit follows
+        chunk = store.same.get(same)
+        if chunk is None:
+            places = (np.flatnonzero(wanted) + 1).tolist()
+            tree = self._grower.grow(
+                same[0], places, trunk.tolist(), given_first=given_first, fringe=fringe, shift=begin
+            )
+            chunk = store.same[same] = store.put(tree, len(trunk), places)
+        store.note(key, chunk)
+        return chunk
 
     def _assemble(
         self,

@@ -45,9 +45,7 @@ class CutText:
             while True:
                 if unit - start > _LONGEST_PENDING:
                     at = self.shift + int(self.byte_of[start])
-                    raise BadDocument(
-                        "too_long", f"one pre-token is longer than {_LONGEST_PENDING} units at byte {at}"
-                    )
+                    raise BadDocument("too_long", f"one pre-token is longer than {_LONGEST_PENDING} units at byte {at}")
                 ends = self.splitter.certain(self.units[start:unit])
                 if not ends:
                     break

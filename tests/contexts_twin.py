@@ -1,30 +1,20 @@
-"""Stage 4: the canonical teacher contexts of one document, as a tree.
+"""The slow, obvious twin of engine/contexts.py: one wanted byte after another, every path inserted into one tree.
 
-A *context* is a canonical teacher-token prefix whose bytes are the document's first bytes (docs/design.md, definition 3).
-Prefixes of canonical sequences are canonical, so contexts form a tree; the *trunk* is the document's own tokenization.
-The tree holds the trunk and every context that ends at a *wanted* byte (the student boundaries), with all its ancestors.
-More than one context can end at one byte: after `"\\n  "` a tokenizer that looks ahead has cut differently for `x` and
-for another space. Contexts that end at other bytes are not evaluated; they are the *fringe*, whose mass is bounded.
-
-Bytes are counted in the teacher's own byte string: the prefix (a space, for SentencePiece) and then the text.
+Contents and errors are those of `ContextBuilder.build`; the order of nodes is not.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from engine.bpe import MergeTable
+from engine.pending import CutText, characters_from, cut_text
 from engine.split import Splitter
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument, IdentityError
 
 NO_NODE = -1
 NO_TOKEN = -1  # in a prefix tree: no tokens spell this prefix (inside a character, where there are no byte tokens)
-_LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
 
 
 @dataclass(slots=True)
@@ -57,51 +47,6 @@ class TwinTree:
             self.end.append(end)
             self.depth.append(self.depth[parent] + 1 if parent >= 0 else 0)
         return node
-
-
-@dataclass(frozen=True, eq=False)
-class CutText:
-    """A byte string as class units, with what is pending at any byte. Shared by the teacher's and the student's side."""
-
-    splitter: Splitter
-    data: bytes
-    units: str
-    unit_at: np.ndarray  # int32 [n+1]: number of whole units in data[:b]
-    byte_of: np.ndarray  # int32 [units+1]: byte at which unit u begins
-
-    def pendings(self, places: Iterable[int]) -> list[tuple[int, int, int]]:
-        """For each byte (rising): (unit where the pending part begins, unit count before the byte, its first byte).
-
-        All cuts up to the pending part are certain whatever follows data[:byte].
-        """
-        out, start = [], 0
-        for place in places:
-            unit = int(self.unit_at[place])
-            while True:
-                if unit - start > _LONGEST_PENDING:
-                    raise BadDocument(
-                        "too_long",
-                        f"one pre-token is longer than {_LONGEST_PENDING} units at byte {int(self.byte_of[start])}",
-                    )
-                ends = self.splitter.certain(self.units[start:unit])
-                if not ends:
-                    break
-                start += ends[-1]
-            out.append((start, unit, int(self.byte_of[start])))
-        return out
-
-
-def cut_text(splitter: Splitter, data: bytes) -> CutText:
-    """Prepare a byte string. O(n)."""
-    units = splitter.canonical(splitter.classes(data))
-    if splitter.byte_units:
-        index = np.arange(len(data) + 1, dtype=np.int32)
-        return CutText(splitter, data, units, index, index)
-    raw = np.frombuffer(data, np.uint8)
-    starts = np.flatnonzero((raw & 0xC0) != 0x80)
-    byte_of = np.append(starts, len(data)).astype(np.int32)
-    unit_at = np.searchsorted(byte_of, np.arange(len(data) + 1), side="right").astype(np.int32) - 1
-    return CutText(splitter, data, units, unit_at, byte_of)
 
 
 class TwinBuilder:
@@ -285,17 +230,3 @@ class TwinBuilder:
                     nodes[i], live[i] = child, True
                 elif above != NO_NODE:
                     yield above, last[i]
-
-
-def characters_from(partial: bytes) -> list[str]:
-    """All characters whose UTF-8 begins with `partial` (an incomplete character); where these are more than 4096, one of
-    each Unicode category."""
-    size = 2 if partial[0] < 0xE0 else 3 if partial[0] < 0xF0 else 4
-    code = partial[0] & (0x7F >> size)
-    for byte in partial[1:]:
-        code = code << 6 | byte & 0x3F
-    rest = 6 * (size - len(partial))
-    least, most = (0x80, 0x800, 0x10000)[size - 2], (0x7FF, 0xFFFF, 0x10FFFF)[size - 2]
-    codes = range(max(code << rest, least), min(((code + 1) << rest) - 1, most) + 1)
-    chars = [chr(c) for c in codes if not 0xD800 <= c < 0xE000]
-    return chars if len(chars) <= 4096 else list({unicodedata.category(c): c for c in chars}.values())

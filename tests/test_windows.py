@@ -17,8 +17,8 @@ from engine.teacher import Teacher, Window, load_teacher
 from engine.windows import OwnedWindow, batches, windows_of
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
-from tests.vocabularies import hand_made
 from tests.runs import ASSETS, TEXTS, score_here, write_run
+from tests.vocabularies import hand_made
 
 VOCAB = 60
 
@@ -84,7 +84,11 @@ def test_a_short_document_is_one_window_as_it_is() -> None:
     tree = random_tree(random.Random(0), given=1, trunk=20, branches=10)
     (only,) = windows_of(tree, max_length=64, overlap=16)
     assert only.nodes.tolist() == list(range(len(tree.token))) and all(only.owned)
-    for ours, theirs in ((only.window.token, tree.token), (only.window.parent, tree.parent), (only.window.depth, tree.depth)):
+    for ours, theirs in (
+        (only.window.token, tree.token),
+        (only.window.parent, tree.parent),
+        (only.window.depth, tree.depth),
+    ):
         assert np.array_equal(ours, theirs)
 
 
@@ -133,7 +137,9 @@ def test_rows_of_a_long_document_are_those_of_their_left_context(teacher: Teache
                 continue
             full = path(tree.parent, w.nodes[i])
             # by the rule in words: BOS, then the document from the window's first token on
-            expected = full[:given] + [n for n in full[given:] if n not in tree.trunk or tree.trunk.tolist().index(n) >= start]
+            expected = full[:given] + [
+                n for n in full[given:] if n not in tree.trunk or tree.trunk.tolist().index(n) >= start
+            ]
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([[tree.token[n] for n in expected]])).logits[0, -1].float()
             assert (ours[i] - torch.log_softmax(logits, -1)).abs().max() <= 1e-4
