@@ -16,6 +16,8 @@ Tokenizers, and what they allow (docs/design.md, section 2):
   split        where a text is cut, and which cuts no continuation can move
 
 The teacher (section 3):
+  pending      what is pending at a byte, and how a continuation can cut it
+  chunks       the contexts of one small chunk of text, remembered
   contexts     the canonical teacher contexts that a document needs, as a tree
   teacher      context trees -> hidden states -> logits
   windows      trees that fit the teacher's context, batched by length

@@ -88,47 +88,54 @@ class ChunkGrower:
                 routes.append((place, head, at, whole, goes))
                 stretch[at] = place
             route_at.append(len(routes))
-        prefixes = {at: self.merges.prefix_tree(chunk[at:stop]) for at, stop in stretch.items()}
+        pieces = {at: self.merges.prefix_tree(chunk[at:stop]) for at, stop in stretch.items()}
+        # (head, at) -> length of a prefix of the piece -> its node, for the prefixes whose nodes are known
+        known: dict[tuple[int, int], dict[int, int]] = {}
         for first, last in zip(route_at, route_at[1:], strict=False):
-            nodes = [n for r in routes[first:last] for n in self._ends(tree, chunk, prefixes[r[2]], *r[:4])]
-            tree.at.append([n for n in dict.fromkeys(nodes) if n != _OUTSIDE])
+            nodes: dict[int, None] = {}
+            for place, head, at, whole, _ in routes[first:last]:
+                prefixes = known.setdefault((head, at), {0: head})
+                self._ends(tree, chunk[at:place], pieces[at], prefixes, at, whole, nodes)
+            nodes.pop(_OUTSIDE, None)
+            tree.at.append(list(nodes))
         for first, last in zip(route_at, route_at[1:], strict=False) if fringe else ():
-            found = [f for r in routes[first:last] if r[4] for f in self._fringe(tree, prefixes[r[2]], *r[:3])]
-            tree.fringe.append(list(dict.fromkeys(found)))
+            found: dict[tuple[int, int], None] = {}
+            for place, head, at, _, goes in routes[first:last]:
+                if goes and len(known[head, at]) <= stretch[at] - at:  # else each prefix has its node
+                    found.update(dict.fromkeys(self._fringe(tree, pieces[at], place, head, at)))
+            tree.fringe.append(list(found))
         return tree
 
     def _ends(
         self,
         tree: Subtree,
-        chunk: bytes,
-        prefix: tuple[list[int], list[int]],
-        place: int,
-        head: int,
+        piece: bytes,
+        spelling: tuple[list[int], list[int]],
+        prefixes: dict[int, int],
         at: int,
         whole: bool,
-    ) -> list[int]:
-        """The nodes at `place` in a piece that begins at `at`; two where a whole-word-only token can end here."""
-        vocabulary, piece = self.vocabulary, chunk[at:place]
+        nodes: dict[int, None],
+    ) -> None:
+        """Add the nodes at the end of `piece`, which begins at `at`; two where a whole-word-only token can end here."""
+        vocabulary = self.vocabulary
         added = bool(vocabulary.added_text) and piece.decode("utf-8", "replace") in vocabulary.added_text
-        out: list[int] = []
         if not added:  # an added text is never spelt by BPE
-            token, parent = prefix
-            steps, i = [], place - at
-            while i > 0:
+            token, parent = spelling
+            steps, i = [], len(piece)
+            while i not in prefixes:
                 steps.append(i)
-                i = parent[i]
-            if all(token[i] != NO_TOKEN for i in steps):
-                node = head
+                i = parent[i] if token[i] != NO_TOKEN else 0
+            if not steps or token[steps[-1]] != NO_TOKEN:
+                node = prefixes[i]
                 for i in reversed(steps):
-                    node = tree.add(node, token[i], at + i)
-                out.append(node)
+                    node = prefixes[i] = tree.add(node, token[i], at + i)
+                nodes[node] = None
         if whole and (added or vocabulary.ignore_merges):  # otherwise the merges give the same tokens
-            node, end = head, at
+            node, end = prefixes[0], at
             for t in self._encode_whole(piece):
                 end += len(vocabulary.token_bytes[t] or b"")
                 node = tree.add(node, t, end)
-            out.append(node)
-        return out
+            nodes[node] = None
 
     def _encode_whole(self, piece: bytes) -> list[int]:
         added = self.vocabulary.added_text.get(piece.decode("utf-8", "replace")) if self.vocabulary.added_text else None

@@ -97,9 +97,21 @@ def hand_made(token: list[int], parent: list[int], end: list[int], *, given: int
     depth: list[int] = []
     for p in parent:
         depth.append(depth[p] + 1 if p >= 0 else 0)
-    arrays = [np.array(values, np.int32) for values in (token, parent, end, depth, range(given, given + trunk))]
     nothing, start = np.empty(0, np.int32), np.zeros(1, np.int32)
-    return ContextTree(*arrays, max(given - 1, 0), nothing, start, nothing, start, nothing, nothing)
+    return ContextTree(
+        token=np.array(token, np.int32),
+        parent=np.array(parent, np.int32),
+        end=np.array(end, np.int32),
+        depth=np.array(depth, np.int32),
+        trunk=np.arange(given, given + trunk, dtype=np.int32),
+        given=max(given - 1, 0),
+        places=nothing,
+        at_start=start,
+        at_node=nothing,
+        fringe_start=start,
+        fringe_node=nothing,
+        fringe_token=nothing,
+    )
 
 
 # ==== small tokenizers
