@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 
+import numpy as np
 import torch
 
 from engine.contexts import ContextTree
@@ -25,11 +26,8 @@ def main() -> None:
     torch.manual_seed(0)
     head = torch.randn(VOCABULARY, HIDDEN) * 0.1
     hidden = torch.randn(POSITIONS + 1, HIDDEN)
-    tree = ContextTree()
-    node = -1
-    for depth in range(POSITIONS + 1):
-        node = tree.add(node, depth, depth)
-    tree.trunk = list(range(1, POSITIONS + 1))
+    spine, nothing, start = np.arange(POSITIONS + 1, dtype=np.int32), np.empty(0, np.int32), np.zeros(1, np.int32)
+    tree = ContextTree(spine, spine - 1, spine, spine, spine[1:], 0, nothing, start, nothing, start, nothing, nothing)
     tokens = [depth % VOCABULARY for depth in range(1, POSITIONS + 1)]
     doc = Prepared(tree, {"teacher": (tokens, tokens, None)})
     emitter = Emitter(TOP_K, torch.ones(VOCABULARY, dtype=torch.bool), (0,), {})

@@ -17,17 +17,29 @@ Tokenizers, and what they allow (docs/design.md, section 2):
   cuts         every way in which a text may be cut, over all continuations
 
 The teacher (section 3):
+  pending      what is pending at a byte, and how a continuation can cut it
+  chunks       the contexts of one small chunk of text, remembered
   contexts     the canonical teacher contexts that a document needs, as a tree
   kinds        what each token does behind a context: never, always, or by the pair rule
   canonical    which next tokens keep a context canonical, and the mass of all others
   teacher      context trees -> hidden states -> logits
   windows      trees that fit the teacher's context, batched by length
 
-From teacher to student (section 4):
-  ranges       what a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer
-  rules        which student token each teacher token begins at a boundary
-  boundaries   one document seen by one student
-  pushforward  teacher distributions -> student distributions, with what is open, excluded, pruned
+  prune        contexts of small weight left out: the trunk first, branches in rounds
+  evaluate     a group of documents -> hidden states of all their contexts
+
+From teacher to student (section 4); "exact" for students that refine the teacher and for bytes, "fast" for all others:
+  softmax      hidden states -> probability rows, chunk by chunk, and the weights of all contexts
+  expansion    exact: what each teacher token is in student tokens, and the proof that this suffices
+  trie         exact: all expansions as one trie
+  exact        exact: one document as pairs of contexts and states of the trie
+  exact_rows   exact: probability rows -> rows of the student, or of bytes
+  ranges       fast: what a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer
+  rules        fast: which student token each teacher token begins at a boundary
+  boundaries   fast: one document seen by one student
+  pushforward  fast: teacher distributions -> student distributions, with what is open, excluded, pruned
+  fast_rows    fast: probability rows -> rows of the student
+  positions    masses of a position -> top-k, tail, gold, shares
   emit         hidden states -> rows of every product, chunk by chunk
   score        a unit of documents -> tables: the whole engine as one function
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, field
 
-from engine.contexts import ContextTree, cut_text
+import numpy as np
+
+from engine.contexts import ContextTree
+from engine.pending import cut_text
 from engine.rules import Rule, RuleBook
 
 _SMALL_VOCABULARY = 8192  # teacher tokens up to which splitting along the text is not limited
@@ -68,10 +71,10 @@ class Aligner:
         out = [Boundary(place, last) for place, last in zip(places, [-1, *ids], strict=True)]
         data = self.prefix + text
         for k, boundary in enumerate(out):
-            boundary.at = tree.at_byte.get(boundary.place, [])
+            boundary.at = tree.at_byte(boundary.place)
             if k == 0 and self.prefix and tree.end[tree.given] == 0:
                 boundary.at = [tree.given, *boundary.at]  # the end right after BOS: the empty text gets no prefix
-            boundary.fringe = tree.fringe.get(boundary.place, [])
+            boundary.fringe = tree.fringe(boundary.place)
             if boundary.at:
                 left = lefts[k]
                 units = self.book.splitter.pieces(left.classes) if left.classes else ()
@@ -124,8 +127,8 @@ class Aligner:
             where.setdefault(b.place, []).append(k)
         places = sorted(where)
         position = 0
-        for node in sorted(range(tree.given, len(tree.token)), key=tree.end.__getitem__):
-            end = tree.end[node]
+        by_end = tree.given + np.argsort(tree.end[tree.given :], kind="stable")
+        for node, end in zip(by_end.tolist(), tree.end[by_end].tolist(), strict=True):
             while position < len(places) and places[position] < end:
                 position += 1
             for index in range(position, len(places)):
@@ -145,8 +148,9 @@ class Aligner:
         of bytes costs a rule over the whole vocabulary. The choice depends on nothing but the text and the tokenizers.
         """
         longest = _SHORT_BYTES if len(self.book.teacher.ids) > _SMALL_VOCABULARY else len(data)
-        by_end = sorted(range(tree.given, len(tree.token)), key=tree.end.__getitem__)
-        ends = [tree.end[node] for node in by_end]
+        order = tree.given + np.argsort(tree.end[tree.given :], kind="stable")
+        by_end, ends = order.tolist(), tree.end[order].tolist()
+        parent_of, token_of = tree.parent.tolist(), tree.token.tolist()
         for k, (boundary, following) in enumerate(zip(boundaries, boundaries[1:], strict=False)):
             stop = min(following.place, boundary.place + longest + 1)
             if not boundary.leaves or stop - boundary.place < 2:
@@ -154,11 +158,11 @@ class Aligner:
             rule_of = dict(boundary.leaves)
             for index in range(bisect.bisect_right(ends, boundary.place), bisect.bisect_left(ends, stop)):
                 node = by_end[index]
-                parent, token = tree.parent[node], tree.token[node]
+                parent, token = parent_of[node], token_of[node]
                 if parent not in rule_of:
                     continue
                 closed = self.book.first_of(rule_of[parent], token, boundary.last)
-                rule = self._rule(b"", k, lefts[k], ahead=data[boundary.place : tree.end[node]])
+                rule = self._rule(b"", k, lefts[k], ahead=data[boundary.place : ends[index]])
                 boundary.skip.setdefault(parent, []).append(token)
                 boundary.inner.append((node, closed))
                 boundary.leaves.append((node, rule))

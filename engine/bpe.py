@@ -61,6 +61,10 @@ class MergeTable:
             self._pairs[key] = known
         return known
 
+    def forget(self) -> None:
+        """Empty the cache of pairs, which grows with the text."""
+        self._pairs.clear()
+
     @cached_property
     def _pairs(self) -> dict[tuple[int, int], bool]:
         return {}
@@ -134,8 +138,11 @@ class MergeTable:
 
     @cached_property
     def _longest_bytes(self) -> int:
-        ids = self.vocabulary.id_of_bytes
-        return max((len(b) for b, t in ids.items() if self.reachable(t)), default=1)
+        return max(map(len, self._reachable_ids), default=1)
+
+    @cached_property
+    def _reachable_ids(self) -> dict[bytes, int]:
+        return {b: t for b, t in self.vocabulary.id_of_bytes.items() if self.reachable(t)}
 
     def prefix_tree(self, piece: bytes) -> tuple[list[int], list[int]]:
         """Canonical encodings of all byte prefixes of one pre-token, as one tree (lemma 4).
@@ -147,15 +154,16 @@ class MergeTable:
         if self.vocabulary.kind == "sentencepiece":
             return self._prefix_tree_of_characters(piece)
         last, parent = [-1], [-1]
-        ids = self.vocabulary.id_of_bytes
+        longest = self._longest_bytes
         for i in range(1, len(piece) + 1):
-            self._extend(piece, i, range(i - 1, max(-1, i - self._longest_bytes - 1), -1), ids, last, parent)
+            self._extend(piece, i, range(i - 1, max(-1, i - longest - 1), -1), last, parent)
         return last, parent
 
-    def _extend(self, piece: bytes, i: int, starts, ids: dict[bytes, int], last: list[int], parent: list[int]) -> None:
+    def _extend(self, piece: bytes, i: int, starts, last: list[int], parent: list[int]) -> None:
+        ids = self._reachable_ids
         for j in starts:
             token = ids.get(piece[j:i])
-            if token is None or not self.reachable(token) or (j and last[j] < 0):
+            if token is None or (j and last[j] < 0):
                 continue
             if j == 0 or self.pair_is_canonical(last[j], token):
                 last.append(token)
@@ -167,7 +175,7 @@ class MergeTable:
         )
 
     def _prefix_tree_of_characters(self, piece: bytes) -> tuple[list[int], list[int]]:
-        ids, fallback = self.vocabulary.id_of_bytes, self.vocabulary.fallback_ids
+        fallback = self.vocabulary.fallback_ids
         bounds = [0]
         whole = valid_utf8_prefix(piece)
         for char in piece[:whole].decode("utf-8"):
@@ -178,7 +186,7 @@ class MergeTable:
             if self._is_symbol(piece[begin:end]):
                 lasts, parents = last[:end], parent[:end]
                 starts = [b for b in reversed(bounds[:index]) if end - b <= self._longest_bytes]
-                self._extend(piece, end, starts, ids, lasts, parents)
+                self._extend(piece, end, starts, lasts, parents)
                 last[end], parent[end] = lasts[-1], parents[-1]
                 inner = range(begin + 1, end)
             else:

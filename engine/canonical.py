@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from engine.bpe import MergeTable
-from engine.contexts import NO_NODE, ContextTree, cut_text
+from engine.contexts import NO_NODE, ContextTree
 from engine.kinds import PAIR, Kind, KindBook, State, Table
+from engine.pending import cut_text
 from engine.ranges import successor
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix

@@ -6,296 +6,287 @@ The tree holds the trunk and every context that ends at a *wanted* byte (the stu
 More than one context can end at one byte: after `"\\n  "` a tokenizer that looks ahead has cut differently for `x` and
 for another space. Contexts that end at other bytes are not evaluated; they are the *fringe*, whose mass is bounded.
 
+A document is cut into chunks at certain cuts (engine/chunks.py). Where such cuts may lie is guessed from pairs of
+neighbouring unit classes; each guess is proved once for each distinct chunk and next unit by `Splitter.certain`, and a
+chunk whose end is not proved grows to the next guess. Chunks hang together at trunk nodes, so a document's tree is its
+chunks' subtrees put end to end.
+
 Bytes are counted in the teacher's own byte string: the prefix (a space, for SentencePiece) and then the text.
+Letters: N nodes, n trunk tokens, P wanted places, C chunks, K unit classes.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from engine.bpe import MergeTable
+from engine.chunks import ChunkGrower, ChunkStore
+from engine.pending import PendingCuts, starts_of_units
 from engine.split import Splitter
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument, IdentityError
 
 NO_NODE = -1
-NO_TOKEN = -1  # in a prefix tree: no tokens spell this prefix (inside a character, where there are no byte tokens)
-_LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
+_NOT_A_CHUNK = -1  # the number of a key whose end is no certain cut
+_GIVEN_FIRST = b"\xff\xff"  # before the key of a first chunk without BOS; no other key has a second byte above 1
+_UNKNOWN = -1
+_MOST_REMEMBERED = 256 << 20  # bytes; beyond this all that is remembered of chunks is forgotten
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ContextTree:
-    """Nodes 0..N-1, parents before children. `given` is the node of the given context (the last BOS
-    token, or the first token of the text when there is no BOS); nodes before it have no use but as its ancestors.
+    """Nodes 0..N-1: BOS tokens, then the trunk in order, then branches; parents before children. `given` is the node of
+    the given context (the last BOS token, or the first token of the text when there is no BOS).
 
-    token, parent, end, depth: per node; `end` in bytes of prefix + text. at_byte: wanted byte -> nodes that end there.
-    fringe: wanted byte -> (node, token) of canonical contexts not in the tree whose continuations may cross that byte.
+    All int32. token, parent (-1 for roots), end (bytes of prefix + text), depth: [N]. trunk: [n] nodes. places: [P]
+    wanted bytes, rising. Contexts that end at places[i]: at_node[at_start[i]:at_start[i + 1]]. Fringe of places[i], in
+    the same way: (fringe_node, fringe_token), canonical contexts not in the tree whose continuations may cross the byte.
     """
 
-    token: list[int] = field(default_factory=list)
-    parent: list[int] = field(default_factory=list)
-    end: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
-    trunk: list[int] = field(default_factory=list)
-    given: int = 0
-    at_byte: dict[int, list[int]] = field(default_factory=dict)
-    fringe: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    children: dict[tuple[int, int], int] = field(default_factory=dict)
+    token: np.ndarray
+    parent: np.ndarray
+    end: np.ndarray
+    depth: np.ndarray
+    trunk: np.ndarray
+    given: int
+    places: np.ndarray
+    at_start: np.ndarray
+    at_node: np.ndarray
+    fringe_start: np.ndarray
+    fringe_node: np.ndarray
+    fringe_token: np.ndarray
 
-    def add(self, parent: int, token: int, end: int) -> int:
-        """The child of `parent` by `token`, made when it is new."""
-        key = (parent, token)
-        node = self.children.get(key)
-        if node is None:
-            node = self.children[key] = len(self.token)
-            self.token.append(token)
-            self.parent.append(parent)
-            self.end.append(end)
-            self.depth.append(self.depth[parent] + 1 if parent >= 0 else 0)
-        return node
+    def at_byte(self, place: int) -> list[int]:
+        """Nodes of the contexts that end at a byte; [] for a byte that was not wanted."""
+        i = self._index(place)
+        return [] if i < 0 else self.at_node[self.at_start[i] : self.at_start[i + 1]].tolist()
 
+    def fringe(self, place: int) -> list[tuple[int, int]]:
+        """(node, token) of the fringe of a byte; [] for a byte that was not wanted."""
+        i = self._index(place)
+        if i < 0:
+            return []
+        span = slice(self.fringe_start[i], self.fringe_start[i + 1])
+        return list(zip(self.fringe_node[span].tolist(), self.fringe_token[span].tolist(), strict=True))
 
-@dataclass(frozen=True, eq=False)
-class CutText:
-    """A byte string as class units, with what is pending at any byte. Shared by the teacher's and the student's side."""
-
-    splitter: Splitter
-    data: bytes
-    units: str
-    unit_at: np.ndarray  # int32 [n+1]: number of whole units in data[:b]
-    byte_of: np.ndarray  # int32 [units+1]: byte at which unit u begins
-
-    def pendings(self, places: Iterable[int]) -> list[tuple[int, int, int]]:
-        """For each byte (rising): (unit where the pending part begins, unit count before the byte, its first byte).
-
-        All cuts up to the pending part are certain whatever follows data[:byte].
-        """
-        out, start = [], 0
-        for place in places:
-            unit = int(self.unit_at[place])
-            while True:
-                if unit - start > _LONGEST_PENDING:
-                    raise BadDocument(
-                        "too_long",
-                        f"one pre-token is longer than {_LONGEST_PENDING} units at byte {int(self.byte_of[start])}",
-                    )
-                ends = self.splitter.certain(self.units[start:unit])
-                if not ends:
-                    break
-                start += ends[-1]
-            out.append((start, unit, int(self.byte_of[start])))
-        return out
-
-
-def cut_text(splitter: Splitter, data: bytes) -> CutText:
-    """Prepare a byte string. O(n)."""
-    units = splitter.canonical(splitter.classes(data))
-    if splitter.byte_units:
-        index = np.arange(len(data) + 1, dtype=np.int32)
-        return CutText(splitter, data, units, index, index)
-    raw = np.frombuffer(data, np.uint8)
-    starts = np.flatnonzero((raw & 0xC0) != 0x80)
-    byte_of = np.append(starts, len(data)).astype(np.int32)
-    unit_at = np.searchsorted(byte_of, np.arange(len(data) + 1), side="right").astype(np.int32) - 1
-    return CutText(splitter, data, units, unit_at, byte_of)
+    def _index(self, place: int) -> int:
+        i = int(np.searchsorted(self.places, place))
+        return i if i < len(self.places) and self.places[i] == place else -1
 
 
 class ContextBuilder:
-    """Builds trees for one teacher vocabulary; remembers what depends on pre-tokens only. Not thread-safe."""
+    """Builds trees for one teacher vocabulary; remembers subtrees of chunks. Not thread-safe."""
 
     def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
         self.vocabulary, self.merges, self.splitter = vocabulary, merges, splitter
-        self._variants: dict[tuple[str, bool], list[tuple[tuple[int, ...], bool, bool]]] = {}
-        self._trees: dict[bytes, tuple[list[int], list[int]]] = {}
-        self._whole: dict[bytes, list[int]] = {}
-        self._probes: list[str] | None = None
-        self._partials: dict[bytes, tuple[str, ...]] = {}
+        self._cuts = PendingCuts(vocabulary, splitter)
+        self._grower = ChunkGrower(vocabulary, merges, self._cuts)
+        self._stores = {True: ChunkStore(), False: ChunkStore()}  # by whether the fringe is asked for
+        self._seams = np.empty((0, 0), np.int8)  # [K, K]: may a certain cut lie between two classes; _UNKNOWN
+        self._length = np.array([len(b or b"") for b in vocabulary.token_bytes], np.int32)
 
-    def build(self, data: bytes, ids: list[int], wanted: list[int], bos: tuple[int, ...]) -> ContextTree:
+    def build(
+        self,
+        data: bytes,
+        ids: Sequence[int] | np.ndarray,
+        wanted: Sequence[int] | np.ndarray,
+        bos: tuple[int, ...],
+        *,
+        fringe: bool = True,
+    ) -> ContextTree:
         """data: prefix + text; ids: its canonical tokens; wanted: rising bytes of `data`; bos: given tokens, maybe none.
 
-        Raises BadDocument("too_short") when no token is left to score, BadDocument("too_long") for a monstrous pre-token.
+        Without BOS the first token of the text is given, and wanted bytes before its end are left out. `fringe` False
+        leaves the fringe arrays empty. Raises BadDocument("too_short") when no token is left to score,
+        BadDocument("too_long") for a monstrous pre-token, IdentityError when ids are not the tokens of data.
         """
-        tree = ContextTree()
-        node = NO_NODE
-        for token in bos:
-            node = tree.add(node, token, 0)
-        trunk_at = {0: node}
-        tree.given = max(len(bos) - 1, 0)
-        end = 0
-        for token in ids:
-            end += len(self.vocabulary.token_bytes[token] or b"")
-            node = tree.add(node, token, end)
-            trunk_at[end] = node
-            tree.trunk.append(node)
         if not bos and len(ids) < 2:
             raise BadDocument(
                 "too_short", f"the text is {len(ids)} teacher token(s), the first is given: nothing to score"
             )
-        given = tree.end[0] if not bos else 0
-        text = cut_text(self.splitter, data)
-        wanted = [w for w in wanted if w >= given]
-        routes = []
-        for place, (start, unit, begin) in zip(wanted, text.pendings(wanted), strict=True):
-            base = trunk_at.get(begin)
-            if base is None:
-                raise IdentityError(
-                    f"contexts: byte {begin} is a certain cut but no token ends there (tokens {ids[:20]} ...)"
-                )
-            routes.append((place, base, begin, self._segments(text, place, start, unit)))
-        for place, base, begin, segments in routes:
-            nodes = tree.at_byte.setdefault(place, [])
-            for cuts, whole_end, _ in segments:
-                for path in self._paths(data, begin, [int(text.byte_of[c]) for c in cuts], place, whole_end):
-                    node = self._insert(tree, base, path)
-                    if node != NO_NODE and node not in nodes:
-                        nodes.append(node)
-        for place, base, begin, segments in routes:
-            tree.fringe[place] = list(dict.fromkeys(self._fringe(tree, text, data, place, base, begin, segments)))
-        return tree
+        tokens = np.asarray(ids, np.int32)
+        ends = np.cumsum(self._length[tokens], dtype=np.int32)
+        places = np.asarray(wanted, np.int32)
+        if not bos:
+            places = places[places >= ends[0]]
+        if (np.diff(places) <= 0).any():
+            raise ValueError("contexts: wanted bytes must rise")
+        store = self._stores[fringe]
+        if store.size > _MOST_REMEMBERED:
+            self._forget()
+            store = self._stores[fringe]
+        chunks, begins = self._chunks(store, data, tokens, ends, places, bool(bos), fringe)
+        return self._assemble(store, chunks, begins, tokens, ends, places, bos)
 
-    def _segments(self, text: CutText, place: int, start: int, unit: int) -> list[tuple[tuple[int, ...], bool, bool]]:
-        """Ways in which the pending part may turn out to be cut: (absolute unit cuts, ends whole here, may go on)."""
-        inside = (
-            int(text.byte_of[unit]) != place
-        )  # the byte lies inside a character: its unit belongs to what is pending
-        pendings = [text.units[start:unit]]
-        if inside:  # the bytes so far begin characters of other classes too
-            ahead = self._units_from(text.data[int(text.byte_of[unit]) : place])
-            pendings = list(dict.fromkeys(self.splitter.join(pendings[0], u) for u in ahead))
-        found: dict[tuple[int, ...], tuple[bool, bool]] = {}
-        for pending in pendings:
-            known = self._variants.get((pending, inside))
-            if known is None:
-                known = self._variants[pending, inside] = self._find_variants(pending, inside)
-            for cuts, ends, goes in known:
-                before = found.get(cuts, (False, False))
-                found[cuts] = (before[0] or ends, before[1] or goes)
-        return [(tuple(start + c for c in cuts), ends, goes) for cuts, (ends, goes) in found.items()]
+    def _forget(self) -> None:
+        """Empty every cache that grows with the text: a job may see terabytes."""
+        self._stores = {True: ChunkStore(), False: ChunkStore()}
+        self._cuts.forget()
+        self.splitter.forget()
+        self.merges.forget()
 
-    def _units_from(self, partial: bytes) -> tuple[str, ...]:
-        """The unit classes of all characters that begin with these bytes."""
-        known = self._partials.get(partial)
-        if known is None:
-            units = self.splitter.classes("".join(characters_from(partial)).encode("utf-8"))
-            known = self._partials[partial] = tuple(dict.fromkeys(units))
-        return known
+    def _chunks(
+        self,
+        store: ChunkStore,
+        data: bytes,
+        tokens: np.ndarray,
+        ends: np.ndarray,
+        places: np.ndarray,
+        has_bos: bool,
+        fringe: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers of the chunks in the store, the bytes where they begin), int64 [C]. Learns the chunks that are new.
 
-    def _find_variants(self, pending: str, inside: bool) -> list[tuple[tuple[int, ...], bool, bool]]:
-        if self.splitter.byte_units or not pending:
-            return [((), not inside, True)]
-        found: dict[tuple[int, ...], list[bool]] = {}
-        for probe in self._all_probes():
-            cuts, seam, _, _ = self.splitter.locate(pending, probe)
-            if inside:
-                cuts = tuple(c for c in cuts if c < len(pending))
-                seam = False
-            flags = found.setdefault(cuts, [False, False])
-            flags[0] |= seam
-            flags[1] |= not seam
-        return [(cuts, ends, goes) for cuts, (ends, goes) in found.items()]
+        A chunk's key holds, byte after byte, the byte and whether the place behind it is wanted, up to the next unit.
+        """
+        if not data:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        flags = np.zeros(len(data) + 1, np.uint8)
+        flags[places] = 1
+        marks = np.zeros(2 * len(data) + 1, np.uint8)
+        marks[::2] = flags
+        marks[1::2] = np.frombuffer(data, np.uint8)
+        marked = marks.tobytes()
+        stops, tails = self._guesses(data, flags)
+        number, found, begins, begin = store.number, [], [], 0
+        for stop, tail in zip(stops, tails, strict=True):
+            key = marked[2 * begin + 1 : tail]
+            if not begin and not has_bos:
+                key = _GIVEN_FIRST + key
+            chunk = number.get(key)
+            if chunk is None:
+                given_first = not begin and not has_bos
+                chunk = self._learn(store, key, data, begin, stop, tail // 2, tokens, ends, flags, given_first, fringe)
+            if chunk != _NOT_A_CHUNK:
+                found.append(chunk)
+                begins.append(begin)
+                begin = stop
+        return np.array(found, np.int64), np.array(begins, np.int64)
 
-    def _all_probes(self) -> list[str]:
-        """All continuations of two characters, by class: no pattern of the dialect in use looks further than that
-        (three characters in a contraction, the first of which is pending); tested on real continuations."""
-        if self._probes is None:
-            heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
-            pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
-            singles = sorted({c for pair in pairs for c in pair})
-            self._probes = ["", *sorted(pairs | set(singles) | {a + b for a in singles for b in singles})]
-        return self._probes
+    def _guesses(self, data: bytes, flags: np.ndarray) -> tuple[list[int], list[int]]:
+        """Bytes at which a chunk may end, with the data's end, and where its key then ends in the marked bytes.
 
-    def _paths(
-        self, data: bytes, begin: int, cuts: list[int], place: int, whole_end: bool
-    ) -> list[list[tuple[int, int]]]:
-        """Token paths [(token, end byte)] from `begin` to `place`; two where a whole-word-only token can end here."""
-        head: list[tuple[int, int]] = []
-        at = begin
-        for cut in cuts:
-            for token in self._encode_whole(data[at:cut]):
-                at += len(self.vocabulary.token_bytes[token] or b"")
-                head.append((token, at))
-        last = data[at:place]
-        added = bool(self.vocabulary.added_text) and last.decode("utf-8", "replace") in self.vocabulary.added_text
-        ways: list[list[int]] = []
-        if not added and NO_TOKEN not in (part := self._encode_part(last)):  # an added text is never spelt by BPE
-            ways.append(part)
-        if whole_end and (self.vocabulary.ignore_merges or self.vocabulary.added_text):
-            whole = self._encode_whole(last)
-            if whole not in ways:
-                ways.append(whole)
-        out = []
-        for tokens in ways:
-            end, path = at, list(head)
-            for token in tokens:
-                end += len(self.vocabulary.token_bytes[token] or b"")
-                path.append((token, end))
-            out.append(path)
-        return out
+        No wanted byte lies inside the unit that follows: all that is asked behind the cut knows that unit.
+        """
+        units = self.splitter.classes(data)
+        code = np.frombuffer(units.encode("utf-32-le"), np.uint32)
+        left, right = code[:-1], code[1:]
+        if int(code.max()) >= len(self._seams):
+            self._widen(int(code.max()) + 1)
+        seams = self._seams[left, right]
+        if (seams == _UNKNOWN).any():
+            unknown = np.unique(np.stack([left, right])[:, seams == _UNKNOWN], axis=1)
+            for a, b in unknown.T.tolist():
+                pair = self.splitter.canonical(chr(a) + chr(b), "\0")
+                self._seams[a, b] = 1 in self.splitter.certain(pair)
+            seams = self._seams[left, right]
+        unit = np.flatnonzero(seams == 1) + 1
+        if len(code) == len(data):
+            stop, behind = unit, unit + 1
+        else:
+            byte_of = starts_of_units(self.splitter, data)
+            stop, behind = byte_of[unit], byte_of[unit + 1]
+            before = np.cumsum(flags)
+            keep = before[behind - 1] == before[stop]
+            stop, behind = stop[keep], behind[keep]
+        return [*stop.tolist(), len(data)], [*(2 * behind).tolist(), 2 * len(data) + 1]
 
-    def _encode_part(self, segment: bytes) -> list[int]:
-        if not segment:
-            return []
-        return self.merges.encoding_of_prefix(self._tree_of(segment), len(segment))
+    def _widen(self, classes: int) -> None:
+        wider = np.full((2 * classes, 2 * classes), _UNKNOWN, np.int8)
+        wider[: len(self._seams), : len(self._seams)] = self._seams
+        self._seams = wider
 
-    def _tree_of(self, segment: bytes) -> tuple[list[int], list[int]]:
-        known = self._trees.get(segment)
-        if known is None:
-            known = self._trees[segment] = self.merges.prefix_tree(segment)
-        return known
+    def _learn(
+        self,
+        store: ChunkStore,
+        key: bytes,
+        data: bytes,
+        begin: int,
+        stop: int,
+        behind: int,
+        tokens: np.ndarray,
+        ends: np.ndarray,
+        flags: np.ndarray,
+        given_first: bool,
+        fringe: bool,
+    ) -> int:
+        """Number of a chunk seen for the first time: data[begin:stop], when its end is certain once data[:behind] is read."""
+        splitter = self.splitter
+        if stop < len(data):
+            units = splitter.canonical(splitter.classes(data[begin:behind]), "\0")
+            whole = stop - begin if splitter.byte_units else len(units) - 1
+            if whole not in splitter.certain(units):
+                store.note(key, _NOT_A_CHUNK)
+                return _NOT_A_CHUNK
+        first, last = np.searchsorted(ends, [begin, stop], side="right").tolist()
+        if (first and ends[first - 1] != begin) or (not first and begin) or not last or ends[last - 1] != stop:
+            at = begin if begin and (not first or ends[first - 1] != begin) else stop
+            raise IdentityError(
+                f"contexts: byte {at} is a certain cut but no token ends there (tokens {tokens[:20].tolist()} ...)"
+            )
+        wanted, trunk = flags[begin + 1 : stop + 1], tokens[first:last]
+        same = (data[begin:stop], wanted.tobytes(), trunk.tobytes(), given_first)  # whatever unit follows
+        chunk = store.same.get(same)
+        if chunk is None:
+            places = (np.flatnonzero(wanted) + 1).tolist()
+            tree = self._grower.grow(
+                same[0], places, trunk.tolist(), given_first=given_first, fringe=fringe, shift=begin
+            )
+            chunk = store.same[same] = store.put(tree, len(trunk), places)
+        store.note(key, chunk)
+        return chunk
 
-    def _encode_whole(self, segment: bytes) -> list[int]:
-        known = self._whole.get(segment)
-        if known is None:
-            added = self.vocabulary.added_text.get(segment.decode("utf-8", "replace"))
-            known = self._whole[segment] = [added] if added is not None else self.vocabulary.bpe(segment)
-        return known
+    def _assemble(
+        self,
+        store: ChunkStore,
+        chunks: np.ndarray,
+        begins: np.ndarray,
+        tokens: np.ndarray,
+        ends: np.ndarray,
+        places: np.ndarray,
+        bos: tuple[int, ...],
+    ) -> ContextTree:
+        (trunk, branch, place, at, hang), counts = store.gather(chunks)
+        if not np.array_equal(trunk[:, 0], tokens):
+            raise IdentityError(
+                f"contexts: the same chunks of text have other tokens here than before ({tokens[:20].tolist()} ...)"
+            )
+        trunk_count, branch_count = counts[0], counts[1]
+        behind = len(bos) + len(tokens)  # the first branch
+        trunk_start = len(bos) + np.cumsum(trunk_count) - trunk_count
+        branch_shift = behind + np.cumsum(branch_count) - branch_count - trunk_count
 
-    def _insert(self, tree: ContextTree, base: int, path: list[tuple[int, int]]) -> int:
-        node = base
-        for index, (token, end) in enumerate(path):
-            if node == NO_NODE and (index or tree.children.get((NO_NODE, token)) is None):
-                return NO_NODE  # another first token than the given one: outside what the teacher was asked
-            node = tree.add(node, token, end)
-        return node
+        def node_of(local: np.ndarray, count: np.ndarray) -> np.ndarray:
+            """Local numbers -> nodes; ROOT is the trunk node before the chunk's first."""
+            on_trunk = local < np.repeat(trunk_count, count)
+            return local + np.where(on_trunk, np.repeat(trunk_start, count), np.repeat(branch_shift, count))
 
-    def _fringe(self, tree, text: CutText, data: bytes, place: int, base: int, begin: int, segments):
-        """(node, token) of contexts inside the last, still growing segment that are not in the tree but hang off it."""
-        for cuts, _, goes_on in segments:
-            at = int(text.byte_of[cuts[-1]]) if cuts else begin
-            if not goes_on or place - at < 2:
-                continue
-            node = base
-            if cuts:
-                path = self._paths(data, begin, [int(text.byte_of[c]) for c in cuts], at, False)[0]
-                node = self._insert(tree, base, path)
-            last, parent = self._tree_of(data[at:place])
-            nodes = [node] + [NO_NODE] * (place - at)
-            live = [True] + [False] * (place - at)  # entry 0 may be the empty context, which is no node
-            for i in range(1, place - at):
-                above = nodes[parent[i]]
-                if last[i] < 0 or not live[parent[i]]:
-                    continue
-                child = tree.children.get((above, last[i]))
-                if child is not None:
-                    nodes[i], live[i] = child, True
-                elif above != NO_NODE:
-                    yield above, last[i]
+        found = place[:, 0] + np.repeat(begins, counts[2])
+        at_node, at_count, hang_count = node_of(at[:, 0], counts[3]), place[:, 1], place[:, 2]
+        if len(places) and places[0] == 0:  # before the first chunk; with BOS only
+            found, at_node = np.append(0, found), np.append(len(bos) - 1, at_node)
+            at_count, hang_count = np.append(1, at_count), np.append(0, hang_count)
+        if not np.array_equal(found, places):
+            raise IdentityError(f"contexts: {len(places)} bytes wanted, {len(found)} in the chunks; want all of them")
+        spine = np.arange(behind)
+        return ContextTree(
+            token=_joined(np.array(bos, np.int32), tokens, branch[:, 0]),
+            parent=_joined(spine - 1, node_of(branch[:, 1], branch_count)),
+            end=_joined(np.zeros(len(bos), np.int32), ends, branch[:, 2] + np.repeat(begins, branch_count)),
+            depth=_joined(spine, branch[:, 3] + np.repeat(trunk_start - 1, branch_count)),
+            trunk=spine[len(bos) :].astype(np.int32),
+            given=max(len(bos) - 1, 0),
+            places=places,
+            at_start=_joined([0], np.cumsum(at_count)),
+            at_node=at_node.astype(np.int32),
+            fringe_start=_joined([0], np.cumsum(hang_count)),
+            fringe_node=node_of(hang[:, 0], counts[4]).astype(np.int32),
+            fringe_token=hang[:, 1].copy(),
+        )
 
 
-def characters_from(partial: bytes) -> list[str]:
-    """All characters whose UTF-8 begins with `partial` (an incomplete character); where these are more than 4096, one of
-    each Unicode category."""
-    size = 2 if partial[0] < 0xE0 else 3 if partial[0] < 0xF0 else 4
-    code = partial[0] & (0x7F >> size)
-    for byte in partial[1:]:
-        code = code << 6 | byte & 0x3F
-    rest = 6 * (size - len(partial))
-    least, most = (0x80, 0x800, 0x10000)[size - 2], (0x7FF, 0xFFFF, 0x10FFFF)[size - 2]
-    codes = range(max(code << rest, least), min(((code + 1) << rest) - 1, most) + 1)
-    chars = [chr(c) for c in codes if not 0xD800 <= c < 0xE000]
-    return chars if len(chars) <= 4096 else list({unicodedata.category(c): c for c in chars}.values())
+def _joined(*parts: np.ndarray | list[int]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.int32, copy=False)

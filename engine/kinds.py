@@ -16,8 +16,8 @@ import numpy as np
 
 from engine.bpe import NEVER as UNREACHABLE
 from engine.bpe import MergeTable
-from engine.contexts import characters_from
 from engine.cuts import Ways
+from engine.pending import characters_from
 from engine.ranges import StudentSide
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix

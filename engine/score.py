@@ -251,8 +251,9 @@ class Scorer:
                 start, owned = windows[index]
                 if out is None:
                     out = torch.empty((base, states.shape[1]), dtype=states.dtype, device=states.device)
-                keep = [at for at, mine in enumerate(owned.owned) if mine]
-                out[torch.tensor([start + owned.nodes[at] for at in keep], device=out.device)] = states[keep]
+                keep = np.flatnonzero(owned.owned)
+                to, kept = torch.from_numpy(start + owned.nodes[keep]), torch.from_numpy(keep)
+                out[to.to(out.device)] = states[kept.to(out.device)]
         assert out is not None
         return out
 

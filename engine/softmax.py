@@ -102,13 +102,12 @@ class Softmax:
         child = child[(self.parent[child] >= 0) & (self.chunk_of[self.parent[child]] >= 0)]
         parent, token = self.parent[child], self.token[child]
         hanging = [
-            (self.base[i] + node, token)
+            np.stack([tree.fringe_node + self.base[i], tree.fringe_token]).astype(np.int64)
             for i, tree in enumerate(self.group.trees)
-            for node, token in sorted({f for found in fringes_of(tree) for f in found})
         ]
-        if hanging:
-            more = np.array(hanging, np.int64)
-            more = more[self.chunk_of[more[:, 0]] >= 0]
+        more = np.unique(np.concatenate(hanging, axis=1), axis=1).T
+        more = more[self.chunk_of[more[:, 0]] >= 0]
+        if len(more):
             parent, token = np.concatenate([parent, more[:, 0]]), np.concatenate([token, more[:, 1]])
             child = np.concatenate([child, np.full(len(more), -1)])
         place = np.empty(self.base[-1], np.int64)
@@ -184,8 +183,3 @@ class Softmax:
                 logw[below] = logw[above] + logp
             else:
                 self.fringe_logp[above, t] = logp
-
-
-def fringes_of(tree: ContextTree) -> Iterator[list[tuple[int, int]]]:
-    """The fringe of every place of a tree."""
-    yield from tree.fringe.values()

@@ -179,6 +179,11 @@ class Splitter:
             spans = out
         return [end for begin, end, closed, _ in spans if closed and end > begin]
 
+    def forget(self) -> None:
+        """Empty the caches that grow with the text. What is already given out stays right."""
+        self._pieces.clear()
+        self._certain.clear()
+
     def reduce(self, pending: str) -> str:
         """The part of a pending class string on which later cuts depend: all of it, or its last byte (byte units)."""
         if not self.byte_units or not pending:

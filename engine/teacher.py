@@ -10,11 +10,12 @@ Letters: B sequences, N nodes of one window (padded), D hidden size, C rows of o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
@@ -99,19 +100,19 @@ class Teacher:
 class Window:
     """Nodes that one pass scores together: parents before children, -1 for the first; depth is the position id."""
 
-    token: list[int]
-    parent: list[int]
-    depth: list[int]
+    token: Sequence[int] | np.ndarray
+    parent: Sequence[int] | np.ndarray
+    depth: Sequence[int] | np.ndarray
 
     @property
     def branched(self) -> bool:
         """Whether some node's parent is not simply the node before it."""
-        return any(p != i - 1 for i, p in enumerate(self.parent))
+        return not np.array_equal(self.parent, np.arange(-1, len(self.parent) - 1))
 
 
 def _fill_ancestors(mask_NN: torch.Tensor, window: Window) -> None:
     """mask[i, j] = j is i or an ancestor of i. A run of nodes that follow each other copies its parent's row."""
-    for node, parent in enumerate(window.parent):
+    for node, parent in enumerate(np.asarray(window.parent).tolist()):
         if parent >= 0:
             mask_NN[node] |= mask_NN[parent]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -132,21 +133,18 @@ class Vocabulary:
         """
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         raw = text.encode("utf-8")
-        pieces = [self.token_bytes[i] for i in ids]
-        for index, (token_id, piece) in enumerate(zip(ids, pieces, strict=True)):
-            if piece is None:
-                what = "unknown_token" if token_id == self.unk_id else "not_reversible"
-                raise BadDocument(
-                    what, f"tokenizer {self.name}: token {index} of the text is the special {token_id}, not text"
-                )
-        joined = b"".join(p for p in pieces if p is not None)
+        pieces = [p for i in ids if (p := self.token_bytes[i]) is not None]
+        if len(pieces) < len(ids):
+            index = next(k for k, i in enumerate(ids) if self.token_bytes[i] is None)
+            what = "unknown_token" if ids[index] == self.unk_id else "not_reversible"
+            raise BadDocument(
+                what, f"tokenizer {self.name}: token {index} of the text is the special {ids[index]}, not text"
+            )
+        joined = b"".join(pieces)
         if joined != self.prefix_bytes + raw:
             raise BadDocument("not_reversible", self._where_it_differs(joined, raw))
-        ends, end = [], -len(self.prefix_bytes)
-        for piece in pieces:
-            end += len(piece or b"")
-            ends.append(max(end, 0))
-        return ids, ends
+        ends = list(accumulate(map(len, pieces), initial=-len(self.prefix_bytes)))[1:]
+        return ids, [max(end, 0) for end in ends] if self.prefix_bytes else ends
 
     def _where_it_differs(self, joined: bytes, raw: bytes) -> str:
         want = self.prefix_bytes + raw

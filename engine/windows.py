@@ -3,6 +3,8 @@
 A document longer than the teacher's context is read in windows of trunk tokens that overlap by `overlap`; every node's
 distribution comes from the one window that owns it, in which it has at least `overlap` tokens before it (the first
 window owns from its start). Nothing is cut off.
+
+Letters: N nodes of a tree, W nodes of a window.
 """
 
 from __future__ import annotations
@@ -10,60 +12,60 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.contexts import NO_NODE, ContextTree
+import numpy as np
+
+from engine.contexts import ContextTree
 from engine.teacher import Window
 
-_MASK_CELLS = 1 << 26  # a batch's boolean mask [B, N, N] stays below 64 MiB
+_MASK_CELLS = 1 << 26  # a batch's boolean mask [B, W, W] stays below 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedWindow:
-    """A window and which of its nodes it owns: `nodes[i]` is the tree node of the window's i-th node if `owned[i]`."""
+    """A window and which of its nodes it owns: `nodes[i]` is the tree node of the window's i-th node if `owned[i]`.
+
+    nodes: int64 [W], owned: bool [W].
+    """
 
     window: Window
-    nodes: list[int]
-    owned: list[bool]
+    nodes: np.ndarray
+    owned: np.ndarray
 
 
 def windows_of(tree: ContextTree, *, max_length: int, overlap: int) -> list[OwnedWindow]:
     """Windows of one tree; together they own every node once. Raises ValueError when max_length leaves no room."""
-    if max(tree.depth) < max_length:
-        window = Window(tree.token, tree.parent, tree.depth)
-        return [OwnedWindow(window, list(range(len(tree.token))), [True] * len(tree.token))]
-    trunk_index = {node: i for i, node in enumerate(tree.trunk)}
-    anchor = [-1] * len(tree.token)
-    hanging = [0] * len(tree.token)  # tokens between a branch node and the trunk
-    for node in range(len(tree.token)):
-        if node in trunk_index:
-            anchor[node] = trunk_index[node]
-        elif tree.parent[node] != NO_NODE and node > tree.given:
-            anchor[node] = anchor[tree.parent[node]]
-            hanging[node] = hanging[tree.parent[node]] + 1
-    head = [n for n in range(len(tree.token)) if anchor[n] < 0 and hanging[n] == 0]  # BOS tokens
-    room = max_length - len(head) - max(hanging)
+    size, trunk = len(tree.token), tree.trunk.astype(np.int64)
+    if tree.depth.max() < max_length:
+        return [OwnedWindow(Window(tree.token, tree.parent, tree.depth), np.arange(size), np.ones(size, bool))]
+    head = int(trunk[0])  # nodes before the trunk: BOS tokens
+    first_branch = head + len(trunk)
+    branches = np.arange(first_branch, size)
+    root = tree.parent[branches]  # of each branch: the trunk or BOS node that it hangs off
+    while (deep := root >= first_branch).any():
+        root[deep] = tree.parent[root[deep]]
+    hanging = tree.depth[branches] - tree.depth[root]  # tokens between a branch node and the trunk
+    anchor = np.maximum(root - head, -1)  # its place in the trunk; -1 off a BOS
+    room = max_length - head - int(hanging.max(initial=0))
     if room <= overlap:
         raise ValueError(
             f"max_length {max_length} leaves room for {room} trunk tokens, not more than the overlap of {overlap}"
         )
-    by_anchor: dict[int, list[int]] = {}
-    for node in range(len(tree.token)):
-        if hanging[node]:
-            by_anchor.setdefault(anchor[node], []).append(node)
     out, start = [], 0
+    at = np.empty(size, np.int64)  # tree node -> its place in the window
     while True:
-        stop = min(len(tree.trunk), start + room)
+        stop = min(len(trunk), start + room)
         first_owned = -1 if start == 0 else start + overlap
-        trunk = tree.trunk[start:stop]
-        branches = [n for a in range(first_owned, stop) for n in by_anchor.get(a, [])]
-        nodes = [*head, *trunk, *sorted(branches)]
-        at = {node: i for i, node in enumerate(nodes)}
-        parent = [at.get(tree.parent[n], -1) if n not in trunk_index else i - 1 for i, n in enumerate(nodes)]
-        depth: list[int] = []
-        for p in parent:
-            depth.append(depth[p] + 1 if p >= 0 else 0)
-        owned = [anchor[n] >= first_owned if n not in head else start == 0 for n in nodes]
-        out.append(OwnedWindow(Window([tree.token[n] for n in nodes], parent, depth), nodes, owned))
-        if stop == len(tree.trunk):
+        mine = (anchor >= first_owned) & (anchor < stop)
+        spine = np.concatenate([np.arange(head), trunk[start:stop]])
+        nodes = np.concatenate([spine, branches[mine]])
+        at[nodes] = np.arange(len(nodes))
+        parent = np.concatenate([np.arange(-1, len(spine) - 1), at[tree.parent[branches[mine]]]])
+        depth = np.concatenate([np.arange(len(spine)), at[root[mine]] + hanging[mine]])
+        owned = np.ones(len(nodes), bool)
+        if start:
+            owned[: head + overlap] = False
+        out.append(OwnedWindow(Window(tree.token[nodes], parent, depth), nodes, owned))
+        if stop == len(trunk):
             return out
         start = stop - overlap
 

@@ -14,8 +14,9 @@ import torch
 
 from engine.bpe import build_merge_table
 from engine.canonical import CanonicalNext, State
-from engine.contexts import ContextBuilder, ContextTree, characters_from
+from engine.contexts import ContextBuilder, ContextTree
 from engine.kinds import characters_beginning, open_tail
+from engine.pending import characters_from
 from engine.split import build_splitter
 from engine.vocab import Vocabulary
 from schemas.errors import IdentityError

@@ -104,11 +104,19 @@ def continued(text: str, place: int, more: list[str]) -> Iterator[str]:
             yield head + tail
 
 
-def walk(tree: ContextTree, path: list[int]) -> tuple[int, int]:
+def children(tree: ContextTree) -> dict[tuple[int, int], int]:
+    """(parent, token) -> node."""
+    pairs = zip(tree.parent.tolist(), tree.token.tolist(), strict=True)
+    out = {pair: node for node, pair in enumerate(pairs)}
+    assert len(out) == len(tree.token)  # no context twice
+    return out
+
+
+def walk(tree: ContextTree, below: dict[tuple[int, int], int], path: list[int]) -> tuple[int, int]:
     """(node reached, number of tokens of `path` that the tree holds) from the given token on."""
     node = tree.given
     for k, token in enumerate(path):
-        child = tree.children.get((node, token))
+        child = below.get((node, token))
         if child is None:
             return node, k
         node = child
@@ -118,8 +126,8 @@ def walk(tree: ContextTree, path: list[int]) -> tuple[int, int]:
 def path_to(tree: ContextTree, node: int) -> list[int]:
     out = []
     while node > tree.given:
-        out.append(tree.token[node])
-        node = tree.parent[node]
+        out.append(int(tree.token[node]))
+        node = int(tree.parent[node])
     return out[::-1]
 
 
@@ -148,7 +156,8 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
         places = range(len(data) - shift + 1)
         places = sorted(rng.sample(places, min(16, len(places))))
         tree = make.build(data, ids, [place + shift for place in places], given_token(vocab))
-        several += sum(len(nodes) > 1 for nodes in tree.at_byte.values())
+        below = children(tree)
+        several += sum(len(tree.at_byte(place)) > 1 for place in tree.places.tolist())
         for place in places:
             for other in set(continued(text, place, rng.sample(CONTINUATIONS, 8))):
                 tokens = encodable(vocab, other)
@@ -156,8 +165,8 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
                 if tokens is None or count is None or (place == 0 and count):
                     continue
                 seen += 1
-                node, held = walk(tree, tokens[:count])
-                if held < count or node not in tree.at_byte.get(place + shift, []):
+                node, held = walk(tree, below, tokens[:count])
+                if held < count or node not in tree.at_byte(place + shift):
                     missing += 1
                     examples.append((text, place, other, tokens[:count]))
     assert seen > 80
@@ -181,7 +190,8 @@ def test_every_node_is_a_context_of_some_text(name: str) -> None:
     shift = len(vocab.prefix_bytes)
     for text, ids, data in documents(name, (3 if name in QWEN_SUBSETS else 5) * EFFORT):
         tree = make.build(data, ids, list(range(shift, len(data) + 1)), given_token(vocab))
-        for place, nodes in tree.at_byte.items():
+        for place in tree.places.tolist():
+            nodes = tree.at_byte(place)
             wanted = {tuple(path_to(tree, node)) for node in nodes}
             assert all(tree.end[node] == place for node in nodes) and len(wanted) == len(nodes)
             inside = place < len(data) and data[place] & 0xC0 == 0x80
@@ -205,17 +215,19 @@ def test_the_trunk_is_the_document_and_parents_come_first(name: str) -> None:
     for _, ids, data in documents(name, 10):
         wanted = sorted(rng.sample(range(len(data) + 1), min(6, len(data))))
         tree = make.build(data, ids, wanted, given_token(vocab))
-        assert [tree.token[n] for n in tree.trunk] == ids and tree.token[tree.given] == given_token(vocab)[-1]
+        below = children(tree)
+        assert tree.token[tree.trunk].tolist() == ids and tree.token[tree.given] == given_token(vocab)[-1]
         assert tree.end[tree.trunk[-1]] == len(data)
-        for node, parent in enumerate(tree.parent):
+        for node, parent in enumerate(tree.parent.tolist()):
             assert parent < node and tree.depth[node] == (0 if parent == NO_NODE else tree.depth[parent] + 1)
             if parent != NO_NODE:
                 assert tree.end[node] == tree.end[parent] + len(vocab.token_bytes[tree.token[node]] or b"")
-                assert tree.children[parent, tree.token[node]] == node
                 assert data[tree.end[parent] : tree.end[node]] == vocab.token_bytes[tree.token[node]]
-        assert set(tree.at_byte) == set(wanted)
-        for place, nodes in tree.at_byte.items():
-            on_trunk = [n for n in tree.trunk if tree.end[n] == place]
+        assert tree.places.tolist() == wanted and len(below) == len(tree.token)
+        assert tree.at_byte(-1) == tree.at_byte(len(data) + 1) == tree.fringe(len(data) + 1) == []
+        for place in wanted:
+            nodes = tree.at_byte(place)
+            on_trunk = [n for n in tree.trunk.tolist() if tree.end[n] == place]
             assert set(on_trunk[-1:]) <= set(nodes) and len(set(nodes)) == len(nodes)
 
 
@@ -234,13 +246,14 @@ def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
     for text, ids, data in documents(name, (3 if name in QWEN_SUBSETS else 8) * EFFORT):
         wanted = sorted(rng.sample(range(shift, len(data) + 1), min(len(data) - shift, 1 + len(data) // 4)))
         tree = make.build(data, ids, wanted, given_token(vocab))
+        below = children(tree)
         entries: dict[tuple[int, ...], int] = {}
         for place in wanted:
-            fringe = set(tree.fringe[place])
-            assert len(fringe) == len(tree.fringe[place])
+            fringe = set(tree.fringe(place))
+            assert len(fringe) == len(tree.fringe(place))
             for node, token in fringe:
                 end = tree.end[node] + len(vocab.token_bytes[token] or b"")
-                assert (node, token) not in tree.children and end < place
+                assert (node, token) not in below and end < place
                 entries[(*path_to(tree, node), token)] = end
             for other in continued(text, place - shift, CONTINUATIONS):
                 tokens = encodable(vocab, other)
@@ -251,7 +264,7 @@ def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
                     continue
                 crossing += 1
                 count = boundaries(vocab, tokens)[at]
-                node, held = walk(tree, tokens[:count])
+                node, held = walk(tree, below, tokens[:count])
                 if held < count:
                     outside += 1
                     if (node, tokens[held]) not in fringe:
@@ -287,9 +300,9 @@ def test_whole_words_of_ignore_merges_are_second_contexts(tmp_path: Path) -> Non
     assert vocab.encode("abab")[0] == [whole] and vocab.encode("ababc")[0] == [ab, vocab.id_of_bytes[b"abc"]]
     for text in ("abab", "ababab", "abab\n"):
         tree = make.build(text.encode(), vocab.encode(text)[0], [4], (0,))
-        assert sorted(path_to(tree, n) for n in tree.at_byte[4]) == sorted([[whole], [ab, ab]])
+        assert sorted(path_to(tree, n) for n in tree.at_byte(4)) == sorted([[whole], [ab, ab]])
     tree = make.build(b"abab\n", vocab.encode("abab\n")[0], [2], (0,))
-    assert [path_to(tree, n) for n in tree.at_byte[2]] == [[ab]]
+    assert [path_to(tree, n) for n in tree.at_byte(2)] == [[ab]]
 
 
 def test_contexts_in_runs_of_whitespace(tmp_path: Path) -> None:
@@ -304,8 +317,8 @@ def test_contexts_in_runs_of_whitespace(tmp_path: Path) -> None:
     ]
     for text in ("ab  abc", "ab   abc"):
         tree = make.build(text.encode(), vocab.encode(text)[0], [3, 4], (0,))
-        assert [path_to(tree, n) for n in tree.at_byte[3]] == [[ab, space]]
-        assert sorted(path_to(tree, n) for n in tree.at_byte[4]) == sorted([[ab, space, space], [ab, two]])
+        assert [path_to(tree, n) for n in tree.at_byte(3)] == [[ab, space]]
+        assert sorted(path_to(tree, n) for n in tree.at_byte(4)) == sorted([[ab, space, space], [ab, two]])
 
 
 def test_without_bos_the_first_token_is_given(tmp_path: Path) -> None:
@@ -313,22 +326,24 @@ def test_without_bos_the_first_token_is_given(tmp_path: Path) -> None:
     ids = vocab.encode("abab\nab")[0]
     tree = make.build(b"abab\nab", ids, [0, 2, 4, 5, 6, 7], ())
     assert tree.given == 0 and tree.token[0] == ids[0] and tree.parent[0] == NO_NODE
-    assert 2 not in tree.at_byte and 0 not in tree.at_byte  # before the end of the given token there is nothing to ask
-    for nodes in tree.at_byte.values():
-        for node in nodes:
+    assert tree.places.tolist() == [4, 5, 6, 7]  # before the end of the given token there is nothing to ask
+    for place in tree.places.tolist():
+        for node in tree.at_byte(place):
             while tree.parent[node] != NO_NODE:
                 node = tree.parent[node]
             assert node == 0
     with pytest.raises(BadDocument) as caught:
         make.build(b"ab", vocab.encode("ab")[0], [2], ())
     assert caught.value.reason == "too_short" and "1 teacher token" in caught.value.detail
-    assert make.build(b"ab", vocab.encode("ab")[0], [2], (0,)).trunk == [1]
+    assert make.build(b"ab", vocab.encode("ab")[0], [2], (0,)).trunk.tolist() == [1]
 
 
 def test_several_given_tokens(tmp_path: Path) -> None:
     vocab, make = small(tmp_path)
     tree = make.build(b"ab", vocab.encode("ab")[0], [0, 1, 2], (1, 2, 3))
-    assert tree.given == 2 and tree.token[:3] == [1, 2, 3] and tree.end[:3] == [0, 0, 0] and tree.at_byte[0] == [2]
+    assert (
+        tree.given == 2 and tree.token[:3].tolist() == [1, 2, 3] and not tree.end[:3].any() and tree.at_byte(0) == [2]
+    )
     assert [tree.depth[n] for n in tree.trunk] == [3]
 
 
@@ -342,7 +357,7 @@ def test_without_byte_tokens_nothing_ends_inside_a_character() -> None:
     assert min(tree.token) >= 0 and len(tree.token) == 1 + len(tree.trunk)
     for place in range(1, len(data) + 1):
         inside = place < len(data) and data[place] & 0xC0 == 0x80
-        assert len(tree.at_byte[place]) == (0 if inside else 1)
+        assert len(tree.at_byte(place)) == (0 if inside else 1)
 
 
 @needs_shared
@@ -363,7 +378,7 @@ def test_how_many_contexts_a_byte_has() -> None:
         ids = vocab.encode(text)[0]
         data = vocab.prefix_bytes + text.encode()
         tree = make.build(data, ids, list(range(len(data) + 1)), given_token(vocab))
-        contexts = sum(len(nodes) for nodes in tree.at_byte.values())
+        contexts = len(tree.at_node)
         assert len(data) <= contexts <= 1.1 * len(data)
         assert vocab.kind == "bytelevel" or contexts == len(tree.token)
 

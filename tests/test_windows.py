@@ -3,54 +3,49 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.contexts import NO_NODE, ContextTree
+from engine.contexts import ContextTree
 from engine.teacher import Teacher, Window, load_teacher
 from engine.windows import OwnedWindow, batches, windows_of
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 from tests.runs import ASSETS, TEXTS, score_here, write_run
+from tests.vocabularies import hand_made
 
 VOCAB = 60
 
 
 def random_tree(rng: random.Random, *, given: int, trunk: int, branches: int, deep: int = 3) -> ContextTree:
     """A trunk of `trunk` tokens behind `given` BOS tokens, and branches of up to `deep` tokens hanging off it."""
-    tree = ContextTree()
-    node = NO_NODE
-    for _ in range(given):
-        node = tree.add(node, rng.randrange(VOCAB), 0)
-    tree.given = max(given - 1, 0)
-    for i in range(trunk):
-        node = tree.add(node, rng.randrange(VOCAB), i + 1)
-        tree.trunk.append(node)
+    token = rng.choices(range(VOCAB), k=given + trunk)
+    parent = list(range(-1, given + trunk - 1))
+    end = [0] * given + list(range(1, trunk + 1))
+    above = [0] * len(token)  # tokens between a node and the trunk or the given tokens
     for _ in range(branches):
-        node = rng.choice([n for n in range(len(tree.token)) if n >= tree.given])
+        node = rng.randrange(max(given - 1, 0), len(token))
         for step in range(rng.randrange(1, deep + 1)):
-            if above(tree, node) >= deep:
+            if above[node] >= deep:
                 break
-            node = tree.add(node, VOCAB + rng.randrange(30), tree.end[node] + step + 1)
-    return tree
+            token.append(VOCAB + len(token))
+            parent.append(node)
+            end.append(end[node] + step + 1)
+            above.append(above[node] + 1)
+            node = len(token) - 1
+    return hand_made(token, parent, end, given=given, trunk=trunk)
 
 
-def above(tree: ContextTree, node: int) -> int:
-    """Tokens between a node and the trunk or the given tokens."""
-    count = 0
-    while node not in tree.trunk and node > tree.given:
-        node, count = tree.parent[node], count + 1
-    return count
-
-
-def path(parents: list[int], node: int) -> list[int]:
+def path(parents: Sequence[int] | np.ndarray, node: int) -> list[int]:
     out = [node]
     while parents[out[-1]] >= 0:
-        out.append(parents[out[-1]])
+        out.append(int(parents[out[-1]]))
     return out[::-1]
 
 
@@ -60,13 +55,13 @@ def check(tree: ContextTree, windows: list[OwnedWindow], max_length: int, overla
     for w in windows:
         window = w.window
         assert len(window.token) == len(window.parent) == len(window.depth) == len(w.nodes) == len(w.owned)
-        assert window.token == [tree.token[n] for n in w.nodes] and len(set(w.nodes)) == len(w.nodes)
+        assert np.array_equal(window.token, tree.token[w.nodes]) and len(set(w.nodes)) == len(w.nodes)
         assert max(window.depth) < max_length
         for i, node in enumerate(w.nodes):
             assert window.parent[i] < i and window.depth[i] == len(path(window.parent, i)) - 1
             if not w.owned[i]:
                 continue
-            here = [w.nodes[j] for j in path(window.parent, i)]
+            here = [int(w.nodes[j]) for j in path(window.parent, i)]
             full = path(tree.parent, node)
             if here != full:  # shortened: BOS tokens, then an unbroken run that ends in the node
                 head = full[: tree.given + 1] if tree.given not in tree.trunk else []
@@ -88,8 +83,13 @@ def test_every_node_is_owned_once_with_enough_before_it(given: int, max_length: 
 def test_a_short_document_is_one_window_as_it_is() -> None:
     tree = random_tree(random.Random(0), given=1, trunk=20, branches=10)
     (only,) = windows_of(tree, max_length=64, overlap=16)
-    assert only.nodes == list(range(len(tree.token))) and all(only.owned)
-    assert (only.window.token, only.window.parent, only.window.depth) == (tree.token, tree.parent, tree.depth)
+    assert only.nodes.tolist() == list(range(len(tree.token))) and all(only.owned)
+    for ours, theirs in (
+        (only.window.token, tree.token),
+        (only.window.parent, tree.parent),
+        (only.window.depth, tree.depth),
+    ):
+        assert np.array_equal(ours, theirs)
 
 
 def test_windows_advance_by_all_that_they_have_room_for() -> None:
@@ -129,7 +129,7 @@ def test_rows_of_a_long_document_are_those_of_their_left_context(teacher: Teache
     windows = windows_of(tree, max_length=teacher.max_length, overlap=10)
     assert len(windows) >= 4
     hidden = teacher.hidden([w.window for w in windows])
-    start_of = [next(tree.trunk.index(n) for n in w.nodes if n in tree.trunk) for w in windows]
+    start_of = [next(tree.trunk.tolist().index(n) for n in w.nodes if n in tree.trunk) for w in windows]
     for w, states, start in zip(windows, hidden, start_of, strict=True):
         ours = torch.log_softmax(teacher.logits(states), -1)
         for i in range(0, len(w.nodes), 7):
@@ -137,7 +137,9 @@ def test_rows_of_a_long_document_are_those_of_their_left_context(teacher: Teache
                 continue
             full = path(tree.parent, w.nodes[i])
             # by the rule in words: BOS, then the document from the window's first token on
-            expected = full[:given] + [n for n in full[given:] if n not in tree.trunk or tree.trunk.index(n) >= start]
+            expected = full[:given] + [
+                n for n in full[given:] if n not in tree.trunk or tree.trunk.tolist().index(n) >= start
+            ]
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([[tree.token[n] for n in expected]])).logits[0, -1].float()
             assert (ours[i] - torch.log_softmax(logits, -1)).abs().max() <= 1e-4
@@ -180,7 +182,7 @@ def test_an_overlap_beyond_the_models_length_is_refused_with_the_fix(tmp_path: P
 
 def owned(size: int) -> OwnedWindow:
     window = Window([0] * size, list(range(-1, size - 1)), list(range(size)))
-    return OwnedWindow(window, list(range(size)), [True] * size)
+    return OwnedWindow(window, np.arange(size), np.ones(size, bool))
 
 
 def test_batches_hold_every_window_once_within_the_limit() -> None:

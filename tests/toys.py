@@ -364,8 +364,8 @@ def path_of(tree: ContextTree, node: int, vocabulary: Vocabulary) -> tuple[int, 
     """The text tokens from the root to a node, BOS left out."""
     path: list[int] = []
     while node >= 0:
-        path.append(tree.token[node])
-        node = tree.parent[node]
+        path.append(int(tree.token[node]))
+        node = int(tree.parent[node])
     return tuple(t for t in reversed(path) if t not in vocabulary.specials)
 
 

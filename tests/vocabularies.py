@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.bpe import MergeTable, build_merge_table
-from engine.contexts import ContextBuilder
+from engine.contexts import ContextBuilder, ContextTree
 from engine.split import Splitter, build_splitter
 from engine.vocab import Vocabulary, byte_alphabet, load_vocabulary
 
@@ -86,6 +87,31 @@ def words() -> tuple[str, ...]:
 
     found = {word for text in texts() for word in regex.findall(r"\s?\S+|\s+", text) if len(word) <= 60}
     return tuple(random.Random(0).sample(sorted(found), len(found)))
+
+
+# ==== trees made by hand
+
+
+def hand_made(token: list[int], parent: list[int], end: list[int], *, given: int, trunk: int) -> ContextTree:
+    """A tree of `given` BOS tokens, `trunk` tokens of the document, then branches; nothing wanted."""
+    depth: list[int] = []
+    for p in parent:
+        depth.append(depth[p] + 1 if p >= 0 else 0)
+    nothing, start = np.empty(0, np.int32), np.zeros(1, np.int32)
+    return ContextTree(
+        token=np.array(token, np.int32),
+        parent=np.array(parent, np.int32),
+        end=np.array(end, np.int32),
+        depth=np.array(depth, np.int32),
+        trunk=np.arange(given, given + trunk, dtype=np.int32),
+        given=max(given - 1, 0),
+        places=nothing,
+        at_start=start,
+        at_node=nothing,
+        fringe_start=start,
+        fringe_node=nothing,
+        fringe_token=nothing,
+    )
 
 
 # ==== small tokenizers

@@ -1,0 +1,208 @@
+"""Stage 4b: the subtree of one chunk of text, and the store of the subtrees of all distinct chunks.
+
+A *chunk* is a piece of a document between two certain cuts, the second of which is certain as soon as the next unit is
+read (docs/design.md, definition 5). So the contexts that end inside it, or at its end, depend on its own bytes and the
+trunk node before it only: chunks are small (a word and its space), few, and their subtrees are remembered.
+
+Inside a chunk nodes have *local* numbers: ROOT (-1) is the trunk node where the chunk begins, 0..T-1 its trunk tokens,
+from T on its branches, parents before children. Ends are bytes from the chunk's begin, depths count from ROOT.
+
+Letters: C chunks, T trunk tokens, B branches, P wanted places, A contexts that end at wanted places, F fringe entries.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.bpe import MergeTable
+from engine.pending import PendingCuts, cut_text
+from engine.vocab import Vocabulary
+
+ROOT = -1
+_OUTSIDE = -2  # below another first token than the given one: outside what the teacher was asked
+NO_TOKEN = -1  # in a prefix tree: no tokens spell this prefix (inside a character, where there are no byte tokens)
+_CHUNK_START = "\0"  # the class without any answer: before a certain cut nothing can be asked of
+
+
+@dataclass(slots=True)
+class Subtree:
+    """One chunk's nodes in local numbers. at, fringe: per wanted place, in the order of the places."""
+
+    token: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    at: list[list[int]] = field(default_factory=list)
+    fringe: list[list[tuple[int, int]]] = field(default_factory=list)
+    children: dict[tuple[int, int], int] = field(default_factory=dict)
+    given_first: bool = False
+
+    def add(self, parent: int, token: int, end: int) -> int:
+        """The child of `parent` by `token`, made when it is new; _OUTSIDE below ROOT where the first token is given."""
+        node = self.children.get((parent, token))
+        if node is None:
+            if parent == _OUTSIDE or (parent == ROOT and self.given_first and self.token):
+                return _OUTSIDE
+            node = self.children[parent, token] = len(self.token)
+            self.token.append(token)
+            self.parent.append(parent)
+            self.end.append(end)
+            self.depth.append(self.depth[parent] + 1 if parent >= 0 else 1)
+        return node
+
+
+class ChunkGrower:
+    """Makes subtrees for one teacher vocabulary, byte by byte. Not thread-safe."""
+
+    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, cuts: PendingCuts) -> None:
+        self.vocabulary, self.merges, self.cuts = vocabulary, merges, cuts
+
+    def grow(
+        self, chunk: bytes, places: list[int], trunk: list[int], *, given_first: bool, fringe: bool, shift: int
+    ) -> Subtree:
+        """places: wanted bytes 1..len(chunk), rising; trunk: the chunk's tokens; given_first: no BOS stands before the
+        chunk, so its first token is given. Raises BadDocument("too_long") for a monstrous pre-token."""
+        tree, node, end = Subtree(given_first=given_first), ROOT, 0
+        node_at = {0: ROOT}
+        for token in trunk:
+            end += len(self.vocabulary.token_bytes[token] or b"")
+            node = node_at[end] = tree.add(node, token, end)
+        text = cut_text(self.cuts.splitter, chunk, before=_CHUNK_START, shift=shift)
+        routes: list[
+            tuple[int, int, int, bool, bool]
+        ] = []  # place, head, begin of the growing piece, ends whole, goes on
+        stretch: dict[int, int] = {}  # begin of a piece -> the furthest place in it
+        route_at = [0]
+        for place, (start, unit, begin) in zip(places, text.pendings(places), strict=True):
+            for cuts, whole, goes in self.cuts.ways(text, place, start, unit):
+                head, at = node_at[begin], begin
+                for cut in cuts:
+                    stop = int(text.byte_of[cut])
+                    for token in self._encode_whole(chunk[at:stop]):
+                        at += len(self.vocabulary.token_bytes[token] or b"")
+                        head = tree.add(head, token, at)
+                    at = stop
+                routes.append((place, head, at, whole, goes))
+                stretch[at] = place
+            route_at.append(len(routes))
+        pieces = {at: self.merges.prefix_tree(chunk[at:stop]) for at, stop in stretch.items()}
+        # (head, at) -> length of a prefix of the piece -> its node, for the prefixes whose nodes are known
+        known: dict[tuple[int, int], dict[int, int]] = {}
+        for first, last in zip(route_at, route_at[1:], strict=False):
+            nodes: dict[int, None] = {}
+            for place, head, at, whole, _ in routes[first:last]:
+                prefixes = known.setdefault((head, at), {0: head})
+                self._ends(tree, chunk[at:place], pieces[at], prefixes, at, whole, nodes)
+            nodes.pop(_OUTSIDE, None)
+            tree.at.append(list(nodes))
+        for first, last in zip(route_at, route_at[1:], strict=False) if fringe else ():
+            found: dict[tuple[int, int], None] = {}
+            for place, head, at, _, goes in routes[first:last]:
+                if goes and len(known[head, at]) <= stretch[at] - at:  # else each prefix has its node
+                    found.update(dict.fromkeys(self._fringe(tree, pieces[at], place, head, at)))
+            tree.fringe.append(list(found))
+        return tree
+
+    def _ends(
+        self,
+        tree: Subtree,
+        piece: bytes,
+        spelling: tuple[list[int], list[int]],
+        prefixes: dict[int, int],
+        at: int,
+        whole: bool,
+        nodes: dict[int, None],
+    ) -> None:
+        """Add the nodes at the end of `piece`, which begins at `at`; two where a whole-word-only token can end here."""
+        vocabulary = self.vocabulary
+        added = bool(vocabulary.added_text) and piece.decode("utf-8", "replace") in vocabulary.added_text
+        if not added:  # an added text is never spelt by BPE
+            token, parent = spelling
+            steps, i = [], len(piece)
+            while i not in prefixes:
+                steps.append(i)
+                i = parent[i] if token[i] != NO_TOKEN else 0
+            if not steps or token[steps[-1]] != NO_TOKEN:
+                node = prefixes[i]
+                for i in reversed(steps):
+                    node = prefixes[i] = tree.add(node, token[i], at + i)
+                nodes[node] = None
+        if whole and (added or vocabulary.ignore_merges):  # otherwise the merges give the same tokens
+            node, end = prefixes[0], at
+            for t in self._encode_whole(piece):
+                end += len(vocabulary.token_bytes[t] or b"")
+                node = tree.add(node, t, end)
+            nodes[node] = None
+
+    def _encode_whole(self, piece: bytes) -> list[int]:
+        added = self.vocabulary.added_text.get(piece.decode("utf-8", "replace")) if self.vocabulary.added_text else None
+        return [added] if added is not None else self.vocabulary.bpe(piece)
+
+    def _fringe(self, tree: Subtree, prefix: tuple[list[int], list[int]], place: int, head: int, at: int):
+        """(node, token) of contexts inside the last, still growing piece that are not in the tree but hang off it."""
+        token, parent = prefix
+        nodes = [head] + [_OUTSIDE] * (place - at)
+        for i in range(1, place - at):
+            above = nodes[parent[i]]
+            if token[i] == NO_TOKEN or above == _OUTSIDE:
+                continue
+            child = tree.children.get((above, token[i]))
+            if child is not None:
+                nodes[i] = child
+            elif above != ROOT or not tree.given_first:
+                yield above, token[i]
+
+
+class ChunkStore:
+    """Subtrees of distinct chunks, numbered, end to end in flat int32 pools, one for each width of rows:
+
+    trunk [., 1] token; branch [., 4] token, parent, end, depth; place [., 3] place, contexts there, fringe entries there;
+    at [., 1] node; fringe [., 2] node, token. `size`: about how many bytes are held.
+    """
+
+    WIDTHS = (1, 4, 3, 1, 2)
+
+    def __init__(self) -> None:
+        self.number: dict[bytes, int] = {}  # key of a chunk and the unit behind it -> its number, or that it is none
+        self.same: dict[tuple[bytes, bytes, bytes, bool], int] = {}  # all that a subtree is made of -> its number
+        self.size = 0
+        self._pools = [array("i") for _ in self.WIDTHS]
+        self._starts = array("q", [0] * len(self.WIDTHS))  # rows of each pool before chunk 0, before chunk 1, ...
+
+    def note(self, key: bytes, number: int) -> None:
+        """Remember the number of a key."""
+        self.number[key] = number
+        self.size += len(key) + 150
+
+    def put(self, tree: Subtree, trunk: int, places: list[int]) -> int:
+        """Store a subtree of `trunk` trunk tokens; returns its number."""
+        number = len(self._starts) // len(self.WIDTHS) - 1
+        branches = zip(tree.token[trunk:], tree.parent[trunk:], tree.end[trunk:], tree.depth[trunk:], strict=True)
+        fringe = tree.fringe or [[]] * len(places)
+        counts = ((place, len(at), len(f)) for place, at, f in zip(places, tree.at, fringe, strict=True))
+        self._pools[0].extend(tree.token[:trunk])
+        self._pools[1].extend([value for row in branches for value in row])
+        self._pools[2].extend([value for row in counts for value in row])
+        self._pools[3].extend([node for nodes in tree.at for node in nodes])
+        self._pools[4].extend([value for entries in fringe for row in entries for value in row])
+        self._starts.extend(len(pool) // width for pool, width in zip(self._pools, self.WIDTHS, strict=True))
+        self.size += 4 * (trunk + 4 * len(tree.token) + 5 * len(places)) + 8 * len(self.WIDTHS) + 400
+        return number
+
+    def gather(self, chunks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """For chunks [C] in order: the rows of each pool, int32 [rows, width], and how many rows each has, int64 [5, C]."""
+        starts = np.frombuffer(self._starts, np.int64).reshape(-1, len(self.WIDTHS))
+        first = starts[chunks].T
+        counts = starts[chunks + 1].T - first
+        behind = np.cumsum(counts, axis=1)
+        shift = first - behind + counts
+        rows = []
+        for pool, width, move, count in zip(self._pools, self.WIDTHS, shift, counts, strict=True):
+            index = np.repeat(move, count)
+            index += np.arange(len(index))
+            flat = np.frombuffer(pool, np.int32) if len(pool) else np.empty(0, np.int32)
+            rows.append(flat.reshape(-1, width)[index])
+        return rows, counts
