@@ -40,10 +40,11 @@ class Side:
 
 @dataclass(slots=True)
 class Prepared:
-    """One document ready to be scored. states: what `canonical` knows of every node, None when it is not asked.
+    """One document ready to be scored. data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
     kept: bool [nodes], False for contexts that were pruned; None: none was. bad: (reason, detail) once not finite."""
 
     tree: ContextTree
+    data: bytes
     sides: dict[str, Side]
     states: list[Any] | None = None
     kept: np.ndarray | None = None

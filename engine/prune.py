@@ -55,8 +55,13 @@ class Pruner:
         self.teacher, self.trie, self.real, self.eps = teacher, trie, real, eps
         self.order = torch.from_numpy(trie.order).to(real.device)
 
-    def hidden(self, windows: list[OwnedWindow], trees: list[ContextTree], data: list[bytes]) -> list[torch.Tensor]:
-        """Last hidden states [N, D] of every window (zeros where a context was pruned); `evaluated` is told by `kept`."""
+    def hidden(
+        self, windows: list[OwnedWindow], trees: list[ContextTree], data: list[bytes]
+    ) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+        """For every window: last hidden states [N, D] (zeros where a context was pruned), and bool [N], which were not.
+
+        trees, data: the document of each window, and its prefix and text.
+        """
         growing = [self._start(w, t, d) for w, t, d in zip(windows, trees, data, strict=True)]
         spines = [
             Window(g.owned.window.token[: g.spine], g.owned.window.parent[: g.spine], g.owned.window.depth[: g.spine])
@@ -77,16 +82,12 @@ class Pruner:
             more = growth.add([self._round(g, nodes) for g, nodes in zip(growing, fresh, strict=True)])
             for made, nodes, states in zip(out, fresh, more, strict=True):
                 made[torch.from_numpy(nodes).to(made.device)] = states
-        self.kept = [g.evaluated for g in growing]
-        return out
+        return out, [g.evaluated for g in growing]
 
     def _start(self, owned: OwnedWindow, tree: ContextTree, data: bytes) -> _Growing:
         parent = np.asarray(owned.window.parent, np.int64)
         size = len(parent)
-        follows = np.flatnonzero(parent != np.arange(-1, size - 1))
-        spine = int(follows[0]) if len(follows) else size
-        trunk = np.isin(owned.nodes, np.concatenate([np.arange(tree.given + 1), tree.trunk]))
-        spine = max(spine, int(trunk.sum()))
+        spine = int(np.searchsorted(owned.nodes, int(tree.trunk[-1]), side="right"))  # BOS, trunk, then branches
         end = np.asarray(tree.end, np.int64)[owned.nodes]
         branches = np.arange(spine, size)
         above, branch, current = [], [], parent[branches]

@@ -22,10 +22,12 @@ from engine.bpe import build_merge_table
 from engine.contexts import ContextBuilder
 from engine.corpus import Document
 from engine.emit import Emitter, Prepared, Side
+from engine.evaluate import hidden_states
 from engine.exact import exact_side
 from engine.exact_rows import Refinement
 from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
 from engine.positions import Rows
+from engine.prune import Pruner
 from engine.pushforward import PushForward
 from engine.regime import bos_of, regimes_of
 from engine.rules import RuleBook, TeacherTokens
@@ -33,7 +35,6 @@ from engine.split import build_splitter
 from engine.teacher import load_teacher
 from engine.trie import Trie, build_trie
 from engine.vocab import load_vocabulary
-from engine.windows import OwnedWindow, batches, windows_of
 from schemas.errors import BadDocument, IdentityError, TeacherError
 from schemas.runfile import RunConfig
 from schemas.target import ROW_SCHEMA
@@ -111,6 +112,10 @@ class Scorer:
             product: Refinement.make(trie, expansion.size, expansion.end_id, ends, specials, teacher.device)
             for product, (expansion, trie) in self.expansions.items()
         }
+        self.pruner = None
+        if targets.eps > 0:
+            trie = self.expansions[BYTES][1] if targets.bytes else build_trie(byte_expansion(vocabulary))
+            self.pruner = Pruner(teacher, trie, real, targets.eps)
         top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in self._products()}
         self.emitter = Emitter(top_k, real, fast, exact)
 
@@ -180,7 +185,7 @@ class Scorer:
                 places = np.array(byte_ends) + len(prefix)
                 side.exact = exact_side(tree, *self._refined(product), np.array(token_ids), places)
             out[product] = side
-        return Prepared(tree, out)
+        return Prepared(tree, prefix + text, out)
 
     def _refined(self, product: str) -> tuple[Trie, Expansion]:
         expansion, trie = self.expansions[product]
@@ -207,7 +212,9 @@ class Scorer:
             return
         prepared = [p for _, p in group]
         try:
-            rows = self.emitter.emit(prepared, self._hidden(prepared), self.teacher.logits)
+            rows = self.emitter.emit(
+                prepared, hidden_states(self.teacher, prepared, self.run.teacher, self.pruner), self.teacher.logits
+            )
         except (IdentityError, torch.OutOfMemoryError) as error:
             if len(group) > 1:
                 for _, p in group:
@@ -231,31 +238,6 @@ class Scorer:
         for product, table in tables.items():
             _add_sums(stats, product, rows[product], good, table.num_rows)
         yield tables, refused
-
-    def _hidden(self, docs: list[Prepared]) -> torch.Tensor:
-        """Last hidden states [N, D] of all nodes of the group, document after document."""
-        config = self.run.teacher
-        windows: list[tuple[int, OwnedWindow]] = []
-        base = 0
-        for doc in docs:
-            try:
-                cut = windows_of(doc.tree, max_length=self.teacher.max_length, overlap=config.overlap)
-            except ValueError as error:
-                raise TeacherError(f"[teacher] {error}; lower [teacher] overlap or raise max_length") from error
-            windows += [(base, w) for w in cut]
-            base += len(doc.tree.token)
-        out: torch.Tensor | None = None
-        for batch in batches([w for _, w in windows], config.batch_tokens):
-            hidden = self.teacher.hidden([windows[i][1].window for i in batch])
-            for index, states in zip(batch, hidden, strict=True):
-                start, owned = windows[index]
-                if out is None:
-                    out = torch.empty((base, states.shape[1]), dtype=states.dtype, device=states.device)
-                keep = np.flatnonzero(owned.owned)
-                to, kept = torch.from_numpy(start + owned.nodes[keep]), torch.from_numpy(keep)
-                out[to.to(out.device)] = states[kept.to(out.device)]
-        assert out is not None
-        return out
 
     def _table(self, product: str, group: list[tuple[Document, Prepared]], good: list[int], rows: Rows) -> pa.Table:
         spans = [(rows.start[i], rows.start[i + 1]) for i in good]

@@ -339,7 +339,7 @@ class Pair:
             data = np.frombuffer(prefix + raw, np.uint8)
             exact = exact_side(tree, trie, expansion, data, np.arange(1, len(data) + 1), skip=shift)
             sides[BYTES] = Side(np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact)
-        return Prepared(tree, sides)
+        return Prepared(tree, prefix + raw, sides)
 
     def emit(
         self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None

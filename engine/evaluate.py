@@ -1,0 +1,55 @@
+"""Stage 5e: a group of documents in, the last hidden state of every context out.
+
+Trees are cut into windows that fit the teacher, windows are batched, and each context's state is taken from the window that
+owns it. With pruning, some contexts are left out and the documents are told which were kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.emit import Prepared
+from engine.prune import Pruner
+from engine.teacher import Teacher
+from engine.windows import OwnedWindow, batches, windows_of
+from schemas.errors import TeacherError
+from schemas.settings import TeacherConfig
+
+
+def hidden_states(
+    teacher: Teacher, docs: list[Prepared], config: TeacherConfig, pruner: Pruner | None = None
+) -> torch.Tensor:
+    """Last hidden states [N, D] of all nodes of the group, document after document; those of pruned contexts are zeros.
+
+    Sets `kept` of every document when there is a pruner. Raises TeacherError when `overlap` leaves no room in a window.
+    """
+    windows: list[tuple[int, int, OwnedWindow]] = []  # (document, number of its first node, window)
+    base = 0
+    for i, doc in enumerate(docs):
+        try:
+            cut = windows_of(doc.tree, max_length=teacher.max_length, overlap=config.overlap)
+        except ValueError as error:
+            raise TeacherError(f"[teacher] {error}; lower [teacher] overlap or raise max_length") from error
+        windows += [(i, base, w) for w in cut]
+        base += len(doc.tree.token)
+        doc.kept = np.zeros(len(doc.tree.token), bool) if pruner else None
+    out: torch.Tensor | None = None
+    for batch in batches([w for _, _, w in windows], config.batch_tokens):
+        chosen = [windows[index] for index in batch]
+        if pruner is None:
+            hidden, kept = teacher.hidden([w.window for _, _, w in chosen]), None
+        else:
+            trees, data = [docs[i].tree for i, _, _ in chosen], [docs[i].data for i, _, _ in chosen]
+            hidden, kept = pruner.hidden([w for _, _, w in chosen], trees, data)
+        for at, ((i, start, owned), states) in enumerate(zip(chosen, hidden, strict=True)):
+            if out is None:
+                out = torch.zeros((base, states.shape[1]), dtype=states.dtype, device=states.device)
+            mine = np.flatnonzero(owned.owned)
+            to, rows = torch.from_numpy(start + owned.nodes[mine]), torch.from_numpy(mine)
+            out[to.to(out.device)] = states[rows.to(out.device)]
+            known = docs[i].kept
+            if kept is not None and known is not None:
+                known[owned.nodes[mine]] = kept[at][mine]
+    assert out is not None
+    return out
