@@ -74,7 +74,7 @@ def lay_out(windows: Sequence[Window], rows: Sequence[Sequence[int]]) -> Rows:
             parent[at, here:there] = np.where(above >= 0, above + here, -1)
             start[index] = (at, here)
             here = there
-        token[at, here:] = token[at, 0]
+        token[at, here:] = token[at, :1]
     return Rows(token, parent, depth, start)
 
 

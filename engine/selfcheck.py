@@ -51,6 +51,9 @@ def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int,
     strange = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if strange:
         return Found(None, False, f"layers of the kind {', '.join(sorted(strange))}")
+    size = getattr(text, "max_position_embeddings", None)
+    if any(b.ndim >= 2 and b.shape[-1] == b.shape[-2] == size for b in decoder.model.buffers()):
+        return Found(None, False, f"a fixed table of which of {size} places see which")
     why = ""
     for masking in maskings(text, max_length):
         tried = replace(decoder, masking=masking)

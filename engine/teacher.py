@@ -174,7 +174,7 @@ def _check_logits(decoder: Decoder, log_probs: LogProbs, vocab: int, size: int, 
 
 def _logits_function(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
     def logits(hidden_CD: torch.Tensor) -> torch.Tensor:

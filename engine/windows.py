@@ -81,8 +81,8 @@ def batches(windows: list[OwnedWindow], batch_tokens: int) -> Iterator[list[int]
         for index in (i for i in order if branched[i] is packed):
             size = len(windows[index].nodes)
             row = next((r for r, free in enumerate(room) if packed and free >= size), None)
-            cells = (len(room) + 1) * width * width if packed else 0
-            if row is None and batch and ((len(room) + 1) * width > batch_tokens or cells > MASK_CELLS):
+            places = (len(room) + 1) * width
+            if row is None and batch and (places > batch_tokens or places * width > MASK_CELLS):
                 yield batch
                 batch, room = [], []
             if not batch:
