@@ -17,8 +17,13 @@ Tokenizers, and what they allow (docs/design.md, section 2):
 
 The teacher (section 3):
   contexts     the canonical teacher contexts that a document needs, as a tree
-  teacher      context trees -> hidden states -> logits
-  windows      trees that fit the teacher's context, batched by length
+  teacher      a model, loaded and checked: context trees -> hidden states -> logits
+  forest       trees side by side in the rows of a batch
+  masks        what each node attends to, as each architecture takes it
+  forward      the three ways to run a decoder: chains, trees, paths
+  growth       trees scored in rounds, with keys and values kept
+  selfcheck    which way a loaded model may be run, found by trying
+  windows      trees that fit the teacher's context, batched and packed
 
 From teacher to student (section 4):
   ranges       what a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer

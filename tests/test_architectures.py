@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoConfig
@@ -142,6 +144,15 @@ def test_a_round_that_does_not_fit_is_refused(saved: Path, name: str) -> None:
         growth.add([chain(0, 2)])
     with pytest.raises(ValueError, match="window 1: new node 0 has parent 3, but it is number 3"):
         growth.add([Window([], [], []), Window([1], [3], [3])])
+
+
+@pytest.mark.parametrize("name", ["qwen2-last-layers", "mamba"])
+def test_windows_may_be_arrays(saved: Path, name: str) -> None:
+    teacher = load(saved / name)
+    arrays: list[Any] = [Window(*map(np.asarray, (w.token, w.parent, w.depth))) for w in FOREST[1:]]  # type: ignore
+    truth = logps(teacher, FOREST[1:])
+    assert gap(logps(teacher, arrays), truth) == 0.0
+    assert gap(rounds(teacher, arrays, 0), truth) <= TOLERANCE
 
 
 def test_rounds_in_steps_give_the_same(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
