@@ -40,15 +40,24 @@ class Decoder:
         return [out[i, : len(w.token)] for i, w in enumerate(windows)]
 
     def trees(self, windows: Sequence[Window]) -> list[torch.Tensor]:
-        """Hidden states [n, D] of any windows, in one pass."""
-        rows = lay_out(windows, pack([len(w.token) for w in windows]))
+        """Hidden states [n, D] of any windows, in one pass, and again apart for rows in which some are not finite.
+
+        Under a dense mask one NaN spoils its whole row, so that otherwise the wrong documents would be blamed for it.
+        """
+        packed = pack([len(w.token) for w in windows])
+        rows = lay_out(windows, packed)
         token, parent, depth = rows.token, rows.parent, rows.depth
         if self.kernel == "flex_attention":
             missing = -token.shape[1] % _FLEX_BLOCK
             token, depth = (np.pad(a, ((0, 0), (0, missing))) for a in (token, depth))
             parent = np.pad(parent, ((0, 0), (0, missing)), constant_values=-1)
         out = self.masked(self._put(token), reach_of(parent, depth, self.device), 0, self.kernel)
-        return [out[row, at : at + len(w.token)] for w, (row, at) in zip(windows, rows.start, strict=True)]
+        states = [out[row, at : at + len(w.token)] for w, (row, at) in zip(windows, rows.start, strict=True)]
+        if len(packed) < len(windows):
+            finite = torch.isfinite(out).flatten(1).all(1).tolist()
+            for index in (i for at, row in enumerate(packed) if len(row) > 1 and not finite[at] for i in row):
+                states[index] = self.trees([windows[index]])[0]
+        return states
 
     def paths(self, windows: Sequence[Window]) -> list[torch.Tensor]:
         """The same by one sequence for each leaf, in passes of at most `path_tokens` padded tokens (or one sequence)."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from engine.forest import Window, ancestors_too, lay_out, pack
+from engine.forest import Window, ancestors_too, lay_out
 from engine.forward import MASK_CELLS, Decoder
 from engine.masks import Reach, reach_of
 
@@ -37,13 +37,16 @@ class Growth:
 
 
 class CachedGrowth(Growth):
-    """Growth over one cache. Places of a row, padding included, stay where they were when the next round is added."""
+    """Growth over one cache. Places of a row, padding included, stay where they were when the next round is added.
+
+    One window to a row: trunks take no mask so, and what is not finite in one window cannot spoil another.
+    """
 
     def __init__(self, decoder: Decoder, windows: Sequence[Window]) -> None:
         self._decoder = decoder
         self._cache = DynamicCache()  # without the config: full layers; one made from it would crop sliding layers
         chains = not any(w.branched for w in windows)
-        self._rows = [[i] for i in range(len(windows))] if chains else pack([len(w.token) for w in windows])
+        self._rows = [[i] for i in range(len(windows))]
         first = lay_out(windows, self._rows)
         self._parent, self._depth = first.parent, first.depth
         self._place = [at + np.arange(len(w.token)) for w, (_, at) in zip(windows, first.start, strict=True)]

@@ -113,6 +113,12 @@ def load(path: Path, **settings: Any) -> Teacher:
 
 
 @cache
+def loaded(path: Path) -> Teacher:
+    """One teacher for many tests; whoever changes it takes `load`."""
+    return load(path)
+
+
+@cache
 def reference(path: Path) -> Any:
     """The model as transformers loads it when attention is computed in the plainest way."""
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()

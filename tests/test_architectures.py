@@ -28,6 +28,7 @@ from tests.decoders import (
     alone,
     chain,
     load,
+    loaded,
     logps,
     random_window,
     reference,
@@ -74,7 +75,7 @@ def rounds(teacher: Teacher, windows: list[Window], seed: int) -> list[torch.Ten
 
 @pytest.mark.parametrize("name", TREES)
 def test_packed_trees_and_rounds_give_what_each_context_alone_gives(saved: Path, name: str) -> None:
-    teacher, model = load(saved / name), reference(saved / name)
+    teacher, model = loaded(saved / name), reference(saved / name)
     assert (teacher.attention, teacher.why, teacher.reuse) == ("tree", "", True)
     assert len(pack([len(w.token) for w in FOREST])) == 2  # several documents in a row
     truth = [alone(model, w) for w in FOREST]
@@ -101,9 +102,9 @@ def test_what_takes_no_tree_gives_the_same_by_paths_and_says_why(saved: Path, na
         load(saved / name, attention="tree")
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-window", "mistral-window", "qwen2-last-layers"])
 def test_tree_and_paths_agree(saved: Path, name: str) -> None:
-    chosen, paths = load(saved / name), load(saved / name, attention="paths", batch_tokens=64)
+    chosen, paths = loaded(saved / name), load(saved / name, attention="paths", batch_tokens=64)
     assert paths.attention == "paths" and paths.why == 'the run file says attention = "paths"'
     windows = [random_window(7, 26), chain(8, 20)]
     assert gap(logps(chosen, windows), logps(paths, windows)) <= TOLERANCE
@@ -112,7 +113,7 @@ def test_tree_and_paths_agree(saved: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3-window", "mistral-window", "gpt_neox"])
 def test_the_company_in_a_pass_changes_nothing(saved: Path, name: str) -> None:
-    teacher = load(saved / name)
+    teacher = loaded(saved / name)
     windows = [random_window(0, 18), chain(1, 9), random_window(2, 30), chain(3, 30), random_window(5, 11), chain(4, 1)]
     together = logps(teacher, windows)
     assert gap([logps(teacher, [w])[0] for w in windows], together) <= 1e-5
@@ -126,7 +127,7 @@ def test_the_company_in_a_pass_changes_nothing(saved: Path, name: str) -> None:
 
 def test_a_trunk_goes_through_rounds_without_a_mask(saved: Path) -> None:
     """What a pruned run does: chains first, then branches of which some windows have none; then nothing at all."""
-    teacher = load(saved / "gemma2-window")
+    teacher = loaded(saved / "gemma2-window")
     trunks, model = [chain(0, 20), chain(1, 31), chain(2, 4)], reference(saved / "gemma2-window")
     growth = teacher.grow(trunks)
     branch = Window([5, 6, 7], [3, 20, 18], [4, 5, 19])
@@ -146,6 +147,22 @@ def test_a_round_that_does_not_fit_is_refused(saved: Path, name: str) -> None:
         growth.add([Window([], [], []), Window([1], [3], [3])])
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+def test_a_window_that_is_not_finite_spoils_no_other(saved: Path, name: str) -> None:
+    teacher = load(saved / name)
+    good = [replace(w, token=[t % 90 for t in w.token]) for w in FOREST]
+    truth = logps(teacher, good)
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[95] = float("nan")
+    for at in range(len(FOREST)):
+        mixed = [replace(w, token=[95, *w.token[1:]]) if i == at else w for i, w in enumerate(good)]
+        ours = logps(teacher, mixed)
+        ours_by_rounds = rounds(teacher, mixed, 0)
+        assert ours[at].isnan().all() and ours_by_rounds[at].isnan().all()
+        for states in (ours, ours_by_rounds):
+            assert gap([*states[:at], *states[at + 1 :]], [*truth[:at], *truth[at + 1 :]]) <= TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["qwen2-last-layers", "mamba"])
 def test_windows_may_be_arrays(saved: Path, name: str) -> None:
     teacher = load(saved / name)
@@ -156,7 +173,7 @@ def test_windows_may_be_arrays(saved: Path, name: str) -> None:
 
 
 def test_rounds_in_steps_give_the_same(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = load(saved / "qwen2-last-layers")
+    teacher = loaded(saved / "qwen2-last-layers")
     whole = logps(teacher, FOREST)
     monkeypatch.setattr("engine.growth.MASK_CELLS", 300)  # a handful of places to a step
     assert gap(rounds(teacher, FOREST, 0), whole) <= TOLERANCE
@@ -166,7 +183,7 @@ def test_rounds_in_steps_give_the_same(saved: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_which_masks_are_taken(saved: Path) -> None:
-    taken = {name: load(saved / name)._decoder.masking for name in TREES}
+    taken = {name: loaded(saved / name)._decoder.masking for name in TREES}
     assert {name for name in taken if taken[name] == Masking()} == set(FULL)
     single = {name for name in taken if taken[name].window and not taken[name].by_layer}
     assert single == {"mistral-window", "phi3-window", "starcoder2-window"}
