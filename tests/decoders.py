@@ -108,7 +108,7 @@ def save(root: Path, configs: dict[str, PreTrainedConfig]) -> Path:
 
 
 def load(path: Path, **settings: Any) -> Teacher:
-    config = TeacherConfig(**({"model": str(path), "device": "cpu"} | settings))
+    config = TeacherConfig.model_validate({"model": str(path), "device": "cpu"} | settings)
     return load_teacher(config, str(path), tokenizer_end=2)
 
 
