@@ -22,8 +22,13 @@ The teacher (section 3):
   contexts     the canonical teacher contexts that a document needs, as a tree
   kinds        what each token does behind a context: never, always, or by the pair rule
   canonical    which next tokens keep a context canonical, and the mass of all others
-  teacher      context trees -> hidden states -> logits
-  windows      trees that fit the teacher's context, batched by length
+  teacher      a model, loaded and checked: context trees -> hidden states -> logits
+  forest       trees side by side in the rows of a batch
+  masks        what each node attends to, as each architecture takes it
+  forward      the three ways to run a decoder: chains, trees, paths
+  growth       trees scored in rounds, with keys and values kept
+  selfcheck    which way a loaded model may be run, found by trying
+  windows      trees that fit the teacher's context, batched and packed
 
   prune        contexts of small weight left out: the trunk first, branches in rounds
   evaluate     a group of documents -> hidden states of all their contexts

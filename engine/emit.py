@@ -8,12 +8,13 @@ Every product takes its share of each chunk; `positions` keeps what is stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine.boundaries import Boundary
+from engine.canonical import CanonicalNext
 from engine.contexts import ContextTree
 from engine.exact import ExactSide
 from engine.exact_rows import ExactRows, Refinement
@@ -22,9 +23,6 @@ from engine.positions import Rows
 from engine.pushforward import PushForward
 from engine.softmax import Chunk, Logits, Scored, Softmax
 from schemas.target import FLAG_EXACT
-
-if TYPE_CHECKING:
-    from engine.canonical import CanonicalNext
 
 
 @dataclass(slots=True)
@@ -40,8 +38,11 @@ class Side:
 
 @dataclass(slots=True)
 class Prepared:
-    """One document ready to be scored. data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
-    kept: bool [nodes], False for contexts that were pruned; None: none was. bad: (reason, detail) once not finite."""
+    """One document ready to be scored.
+
+    data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
+    kept: bool [nodes], False for contexts that were pruned; None: none was. bad: (reason, detail) once not finite.
+    """
 
     tree: ContextTree
     data: bytes

@@ -19,6 +19,7 @@ import torch
 
 from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
+from engine.canonical import CanonicalNext
 from engine.contexts import ContextBuilder
 from engine.corpus import Document
 from engine.emit import Emitter, Prepared, Side
@@ -91,6 +92,7 @@ class Scorer:
         specials = sorted(vocabulary.specials)
         merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
         self.builder = ContextBuilder(vocabulary, merges, splitter)
+        self.canonical = CanonicalNext(vocabulary, merges, splitter, device=teacher.device)
         tokens = TeacherTokens(vocabulary)
         self.aligners: dict[str, Aligner] = {}
         self.expansions: dict[str, tuple[Expansion, Trie]] = {}
@@ -117,7 +119,8 @@ class Scorer:
             trie = self.expansions[BYTES][1] if targets.bytes else build_trie(byte_expansion(vocabulary))
             self.pruner = Pruner(teacher, trie, real, targets.eps)
         top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in self._products()}
-        self.emitter = Emitter(top_k, real, fast, exact)
+        masked = targets.semantics == "canonical-masked"
+        self.emitter = Emitter(top_k, real, fast, exact, self.canonical, masked)
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
@@ -185,7 +188,7 @@ class Scorer:
                 places = np.array(byte_ends) + len(prefix)
                 side.exact = exact_side(tree, *self._refined(product), np.array(token_ids), places)
             out[product] = side
-        return Prepared(tree, prefix + text, out)
+        return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text))
 
     def _refined(self, product: str) -> tuple[Trie, Expansion]:
         expansion, trie = self.expansions[product]

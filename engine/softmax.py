@@ -12,15 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from engine.canonical import CanonicalNext
 from engine.contexts import ContextTree
-
-if TYPE_CHECKING:
-    from engine.canonical import CanonicalNext
 
 _CHUNK_CELLS = 6_000_000  # R x Vt: about 20 bytes each at the peak, so 0.12 GiB
 _MOST_ROWS = 512

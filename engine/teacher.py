@@ -2,24 +2,27 @@
 
 A decoder scores a whole tree in one pass: one token per node, position id = depth, attention to ancestors only
 (docs/design.md, section 3). Trees without branches take the plain causal path. A wrong mask gives plausible numbers and
-no error, so `load_teacher` scores a small tree and the same contexts one by one, and falls back to `paths` (each branch
-as its own sequence, same results) when they differ.
+no error, so `load_teacher` scores small trees and the same contexts one by one (engine/selfcheck.py), and falls back to
+`paths` (each branch as its own sequence, same results) when they differ, with the reason in `why`.
 
-Letters: B sequences, N nodes of one window (padded), D hidden size, C rows of one chunk, V ids of the lm_head.
+Letters: B sequences, n nodes of one window, D hidden size, C rows of one chunk, V ids of the lm_head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
+from engine.forest import Window
+from engine.forward import Decoder
+from engine.growth import CachedGrowth, Growth, RescoredGrowth
+from engine.selfcheck import Found, LogProbs, find_way, probe
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
@@ -30,7 +33,10 @@ _DEFAULT_CONTEXT = 2048
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A loaded causal LM. `attention` is "tree" or "paths"; `max_length` in tokens; `end_ids` are its ends of text."""
+    """A loaded causal LM. `attention` is "tree" or "paths"; `max_length` in tokens; `end_ids` are its ends of text.
+
+    why: the reason of "paths", empty for "tree". reuse: whether `grow` keeps keys and values between its rounds.
+    """
 
     model: Any
     device: torch.device
@@ -38,6 +44,9 @@ class Teacher:
     attention: str
     end_ids: tuple[int, ...]
     vocab_rows: int
+    why: str
+    reuse: bool
+    _decoder: Decoder
     _logits: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.inference_mode()
@@ -47,74 +56,23 @@ class Teacher:
 
     @torch.inference_mode()
     def hidden(self, windows: list[Window]) -> list[torch.Tensor]:
-        """Last hidden states [n, D] of every window's nodes, one padded pass for all of them."""
+        """Last hidden states [n, D] of every window's nodes: one pass for those with branches, one for the others."""
         if self.attention == "paths":
-            return self._hidden_by_paths(windows)
-        return self._forward(windows)
+            return self._decoder.paths(windows)
+        out: dict[int, torch.Tensor] = {}
+        branched = [w.branched for w in windows]
+        for kind, run in ((False, self._decoder.chains), (True, self._decoder.trees)):
+            chosen = [i for i, b in enumerate(branched) if b is kind]
+            if chosen:
+                out |= zip(chosen, run([windows[i] for i in chosen]), strict=True)
+        return [out[i] for i in range(len(windows))]
 
-    def _forward(self, windows: list[Window]) -> list[torch.Tensor]:
-        longest = max(len(w.token) for w in windows)
-        shape = (len(windows), longest)
-        tokens = torch.zeros(shape, dtype=torch.long)
-        depth = torch.zeros(shape, dtype=torch.long)
-        for row, w in enumerate(windows):
-            tokens[row, : len(w.token)] = torch.tensor(w.token)
-            depth[row, : len(w.token)] = torch.tensor(w.depth)
-        mask = None
-        if any(
-            w.branched for w in windows
-        ):  # otherwise plain causal attention; padding on the right is never attended to
-            mask = torch.eye(longest, dtype=torch.bool).repeat(len(windows), 1, 1)
-            for row, w in enumerate(windows):
-                _fill_ancestors(mask[row], w)
-            mask = mask[:, None].to(self.device)
-            if self.model.config._attn_implementation == "eager":  # adds the mask, where SDPA selects by it
-                allowed, dtype = mask, self.model.dtype
-                mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
-                mask.masked_fill_(~allowed, torch.finfo(dtype).min)
-        out = self.model.base_model(
-            input_ids=tokens.to(self.device), position_ids=depth.to(self.device), attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return [out[row, : len(w.token)] for row, w in enumerate(windows)]
-
-    def _hidden_by_paths(self, windows: list[Window]) -> list[torch.Tensor]:
-        out = []
-        for w in windows:
-            rows: list[torch.Tensor | None] = [None] * len(w.token)
-            has_child = set(w.parent)
-            for leaf in (n for n in range(len(w.token)) if n not in has_child):
-                path = [leaf]
-                while w.parent[path[-1]] >= 0:
-                    path.append(w.parent[path[-1]])
-                path.reverse()
-                alone = Window([w.token[n] for n in path], list(range(-1, len(path) - 1)), list(range(len(path))))
-                hidden = self._forward([alone])[0]
-                for at, node in enumerate(path):
-                    if rows[node] is None:
-                        rows[node] = hidden[at]
-            out.append(torch.stack([r for r in rows if r is not None]))
-        return out
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Nodes that one pass scores together: parents before children, -1 for the first; depth is the position id."""
-
-    token: Sequence[int] | np.ndarray
-    parent: Sequence[int] | np.ndarray
-    depth: Sequence[int] | np.ndarray
-
-    @property
-    def branched(self) -> bool:
-        """Whether some node's parent is not simply the node before it."""
-        return not np.array_equal(self.parent, np.arange(-1, len(self.parent) - 1))
-
-
-def _fill_ancestors(mask_NN: torch.Tensor, window: Window) -> None:
-    """mask[i, j] = j is i or an ancestor of i. A run of nodes that follow each other copies its parent's row."""
-    for node, parent in enumerate(np.asarray(window.parent).tolist()):
-        if parent >= 0:
-            mask_NN[node] |= mask_NN[parent]
+    @torch.inference_mode()
+    def grow(self, windows: list[Window]) -> Growth:
+        """Score these nodes; more that hang off them can be added in rounds (engine/growth.py)."""
+        if self.reuse:
+            return CachedGrowth(self._decoder, windows)
+        return RescoredGrowth(self.hidden, windows)
 
 
 def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None) -> Teacher:
@@ -165,48 +123,58 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
     if tokenizer_end is not None:
         listed.append(tokenizer_end)
     end_ids = tuple(dict.fromkeys(listed))
-    teacher = Teacher(model, device, max_length, "tree", end_ids, head.weight.shape[0], _logits_function(model))
-    probe = _probe_window(min(teacher.vocab_rows, 1000), min(24, max_length))
-    trunk = Window(probe.token[:12], probe.parent[:12], probe.depth[:12])
+    to_logits, limit = _logits_function(model), _TOLERANCE_NATS[model.dtype]
+    vocab_rows = head.weight.shape[0]
+    decoder = Decoder(model, device, config.batch_tokens, kernel=model.config._attn_implementation)
+
+    def log_probs(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(to_logits(hidden), -1)
+
+    vocab = min(vocab_rows, 1000)
     with torch.inference_mode():
-        ours = torch.log_softmax(teacher.logits(teacher.hidden([trunk])[0]), -1)
-        theirs = torch.log_softmax(model(input_ids=torch.tensor([trunk.token], device=device)).logits[0].float(), -1)
-    limit = _TOLERANCE_NATS[model.dtype]
+        _check_logits(decoder, log_probs, vocab, min(12, max_length), limit, name)
+        if config.attention == "paths":
+            found = Found(None, False, 'the run file says attention = "paths"')
+        else:
+            found = find_way(decoder, log_probs, vocab, max_length, limit)
+    if config.attention == "tree" and found.decoder is None:
+        raise TeacherError(
+            f'[teacher] {name}: attention = "tree" is not possible: {found.why}. Want trees that give what each context '
+            'alone gives; use "auto" or "paths".'
+        )
+    return Teacher(
+        model,
+        device,
+        max_length,
+        "paths" if found.decoder is None else "tree",
+        end_ids,
+        vocab_rows,
+        found.why,
+        found.reuse,
+        found.decoder or decoder,
+        to_logits,
+    )
+
+
+def _check_logits(decoder: Decoder, log_probs: LogProbs, vocab: int, size: int, limit: float, name: str) -> None:
+    """The last hidden state, through the head as this file knows it, gives the model's own log-probabilities."""
+    chain = probe(vocab, size, 0)
+    token = chain.token[:size]
+    trunk = Window(token, chain.parent[:size], chain.depth[:size])
+    ours = log_probs(decoder.chains([trunk])[0])
+    given = torch.tensor([token], device=decoder.device)
+    theirs = torch.log_softmax(decoder.model(input_ids=given).logits[0].float(), -1)
     gap = float((ours - theirs).abs().max())
     if not gap <= limit:
         raise TeacherError(
             f"[teacher] {name}: log-probabilities made from the last hidden state differ from the model's own by {gap:.3g} nats "
             f"(want <= {limit}). This architecture changes its logits in a way that is not known; report it with its config.json."
         )
-    if config.attention == "paths":
-        return _replace(teacher, "paths")
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    uses = getattr(model.config.get_text_config(), "use_sliding_window", True)
-    fits = not (window and uses) or window >= max_length
-    gap = _tree_gap(teacher, probe) if fits else float("inf")
-    if gap <= limit:
-        return teacher
-    if config.attention == "tree":
-        why = f"differs by {gap:.3g} nats" if fits else f"has a sliding window of {window} < max_length {max_length}"
-        raise TeacherError(f'[teacher] {name}: attention = "tree" {why}; use "auto" or "paths"')
-    return _replace(teacher, "paths")
-
-
-def _replace(teacher: Teacher, attention: str) -> Teacher:
-    return Teacher(
-        teacher.model,
-        teacher.device,
-        teacher.max_length,
-        attention,
-        teacher.end_ids,
-        teacher.vocab_rows,
-        teacher._logits,
-    )
 
 
 def _logits_function(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
     def logits(hidden_CD: torch.Tensor) -> torch.Tensor:
@@ -216,23 +184,3 @@ def _logits_function(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         return torch.tanh(out / cap) * cap if cap else out
 
     return logits
-
-
-def _probe_window(vocab: int, size: int) -> Window:
-    """A fixed little tree: a trunk of 12 and branches of several lengths hanging off it."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocab, (size,), generator=generator).tolist()
-    parent = [*range(-1, 11), 3, 12, 3, 7, 15, 16, 0, 18, 10, 20, 5, 22][:size]
-    depth: list[int] = []
-    for p in parent:
-        depth.append(0 if p < 0 else depth[p] + 1)
-    return Window(tokens, parent, depth)
-
-
-@torch.inference_mode()
-def _tree_gap(teacher: Teacher, probe: Window) -> float:
-    """Largest difference, in nats, between the tree pass and every context alone (plain causal)."""
-    by_tree = torch.log_softmax(teacher.logits(teacher._forward([probe])[0]), -1)
-    by_path = torch.log_softmax(teacher.logits(teacher._hidden_by_paths([probe])[0]), -1)
-    gap = (by_tree - by_path).abs().max()
-    return float(gap) if torch.isfinite(gap) else float("inf")

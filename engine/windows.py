@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.contexts import ContextTree
-from engine.teacher import Window
-
-_MASK_CELLS = 1 << 26  # a batch's boolean mask [B, W, W] stays below 64 MiB
+from engine.forest import Window
+from engine.forward import MASK_CELLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +70,29 @@ def windows_of(tree: ContextTree, *, max_length: int, overlap: int) -> list[Owne
 
 
 def batches(windows: list[OwnedWindow], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of windows to score together: like lengths, at most batch_tokens padded tokens, a bounded mask."""
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i].nodes))
-    batch: list[int] = []
-    for index in order:
-        size = len(windows[index].nodes)
-        count = len(batch) + 1
-        if batch and (count * size > batch_tokens or count * size * size > _MASK_CELLS):
+    """Indices of windows to score together, the longest first: at most batch_tokens with padding, a bounded mask.
+
+    Windows without branches stay apart, one to a row; the others are packed into rows as the teacher will pack them.
+    """
+    order = sorted(range(len(windows)), key=lambda i: -len(windows[i].nodes))
+    branched = [w.window.branched for w in windows]
+    for packed in (False, True):
+        batch: list[int] = []
+        room: list[int] = []  # places left in each row
+        width = 0
+        for index in (i for i in order if branched[i] is packed):
+            size = len(windows[index].nodes)
+            row = next((r for r, free in enumerate(room) if packed and free >= size), None)
+            places = (len(room) + 1) * width
+            if row is None and batch and (places > batch_tokens or places * width > MASK_CELLS):
+                yield batch
+                batch, room = [], []
+            if not batch:
+                width = size
+            if row is None:
+                room.append(width - size)
+            else:
+                room[row] -= size
+            batch.append(index)
+        if batch:
             yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -10,7 +10,12 @@ from engine.corpus import Document, Unit
 
 
 class Worker(Protocol):
-    """What runs inside an actor. Built there by a picklable callable; a TargetsmithError from it ends the run."""
+    """What runs inside an actor. Built there by a picklable callable; a TargetsmithError from it ends the run.
+
+    note: one line that a person should read once the worker is loaded; empty for nothing.
+    """
+
+    note: str
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         """Score and publish one unit; returns its sums."""
@@ -23,7 +28,9 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An actor has loaded its worker and takes work."""
+    """An actor has loaded its worker and takes work. `note`: the worker's."""
+
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,9 @@ class _Shell:
     def place(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def start(self) -> None:
+    def start(self) -> str:
         self._worker = self._make_worker()
+        return self._worker.note
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         return self._worker.score(unit, documents)
@@ -297,7 +298,7 @@ class Pool:
             return
         if call.kind == "start":
             slot.ready, self._starts_failed = True, 0
-            yield Ready()
+            yield Ready(value)
             return
         assert call.task is not None
         self._deaths_in_a_row = 0

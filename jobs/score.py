@@ -80,6 +80,7 @@ def _work(
 ) -> None:
     """Score all units that have no seal."""
     missing = {unit.index for unit in plan.units} - sealed
+    said = {""}
     with connect(run.ray, address) as where:
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
         pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local")
@@ -95,6 +96,9 @@ def _work(
                     counts.add(event.stats)
                 elif isinstance(event, Ready):
                     counts.actor_is_ready()
+                    if event.note not in said:
+                        said.add(event.note)
+                        display.say(event.note)
                 display.update(unit_done=isinstance(event, Done | Salvaged))
     unseen = sorted(missing - set(sealed_units(run.output)))
     if unseen:

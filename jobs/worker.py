@@ -26,6 +26,9 @@ class UnitWorker:
         self._out = run.output
         self._plan = plan
         self._scorer = Scorer(run)
+        teacher = self._scorer.teacher
+        by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
+        self.note = by_paths if teacher.attention == "paths" else ""
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         """Score and publish a unit. Returns its sums only: the targets never travel through Ray."""

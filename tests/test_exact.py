@@ -322,7 +322,7 @@ def test_the_trie_is_the_set_of_expansions(seed: int, tmp_path: Path):
             t: tuple(expansion.unit[expansion.start[t] : expansion.start[t + 1]].tolist())
             for t in range(len(expansion.lengths))
         }
-        states = {0: ()}
+        states: dict[int, tuple[int, ...]] = {0: ()}
         for state in range(len(trie.depth)):
             z = states[state]
             beyond = {u for s in spelt.values() if s[: len(z)] == z and len(s) > len(z) for u in [s[len(z)]]}

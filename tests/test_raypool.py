@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.corpus import Document, Unit
-from jobs.events import Died, Done, Event, Notice, Salvaged
+from jobs.events import Died, Done, Event, Notice, Ready, Salvaged
 from jobs.raypool import Pool, connect
 from schemas.errors import IdentityError, RunFileError, TeacherError, WorkError
 from schemas.runfile import RayConfig
@@ -22,6 +22,8 @@ pytestmark = pytest.mark.ray
 
 class ScriptedWorker:
     """A worker without a teacher: what it does is written in the texts. Every execution leaves a line in a file."""
+
+    note = "scripted"
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -76,6 +78,7 @@ def run(texts: list[list[str]], make_worker: Any, **ray_settings: Any) -> list[E
 
 def test_every_unit_is_done_once(local_ray: None, tmp_path: Path) -> None:
     events = run([["a", "b"]] * 7, partial(ScriptedWorker, tmp_path / "log"), actors=2)
+    assert {event.note for event in events if isinstance(event, Ready)} == {"scripted"}
     assert sorted(event.unit.index for event in events if isinstance(event, Done)) == list(range(7))
     assert sorted(int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()) == list(range(7))
 

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.contexts import ContextTree
-from engine.teacher import Teacher, Window, load_teacher
+from engine.forest import Window, pack
+from engine.teacher import Teacher, load_teacher
 from engine.windows import OwnedWindow, batches, windows_of
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
@@ -180,8 +181,9 @@ def test_an_overlap_beyond_the_models_length_is_refused_with_the_fix(tmp_path: P
 # ==== batches
 
 
-def owned(size: int) -> OwnedWindow:
-    window = Window([0] * size, list(range(-1, size - 1)), list(range(size)))
+def owned(size: int, *, branched: bool = False) -> OwnedWindow:
+    parent = [-1] * size if branched else list(range(-1, size - 1))
+    window = Window([0] * size, parent, [0] * size if branched else list(range(size)))
     return OwnedWindow(window, np.arange(size), np.ones(size, bool))
 
 
@@ -195,10 +197,26 @@ def test_batches_hold_every_window_once_within_the_limit() -> None:
             longest = max(len(windows[i].nodes) for i in batch)
             assert len(batch) == 1 or len(batch) * longest <= limit
         sizes = [len(windows[i].nodes) for batch in made for i in batch]
-        assert sizes == sorted(sizes)  # like lengths together, so little is padded
+        assert sizes == sorted(sizes, reverse=True)  # like lengths together, so little is padded
+
+
+def test_batches_of_trees_are_counted_as_packed() -> None:
+    rng = random.Random(1)
+    for limit in (1, 64, 500, 8192):
+        windows = [owned(rng.randrange(2, 200), branched=rng.random() < 0.8) for _ in range(60)]
+        made = list(batches(windows, limit))
+        assert sorted(i for batch in made for i in batch) == list(range(60))
+        for batch in made:
+            assert len({windows[i].window.branched for i in batch}) == 1  # one pass each
+            sizes = [len(windows[i].nodes) for i in batch]
+            if windows[batch[0]].window.branched:
+                assert len(pack(sizes)) * max(sizes) <= limit or len(pack(sizes)) == 1
+    (whole,) = batches([owned(size, branched=True) for size in (100, 3, 60, 40, 90, 7)], 300)
+    assert len(whole) == 6  # three rows of 100
 
 
 def test_batches_keep_the_mask_small() -> None:
-    windows = [owned(4000) for _ in range(12)]
-    assert max(len(batch) for batch in batches(windows, 1 << 20)) * 4000**2 <= 1 << 26
+    for branched in (False, True):
+        windows = [owned(4000, branched=branched) for _ in range(12)]
+        assert max(len(batch) for batch in batches(windows, 1 << 20)) * 4000**2 <= 1 << 26
     assert list(batches([], 10)) == []

@@ -30,6 +30,7 @@ def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int
     plan = make_plan(run, scan)
     open_output(run.output, plan)
     worker = UnitWorker(pin(run), plan)
+    assert worker.note == ""
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
         outcomes = [(d, Died("signal 9") if d.doc_row in killers else worker.score_alone(d)) for d in documents]
         joined = join_outcomes(plan, outcomes)
@@ -50,3 +51,13 @@ def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int
             assert mine.token_ids.tolist() == wanted.token_ids.tolist()
             # a document alone in its batch may differ in the last bit before storage: one step of 10 mantissa bits
             np.testing.assert_allclose(mine.gold_logp, wanted.gold_logp, rtol=2**-9, atol=1e-5)
+
+
+def test_a_teacher_that_takes_no_tree_says_so(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path)
+    text = run_file.read_text(encoding="utf-8").replace("[corpus]", 'attention = "paths"\n[corpus]')
+    run_file.write_text(text, encoding="utf-8")
+    run = load_run(run_file)
+    plan = make_plan(run, scan_corpus(run.corpus, run.base_dir))
+    told = 'teacher: contexts are scored one path at a time: the run file says attention = "paths"'
+    assert UnitWorker(pin(run), plan).note == told

@@ -1,0 +1,130 @@
+"""Stage 5a: windows -> last hidden states, by the three ways in which a decoder can be run.
+
+chains   sequences without branches: the model's own causal attention, padded on the right. No mask: faster than packing.
+trees    one token per node, position id = depth, attention to ancestors; several windows packed into a row.
+paths    every branch as a sequence of its own, for architectures that take no tree. Same results, more tokens.
+
+Letters: B rows, N places of a row, n nodes of one window, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.forest import Window, lay_out, pack
+from engine.masks import Masking, Reach, masks_for, reach_of
+
+MASK_CELLS = 1 << 26  # a boolean mask [B, M, N] stays below 64 MiB
+_FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes that FlexAttention compiles for small
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A causal LM and how it is to be run. `kernel`: an attention implementation of transformers, used for trees."""
+
+    model: Any
+    device: torch.device
+    path_tokens: int
+    masking: Masking = Masking()
+    kernel: str = "sdpa"
+
+    def chains(self, windows: Sequence[Window]) -> list[torch.Tensor]:
+        """Hidden states [n, D] of windows that are not branched, in one pass."""
+        rows = lay_out(windows, [[i] for i in range(len(windows))])
+        out = self.causal(self._put(rows.token))
+        return [out[i, : len(w.token)] for i, w in enumerate(windows)]
+
+    def trees(self, windows: Sequence[Window]) -> list[torch.Tensor]:
+        """Hidden states [n, D] of any windows, in one pass, and again apart for rows in which some are not finite.
+
+        Under a dense mask one NaN spoils its whole row, so that otherwise the wrong documents would be blamed for it.
+        """
+        packed = pack([len(w.token) for w in windows])
+        rows = lay_out(windows, packed)
+        token, parent, depth = rows.token, rows.parent, rows.depth
+        if self.kernel == "flex_attention":
+            missing = -token.shape[1] % _FLEX_BLOCK
+            token, depth = (np.pad(a, ((0, 0), (0, missing))) for a in (token, depth))
+            parent = np.pad(parent, ((0, 0), (0, missing)), constant_values=-1)
+        out = self.masked(self._put(token), reach_of(parent, depth, self.device), 0, self.kernel)
+        states = [out[row, at : at + len(w.token)] for w, (row, at) in zip(windows, rows.start, strict=True)]
+        if len(packed) < len(windows):
+            finite = torch.isfinite(out).flatten(1).all(1).tolist()
+            for index in (i for at, row in enumerate(packed) if len(row) > 1 and not finite[at] for i in row):
+                states[index] = self.trees([windows[index]])[0]
+        return states
+
+    def paths(self, windows: Sequence[Window]) -> list[torch.Tensor]:
+        """The same by one sequence for each leaf, in passes of at most `path_tokens` padded tokens (or one sequence)."""
+        jobs = [(index, path, first) for index, w in enumerate(windows) for path, first in _paths(w)]
+        jobs.sort(key=lambda job: len(job[1]))
+        out: list[torch.Tensor | None] = [None] * len(windows)
+        for batch in _by_length(jobs, self.path_tokens):
+            alone = [_chain([windows[index].token[n] for n in path]) for index, path, _ in batch]
+            for (index, path, first), hidden in zip(batch, self.chains(alone), strict=True):
+                rows = out[index]
+                if rows is None:
+                    rows = out[index] = hidden.new_empty((len(windows[index].token), hidden.shape[1]))
+                rows[torch.tensor(path[first:], device=rows.device)] = hidden[first:]
+        return [rows for rows in out if rows is not None]
+
+    def causal(self, token_BN: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Hidden states [B, N, D] of plain sequences. Nothing but tokens is passed: recurrent models take no more."""
+        extra = {} if cache is None else {"past_key_values": cache}
+        return self.model.base_model(input_ids=token_BN, use_cache=cache is not None, **extra).last_hidden_state
+
+    def masked(self, token_BM: torch.Tensor, reach: Reach, start: int, kernel: str, cache: Any = None) -> torch.Tensor:
+        """Hidden states [B, M, D] of the places from `start` on; the cache holds those before it."""
+        own = self.model.config._attn_implementation
+        mask = masks_for(self.masking, kernel, reach, start, self.model.dtype)
+        if kernel != own:
+            self.model.set_attn_implementation(kernel)
+        try:
+            return self.model.base_model(
+                input_ids=token_BM,
+                position_ids=reach.depth[:, start:].long(),
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
+        finally:
+            if kernel != own:
+                self.model.set_attn_implementation(own)
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def _chain(token: list[int]) -> Window:
+    return Window(token, list(range(-1, len(token) - 1)), list(range(len(token))))
+
+
+def _paths(window: Window) -> Iterator[tuple[list[int], int]]:
+    """For every leaf the nodes from its root to it, and how many of them an earlier leaf's path has brought."""
+    parent = np.asarray(window.parent).tolist()
+    done = [False] * len(parent)
+    above = set(parent)
+    for leaf in (n for n in range(len(parent)) if n not in above):
+        path, fresh, node = [], 0, leaf
+        while node >= 0:
+            path.append(node)
+            fresh += not done[node]
+            done[node] = True
+            node = parent[node]
+        yield path[::-1], len(path) - fresh
+
+
+def _by_length(jobs: list[tuple[int, list[int], int]], limit: int) -> Iterator[list[tuple[int, list[int], int]]]:
+    batch: list[tuple[int, list[int], int]] = []
+    for job in jobs:
+        if batch and (len(batch) + 1) * len(job[1]) > limit:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch

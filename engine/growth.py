@@ -1,0 +1,150 @@
+"""Stage 5a: trees scored in rounds. The first nodes once, then nodes that hang off them, with keys and values kept.
+
+Where a model takes no tree, or its cache does not hold what later rounds need, the new nodes are scored with all that
+is above them instead: the same results, without the saving.
+
+Letters: B rows, P places filled before, M new places, n and m nodes of one window, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from engine.forest import Window, ancestors_too, lay_out
+from engine.forward import MASK_CELLS, Decoder
+from engine.masks import Reach, reach_of
+
+
+class Growth:
+    """Windows scored in rounds. `hidden`: the last round's states, one [n, D] for each window.
+
+    Rows keep all keys and values until the object goes: layers x 2 x key heads x head size numbers for each place.
+    """
+
+    hidden: list[torch.Tensor]
+
+    def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
+        """Score m more nodes of each window (perhaps none): [m, D] each.
+
+        Parents are numbers of the window's nodes in the order of addition, earlier rounds included; depth is absolute.
+        Raises ValueError for a wrong number of windows, or a parent that does not come before its child.
+        """
+        raise NotImplementedError
+
+
+class CachedGrowth(Growth):
+    """Growth over one cache. Places of a row, padding included, stay where they were when the next round is added.
+
+    One window to a row: trunks take no mask so, and what is not finite in one window cannot spoil another.
+    """
+
+    def __init__(self, decoder: Decoder, windows: Sequence[Window]) -> None:
+        self._decoder = decoder
+        self._cache = DynamicCache()  # without the config: full layers; one made from it would crop sliding layers
+        chains = not any(w.branched for w in windows)
+        self._rows = [[i] for i in range(len(windows))]
+        first = lay_out(windows, self._rows)
+        self._parent, self._depth = first.parent, first.depth
+        self._place = [at + np.arange(len(w.token)) for w, (_, at) in zip(windows, first.start, strict=True)]
+        self._row = [row for row, _ in first.start]
+        token = torch.from_numpy(first.token).to(decoder.device)
+        if chains:
+            states = decoder.causal(token, self._cache)
+        else:
+            states = decoder.masked(token, self._reach(), 0, _dense(decoder), self._cache)
+        self.hidden = [states[row, at[0] : at[-1] + 1] for row, at in zip(self._row, self._place, strict=True)]
+        self._empty = states[0, :0]
+
+    def _reach(self) -> Reach:
+        return reach_of(self._parent, self._depth, self._decoder.device)
+
+    @torch.inference_mode()
+    def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
+        _check(more, [len(at) for at in self._place])
+        past = self._parent.shape[1]
+        fresh = lay_out([Window(w.token, [-1] * len(w.token), w.depth) for w in more], self._rows)
+        count = fresh.token.shape[1]
+        if count == 0:
+            self.hidden = [self._empty for _ in more]
+            return self.hidden
+        for index, w in enumerate(more):
+            row, at = fresh.start[index]
+            new = past + at + np.arange(len(w.token))
+            self._place[index] = np.concatenate([self._place[index], new])
+            above = np.asarray(w.parent, np.int64)
+            fresh.parent[row, at : at + len(new)] = np.where(above >= 0, self._place[index][above], -1)
+        self._parent = np.concatenate([self._parent, fresh.parent], axis=1)
+        self._depth = np.concatenate([self._depth, fresh.depth], axis=1)
+        states = self._score(fresh.token, past)
+        self.hidden = [states[row, at : at + len(w.token)] for w, (row, at) in zip(more, fresh.start, strict=True)]
+        return self.hidden
+
+    def _score(self, token_BM: np.ndarray, past: int) -> torch.Tensor:
+        """The last M places, in steps whose mask stays small: parents come first, so earlier steps are complete."""
+        token = torch.from_numpy(token_BM).to(self._decoder.device)
+        reach, parts = self._reach(), []
+        step = max(1, MASK_CELLS // (len(token) * (past + token.shape[1])))
+        for begin in range(0, token.shape[1], step):
+            part = token[:, begin : begin + step]
+            end = past + begin + part.shape[1]
+            seen = Reach(reach.enter[:, :end], reach.leave[:, :end], reach.depth[:, :end])
+            parts.append(self._decoder.masked(part, seen, past + begin, _dense(self._decoder), self._cache))
+        return torch.cat(parts, 1)
+
+
+class RescoredGrowth(Growth):
+    """Growth that keeps nothing: each round scores the new nodes and all above them by `score`."""
+
+    def __init__(self, score: Callable[[list[Window]], list[torch.Tensor]], windows: Sequence[Window]) -> None:
+        self._score = score
+        self._known = [Window([], [], []) for _ in windows]
+        self._width: torch.Tensor | None = None
+        self.add(windows)
+
+    def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
+        _check(more, [len(w.token) for w in self._known])
+        wanted: list[tuple[int, Window, np.ndarray]] = []
+        for index, (known, w) in enumerate(zip(self._known, more, strict=True)):
+            joined = [np.concatenate([a, b]).astype(np.int64) for a, b in zip(_arrays(known), _arrays(w), strict=True)]
+            self._known[index] = whole = Window(*(a.tolist() for a in joined))
+            if len(w.token):
+                nodes = ancestors_too(whole.parent, range(len(known.token), len(whole.token)))
+                above = joined[1][nodes]
+                at = np.where(above >= 0, np.searchsorted(nodes, above), -1)
+                part = Window(joined[0][nodes].tolist(), at.tolist(), joined[2][nodes].tolist())
+                wanted.append((index, part, np.flatnonzero(nodes >= len(known.token))))
+        states = self._score([part for _, part, _ in wanted]) if wanted else []
+        if states:
+            self._width = states[0][:0]
+        assert self._width is not None
+        self.hidden = [self._width for _ in more]
+        for (index, _, keep), rows in zip(wanted, states, strict=True):
+            self.hidden[index] = rows[torch.from_numpy(keep).to(rows.device)]
+        return self.hidden
+
+
+def _arrays(window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.asarray(window.token), np.asarray(window.parent), np.asarray(window.depth)
+
+
+def _dense(decoder: Decoder) -> str:
+    """Few queries against many keys are no case for a block mask: rounds take the model's own kernel."""
+    return decoder.model.config._attn_implementation
+
+
+def _check(more: Sequence[Window], known: list[int]) -> None:
+    if len(more) != len(known):
+        raise ValueError(f"a round of {len(more)} windows for {len(known)}; give one for each, empty where none is new")
+    for index, (w, count) in enumerate(zip(more, known, strict=True)):
+        parent = np.asarray(w.parent, np.int64)
+        wrong = np.flatnonzero((parent < -1) | (parent >= count + np.arange(len(parent))))
+        if wrong.size:
+            at = int(wrong[0])
+            raise ValueError(
+                f"window {index}: new node {at} has parent {parent[at]}, but it is number {count + at} of its window; "
+                "parents come before their children"
+            )

@@ -1,0 +1,201 @@
+"""Stage 5a: by which way a loaded decoder may be run, found by trying. A wrong mask gives plausible numbers, no error.
+
+Small trees are scored as trees and by paths (plain sequences, the model's own causal attention), and the largest
+difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens, where a window that is
+wrong by one token shows, and where it is affordable at their real size, where a window that the model keeps elsewhere
+would show.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.forest import Window
+from engine.forward import Decoder
+from engine.growth import CachedGrowth
+from engine.masks import Masking
+
+# what libraries raise when a model or a kernel does not take what it is given (errors of the compiler are RuntimeErrors)
+REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, ImportError)
+_TRUNK = 24  # tokens of the small probe
+_SHOWN = 6  # tokens of a window that is cut down for the small probe
+_COMPARED = 64  # last nodes of each window that are compared: all branches, and the end of the trunk
+_DEEPEST = {"cpu": 512, "cuda": 8192}  # tokens of context that a start-up check may cost
+_OTHER_WINDOWS = (
+    "window_size",
+    "attention_window",
+    "local_attention_window",
+)  # names of windows that no mask here knows
+
+LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp32 log-probabilities [n, V]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """decoder: ready for trees, None where there are only paths, and `why`. reuse: rounds may keep keys and values."""
+
+    decoder: Decoder | None
+    reuse: bool
+    why: str
+
+
+def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> Found:
+    """Try the masks that the configuration suggests. `limit`: nats by which two ways may differ."""
+    text = decoder.model.config.get_text_config()
+    strange = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if strange:
+        return Found(None, False, f"layers of the kind {', '.join(sorted(strange))}")
+    size = getattr(text, "max_position_embeddings", None)
+    if any(b.ndim >= 2 and b.shape[-1] == b.shape[-2] == size for b in decoder.model.buffers()):
+        return Found(None, False, f"a fixed table of which of {size} places see which")
+    why = ""
+    for masking in maskings(text, max_length):
+        tried = replace(decoder, masking=masking)
+        try:
+            gap = max(_gaps(tried, log_probs, vocab, max_length))
+        except REFUSALS as error:
+            why = why or f"mask not accepted: {_first_line(error)}"
+            continue
+        if gap <= limit:
+            tried = _faster(tried, log_probs, vocab, max_length, limit)
+            return Found(tried, _grows(tried, log_probs, vocab, max_length, limit), "")
+        why = why or f"differs by {gap:.3g} nats"
+    return Found(None, False, why)
+
+
+def maskings(text: Any, max_length: int) -> list[Masking]:
+    """Candidates for a text configuration, the likeliest first."""
+    kinds = getattr(text, "layer_types", None) or ()
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    if not window or window >= max_length or (kinds and "sliding_attention" not in kinds):
+        return [Masking()]
+    single, by_layer = Masking(window), Masking(window, by_layer=True)
+    return [by_layer, single] if kinds else [single, by_layer]
+
+
+def probe(vocab: int, trunk: int, seed: int) -> Window:
+    """A fixed little tree: a trunk, and branches of several lengths near its end, in its middle and at its root; none
+    is deeper than the trunk (or 2)."""
+    parent, depth = list(range(-1, trunk - 1)), list(range(trunk))
+    for hang, length in ((trunk - 4, 3), (trunk - 4, 1), (trunk // 2, 4), (0, 2), (trunk * 3 // 4, 2), (trunk, 1)):
+        above = hang
+        for _ in range(length):
+            if 0 <= above < len(parent) and depth[above] + 1 < max(trunk, 2):
+                parent.append(above)
+                depth.append(depth[above] + 1)
+                above = len(parent) - 1
+    token = torch.randint(0, vocab, (len(parent),), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Window(token, parent, depth)
+
+
+def _small(vocab: int, max_length: int) -> list[Window]:
+    """Three trees; the two smaller ones share a row."""
+    trunk = min(_TRUNK, max_length)
+    return [probe(vocab, max(1, trunk // part), seed) for seed, part in enumerate((1, 3, 4))]
+
+
+def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) -> Iterator[float]:
+    """Differences in nats between trees and paths: the small probe, then the deep one where there are windows."""
+    small = _small(vocab, max_length)
+    with _shown(decoder, max_length) as shown:
+        yield _gap(log_probs, shown.trees(small), shown.paths(small))
+    text = decoder.model.config.get_text_config()
+    others = [w for name in _OTHER_WINDOWS if isinstance(w := getattr(text, name, None), int) and w < max_length]
+    window = decoder.masking.window
+    if window is not None and window <= _DEEPEST.get(decoder.device.type, 0):
+        others.append(window)
+    if others:
+        deep = [probe(vocab, min(max(others) + _TRUNK, max_length), 3)]
+        yield _gap(log_probs, decoder.trees(deep), decoder.paths(deep))
+
+
+@contextmanager
+def _shown(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
+    """The decoder with its sliding window cut down, in the model's configuration too: the masks of its plain sequences
+    are made from there at each pass."""
+    window = decoder.masking.window
+    if window is None:
+        yield decoder
+        return
+    text = decoder.model.config.get_text_config()
+    small = min(window, _SHOWN, max(1, max_length // 2))
+    text.sliding_window = small
+    try:
+        yield replace(decoder, masking=replace(decoder.masking, window=small))
+    finally:
+        text.sliding_window = window
+
+
+def _gap(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        gap = (log_probs(a[-_COMPARED:]) - log_probs(b[-_COMPARED:])).abs().max()
+        worst = max(worst, float(gap) if torch.isfinite(gap) else float("inf"))
+    return worst
+
+
+def _grows(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> bool:
+    """Whether rounds over a cache give what one pass gives; the first round once with branches and once without."""
+    small = _small(vocab, max_length)
+    try:
+        with _shown(decoder, max_length) as shown:
+            whole = shown.trees(small)
+            for extra in (0, 2):
+                trunks = [min(max(w.depth) // 2 + 1 + extra * 6, len(w.token)) for w in small]
+                growth = CachedGrowth(shown, [_part(w, 0, at) for w, at in zip(small, trunks, strict=True)])
+                first = growth.hidden
+                rest = growth.add([_part(w, at, len(w.token)) for w, at in zip(small, trunks, strict=True)])
+                joined = [torch.cat(pair) for pair in zip(first, rest, strict=True)]
+                if not _gap(log_probs, joined, whole) <= limit:
+                    return False
+    except REFUSALS:
+        return False
+    return True
+
+
+def _part(window: Window, begin: int, end: int) -> Window:
+    return Window(window.token[begin:end], window.parent[begin:end], window.depth[begin:end])
+
+
+def _faster(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> Decoder:
+    """FlexAttention where it is right and faster on this GPU: both are timed on one tree."""
+    if decoder.device.type != "cuda" or not getattr(decoder.model, "_supports_flex_attn", False):
+        return decoder
+    flex = replace(decoder, kernel="flex_attention")
+    trunk = min(1024, max_length)
+    chain = probe(vocab, trunk, 4)
+    branches = range(trunk - 1)  # one node beside every token of the trunk
+    tree = Window(
+        np.concatenate([chain.token[:trunk], chain.token[: len(branches)]]),
+        np.concatenate([chain.parent[:trunk], branches]),
+        np.concatenate([chain.depth[:trunk], [n + 1 for n in branches]]),
+    )
+    try:
+        if not max(_gaps(flex, log_probs, vocab, max_length)) <= limit:
+            return decoder
+        return flex if _seconds(flex, tree) < _seconds(decoder, tree) else decoder
+    except REFUSALS:
+        return decoder
+
+
+def _seconds(decoder: Decoder, tree: Window) -> float:
+    times = []
+    for _ in range(4):  # the first one compiles
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        decoder.trees([tree])
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,253 @@
+"""Stage 5a: token trees through every architecture: one pass, rounds, one path at a time, and each context quite alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoConfig
+
+import engine.masks
+import engine.selfcheck
+from engine.forest import Window, lay_out, pack
+from engine.growth import CachedGrowth, RescoredGrowth
+from engine.masks import Masking
+from engine.teacher import Teacher
+from schemas.errors import TeacherError
+from tests.decoders import (
+    FULL,
+    RECURRENT,
+    SLIDING,
+    TREES,
+    VOCAB,
+    alone,
+    chain,
+    load,
+    loaded,
+    logps,
+    random_window,
+    reference,
+    save,
+)
+
+TOLERANCE = 2e-5  # nats, fp32
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("teachers"), TREES | RECURRENT)
+
+
+FOREST = [random_window(seed, size) for seed, size in ((0, 50), (1, 20), (2, 17), (3, 9), (4, 1))]
+
+
+def gap(ours: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
+    assert [a.shape for a in ours] == [b.shape for b in truth]
+    return max(float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True) if len(a))
+
+
+def rounds(teacher: Teacher, windows: list[Window], seed: int) -> list[torch.Tensor]:
+    """fp32 log-probabilities of all nodes, the windows being split into rounds at random places."""
+    rng = random.Random(seed)
+    cuts = []
+    for w in windows:
+        size = len(w.token)
+        first = size if seed % 2 and size < 10 else rng.randrange(1, size + 1)  # some windows have nothing to add
+        cuts.append([0, first, *sorted(rng.randrange(first, size + 1) for _ in range(2)), size])
+
+    def part(number: int) -> list[Window]:
+        pairs = zip(windows, cuts, strict=True)
+        return [Window(*(a[c[number] : c[number + 1]] for a in (w.token, w.parent, w.depth))) for w, c in pairs]
+
+    growth = teacher.grow(part(0))
+    states = [growth.hidden, *(growth.add(part(number)) for number in (1, 2, 3))]
+    assert growth.hidden is states[-1]
+    return [torch.log_softmax(teacher.logits(torch.cat(parts)), -1) for parts in zip(*states, strict=True)]
+
+
+# ==== the numbers
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_packed_trees_and_rounds_give_what_each_context_alone_gives(saved: Path, name: str) -> None:
+    teacher, model = loaded(saved / name), reference(saved / name)
+    assert (teacher.attention, teacher.why, teacher.reuse) == ("tree", "", True)
+    assert len(pack([len(w.token) for w in FOREST])) == 2  # several documents in a row
+    truth = [alone(model, w) for w in FOREST]
+    assert min(float(t.std()) for t in truth) > 0.15  # the test can fail: distributions are not flat
+    assert gap(logps(teacher, FOREST), truth) <= TOLERANCE
+    for seed in (0, 1):
+        assert gap(rounds(teacher, FOREST, seed), truth) <= TOLERANCE
+    assert isinstance(teacher.grow(FOREST), CachedGrowth)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_what_takes_no_tree_gives_the_same_by_paths_and_says_why(saved: Path, name: str) -> None:
+    teacher, model = load(saved / name, batch_tokens=100), reference(saved / name)
+    assert (teacher.attention, teacher.reuse) == ("paths", False)
+    expected = {"rwkv": "differs by ", "gpt_neo": "a fixed table of which of 64 places see which"}
+    assert teacher.why.startswith(expected.get(name, "layers of the kind ")), teacher.why
+    windows = FOREST[1:]
+    truth = [alone(model, w) for w in windows]
+    assert min(float(t.std()) for t in truth) > 0.15
+    assert gap(logps(teacher, windows), truth) <= 1e-4
+    assert gap(rounds(teacher, windows, 0), truth) <= 1e-4
+    assert isinstance(teacher.grow(windows), RescoredGrowth)
+    with pytest.raises(TeacherError, match='attention = "tree" is not possible: (layers of|differs by|a fixed)'):
+        load(saved / name, attention="tree")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2-window", "mistral-window", "qwen2-last-layers"])
+def test_tree_and_paths_agree(saved: Path, name: str) -> None:
+    chosen, paths = loaded(saved / name), load(saved / name, attention="paths", batch_tokens=64)
+    assert paths.attention == "paths" and paths.why == 'the run file says attention = "paths"'
+    windows = [random_window(7, 26), chain(8, 20)]
+    assert gap(logps(chosen, windows), logps(paths, windows)) <= TOLERANCE
+    assert gap(rounds(paths, windows, 3), logps(paths, windows)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3-window", "mistral-window", "gpt_neox"])
+def test_the_company_in_a_pass_changes_nothing(saved: Path, name: str) -> None:
+    teacher = loaded(saved / name)
+    windows = [random_window(0, 18), chain(1, 9), random_window(2, 30), chain(3, 30), random_window(5, 11), chain(4, 1)]
+    together = logps(teacher, windows)
+    assert gap([logps(teacher, [w])[0] for w in windows], together) <= 1e-5
+    assert gap(logps(teacher, windows[::-1])[::-1], together) <= 1e-5
+    chains = [1, 3, 5]  # the plain causal path; packed, they give the same
+    assert gap(logps(teacher, [windows[i] for i in chains]), [together[i] for i in chains]) <= 1e-5
+    with torch.inference_mode():
+        packed = teacher._decoder.trees([windows[i] for i in chains])
+        assert gap([torch.log_softmax(teacher.logits(h), -1) for h in packed], [together[i] for i in chains]) <= 1e-5
+
+
+def test_a_trunk_goes_through_rounds_without_a_mask(saved: Path) -> None:
+    """What a pruned run does: chains first, then branches of which some windows have none; then nothing at all."""
+    teacher = loaded(saved / "gemma2-window")
+    trunks, model = [chain(0, 20), chain(1, 31), chain(2, 4)], reference(saved / "gemma2-window")
+    growth = teacher.grow(trunks)
+    branch = Window([5, 6, 7], [3, 20, 18], [4, 5, 19])
+    states = growth.add([branch, Window([], [], []), Window([], [], [])])
+    assert [len(s) for s in states] == [3, 0, 0]
+    whole = Window(trunks[0].token + branch.token, trunks[0].parent + branch.parent, trunks[0].depth + branch.depth)
+    assert gap([torch.log_softmax(teacher.logits(states[0]), -1)], [alone(model, whole)[20:]]) <= TOLERANCE
+    assert [len(s) for s in growth.add([Window([], [], [])] * 3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["llama", "rwkv"])
+def test_a_round_that_does_not_fit_is_refused(saved: Path, name: str) -> None:
+    growth = load(saved / name).grow([chain(0, 4), chain(1, 3)])
+    with pytest.raises(ValueError, match="a round of 1 windows for 2"):
+        growth.add([chain(0, 2)])
+    with pytest.raises(ValueError, match="window 1: new node 0 has parent 3, but it is number 3"):
+        growth.add([Window([], [], []), Window([1], [3], [3])])
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+def test_a_window_that_is_not_finite_spoils_no_other(saved: Path, name: str) -> None:
+    teacher = load(saved / name)
+    good = [replace(w, token=[t % 90 for t in w.token]) for w in FOREST]
+    truth = logps(teacher, good)
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[95] = float("nan")
+    for at in range(len(FOREST)):
+        mixed = [replace(w, token=[95, *w.token[1:]]) if i == at else w for i, w in enumerate(good)]
+        ours = logps(teacher, mixed)
+        ours_by_rounds = rounds(teacher, mixed, 0)
+        assert ours[at].isnan().all() and ours_by_rounds[at].isnan().all()
+        for states in (ours, ours_by_rounds):
+            assert gap([*states[:at], *states[at + 1 :]], [*truth[:at], *truth[at + 1 :]]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen2-last-layers", "mamba"])
+def test_windows_may_be_arrays(saved: Path, name: str) -> None:
+    teacher = load(saved / name)
+    arrays: list[Any] = [Window(*map(np.asarray, (w.token, w.parent, w.depth))) for w in FOREST[1:]]  # type: ignore
+    truth = logps(teacher, FOREST[1:])
+    assert gap(logps(teacher, arrays), truth) == 0.0
+    assert gap(rounds(teacher, arrays, 0), truth) <= TOLERANCE
+
+
+def test_rounds_in_steps_give_the_same(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = loaded(saved / "qwen2-last-layers")
+    whole = logps(teacher, FOREST)
+    monkeypatch.setattr("engine.growth.MASK_CELLS", 300)  # a handful of places to a step
+    assert gap(rounds(teacher, FOREST, 0), whole) <= TOLERANCE
+
+
+# ==== the start-up check
+
+
+def test_which_masks_are_taken(saved: Path) -> None:
+    taken = {name: loaded(saved / name)._decoder.masking for name in TREES}
+    assert {name for name in taken if taken[name] == Masking()} == set(FULL)
+    single = {name for name in taken if taken[name].window and not taken[name].by_layer}
+    assert single == {"mistral-window", "phi3-window", "starcoder2-window"}
+    assert {taken[name].window for name in SLIDING} == {1, 5, 6, 7, 9}
+    assert load(saved / "mistral-window", max_length=6, overlap=2)._decoder.masking == Masking()  # nothing to cut
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "gemma3-window", "qwen2-last-layers"])
+@pytest.mark.parametrize("wrong_by", [-1, 1])
+def test_a_window_wrong_by_one_token_is_noticed(
+    saved: Path, name: str, wrong_by: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = engine.masks.allowed
+    monkeypatch.setattr(
+        engine.masks, "allowed", lambda reach, start, window: right(reach, start, window and window + wrong_by)
+    )
+    teacher = load(saved / name)
+    assert teacher.attention == "paths" and teacher.why.startswith("differs by ")
+
+
+def test_a_window_that_no_mask_knows_is_noticed_beyond_the_small_probe(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-Neo's local layers look back 60 tokens by place; the small probe cannot see it."""
+    teacher = load(saved / "gpt_neo")
+
+    def found() -> engine.selfcheck.Found:
+        return engine.selfcheck.find_way(
+            replace(teacher._decoder, model=model), lambda h: torch.log_softmax(teacher.logits(h), -1), VOCAB, 128, 1e-3
+        )
+
+    config = GPTNeoConfig.from_dict(
+        RECURRENT["gpt_neo"].to_dict() | {"max_position_embeddings": 256, "window_size": 60}
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert found().why == "a fixed table of which of 256 places see which"
+    model.config.max_position_embeddings = 128  # as if there were none
+    with torch.inference_mode():
+        assert found().why.startswith("differs by ")
+        monkeypatch.setattr(engine.selfcheck, "_OTHER_WINDOWS", ())
+        assert found().decoder is not None  # what would have happened
+
+
+def test_a_cache_that_does_not_hold_is_not_used(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for layers that share keys: rounds are scored afresh, with the same results."""
+    config = reference(saved / "mistral-window").config
+    monkeypatch.setattr("engine.growth.DynamicCache", lambda: DynamicCache(config=config))  # crops sliding layers
+    teacher = load(saved / "mistral-window")
+    assert teacher.attention == "tree" and not teacher.reuse
+    assert gap(rounds(teacher, FOREST, 0), logps(teacher, FOREST)) <= TOLERANCE
+
+
+def test_rows_are_as_long_as_the_longest_window() -> None:
+    sizes = [5, 30, 12, 18, 1, 25, 4]
+    rows = pack(sizes)
+    assert sorted(i for row in rows for i in row) == list(range(7)) and pack([]) == []
+    assert [sum(sizes[i] for i in row) for row in rows] == [30, 30, 30, 5]
+    windows = [chain(i, size) for i, size in enumerate(sizes)]
+    made = lay_out(windows, rows)
+    for window, (row, at) in zip(windows, made.start, strict=True):
+        size = len(window.token)
+        assert made.token[row, at : at + size].tolist() == window.token
+        assert made.depth[row, at : at + size].tolist() == window.depth
+        assert made.parent[row, at : at + size].tolist() == [-1, *range(at, at + size - 1)]
+    assert (made.parent[3, 5:] == -1).all() and (made.depth[3, 5:] == 0).all()
+    assert int(made.token.max()) < VOCAB
