@@ -235,7 +235,8 @@ class Scorer:
         good = [i for i, (_, p) in enumerate(group) if p.bad is None]
         for i in good:
             stats["teacher_tokens"] += len(prepared[i].tree.trunk)
-            stats["teacher_evaluations"] += len(prepared[i].tree.token) - prepared[i].tree.given
+            kept, tree = prepared[i].kept, prepared[i].tree
+            stats["teacher_evaluations"] += (len(tree.token) if kept is None else kept.sum()) - tree.given
             stats["text_bytes"] += len(group[i][0].text.encode("utf-8"))
         tables = {product: self._table(product, group, good, rows[product]) for product in rows}
         for product, table in tables.items():
