@@ -117,7 +117,7 @@ class TeacherRows:
         """Write the positions that this chunk's contexts predict."""
         softmax, rows = self.softmax, self.rows
         fine = np.array([softmax.group.bad[i] is None for i in softmax.doc_of[chunk.nodes]], bool)
-        mass = chunk.prob.sum(1).cpu().numpy()
+        mass = chunk.prob.sum(1).double().cpu().numpy()
         picked = np.flatnonzero((self.row_of[chunk.nodes] >= 0) & fine & (mass > 0))
         if not len(picked):
             return

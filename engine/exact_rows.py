@@ -29,12 +29,13 @@ from schemas.target import FLAG_BOUNDED, FLAG_EXACT, FLAG_NO_MASS
 @dataclass(frozen=True, eq=False)
 class Refinement:
     """What stays the same between groups. size: units in all; end_id: the unit that ends a text; on the device:
-    cell_of, above, order of the trie, end_ids and other_ids (specials of the teacher that do not end a text)."""
+    heap_of, spill, above, order of the trie, end_ids and other_ids (specials of the teacher that do not end a text)."""
 
     trie: Trie
     size: int
     end_id: int | None
-    cell_of: torch.Tensor
+    heap_of: torch.Tensor
+    spill: torch.Tensor
     above: torch.Tensor
     order: torch.Tensor
     top_unit: torch.Tensor
@@ -51,10 +52,8 @@ class Refinement:
             return torch.as_tensor(np.asarray(values, np.int64), device=device)
 
         others = [i for i in special_ids if i not in end_ids]
-        top = trie.unit[: trie.top]
-        return cls(
-            trie, size, end_id, on(trie.cell_of), on(trie.above), on(trie.order), on(top), on(list(end_ids)), on(others)
-        )
+        tables = (trie.heap_of, trie.spill, trie.above, trie.order, trie.unit[: trie.top], list(end_ids), others)
+        return cls(trie, size, end_id, *(on(table) for table in tables))
 
 
 @dataclass(slots=True)
@@ -140,17 +139,19 @@ class ExactRows:
 
     def _cells(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of each row by cell [R, C+1] (last: what is no text), and by child of state 0 [R, A]."""
-        trie, prob = self.r.trie, chunk.prob
-        cells = torch.zeros((len(prob), trie.cells + 1), dtype=torch.float64, device=prob.device)
-        cells.scatter_add_(1, self.r.cell_of[: prob.shape[1]].expand(len(prob), -1), prob)
+        trie, prob, rows = self.r.trie, chunk.prob, len(chunk.prob)
+        heaps = torch.zeros((rows, trie.cells + 1 + len(trie.spill)), dtype=prob.dtype, device=prob.device)
+        heaps.scatter_add_(1, self.r.heap_of[: prob.shape[1]].expand(rows, -1), prob)
+        cells = heaps[:, : trie.cells + 1].double()
+        cells.scatter_add_(1, self.r.spill.expand(rows, -1), heaps[:, trie.cells + 1 :].double())
         if trie.cells == trie.top:
             return cells, cells[:, : trie.top]
         top = cells[:, : trie.top].clone()
-        return cells, top.index_add_(1, self.r.above, cells[:, trie.top : trie.cells])
+        return cells, top.scatter_add_(1, self.r.above.expand(rows, -1), cells[:, trie.top : trie.cells])
 
     def _take_specials(self, chunk: Chunk) -> None:
-        self.end_N[chunk.nodes] = chunk.prob[:, self.r.end_ids].sum(1).cpu().numpy()
-        self.other_N[chunk.nodes] = chunk.prob[:, self.r.other_ids].sum(1).cpu().numpy()
+        self.end_N[chunk.nodes] = chunk.prob[:, self.r.end_ids].double().sum(1).cpu().numpy()
+        self.other_N[chunk.nodes] = chunk.prob[:, self.r.other_ids].double().sum(1).cpu().numpy()
 
     def _deep_values(self, chunk, cells_RC, top_RA, row_of: np.ndarray, at: np.ndarray) -> _Values:
         """Everything that waits, and the children's values of this chunk's deep pairs, in the pairs' order."""
@@ -270,14 +271,14 @@ class _Kept:
 def interval_sums(
     prob_RV: torch.Tensor, order: torch.Tensor, row_F: np.ndarray, lo_F: np.ndarray, hi_F: np.ndarray
 ) -> torch.Tensor:
-    """[F] sums of prob[row, order[lo:hi]], in the precision of prob."""
+    """float64 [F] sums of prob[row, order[lo:hi]]."""
     device = prob_RV.device
     size = torch.from_numpy(hi_F - lo_F).to(device)
     which = torch.repeat_interleave(size)
     offset = torch.from_numpy(lo_F).to(device) - (torch.cumsum(size, 0) - size)
     token = order[torch.arange(len(which), device=device) + offset[which]]
-    value = prob_RV[torch.from_numpy(row_F).to(device)[which], token]
-    return torch.zeros(len(size), dtype=prob_RV.dtype, device=device).index_add_(0, which, value)
+    value = prob_RV[torch.from_numpy(row_F).to(device)[which], token].double()
+    return torch.zeros(len(size), dtype=torch.float64, device=device).index_add_(0, which, value)
 
 
 def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -48,7 +48,8 @@ class FastRows:
     def take(self, chunk: Chunk) -> None:
         """Push the boundaries whose contexts are now all known."""
         carried = self.prob if self.prob is not None and len(self.nodes) else None
-        prob = chunk.prob if carried is None else torch.cat([carried, chunk.prob])
+        new = chunk.prob.double()
+        prob = new if carried is None else torch.cat([carried, new])
         nodes = np.concatenate([self.nodes, chunk.nodes])
         row_of = dict(zip(nodes.tolist(), range(len(nodes)), strict=True))
         todo = [(i, k) for i, k in self.todo.get(chunk.index, ()) if self.softmax.group.bad[i] is None]

@@ -61,15 +61,15 @@ class Rows:
     def write(self, product: str, at_J: np.ndarray, mass_JV: torch.Tensor, total_J: np.ndarray) -> None:
         """Top-k, tail and gold of positions `at_J` from unnormalised masses with the given sums; marks them scored.
 
-        `mass_JV` (float64) is as before afterwards. Raises IdentityError when top-k + tail is not the total.
+        `mass_JV` (float32 or float64) is as before afterwards. Raises IdentityError when top-k + tail is not the total.
         """
         gold = torch.from_numpy(self.gold[at_J]).to(mass_JV.device)
-        gold_mass = mass_JV.gather(1, gold[:, None])[:, 0].cpu().numpy()
+        gold_mass = mass_JV.gather(1, gold[:, None])[:, 0].double().cpu().numpy()
         k = min(self.ids.shape[1], mass_JV.shape[1])
         best = torch.topk(mass_JV, k, dim=1)
-        rest = mass_JV.scatter_(1, best.indices, 0.0).sum(1).cpu().numpy()
+        rest = mass_JV.scatter_(1, best.indices, 0.0).sum(1).double().cpu().numpy()
         mass_JV.scatter_(1, best.indices, best.values)
-        value, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        value, ids = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
         gap = np.abs(value.sum(1) + rest - total_J)
         if not ((gap <= SLACK * total_J) & (total_J > 0)).all():
             worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))

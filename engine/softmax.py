@@ -3,7 +3,8 @@
 The lm_head runs over chunks of contexts in reading order (by the byte where they end), so that only one chunk of [R, Vt]
 probabilities exists. Every context's log weight is known by the time its own row is made: its parent came before it.
 
-Exponentials are taken in the logits' own precision (float32 from a model), everything after that is float64.
+Probabilities have the logits' own precision (float32 from a model); log-probabilities, weights and all sums that products
+make are float64, or of so few float32 terms that 1e-6 holds.
 Letters: R contexts of a chunk, N nodes of the whole group, E tree edges that begin in a chunk, Vt teacher ids.
 """
 
@@ -39,8 +40,8 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """nodes: int64 [R], global numbers of the contexts. prob: float64 [R, Vt], rows sum to 1 (or are 0: no canonical
-    continuation has mass, or the document is bad)."""
+    """nodes: int64 [R], global numbers of the contexts. prob: [R, Vt] in the logits' precision; rows sum to 1 (or are 0: no
+    canonical continuation has mass, or the document is bad)."""
 
     index: int
     nodes: np.ndarray
@@ -83,7 +84,6 @@ class Softmax:
         self.fringe_logp: dict[tuple[int, int], float] = {}
         self._edges = self._collect_edges(np.array(given))
         self._all_real = bool(real_V.all())
-        self._buffer: torch.Tensor | None = None
 
     def _top_pruned(self, given: np.ndarray) -> np.ndarray:
         """Parents come first, so that one pass down finds each pruned context's topmost pruned ancestor."""
@@ -120,17 +120,14 @@ class Softmax:
         return math.ceil(len(self.order) / self.step)
 
     def run(self, hidden_ND: torch.Tensor, logits: Logits) -> Iterator[Chunk]:
-        """Yields every chunk once; `prob` is one buffer that the next chunk overwrites."""
+        """Yields every chunk once."""
         for index in range(self.chunks):
             nodes = self.order[index * self.step : (index + 1) * self.step]
             states_RD = hidden_ND[torch.from_numpy(nodes).to(hidden_ND.device)]
             yield Chunk(index, nodes, self._probabilities(logits(states_RD), nodes, index))
 
     def _probabilities(self, logits_RV: torch.Tensor, nodes: np.ndarray, index: int) -> torch.Tensor:
-        x = logits_RV[:, : len(self.real)]
-        if self._buffer is None:
-            size = (min(self.step, len(self.order)), x.shape[1])
-            self._buffer = torch.empty(size, dtype=torch.float64, device=x.device)
+        x = logits_RV[:, : len(self.real)].contiguous()
         if not self._all_real:
             x = x.masked_fill(~self.real, -torch.inf)
         x = x.sub_(x.amax(1, keepdim=True))
@@ -138,14 +135,13 @@ class Softmax:
         parent, token, child = self._edges[index]
         rows = torch.tensor([place[p] for p in parent.tolist()], dtype=torch.long, device=x.device)
         edge_E = x[rows, torch.from_numpy(token).to(x.device)].double()
-        x.exp_()
-        total = x.sum(1, dtype=torch.float64)
-        prob = torch.mul(x, (1.0 / total)[:, None], out=self._buffer[: len(nodes)])
+        total = x.exp_().sum(1)
         wrong = torch.isnan(total)
+        prob = x.mul_((1.0 / total)[:, None])
         if wrong.any():
             prob[wrong] = 0.0
             self._note_bad(nodes[wrong.cpu().numpy()])
-        log_total = torch.log(total)
+        log_total = torch.log(total.double())
         if self.canonical is not None:
             log_total += self._handle_noncanonical(prob, nodes)
         self._weigh(parent, token, child, (edge_E - log_total[rows]).cpu().tolist())
@@ -161,7 +157,7 @@ class Softmax:
         self.noncanonical[nodes] = self.canonical.mask_(prob, states).cpu().numpy()
         left = prob.sum(1)
         prob.div_(torch.where(left > 0, left, 1.0)[:, None])
-        return torch.log(left)
+        return torch.log(left.double())
 
     def _note_bad(self, nodes: np.ndarray) -> None:
         for node in nodes:

@@ -17,6 +17,7 @@ import numpy as np
 from engine.expansion import Expansion
 
 _MOST_CELLS = 16384
+_HEAP = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,8 @@ class Trie:
     cells: number of children (all of the first one or two depths) that every probability row is summed to at once.
     cell_of: int64 [V], the cell of each teacher id; `cells` for ids without an expansion. above: int64 [cells - A], for
     each cell of depth two its parent among the first A.
+    heap_of: int64 [V], cells cut into heaps of at most 64 ids, so that sums of float32 stay accurate; heap i is of cell i
+    for i <= cells, heap cells + 1 + j of cell spill[j].
     """
 
     order: np.ndarray
@@ -41,6 +44,8 @@ class Trie:
     cells: int
     cell_of: np.ndarray
     above: np.ndarray
+    heap_of: np.ndarray
+    spill: np.ndarray
     _key: np.ndarray
     _base: int
 
@@ -104,6 +109,7 @@ def build_trie(expansion: Expansion) -> Trie:
     cells = sum(sizes)
     cell_of = np.full(len(lengths), cells, np.int64)
     cell_of[order] = cell_at
+    heap_of, spill = _heaps(cell_of, cells)
     into = np.full(made, -1, np.int64)
     into[state[state >= 0]] = np.flatnonzero(state >= 0)
     return Trie(
@@ -117,6 +123,21 @@ def build_trie(expansion: Expansion) -> Trie:
         cells=cells,
         cell_of=cell_of,
         above=into[parent[sizes[0] : cells]],
+        heap_of=heap_of,
+        spill=spill,
         _key=parent * base + unit,
         _base=base,
     )
+
+
+def _heaps(cell_of: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """(heap of each id, cell of each heap beyond the first of its cell)."""
+    by = np.argsort(cell_of, kind="stable")
+    first = np.searchsorted(cell_of[by], np.arange(cells + 1))
+    layer = np.empty(len(by), np.int64)
+    layer[by] = (np.arange(len(by)) - first[cell_of[by]]) // _HEAP
+    key = cell_of + layer * (cells + 1)
+    beyond, number = np.unique(key[layer > 0], return_inverse=True)
+    heap_of = cell_of.copy()
+    heap_of[layer > 0] = cells + 1 + number
+    return heap_of, beyond % (cells + 1)

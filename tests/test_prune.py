@@ -16,14 +16,16 @@ from tests.vocabularies import SHARED, needs_shared
 
 TEXTS = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the sunshine.",
-    "Tom said, \"I don't know!\"\n\n  He ran  to the park   and saw 12 big dogs.\n",
+    'Tom said, "I don\'t know!"\n\n  He ran  to the park   and saw 12 big dogs.\n',
     "x",
     "The naïve café — déjà vu? 日本 👩\u200d👧 ok.",
 )
 MODELS = ("stories260K", "vachan-gpt2-280K")
 
 
-def scored(model: str, eps: float, student: str, *, max_length: int | None = None, attention: str = "auto") -> UnitResult:
+def scored(
+    model: str, eps: float, student: str, *, max_length: int | None = None, attention: str = "auto"
+) -> UnitResult:
     """All texts with the byte product in full and one student, every token stored."""
     teacher: dict[str, object] = {"model": str(SHARED / "models" / model), "attention": attention}
     if max_length:
