@@ -171,7 +171,8 @@ class Scorer:
         if self.run.targets.bytes:
             sides[BYTES] = (list(text), list(range(1, len(text) + 1)))
         prefix = self.vocabulary.prefix_bytes
-        tree = self.builder.build(prefix + text, ids, self._wanted(sides, len(text)), self.bos)
+        wanted = self._wanted(sides, len(text))
+        tree = self.builder.build(prefix + text, ids, wanted, self.bos, fringe=bool(self.aligners))
         out = {}
         for product in self._products():
             token_ids, byte_ends = sides[product]
@@ -194,13 +195,13 @@ class Scorer:
         expansion, trie = self.expansions[product]
         return trie, expansion
 
-    def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int) -> list[int]:
+    def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int) -> np.ndarray:
         """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students."""
         shift = len(self.vocabulary.prefix_bytes)
         if BYTES in sides:
-            return list(range(shift, shift + size + 1))
-        asked = [*self.aligners, *self.expansions]
-        return sorted({shift, *(e + shift for p in asked for e in sides[p][1])}) if asked else []
+            return np.arange(shift, shift + size + 1)
+        asked = [np.array(sides[p][1], np.int64) + shift for p in (*self.aligners, *self.expansions)]
+        return np.unique(np.concatenate([[shift], *asked])) if asked else np.empty(0, np.int64)
 
     def _end_id(self, product: str) -> int | None:
         if not self.run.targets.end:

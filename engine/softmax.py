@@ -157,7 +157,7 @@ class Softmax:
         self.noncanonical[nodes] = self.canonical.mask_(prob, states).cpu().numpy()
         left = prob.sum(1)
         prob.div_(torch.where(left > 0, left, 1.0)[:, None])
-        return torch.log(left.double())
+        return torch.where(left > 0, torch.log(left.double()), torch.inf)  # nothing left: no child has weight
 
     def _note_bad(self, nodes: np.ndarray) -> None:
         for node in nodes:

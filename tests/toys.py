@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
+from engine.canonical import CanonicalNext
 from engine.contexts import ContextBuilder, ContextTree
 from engine.emit import Emitter, Prepared, Side
 from engine.exact import exact_side
@@ -271,7 +272,7 @@ STUDENT, BYTES = "student/toy", "bytes"
 @dataclass(frozen=True, eq=False)
 class Pair:
     """A teacher and a student tokenizer with all that the engine derives from them. subset: the student is made exactly;
-    bytes: the byte product is made beside it."""
+    bytes: the byte product is made beside it; masked: semantics `canonical-masked`."""
 
     teacher: Vocabulary
     student: Vocabulary
@@ -279,6 +280,11 @@ class Pair:
     along_text: bool = True
     subset: bool = False
     bytes: bool = False
+    masked: bool = False
+
+    @cached_property
+    def canonical(self) -> CanonicalNext:
+        return CanonicalNext(self.teacher, build_merge_table(self.teacher), build_splitter(self.teacher))
 
     @cached_property
     def builder(self) -> ContextBuilder:
@@ -314,7 +320,8 @@ class Pair:
         }
         real = torch.ones(self.teacher.size, dtype=torch.bool)
         k = max(self.student.size, self.teacher.size)
-        return Emitter({"teacher": k, STUDENT: k, BYTES: BYTES_END + 1}, real, fast, exact)
+        sizes = {"teacher": k, STUDENT: k, BYTES: BYTES_END + 1}
+        return Emitter(sizes, real, fast, exact, self.canonical if self.masked else None, self.masked)
 
     def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Prepared:
         """What Scorer._prepare does for one text and one student. Raises BadDocument."""
@@ -339,7 +346,8 @@ class Pair:
             data = np.frombuffer(prefix + raw, np.uint8)
             exact = exact_side(tree, trie, expansion, data, np.arange(1, len(data) + 1), skip=shift)
             sides[BYTES] = Side(np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact)
-        return Prepared(tree, prefix + raw, sides)
+        states = self.canonical.states(tree, prefix + raw) if self.masked else None
+        return Prepared(tree, prefix + raw, sides, states)
 
     def emit(
         self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
