@@ -2,12 +2,16 @@
 
 In: class strings (engine/split.py), characters as units. Out: sets of ways. The certain cuts are the same in all; behind
 them all continuations of two characters by class are tried, as for contexts (engine/contexts.py), but a second character
-only where the first leaves a cut open (lemma 5), and remembered for the open part alone.
+only where the first leaves a cut open (lemma 5), and remembered for the open part alone. No continuation is the beginning
+of an added text: one that follows closes what is before it, as the end of the text does, and one that began earlier and
+goes on leaves no token end here.
 """
 
 from __future__ import annotations
 
-from engine.split import Splitter
+from collections.abc import Iterator
+
+from engine.split import NO_UNIT, Splitter
 
 _MOST_TAILS = 100_000
 
@@ -15,7 +19,7 @@ Way = tuple[tuple[int, ...], bool, bool]  # cuts strictly inside, a cut at the e
 
 
 class Ways:
-    """The ways of one splitter. units: the classes to continue with. Not thread-safe."""
+    """The ways of one splitter. units: the classes to continue with, none that belongs to an added text. Not thread-safe."""
 
     def __init__(self, splitter: Splitter, units: tuple[str, ...]) -> None:
         self.splitter, self.units = splitter, units
@@ -40,19 +44,37 @@ class Ways:
         if n in sure:
             head = tuple(c for c in sure if c <= n)
             return frozenset((head, end, added) for _, end, added in self._by_itself(right))
-        both = self.splitter.join(left, right)
-        return self._of(both, n)
+        return self._of(self.splitter.join(left, right), n)
 
     def _by_itself(self, right: str) -> frozenset[Way]:
+        """Ways behind a cut: nothing before it can be the reason to ask anything of the first units."""
+        right = self.splitter.join(NO_UNIT, right)[1:]
         known = self._alone.get(right)
         if known is None:
             if len(self._alone) >= _MOST_TAILS:
                 self._alone.clear()
-            known = self._alone[right] = self._of(right, 0)
+            known = self._alone[right] = self._find_alone(right)
         return known
 
+    def _find_alone(self, right: str) -> frozenset[Way]:
+        if self._holds_added(right):
+            return self._of(right, 0)
+        right = self.splitter.disown(right)
+        if self.splitter.certain(right):
+            return self._of(right, 0)
+        found: set[Way] = set()
+        for way in self._find(right):
+            if not way[0]:  # without cuts inside there are two ways only: more need not be tried when both are found
+                found.add(way)
+                if len(found) == 2:
+                    break
+        return frozenset(found)
+
     def _of(self, s: str, n: int) -> frozenset[Way]:
-        """Ways of s without cuts strictly between n and its end."""
+        """Ways of s without cuts strictly between n and its end. An added text that begins in s and ends behind it leaves
+        no token end there, so that its characters are like any others unless s holds all of one."""
+        if not self._holds_added(s):
+            s = self.splitter.disown(s)
         sure = self.splitter.certain(s)
         if any(n < c < len(s) for c in sure):
             return frozenset()
@@ -66,6 +88,12 @@ class Ways:
                 out.add(((*sure, *(done + c for c in cuts)), end, added))
         return frozenset(out)
 
+    def _holds_added(self, s: str) -> bool:
+        if not self._added:
+            return False
+        own = self.splitter.own(s)
+        return any(text in own for text in self._added)
+
     def _tail(self, rest: str) -> frozenset[Way]:
         """Ways of a string none of whose cuts is certain."""
         known = self._tails.get(rest)
@@ -75,20 +103,22 @@ class Ways:
             known = self._tails[rest] = frozenset(self._find(rest))
         return known
 
-    def _find(self, rest: str) -> set[Way]:
-        splitter, n, out = self.splitter, len(rest), set()
-        self._note(out, rest, splitter.pieces(rest), n)
+    def _find(self, rest: str) -> Iterator[Way]:
+        splitter, n = self.splitter, len(rest)
+        yield from self._way(rest, splitter.pieces(rest), n)
+        left_open = []
         for unit in self._after(rest[-1]):
             longer = rest + unit
             sure = splitter.certain(longer)
             if sure and sure[-1] >= n:
-                self._note(out, longer, sure, n)
-                continue
-            self._note(out, longer, splitter.pieces(longer), n)
+                yield from self._way(longer, sure, n)
+            else:
+                yield from self._way(longer, splitter.pieces(longer), n)
+                left_open.append((longer, unit))
+        for longer, unit in left_open:
             for second in self._after(unit):
                 longest = longer + second
-                self._note(out, longest, splitter.pieces(longest), n)
-        return out
+                yield from self._way(longest, splitter.pieces(longest), n)
 
     def _after(self, unit: str) -> tuple[str, ...]:
         """The distinct units that may follow `unit`, as the splitter joins them."""
@@ -97,12 +127,13 @@ class Ways:
             known = self._next[unit] = tuple(sorted({self.splitter.join(unit, u)[1:] for u in self.units}))
         return known
 
-    def _note(self, out: set[Way], s: str, ends: tuple[int, ...], n: int) -> None:
+    def _way(self, s: str, ends: tuple[int, ...], n: int) -> tuple[Way] | tuple[()]:
         cuts = tuple(e for e in ends if e < n)
         stop = next(e for e in ends if e >= n)
         added = self._is_added(s, cuts[-1] if cuts else 0, stop)
-        if not (added and stop > n):  # an added text that reaches past the end is one token: nothing ends inside it
-            out.add((cuts, stop == n, added))
+        if added and stop > n:
+            return ()  # an added text that reaches past the end is one token: nothing ends inside it
+        return ((cuts, stop == n, added),)
 
     def _is_added(self, s: str, begin: int, stop: int) -> bool:
         return (

@@ -28,6 +28,7 @@ from schemas.errors import TokenizerError
 
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
+NO_UNIT = "\0"  # the class of no character: answers no predicate, belongs to no added text
 _BROKEN = "\ufffd"  # stands for a character whose bytes are not all known yet
 
 
@@ -75,7 +76,23 @@ class Splitter:
 
     def _classify(self, char: str) -> str:
         mask = sum(1 << i for i, p in enumerate(self.predicates) if not p.pre_tokenize_str(char))
-        return self._class_with(mask, char if any(char in a for a in self.added) else "")
+        return self._class_with(mask, char if char in self._added_characters else "")
+
+    def learn(self, chars: set[str]) -> None:
+        """Classify these characters at once: `classes` would ask the library about each one by itself. Characters as
+        units."""
+        new = [c for c in sorted(chars) if ord(c) not in self._table]
+        holds = np.ones((len(self.predicates), len(new)), bool)
+        for row, predicate in zip(holds, self.predicates, strict=True):
+            for _, (begin, stop) in predicate.pre_tokenize_str("\n".join(new)):  # what does not match is left, in runs
+                row[(begin + 1) // 2 : (stop + 1) // 2] = False
+        for char, bits in zip(new, np.packbits(holds, axis=0, bitorder="little").T, strict=True):
+            own = char if char in self._added_characters else ""
+            self._table[ord(char)] = self._class_with(int.from_bytes(bits.tobytes(), "little"), own)
+
+    @cached_property
+    def _added_characters(self) -> frozenset[str]:
+        return frozenset("".join(self.added))
 
     def _class_with(self, mask: int, own: str) -> str:
         if (mask, own) not in self._by_answers:
@@ -118,6 +135,22 @@ class Splitter:
             own = ""
         known = self._forgotten[before, unit] = self._class_with(mask, own)
         return known
+
+    def disown(self, classes: str) -> str:
+        """The classes of characters with the same answers that are in no added text. Characters as units."""
+        return classes.translate(self._disowned) if self.added else classes
+
+    @cached_property
+    def _disowned(self) -> dict[int, str]:
+        splitter = self
+
+        class Table(dict[int, str]):
+            def __missing__(self, code: int) -> str:
+                own = splitter._owns[code]
+                self[code] = chr(code) if own in ("", _BROKEN_OWN) else splitter._class_with(splitter._masks[code], "")
+                return self[code]
+
+        return Table()
 
     def join(self, left: str, right: str) -> str:
         """left + right, both canonical, as one canonical string: only the first units of right can still change."""
