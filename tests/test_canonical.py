@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.bpe import build_merge_table
-from engine.canonical import CanonicalNext, State
+from engine.canonical import CanonicalNext, State, _take_at_once
 from engine.contexts import ContextBuilder, ContextTree, characters_from
 from engine.kinds import characters_beginning, open_tail
 from engine.split import build_splitter
@@ -138,7 +138,7 @@ def test_the_rule_against_brute_force(name: str) -> None:
         places = sorted(rng.sample(range(shift, len(data) + 1), min(14, len(data) + 1 - shift)))
         tree = builder(name).build(data, ids, places, given_token(vocab))
         states = choose.states(tree, data)
-        nodes = list(dict.fromkeys(n for at in tree.at_byte.values() for n in at))
+        nodes = [n for n in range(tree.given, len(tree.token)) if int(tree.end[n]) in places]
         for node in rng.sample(nodes, min(10, len(nodes))):
             state, path = states[node], path_to(tree, node)
             assert state is not None
@@ -162,8 +162,11 @@ def test_the_rule_against_brute_force(name: str) -> None:
 # ==== toy tokenizers: all tokens, all continuations
 
 
-def toy_side(rng: random.Random, folder: Path) -> tuple[Vocabulary, tuple[str, ...], CanonicalNext, ContextBuilder]:
+def toy_side(
+    rng: random.Random, folder: Path, *, ascii_only: bool = False
+) -> tuple[Vocabulary, tuple[str, ...], CanonicalNext, ContextBuilder]:
     chars, style = alphabet(rng), rng.choice(TOY_BYTE_LEVEL * 2 + TOY_SENTENCEPIECE)
+    chars = tuple(c for c in chars if c.isascii()) if ascii_only else chars
     vocab = toy(rng, folder, style, chars, whole=rng.random() < 0.4, merges=rng.randint(3, 10))
     merges, cuts = build_merge_table(vocab), build_splitter(vocab)
     return vocab, chars, CanonicalNext(vocab, merges, cuts), ContextBuilder(vocab, merges, cuts)
@@ -217,7 +220,7 @@ def test_masked_probabilities_are_a_distribution_over_texts(seed: int, tmp_path:
         if not text and path:
             cut += weight  # the prefix space alone: its tree needs more text
             continue
-        state = root_state(choose, vocab) if not path else state_of(choose, make, vocab, text, path)
+        state = root_state(choose, make, vocab) if not path else state_of(choose, make, vocab, text, path)
         prob = torch.from_numpy(np.exp(table.logp(path)))[None].clone()
         choose.mask_(prob, [state])
         prob /= prob.sum()
@@ -232,10 +235,9 @@ def test_masked_probabilities_are_a_distribution_over_texts(seed: int, tmp_path:
     assert abs(ended + cut - 1) < 1e-9 and len(texts) > 3
 
 
-def root_state(choose: CanonicalNext, vocab: Vocabulary) -> State:
-    tree = ContextTree()
-    tree.add(-1, given_token(vocab)[0], 0)
-    state = choose.states(tree, b"")[0]
+def root_state(choose: CanonicalNext, make: ContextBuilder, vocab: Vocabulary) -> State:
+    tree, data = tree_of(vocab, make, "a")
+    state = choose.states(tree, data)[tree.given]
     assert state is not None
     return state
 
@@ -244,6 +246,78 @@ def state_of(choose: CanonicalNext, make: ContextBuilder, vocab: Vocabulary, tex
     tree, data = tree_of(vocab, make, text)
     states = choose.states(tree, data)
     return next(s for n, s in enumerate(states) if s is not None and path_of(tree, n, vocab) == path)
+
+
+@pytest.mark.parametrize("seed", range(8 * EFFORT))
+def test_probability_of_a_beginning(seed: int, tmp_path: Path) -> None:
+    """F(x), the probability that the masked toy teacher's text begins with x: by contexts of x and the tokens that reach
+    past it, masked by the rule, against a walk over all canonical strings, found with the real tokenizer. And F(x) is the
+    sum of F(x + character) and of the probability that the text is x."""
+    rng = random.Random(200 + seed)
+    vocab, chars, choose, make = toy_side(rng, tmp_path / "toy", ascii_only=True)
+    table = TableTeacher(vocab, chars, seed, masked=False, sharp=0.7)
+    table.probes = strings(chars, 3)
+    shift = len(vocab.prefix_bytes)
+    begins, whole = walk_of_canonical_strings(table, shift + 3)
+    checked = 0
+    for x in [chars[0], *("".join(rng.choices(chars, k=2)) for _ in range(4))]:
+        if skipped(vocab, vocab.prefix_bytes + x.encode()):
+            continue
+        got = {y: probability_of_beginning(choose, make, table, y) for y in (x, *(x + c for c in chars))}
+        for y, value in got.items():
+            assert value == pytest.approx(begins.get(vocab.prefix_bytes + y.encode(), 0.0), abs=1e-12), (seed, y)
+        ends = whole.get(vocab.prefix_bytes + x.encode(), 0.0)
+        assert got[x] == pytest.approx(ends + sum(got[x + c] for c in chars), abs=1e-12), (seed, x)
+        checked += got[x] > 0
+    assert checked
+
+
+def walk_of_canonical_strings(table: TableTeacher, longest: int) -> tuple[dict[bytes, float], dict[bytes, float]]:
+    """(bytes -> probability that the text begins so, bytes -> probability that it is this text), up to `longest` bytes."""
+    begins: dict[bytes, float] = {}
+    whole: dict[bytes, float] = {}
+    stack: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
+    while stack:
+        path, weight = stack.pop()
+        before, legal = table.bytes_of(path), table.followers(path)
+        ends = table._encode(before) == list(path) and (bool(path) or not table.vocabulary.encode("")[0])
+        legal = [*legal, *table.vocabulary.specials] if ends else legal
+        prob = np.exp(table.logp(path))
+        total = prob[legal].sum()
+        for token in legal:
+            p = weight * float(prob[token] / total)
+            if token in table.vocabulary.specials:
+                whole[before] = whole.get(before, 0.0) + p
+                continue
+            after = table.bytes_of((*path, token))
+            for size in range(len(before) + 1, min(len(after), longest) + 1):
+                begins[after[:size]] = begins.get(after[:size], 0.0) + p
+            if len(after) <= longest:
+                stack.append(((*path, token), p))
+    return begins, whole
+
+
+def probability_of_beginning(choose: CanonicalNext, make: ContextBuilder, table: TableTeacher, x: str) -> float:
+    """Weights of the contexts that end with x, and of all leaves from before its end to behind it."""
+    vocab = table.vocabulary
+    tree, data = tree_of(vocab, make, x)
+    token, parent, end = (np.asarray(f).tolist() for f in (tree.token, tree.parent, tree.end))
+    nodes = range(tree.given, len(token))
+    states = [s for s in choose.states(tree, data) if s is not None]
+    prob = torch.from_numpy(np.exp(np.array([table.logp(path_of(tree, n, vocab)) for n in nodes])))
+    choose.mask_(prob, states)
+    prob = (prob / prob.sum(1, keepdim=True)).numpy()
+    weight, total = {tree.given: 1.0}, 0.0
+    for row, node in enumerate(nodes):
+        if node != tree.given:
+            weight[node] = weight[parent[node]] * float(prob[parent[node] - tree.given, token[node]])
+        if end[node] == len(data):
+            total += weight[node]
+            continue
+        rest = data[end[node] :]
+        past = [t for t in table.usable if (p := vocab.token_bytes[t] or b"").startswith(rest) and len(p) > len(rest)]
+        total += weight[node] * float(prob[row, past].sum())
+    return total
 
 
 # ==== masses and details
@@ -263,7 +337,11 @@ def test_mass_and_mask_equal_a_slow_loop(name: str) -> None:
     want = torch.tensor([sum(float(before[r, t]) for t in ids_of(choose, s)) for r, s in enumerate(states)])
     torch.testing.assert_close(choose.noncanonical_mass(prob, states), want.double(), rtol=1e-6, atol=1e-6)
     assert torch.equal(prob, before)
+    found = [choose.illegal([s])[1].astype(np.int32) for s in states]
+    other = prob.clone()
+    torch.testing.assert_close(_take_at_once(other, found, clear=True), choose.noncanonical_mass(prob, states))
     taken = choose.mask_(prob, states)
+    assert torch.equal(other, prob)
     torch.testing.assert_close(before.sum(1) - prob.sum(1), taken)
     for row, state in enumerate(states):
         assert set(torch.nonzero(prob[row] != before[row]).flatten().tolist()) == ids_of(choose, state)
