@@ -25,6 +25,7 @@ class Ways:
         self.splitter, self.units = splitter, units
         self._added = frozenset(splitter.added)
         self._tails: dict[str, frozenset[Way]] = {}
+        self._opens: dict[tuple[str, int], frozenset[Way]] = {}
         self._alone: dict[str, frozenset[Way]] = {}
         self._heads: dict[tuple[str, str], tuple[int, ...]] = {}
         self._next: dict[str, tuple[str, ...]] = {}
@@ -53,28 +54,14 @@ class Ways:
         if known is None:
             if len(self._alone) >= _MOST_TAILS:
                 self._alone.clear()
-            known = self._alone[right] = self._find_alone(right)
+            known = self._alone[right] = self._of(right, 0)
         return known
-
-    def _find_alone(self, right: str) -> frozenset[Way]:
-        if self._holds_added(right):
-            return self._of(right, 0)
-        right = self.splitter.disown(right)
-        if self.splitter.certain(right):
-            return self._of(right, 0)
-        found: set[Way] = set()
-        for way in self._find(right):
-            if not way[0]:  # without cuts inside there are two ways only: more need not be tried when both are found
-                found.add(way)
-                if len(found) == 2:
-                    break
-        return frozenset(found)
 
     def _of(self, s: str, n: int) -> frozenset[Way]:
         """Ways of s without cuts strictly between n and its end. An added text that begins in s and ends behind it leaves
         no token end there, so that its characters are like any others unless s holds all of one."""
-        if not self._holds_added(s):
-            s = self.splitter.disown(s)
+        holds = self._holds_added(s)
+        s = s if holds else self.splitter.disown(s)
         sure = self.splitter.certain(s)
         if any(n < c < len(s) for c in sure):
             return frozenset()
@@ -82,17 +69,42 @@ class Ways:
         if done == len(s):
             begin = sure[-2] if len(sure) > 1 else 0
             return frozenset({(sure[:-1], True, self._is_added(s, begin, done))})
-        out = set()
-        for cuts, end, added in self._tail(s[done:]):
-            if not any(n < done + c for c in cuts):
-                out.add(((*sure, *(done + c for c in cuts)), end, added))
-        return frozenset(out)
+        ways = self._all_open(s[done:], n - done) if holds else self._open(s[done:], n - done)
+        return frozenset(((*sure, *(done + c for c in cuts)), end, added) for cuts, end, added in ways)
 
     def _holds_added(self, s: str) -> bool:
         if not self._added:
             return False
         own = self.splitter.own(s)
         return any(text in own for text in self._added)
+
+    def _open(self, rest: str, n: int) -> frozenset[Way]:
+        """Ways of a string without certain cuts and added texts, without cuts behind n. What is cut up to n is among
+        the ways of the first n + 2 units (two characters decide it, as for contexts): once each of these is found with
+        and without a cut at the end no other continuation can add one."""
+        if len(rest) <= n + 2:
+            return self._all_open(rest, n)
+        known = self._opens.get((rest, n))
+        if known is None:
+            if len(self._opens) >= _MOST_TAILS:
+                self._opens.clear()
+            missing = {
+                (tuple(c for c in cuts if c <= n), end, False)
+                for cuts, _, _ in self._tail(rest[: n + 2])
+                for end in (True, False)
+            }
+            found: set[Way] = set()
+            for way in self._find(rest):
+                if all(c <= n for c in way[0]):
+                    found.add(way)
+                    missing.discard(way)
+                    if not missing:
+                        break
+            known = self._opens[rest, n] = frozenset(found)
+        return known
+
+    def _all_open(self, rest: str, n: int) -> frozenset[Way]:
+        return frozenset(way for way in self._tail(rest) if all(c <= n for c in way[0]))
 
     def _tail(self, rest: str) -> frozenset[Way]:
         """Ways of a string none of whose cuts is certain."""
