@@ -164,7 +164,9 @@ class Softmax:
         self.noncanonical[nodes] = self.canonical.mask_(prob, states).cpu().numpy()
         left = prob.sum(1)
         prob.div_(torch.where(left > 0, left, 1.0)[:, None])
-        return torch.log(left)
+        return torch.log(
+            torch.where(left > 0, left, torch.inf)
+        )  # nothing remains: no mass for what comes after, either
 
     def _note_bad(self, nodes: np.ndarray) -> None:
         for node in nodes:
