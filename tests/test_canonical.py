@@ -65,14 +65,14 @@ def test_pairs_against_the_tokenizers_own_bpe(name: str) -> None:
     usable = [t for t in vocab.id_of_bytes.values() if merges.reachable(t) and t not in fallback]
     seen = broken = 0
     wrong = []
-    for a, b in pairs_from(vocab, rng, usable, 8_000 * EFFORT):
+    for a, b in pairs_from(vocab, rng, usable, 6_000 * EFFORT):
         real = vocab.bpe((vocab.token_bytes[a] or b"") + (vocab.token_bytes[b] or b""), whole=False) == [a, b]
         seen += 1
         broken += not real
         if merges.pair_is_canonical(a, b) != real:
             wrong.append((a, b))
     assert not wrong, f"{len(wrong)} of {seen}: {wrong[:5]}"
-    assert seen == 8_000 * EFFORT and (broken > seen // 20 or not vocab.merges)
+    assert seen == 6_000 * EFFORT and (broken > seen // 20 or not vocab.merges)
 
 
 # ==== the full rule on real tokenizers
