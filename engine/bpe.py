@@ -24,6 +24,8 @@ from schemas.errors import TokenizerError
 NEVER = np.iinfo(np.int64).max
 _SYMBOL = -1
 _NO_MERGE = 1 << 62
+_MOST_PAIRS = 4_000_000
+_MOST_IDS = 40_000_000  # int32 each, in remembered answers of `illegal_after`
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,8 @@ class MergeTable:
                     a,
                     b,
                 ]
+            if len(self._pairs) >= _MOST_PAIRS:
+                self._pairs.clear()
             self._pairs[key] = known
         return known
 
@@ -106,7 +110,7 @@ class MergeTable:
         return grouped
 
     def illegal_after(self, a: int) -> np.ndarray:
-        """int64 ids b, sorted, for which `a b` is not canonical inside one pre-token. Vectorised twin of the pair test."""
+        """int32 ids b, sorted, for which `a b` is not canonical inside one pre-token. Vectorised twin of the pair test."""
         known = self._illegal.get(a)
         if known is not None:
             return known
@@ -129,12 +133,21 @@ class MergeTable:
             node, death, late_a = int(self.right[node]), birth[node], bool(self.late[node])
         unsure = [b for b in np.unique(np.concatenate(ties)).tolist() if not self.pair_is_canonical(a, b)]
         ids = np.unique(np.concatenate([*found, np.array(unsure, np.int32)]))
-        self._illegal[a] = ids.astype(np.int64)
-        return self._illegal[a]
+        if self._kept[0] + len(ids) > _MOST_IDS:
+            self._illegal.clear()
+            self._kept[0] = 0
+        self._kept[0] += len(ids)
+        self._illegal[a] = ids
+        return ids
 
     @cached_property
     def _illegal(self) -> dict[int, np.ndarray]:
         return {}
+
+    @cached_property
+    def _kept(self) -> list[int]:
+        """One number: ids in `_illegal`."""
+        return [0]
 
     @cached_property
     def _longest_bytes(self) -> int:

@@ -26,6 +26,7 @@ NEVER, ALWAYS, PAIR = 0, 1, 2
 _ORDINARY, _WHOLE_ONLY, _ADDED = 0, 1, 2
 _MOST_TABLES = 4_000
 _MOST_KINDS = 1_000  # int8 [V] each
+_MOST_COMPLETIONS = 200_000
 
 
 class State(NamedTuple):
@@ -48,7 +49,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """kind: int8 [V] (ids without a token and specials: ALWAYS); never: int64 ids; has_pair: whether any kind is PAIR."""
+    """kind: int8 [V] (ids without a token and specials: ALWAYS); never: int32 ids; has_pair: whether any kind is PAIR."""
 
     number: int
     kind: np.ndarray
@@ -100,7 +101,8 @@ class KindBook:
     def _ways(self) -> Ways:
         heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
         pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
-        return Ways(self.splitter, tuple(sorted({c for pair in pairs for c in pair})))
+        units = {c for pair in pairs for c in pair}
+        return Ways(self.splitter, tuple(sorted({self.splitter.disown(c) for c in units})))
 
     @cached_property
     def _sort(self) -> np.ndarray:
@@ -126,6 +128,8 @@ class KindBook:
         if known is None:
             index: dict[tuple[tuple[str, ...], bool], int] = {}
             tokens, keys = [], []
+            if not self._spans:
+                self.splitter.learn({c for p in self.vocabulary.token_bytes if p for c in p.decode("utf-8", "ignore")})
             candidates = self._tails if front else range(self.vocabulary.size)
             for token in candidates:
                 piece = self.vocabulary.token_bytes[token]
@@ -167,18 +171,19 @@ class KindBook:
                     found.add(units[i])
                 else:
                     found |= self._units_after(int(ids[i]), tail + (self.vocabulary.token_bytes[ids[i]] or b""))
+            if len(self._completions) >= _MOST_COMPLETIONS:
+                self._completions.clear()
             known = self._completions[token, tail] = frozenset(found)
         return known
 
     def _find_continuing(self, tail: bytes) -> tuple[np.ndarray, list[str]]:
         """(ids, class of the character that each completes, "" while it does not)."""
-        ids, units, size = [], [], 2 if tail[0] < 0xE0 else 3 if tail[0] < 0xF0 else 4
-        for token in self._tails:
-            data = tail + (self.vocabulary.token_bytes[token] or b"")
-            if open_tail(data) is not None:
-                ids.append(token)
-                units.append(self.splitter.classes(data[:size]) if len(data) >= size else "")
-        return np.array(ids, np.int64), units
+        size = 2 if tail[0] < 0xE0 else 3 if tail[0] < 0xF0 else 4
+        grown = [(token, tail + (self.vocabulary.token_bytes[token] or b"")) for token in self._tails]
+        grown = [(token, data) for token, data in grown if open_tail(data) is not None]
+        self.splitter.learn({data[:size].decode("utf-8") for _, data in grown if len(data) >= size})
+        units = [self.splitter.classes(data[:size]) if len(data) >= size else "" for _, data in grown]
+        return np.array([token for token, _ in grown], np.int64), units
 
     def table(self, left: str, partial: bytes) -> Table:
         known = self._tables.get((left, partial))
@@ -207,9 +212,13 @@ class KindBook:
     def kind_of(self, state: State) -> Kind:
         if self.splitter.byte_units:
             key = (state.left, state.partial, state.opening)
-            if key not in self._byte_kinds:
-                self._byte_kinds[key] = self._keep(self._byte_kind(*key))
-            return self._byte_kinds[key]
+            known = self._byte_kinds.get(key)
+            if known is None:
+                known = self._keep(self._byte_kind(*key))
+                if len(self._byte_kinds) >= _MOST_TABLES:
+                    self._byte_kinds.clear()
+                self._byte_kinds[key] = known
+            return known
         table = self.table(state.left, state.partial)
         if state.agree not in table.made:
             table.made[state.agree] = self._keep(self._kind_array(table, state))
@@ -234,9 +243,10 @@ class KindBook:
         known = self._kinds.get(key)
         if known is None:
             if len(self._kinds) >= _MOST_KINDS:
-                for memory in (self._kinds, self._tables, self._byte_kinds):
-                    memory.clear()
-            never = np.flatnonzero(kind == NEVER).astype(np.int64)
+                self._kinds.clear()
+                self._tables.clear()
+                self._byte_kinds.clear()
+            never = np.flatnonzero(kind == NEVER).astype(np.int32)
             known = self._kinds[key] = Kind(self._numbers, kind, never, bool((kind == PAIR).any()))
             self._numbers += 1  # never used twice: others remember answers by it
         return known
@@ -296,6 +306,8 @@ class KindBook:
 
 def open_tail(data: bytes) -> bytes | None:
     """Bytes of the incomplete character at the end of `data`; None when no text begins with `data`."""
+    if data.isascii():
+        return b""
     tail = data[valid_utf8_prefix(data) :]
     try:
         codecs.utf_8_decode(tail, "strict", False)

@@ -153,7 +153,9 @@ class PushForward:
         """(row, student id) of the pairs that lemma 2 forbids after each row's last student token."""
         illegal = [self.book.merges.illegal_after(token) for token in last]
         row = np.repeat(np.arange(len(last)), [len(i) for i in illegal])
-        return torch.from_numpy(row).to(self.device), torch.from_numpy(np.concatenate(illegal)).to(self.device)
+        return torch.from_numpy(row).to(self.device), torch.from_numpy(np.concatenate(illegal).astype(np.int64)).to(
+            self.device
+        )
 
     def _blank(self, joined: torch.Tensor, cells: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Take non-canonical pairs out; returns what was taken, per row."""

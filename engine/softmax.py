@@ -127,7 +127,7 @@ class Softmax:
             yield Chunk(index, nodes, self._probabilities(logits(states_RD), nodes, index))
 
     def _probabilities(self, logits_RV: torch.Tensor, nodes: np.ndarray, index: int) -> torch.Tensor:
-        x = logits_RV[:, : len(self.real)].contiguous()
+        x = logits_RV[:, : len(self.real)]
         if not self._all_real:
             x = x.masked_fill(~self.real, -torch.inf)
         x = x.sub_(x.amax(1, keepdim=True))

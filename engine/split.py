@@ -22,12 +22,12 @@ import numpy as np
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from engine.pattern import Matcher, compile_pattern, escape, predicates_of
+from engine.pattern import Matcher, compile_pattern, flatten, pattern_of, predicates_of
 from engine.vocab import Vocabulary, valid_utf8_prefix
 from schemas.errors import TokenizerError
 
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
+NO_UNIT = "\0"  # the class of no character: answers no predicate, belongs to no added text
 _BROKEN = "\ufffd"  # stands for a character whose bytes are not all known yet
 
 
@@ -75,7 +75,23 @@ class Splitter:
 
     def _classify(self, char: str) -> str:
         mask = sum(1 << i for i, p in enumerate(self.predicates) if not p.pre_tokenize_str(char))
-        return self._class_with(mask, char if any(char in a for a in self.added) else "")
+        return self._class_with(mask, char if char in self._added_characters else "")
+
+    def learn(self, chars: set[str]) -> None:
+        """Classify these characters at once: `classes` would ask the library about each one by itself. Characters as
+        units."""
+        new = [c for c in sorted(chars) if ord(c) not in self._table]
+        holds = np.ones((len(self.predicates), len(new)), bool)
+        for row, predicate in zip(holds, self.predicates, strict=True):
+            for _, (begin, stop) in predicate.pre_tokenize_str("\n".join(new)):  # what does not match is left, in runs
+                row[(begin + 1) // 2 : (stop + 1) // 2] = False
+        for char, bits in zip(new, np.packbits(holds, axis=0, bitorder="little").T, strict=True):
+            own = char if char in self._added_characters else ""
+            self._table[ord(char)] = self._class_with(int.from_bytes(bits.tobytes(), "little"), own)
+
+    @cached_property
+    def _added_characters(self) -> frozenset[str]:
+        return frozenset("".join(self.added))
 
     def _class_with(self, mask: int, own: str) -> str:
         if (mask, own) not in self._by_answers:
@@ -118,6 +134,13 @@ class Splitter:
             own = ""
         known = self._forgotten[before, unit] = self._class_with(mask, own)
         return known
+
+    def disown(self, classes: str) -> str:
+        """The classes of characters with the same answers that are in no added text. Characters as units."""
+        if not self.added:
+            return classes
+        owned = {ord(u) for u in classes if self._owns[ord(u)] not in ("", _BROKEN_OWN)}
+        return classes.translate({code: self._class_with(self._masks[code], "") for code in owned})
 
     def join(self, left: str, right: str) -> str:
         """left + right, both canonical, as one canonical string: only the first units of right can still change."""
@@ -301,7 +324,7 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                 f"{where}: ignore_merges beside SentencePiece tokens is not known; want ignore_merges = false"
             )
         never = never_side_by_side(vocabulary)
-        for pre in _flatten(vocabulary.pre_tokenizer):
+        for pre in flatten(vocabulary.pre_tokenizer):
             if pre["type"] == "Metaspace" and pre.get("split", True):
                 never[:, ord(" ")] = True
             elif pre["type"] == "Split" and pre["pattern"] == {"String": " "}:
@@ -311,7 +334,7 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                     f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none"
                 )
         return Splitter(True, (*stages, _bigram_stage(never)), added=added)
-    patterns = [p for pre in _flatten(vocabulary.pre_tokenizer) if (p := _pattern_of(pre, where)) is not None]
+    patterns = [p for pre in flatten(vocabulary.pre_tokenizer) if (p := pattern_of(pre, where)) is not None]
     predicates = predicates_of(patterns, where)
     matchers = [compile_pattern(p, predicates, where) for p in patterns]
     stages += [_pattern_stage(m) for m in matchers]
@@ -326,24 +349,3 @@ def _needs_before(matchers: list[Matcher], count: int) -> tuple[tuple[int, int],
     free = set().union(*(m.starts for m in matchers))
     pairs = set().union(*(m.follows for m in matchers))
     return tuple((q, sum(1 << p for p, r in pairs if r == q)) for q in range(count) if q not in free)
-
-
-def _flatten(node: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if node is None:
-        return []
-    if node["type"] == "Sequence":
-        return [x for child in node["pretokenizers"] for x in _flatten(child)]
-    return [node]
-
-
-def _pattern_of(pre: dict[str, Any], where: str) -> str | None:
-    if pre["type"] == "ByteLevel":
-        return _GPT2_PATTERN if pre.get("use_regex", True) else None
-    if pre["type"] == "Digits":
-        return r"\p{N}" if pre["individual_digits"] else r"\p{N}+"
-    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
-        pattern = pre["pattern"]
-        return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
-    raise TokenizerError(
-        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split"
-    )

@@ -133,7 +133,8 @@ def test_a_trunk_goes_through_rounds_without_a_mask(saved: Path) -> None:
     branch = Window([5, 6, 7], [3, 20, 18], [4, 5, 19])
     states = growth.add([branch, Window([], [], []), Window([], [], [])])
     assert [len(s) for s in states] == [3, 0, 0]
-    whole = Window(trunks[0].token + branch.token, trunks[0].parent + branch.parent, trunks[0].depth + branch.depth)
+    joined = [np.concatenate([getattr(w, name) for w in (trunks[0], branch)]) for name in ("token", "parent", "depth")]
+    whole = Window(*(values.tolist() for values in joined))
     assert gap([torch.log_softmax(teacher.logits(states[0]), -1)], [alone(model, whole)[20:]]) <= TOLERANCE
     assert [len(s) for s in growth.add([Window([], [], [])] * 3)] == [0, 0, 0]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.bpe import build_merge_table
-from engine.canonical import CanonicalNext, State
+from engine.canonical import CanonicalNext, State, _take_at_once
 from engine.contexts import ContextBuilder, ContextTree
 from engine.kinds import characters_beginning, open_tail
 from engine.pending import characters_from
@@ -66,14 +66,14 @@ def test_pairs_against_the_tokenizers_own_bpe(name: str) -> None:
     usable = [t for t in vocab.id_of_bytes.values() if merges.reachable(t) and t not in fallback]
     seen = broken = 0
     wrong = []
-    for a, b in pairs_from(vocab, rng, usable, 8_000 * EFFORT):
+    for a, b in pairs_from(vocab, rng, usable, 6_000 * EFFORT):
         real = vocab.bpe((vocab.token_bytes[a] or b"") + (vocab.token_bytes[b] or b""), whole=False) == [a, b]
         seen += 1
         broken += not real
         if merges.pair_is_canonical(a, b) != real:
             wrong.append((a, b))
     assert not wrong, f"{len(wrong)} of {seen}: {wrong[:5]}"
-    assert seen == 8_000 * EFFORT and (broken > seen // 20 or not vocab.merges)
+    assert seen == 6_000 * EFFORT and (broken > seen // 20 or not vocab.merges)
 
 
 # ==== the full rule on real tokenizers
@@ -102,7 +102,17 @@ def witness(vocab: Vocabulary, path: list[int], token: int) -> str | None:
         for text in continuations_of(data[shift:], MORE[:2] if every else MORE, every=every):
             if (encodable(vocab, text) or [])[: len(wanted)] == wanted:
                 return text
+    for piece in tails(vocab) if inside else ():
+        for text in continuations_of(data[shift:] + piece, MORE[:1]):
+            if (encodable(vocab, text) or [])[: len(wanted)] == wanted:
+                return text
     return None
+
+
+@cache
+def tails(vocab: Vocabulary) -> list[bytes]:
+    """Tokens that begin inside a character: some go on into the next one, and are right where no shorter one is."""
+    return [piece for piece in vocab.token_bytes if piece and 0x80 <= piece[0] < 0xC0]
 
 
 def candidates(vocab: Vocabulary, rng: random.Random, data: bytes, end: int, follow: list[int]) -> set[int]:
@@ -134,13 +144,13 @@ def test_the_rule_against_brute_force(name: str) -> None:
     wrong = []
     starts = [t for t, piece in enumerate(vocab.token_bytes) if piece and piece[:1] in (b" ", b"\n", b"'", b"1", b"e")]
     follow = starts if len(starts) > 6 else sorted(vocab.id_of_bytes.values())
-    for _, ids, data in documents(name, 4 * EFFORT):
+    for _, ids, data in documents(name, 3 * EFFORT):
         shift = len(vocab.prefix_bytes)
         places = sorted(rng.sample(range(shift, len(data) + 1), min(14, len(data) + 1 - shift)))
         tree = builder(name).build(data, ids, places, given_token(vocab))
         states = choose.states(tree, data)
-        nodes = list(dict.fromkeys(n for at in tree.at_byte.values() for n in at))
-        for node in rng.sample(nodes, min(10, len(nodes))):
+        nodes = [n for n in range(tree.given, len(tree.token)) if int(tree.end[n]) in places]
+        for node in rng.sample(nodes, min(9, len(nodes))):
             state, path = states[node], path_to(tree, node)
             assert state is not None
             inside = open_tail(data[: tree.end[node]]) != b""
@@ -163,8 +173,11 @@ def test_the_rule_against_brute_force(name: str) -> None:
 # ==== toy tokenizers: all tokens, all continuations
 
 
-def toy_side(rng: random.Random, folder: Path) -> tuple[Vocabulary, tuple[str, ...], CanonicalNext, ContextBuilder]:
+def toy_side(
+    rng: random.Random, folder: Path, *, ascii_only: bool = False
+) -> tuple[Vocabulary, tuple[str, ...], CanonicalNext, ContextBuilder]:
     chars, style = alphabet(rng), rng.choice(TOY_BYTE_LEVEL * 2 + TOY_SENTENCEPIECE)
+    chars = tuple(c for c in chars if c.isascii()) if ascii_only else chars
     vocab = toy(rng, folder, style, chars, whole=rng.random() < 0.4, merges=rng.randint(3, 10))
     merges, cuts = build_merge_table(vocab), build_splitter(vocab)
     return vocab, chars, CanonicalNext(vocab, merges, cuts), ContextBuilder(vocab, merges, cuts)
@@ -199,54 +212,6 @@ def test_toys_exactly(seed: int, tmp_path: Path) -> None:
     assert checked > 10
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_masked_probabilities_are_a_distribution_over_texts(seed: int, tmp_path: Path) -> None:
-    """Walk all canonical strings of a masked toy teacher: each is the encoding of its own text, and the probabilities of
-    the texts and of what is cut off at the longest length add up to 1."""
-    rng = random.Random(100 + seed)
-    vocab, chars, choose, make = toy_side(rng, tmp_path / "toy")
-    table = TableTeacher(vocab, chars, seed, masked=False, sharp=0.5)
-    ended = cut = 0.0
-    texts: dict[str, float] = {}
-    stack: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
-    while stack:
-        path, weight = stack.pop()
-        if len(path) == 3 or open_tail(table.bytes_of(path)) != b"":
-            cut += weight
-            continue
-        text = table.bytes_of(path)[len(vocab.prefix_bytes) :].decode()
-        if not text and path:
-            cut += weight  # the prefix space alone: its tree needs more text
-            continue
-        state = root_state(choose, vocab) if not path else state_of(choose, make, vocab, text, path)
-        prob = torch.from_numpy(np.exp(table.logp(path)))[None].clone()
-        choose.mask_(prob, [state])
-        prob /= prob.sum()
-        for token in torch.nonzero(prob[0]).flatten().tolist():
-            p = weight * float(prob[0, token])
-            if token in vocab.specials:
-                assert tuple(vocab.tokenizer.encode(text, add_special_tokens=False).ids) == path
-                ended += p
-                texts[text] = texts.get(text, 0.0) + p
-            else:
-                stack.append(((*path, token), p))
-    assert abs(ended + cut - 1) < 1e-9 and len(texts) > 3
-
-
-def root_state(choose: CanonicalNext, vocab: Vocabulary) -> State:
-    tree = ContextTree()
-    tree.add(-1, given_token(vocab)[0], 0)
-    state = choose.states(tree, b"")[0]
-    assert state is not None
-    return state
-
-
-def state_of(choose: CanonicalNext, make: ContextBuilder, vocab: Vocabulary, text: str, path: tuple[int, ...]) -> State:
-    tree, data = tree_of(vocab, make, text)
-    states = choose.states(tree, data)
-    return next(s for n, s in enumerate(states) if s is not None and path_of(tree, n, vocab) == path)
-
-
 # ==== masses and details
 
 
@@ -264,7 +229,11 @@ def test_mass_and_mask_equal_a_slow_loop(name: str) -> None:
     want = torch.tensor([sum(float(before[r, t]) for t in ids_of(choose, s)) for r, s in enumerate(states)])
     torch.testing.assert_close(choose.noncanonical_mass(prob, states), want.double(), rtol=1e-6, atol=1e-6)
     assert torch.equal(prob, before)
+    found = [choose.illegal([s])[1].astype(np.int32) for s in states]
+    other = prob.clone()
+    torch.testing.assert_close(_take_at_once(other, found, clear=True), choose.noncanonical_mass(prob, states))
     taken = choose.mask_(prob, states)
+    assert torch.equal(other, prob)
     torch.testing.assert_close(before.sum(1) - prob.sum(1), taken)
     for row, state in enumerate(states):
         assert set(torch.nonzero(prob[row] != before[row]).flatten().tolist()) == ids_of(choose, state)
