@@ -36,7 +36,7 @@ Made by targetsmith {manifest.engine_version}; fingerprint `{manifest.fingerprin
 import numpy as np
 import pyarrow.dataset
 
-table = pyarrow.dataset.dataset("data/{stored[0] if stored else "teacher"}").head(1)
+table = pyarrow.dataset.dataset("data/{_default(stored) if stored else "teacher"}").head(1)
 row = table.to_pylist()[0]
 logps = np.array(row["topk_logps"]).reshape(len(row["token_ids"]), -1)  # [T, K]
 ```
@@ -54,10 +54,15 @@ def _words(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _default(products: list[str]) -> str:
+    """The product that a reader without a wish gets: the first student, else the first of all."""
+    return next((product for product in products if product.startswith("student/")), products[0])
+
+
 def _configs(products: list[str]) -> str:
     if not products:
         return ""
-    default = next((product for product in products if product.startswith("student/")), products[0])
+    default = _default(products)
     lines = ["configs:"]
     for product in products:
         lines += [f"- config_name: {config_name(product)}", "  data_files:", "  - split: train"]

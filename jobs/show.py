@@ -169,9 +169,10 @@ def _legend(view: _View, window: slice) -> str:
         lines[0] += f"; mean stored mass {stored.mean():.6f}, mean certified width {width:.2e}"
         shares = {name: np.array(row[f"{name}_mass"])[scored].mean() for name in ("noncanonical", "pruned")}
         lines.append(
-            f"Mean non-canonical mass {shares['noncanonical']:.2e} (the teacher's, on tokens that no text has there), mean "
-            f"pruned mass at most {shares['pruned']:.2e}"
+            f"mean non-canonical mass {shares['noncanonical']:.2e} (the teacher's, on tokens that no text has there)"
         )
+        if shares["pruned"]:
+            lines[-1] += f"; mean pruned mass at most {shares['pruned']:.2e}"
     if view.vocabulary is None and not view.is_bytes:
         lines.append("The tokenizer was not found, so tokens are shown as #id: run this in the folder of the run file.")
     return "\n".join(lines)

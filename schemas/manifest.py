@@ -64,8 +64,8 @@ Semantics = Literal["canonical-context", "canonical-masked"]
 REGIMES: dict[Regime, str] = {
     "own": "the teacher's own distributions over its own tokens; exact",
     "same": "the student has the teacher's tokenizer: the teacher's own distributions; exact",
-    "subset": "the student's merges are the beginning of the teacher's: exact, all contexts summed up",
-    "bytes": "the next byte at every byte: exact, all contexts summed up",
+    "subset": "the student's merges are the beginning of the teacher's: exact, all contexts summed up (but those below eps)",
+    "bytes": "the next byte at every byte: exact, all contexts summed up (but those below eps)",
     "fast": "any other tokenizer: one step behind each context, open mass closed and bounded by err",
 }
 """How a product is made: the words of `regime` in the facts of a product."""

@@ -146,6 +146,7 @@ def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
     assert found == [row for row in range(12) if row != 5]
     footer = pq.read_metadata(paths[1]).metadata
     assert footer[b"targetsmith.fingerprint"].decode() == plan.fingerprint
+    assert footer[b"targetsmith.regime"] == b"fast" and footer[b"targetsmith.semantics"] == b"canonical-context"
     assert footer[b"targetsmith.product"] == b"student/small" and footer[b"targetsmith.logp_unit"] == b"nats"
     assert list(COLUMNS) == ROW_SCHEMA.names
 
