@@ -259,9 +259,9 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
     plan_file = tmp_path / "_engine" / "plan.json"
     text = plan_file.read_text()
     for broken, says in (
-        (text.replace('"regime":"fast"', '"regime":"beam"'), "edited or damaged"),
+        (text.replace('"targets":{"regime":"fast"', '"targets":{"regime":"beam"'), "edited or damaged"),
         (text[: len(text) // 2], "damaged"),
-        (text.replace('"schema_version":1', '"schema_version":99'), "99"),
+        (text.replace('"schema_version":2', '"schema_version":99'), "99"),
     ):
         plan_file.write_text(broken)
         with pytest.raises(OutputError, match=says):
