@@ -61,7 +61,7 @@ COLUMNS: dict[str, str] = {
 Regime = Literal["own", "same", "subset", "bytes", "fast"]
 Semantics = Literal["canonical-context", "canonical-masked"]
 
-REGIMES: dict[Regime, str] = {
+REGIMES: dict[str, str] = {
     "own": "the teacher's own distributions over its own tokens; exact",
     "same": "the student has the teacher's tokenizer: the teacher's own distributions; exact",
     "subset": "the student's merges are the beginning of the teacher's: exact, all contexts summed up (but those below eps)",
@@ -70,7 +70,7 @@ REGIMES: dict[Regime, str] = {
 }
 """How a product is made: the words of `regime` in the facts of a product."""
 
-SEMANTICS: dict[Semantics, str] = {
+SEMANTICS: dict[str, str] = {
     "canonical-context": "contexts are canonical, the next token is as the model gives it",
     "canonical-masked": "each step renormalised over the tokens that keep the text canonical",
 }

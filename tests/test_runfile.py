@@ -228,7 +228,7 @@ WRONG = {
     "too large": ("64", "1025", "[targets] top_k", "1025", "a whole number, 1 to 1024", "give top_k"),
     "too small": ("64", "0", "[targets] top_k", "0", "a whole number, 1 to 1024", "give top_k"),
     "eps too large": ("64", "64\neps = 1.0", "[targets] eps", "1.0", "below 1", "give eps"),
-    "semantics": ("64", '64\nsemantics = "canonical-mask"', "[targets] semantics", '"canonical-mask"', '"canonical-masked"', "did you mean"),
+    "semantics": ("64", '64\nsemantics = "canonical-mask"', "[targets] semantics", "mask", "-masked", "did you mean"),
     "number in quotes": ("64", '"64"', "[targets] top_k", '"64"', "a whole number", "remove the quotes: top_k = 64"),
     "broken number": ("64", "64.5", "[targets] top_k", "64.5", "a whole number", "give top_k"),
     "true as number": ("64", "true", "[targets] top_k", "true", "a whole number", "give top_k"),
