@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.manifest import COLUMNS, Manifest
+from schemas.manifest import COLUMNS, REGIMES, SEMANTICS, Manifest
 
 
 def config_name(product: str) -> str:
@@ -25,9 +25,10 @@ tags:
 Next-token distributions of a teacher language model, stored sparsely (top-k and tail) over the vocabularies below.
 One row is one document; row i of its lists predicts token i given tokens < i. Log-probabilities are in nats.
 
-| configuration | tokenizer | vocabulary | top-k | documents | positions | bytes | bytes/position |
-|---|---|---|---|---|---|---|---|
+| configuration | tokenizer | regime | vocabulary | top-k | documents | positions | bytes | bytes/position |
+|---|---|---|---|---|---|---|---|---|
 {_table(manifest)}
+{_words(manifest)}
 Documents in the corpus: {manifest.documents:,}, of these in quarantine: {manifest.quarantined:,}.
 Made by targetsmith {manifest.engine_version}; fingerprint `{manifest.fingerprint}`.
 
@@ -35,7 +36,7 @@ Made by targetsmith {manifest.engine_version}; fingerprint `{manifest.fingerprin
 import numpy as np
 import pyarrow.dataset
 
-table = pyarrow.dataset.dataset("data/{stored[0] if stored else "teacher"}").head(1)
+table = pyarrow.dataset.dataset("data/{_default(stored) if stored else "teacher"}").head(1)
 row = table.to_pylist()[0]
 logps = np.array(row["topk_logps"]).reshape(len(row["token_ids"]), -1)  # [T, K]
 ```
@@ -45,10 +46,23 @@ logps = np.array(row["topk_logps"]).reshape(len(row["token_ids"]), -1)  # [T, K]
 {"".join(f"| `{name}` | {text} |{chr(10)}" for name, text in COLUMNS.items())}"""
 
 
+def _words(manifest: Manifest) -> str:
+    """What the regimes and the semantics in use mean, one line each."""
+    facts = manifest.products.values()
+    lines = [f"* regime `{word}`: {REGIMES[word]}" for word in sorted({one.regime for one in facts})]
+    lines += [f"* semantics `{word}`: {SEMANTICS[word]}" for word in sorted({one.semantics for one in facts})]
+    return "\n".join(lines) + "\n"
+
+
+def _default(products: list[str]) -> str:
+    """The product that a reader without a wish gets: the first student, else the first of all."""
+    return next((product for product in products if product.startswith("student/")), products[0])
+
+
 def _configs(products: list[str]) -> str:
     if not products:
         return ""
-    default = next((product for product in products if product != "teacher"), products[0])
+    default = _default(products)
     lines = ["configs:"]
     for product in products:
         lines += [f"- config_name: {config_name(product)}", "  data_files:", "  - split: train"]
@@ -63,7 +77,7 @@ def _table(manifest: Manifest) -> str:
         facts = manifest.products[product]
         each = f"{total.bytes / total.positions:.1f}" if total.positions else "-"
         lines.append(
-            f"| {config_name(product)} | {facts.tokenizer} | {facts.vocab_size:,} | {facts.top_k} | {total.rows:,} | "
-            f"{total.positions:,} | {total.bytes:,} | {each} |\n"
+            f"| {config_name(product)} | {facts.tokenizer} | {facts.regime} | {facts.vocab_size:,} | {facts.top_k} | "
+            f"{total.rows:,} | {total.positions:,} | {total.bytes:,} | {each} |\n"
         )
     return "".join(lines)

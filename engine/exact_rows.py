@@ -218,9 +218,7 @@ class ExactRows:
         here = pruned_at >= 0
         np.add.at(bound, pruned_at[here], np.exp(softmax.logw[self.pruned[0][here]] - highest[pruned_at[here]]))
         own = np.bincount(top_at, weight * softmax.noncanonical[top_node], len(done))
-        with np.errstate(invalid="ignore"):
-            noncanonical = own / np.bincount(top_at, weight, len(done))
-        self._store(done, mass, total, excluded, bound, np.nan_to_num(noncanonical))
+        self._store(done, mass, total, excluded, bound, own)
 
     def _check(self, done, mass, total, weight, top_node, top_at) -> None:
         """All mass of the contexts at a row's boundary is in it: text, end, and other specials sum to their weights."""
@@ -244,7 +242,7 @@ class ExactRows:
         self.rows.err[at] = bound[fine] / (total[fine] + bound[fine])
         self.rows.excluded_mass[at] = excluded[fine] / live
         self.rows.pruned_mass[at] = bound[fine] / live
-        self.rows.noncanonical_mass[at] = noncanonical[fine]
+        self.rows.noncanonical_mass[at] = noncanonical[fine] / live
         self.rows.flags[at] = np.where(bound[fine] > 0, FLAG_BOUNDED, FLAG_EXACT)
 
 

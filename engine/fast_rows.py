@@ -75,7 +75,8 @@ class FastRows:
         rows.open_mass[at] = open_ / live
         rows.excluded_mass[at] = pushed.excluded[alive] / live
         rows.pruned_mass[at] = pruned / live
-        rows.noncanonical_mass[at] = [job.noncanonical for job, here in zip(jobs, alive, strict=True) if here]
+        noncanonical = np.array([job.noncanonical for job in jobs])
+        rows.noncanonical_mass[at] = noncanonical[alive] / live
         rows.flags[at] = np.where(rows.err[at] == 0.0, FLAG_EXACT, FLAG_BOUNDED)
 
     def _job(self, i: int, boundary: Boundary, row_of: dict[int, int]) -> Job:
@@ -89,7 +90,6 @@ class FastRows:
         bounds = [logw[n] for n in gone]
         bounds += [logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]
         at = [(row_of[base + n], weight[base + n]) for n in boundary.at if base + n in alive]
-        own = sum(w for _, w in at)
         noncanonical = sum(weight[base + n] * softmax.noncanonical[base + n] for n in boundary.at if base + n in alive)
         return Job(
             leaves=[(row_of[base + n], weight[base + n], rule) for n, rule in boundary.leaves if base + n in alive],
@@ -98,5 +98,5 @@ class FastRows:
             boundary=boundary,
             skip={row_of[base + n]: tokens for n, tokens in boundary.skip.items() if base + n in alive},
             inner=[(row_of[base + n], weight[base + n], first) for n, first in boundary.inner if base + n in alive],
-            noncanonical=noncanonical / own if own else 0.0,
+            noncanonical=noncanonical,
         )

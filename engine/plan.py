@@ -21,14 +21,18 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from engine.corpus import CorpusScan
+from engine.expansion import BYTES_END
 from engine.regime import check_tokenizers
 from engine.vocab import Vocabulary, load_vocabulary
 from schemas.errors import TeacherError
-from schemas.manifest import Plan, PlanUnit, ProductFacts
+from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
 from schemas.runfile import RunConfig
 
-ENGINE_VERSION = "0.1.0"
+ENGINE_VERSION = "0.2.0"
 """Raised whenever the numbers that the engine writes may change; the same as the version in pyproject.toml."""
+
+BYTES_HASH = "bytes 0..255, end 256"
+"""Stands where other products have the content hash of their tokenizer."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
@@ -152,21 +156,23 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
     )
     hashes_of = {"teacher": teacher.content_hash}
     students = {}
-    products = {}
-    if run.targets.teacher:
-        products["teacher"] = _facts(run.teacher.tokenizer or run.teacher.model, teacher, run)
     for student in run.student:
         product = f"student/{student.name}"
-        vocabulary = load_vocabulary(
+        students[product] = load_vocabulary(
             run.locate(student.tokenizer),
             revision=student.revision,
             trust_remote_code=student.trust_remote_code,
             where=f"[[student]] {student.name}",
         )
-        students[product] = vocabulary
-        hashes_of[product] = vocabulary.content_hash
-        products[product] = _facts(student.tokenizer, vocabulary, run)
-    check_tokenizers(run, teacher, students)
+        hashes_of[product] = students[product].content_hash
+    regimes = check_tokenizers(run, teacher, students)
+    products = {}
+    if run.targets.teacher:
+        products["teacher"] = _facts(run.teacher.tokenizer or run.teacher.model, teacher, "own", run)
+    for student, (product, vocabulary) in zip(run.student, students.items(), strict=True):
+        products[product] = _facts(student.tokenizer, vocabulary, regimes[product], run)
+    if run.targets.bytes:
+        products["bytes"] = _byte_facts(run)
     semantic = {
         "engine_version": ENGINE_VERSION,
         "settings": _settings(run),
@@ -190,7 +196,7 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _facts(name: str, vocabulary: Vocabulary, run: RunConfig) -> ProductFacts:
+def _facts(name: str, vocabulary: Vocabulary, regime: Regime, run: RunConfig) -> ProductFacts:
     return ProductFacts(
         tokenizer=name,
         tokenizer_hash=vocabulary.content_hash,
@@ -198,6 +204,20 @@ def _facts(name: str, vocabulary: Vocabulary, run: RunConfig) -> ProductFacts:
         top_k=run.targets.top_k,
         bos_id=vocabulary.bos_id,
         eos_id=vocabulary.eos_id if run.targets.end else None,
+        regime=regime,
+        semantics=run.targets.semantics,
+    )
+
+
+def _byte_facts(run: RunConfig) -> ProductFacts:
+    return ProductFacts(
+        tokenizer="bytes",
+        tokenizer_hash=BYTES_HASH,
+        vocab_size=BYTES_END + 1,
+        top_k=run.targets.bytes_top_k,
+        eos_id=BYTES_END if run.targets.end else None,
+        regime="bytes",
+        semantics=run.targets.semantics,
     )
 
 

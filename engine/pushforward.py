@@ -32,7 +32,7 @@ class Job:
 
     leaves: (row, weight, rule). at: (row, weight) of contexts that end here. pruned: mass bound, same scale as weights.
     skip: row -> tokens whose leaves are split further by `inner` contexts (row, weight, first token if the text ends there).
-    noncanonical: share of the mass at contexts that end here on tokens that no text has there; carried for the row.
+    noncanonical: mass, on the same scale, of the contexts that end here on tokens that no text has there; carried for the row.
     """
 
     leaves: list[tuple[int, float, Rule]]

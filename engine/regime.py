@@ -6,6 +6,7 @@ from engine.expansion import subset_gap
 from engine.split import build_splitter
 from engine.vocab import Vocabulary
 from schemas.errors import RunFileError
+from schemas.manifest import Regime
 from schemas.runfile import RunConfig
 
 
@@ -20,17 +21,18 @@ def bos_of(run: RunConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
     return vocabulary.bos_ids or (vocabulary.bos_id,)
 
 
-def regimes_of(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> dict[str, str]:
+def regimes_of(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> dict[str, Regime]:
     """How each student's product is made: "same" (the teacher's own distributions), "subset" (exact, lemma 12) or "fast".
 
     "auto" takes the first of these that is proven for the pair. Raises RunFileError for a regime that a pair cannot have.
     """
-    asked, out = run.targets.regime, {}
+    asked = run.targets.regime
+    out: dict[str, Regime] = {}
+    if asked == "beam":
+        raise RunFileError(
+            '[targets] regime: got "beam", which this version does not have; use "auto", "exact" or "fast"'
+        )
     for product, student in students.items():
-        if asked == "beam":
-            raise RunFileError(
-                '[targets] regime: got "beam", which this version does not have; use "auto", "exact" or "fast"'
-            )
         if student.content_hash == teacher.content_hash:
             out[product] = "same"
             continue
@@ -44,9 +46,13 @@ def regimes_of(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabula
     return out
 
 
-def check_tokenizers(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> None:
-    """All that can be refused without the teacher's weights: regime, BOS, pre-tokenizers. Raises RunFileError."""
-    regimes_of(run, teacher, students)
+def check_tokenizers(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> dict[str, Regime]:
+    """All that can be refused without the teacher's weights: regime, BOS, pre-tokenizers. Raises RunFileError.
+
+    Returns how each student's product is made, as `regimes_of`.
+    """
+    regimes = regimes_of(run, teacher, students)
     bos_of(run, teacher)
     for vocabulary in (teacher, *students.values()):
         build_splitter(vocabulary)
+    return regimes

@@ -252,6 +252,8 @@ def _footer(
         "tokenizer_hash": facts.tokenizer_hash,
         "bos_id": "" if facts.bos_id is None else facts.bos_id,
         "eos_id": "" if facts.eos_id is None else facts.eos_id,
+        "regime": facts.regime,
+        "semantics": facts.semantics,
         "mantissa_bits": MANTISSA_BITS,
         "logp_unit": "nats",
         "columns": canonical_json(COLUMNS),

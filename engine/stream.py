@@ -32,7 +32,8 @@ _POOL_GROUPS = 8
 """Row groups (at most 64 documents each) that are mixed with each other when a seed is given."""
 
 _BATCH_COLUMNS = ("token_ids", "scored", "topk_ids", "topk_logps", "tail_logp", "gold_logp", "err")
-_ALL_COLUMNS = ("doc_id", "text", "byte_end", "flags", *_BATCH_COLUMNS)
+_SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
+_ALL_COLUMNS = ("doc_id", "text", "byte_end", "flags", *_SHARES, *_BATCH_COLUMNS)
 
 
 class TargetsError(Exception):
@@ -53,6 +54,10 @@ class Document:
     tail_logp: npt.NDArray[np.float32]  # [T] nats
     gold_logp: npt.NDArray[np.float32]  # [T] nats
     err: npt.NDArray[np.float32]  # [T] probability
+    open_mass: npt.NDArray[np.float32]  # [T] shares, see docs/format.md
+    excluded_mass: npt.NDArray[np.float32]  # [T]
+    pruned_mass: npt.NDArray[np.float32]  # [T]
+    noncanonical_mass: npt.NDArray[np.float32]  # [T]
     flags: npt.NDArray[np.uint8]  # [T]
 
 
@@ -71,11 +76,13 @@ class Targets:
     """The shards of one product of one run.
 
     out            the output folder
-    product        "teacher", a student's name, or "student/<name>"; may be left out when there is one student
+    product        "teacher", "bytes", a student's name, or "student/<name>"; may be left out when there is one student, or
+                   one product. A student called "teacher" or "bytes" is "student/teacher", "student/bytes"
     allow_partial  also read a run that is not finished (its sealed shards)
     verify         compare the sha256 of each file with its seal before reading (sizes and page checksums always are)
 
-    `top_k`, `vocab_size`, `rows`, `positions` and `files` say what is there. Raises TargetsError.
+    `top_k`, `vocab_size`, `regime`, `semantics`, `rows`, `positions` and `files` say what is there. The vocabulary of
+    "bytes": ids 0..255 are bytes, 256 is the end of the text. Raises TargetsError.
     """
 
     def __init__(
@@ -87,6 +94,8 @@ class Targets:
         self.product = self._choose(product, sorted(facts))
         self.top_k: int = facts[self.product]["top_k"]
         self.vocab_size: int = facts[self.product]["vocab_size"]
+        self.regime: str = facts[self.product]["regime"]
+        self.semantics: str = facts[self.product]["semantics"]
         self._files = [file for shard in shards if (file := shard["files"][self.product]) is not None]
         self.rows: int = sum(file["rows"] for file in self._files)
         self.positions: int = sum(file["positions"] for file in self._files)
@@ -112,6 +121,10 @@ class Targets:
                     tail_logp=group.cut("tail_logp", i),
                     gold_logp=group.cut("gold_logp", i),
                     err=group.cut("err", i),
+                    open_mass=group.cut("open_mass", i),
+                    excluded_mass=group.cut("excluded_mass", i),
+                    pruned_mass=group.cut("pruned_mass", i),
+                    noncanonical_mass=group.cut("noncanonical_mass", i),
                     flags=group.cut("flags", i),
                 )
 

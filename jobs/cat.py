@@ -8,26 +8,57 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from engine.outfolder import load_plan
 from engine.stream import PAD_ID, Document, Targets, TargetsError
-from schemas.errors import OutputError
+from schemas.errors import OutputError, RunFileError
+
+View = Literal["student", "teacher", "bytes"]
 
 
-def cat(
-    out: Path, *, student: str | None, view: Literal["student", "teacher"], limit: int | None, stream: TextIO
-) -> None:
+def cat(out: Path, *, student: str | None, view: View | None, limit: int | None, stream: TextIO) -> None:
     """Write the documents of one product to `stream`, in corpus order; of an unfinished run, those that are ready."""
-    product = "teacher" if view == "teacher" else f"student/{student}" if student else None
+    product = choose(out, list(load_plan(out).products), student, view)
     try:
         for document in islice(Targets(out, product, allow_partial=True).documents(), limit):
             stream.write(json.dumps(as_json(document), ensure_ascii=False, allow_nan=False) + "\n")
     except TargetsError as error:  # the reader stands alone and has an error of its own
         raise OutputError(str(error)) from error
+
+
+def choose(out: Path, products: Sequence[str], student: str | None, view: View | None, *, first: bool = False) -> str:
+    """The product that `--student` and `--view` name. first: take the first student where several could be meant.
+
+    Without options: the student where there is one, else the only product. OutputError says what the run has.
+    """
+    if student is not None and view not in (None, "student"):
+        raise RunFileError(
+            f"--student {student} with --view {view}: that view has no students; leave out one of the two"
+        )
+    students = [name for name in products if name.startswith("student/")]
+    listed = ", ".join(sorted(products))
+    if view in ("teacher", "bytes"):
+        if view not in products:
+            raise OutputError(
+                f"{out}: no {view} view here, this run has {listed}; [targets] {view} = true stores it, in a new output"
+            )
+        return view
+    if student is not None:
+        if f"student/{student}" not in products:
+            named = ", ".join(name.removeprefix("student/") for name in students) or f"no student, but {listed}"
+            raise OutputError(f"{out}: no student {student!r} here; this run has {named}")
+        return f"student/{student}"
+    candidates = students if students or view == "student" else products
+    if len(candidates) == 1 or (candidates and first):
+        return candidates[0]
+    how = "--student NAME" if students else "--view teacher or --view bytes"
+    raise OutputError(f"{out}: this run has {listed}; say which by {how}")
 
 
 def as_json(document: Document) -> dict[str, Any]:
@@ -44,6 +75,10 @@ def as_json(document: Document) -> dict[str, Any]:
         "tail_logp": _finite(document.tail_logp),
         "gold_logp": _finite(document.gold_logp),
         "err": document.err.tolist(),
+        "open_mass": document.open_mass.tolist(),
+        "excluded_mass": document.excluded_mass.tolist(),
+        "pruned_mass": document.pruned_mass.tolist(),
+        "noncanonical_mass": document.noncanonical_mass.tolist(),
         "flags": document.flags.tolist(),
     }
 

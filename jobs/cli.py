@@ -48,6 +48,10 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a run.")]
+View = Annotated[
+    Literal["student", "teacher", "bytes"] | None,
+    typer.Option(help="Over the student's vocabulary, over the teacher's own, or byte by byte."),
+]
 Student = Annotated[str | None, typer.Option(help="Name of the student, where the run has several.")]
 
 
@@ -73,20 +77,19 @@ def show(
     rows: Annotated[str, typer.Option(help="Which positions, from:to, as Python slices count them.")] = "0:12",
     top: Annotated[int, typer.Option(min=1, help="How many tokens of each top-k.")] = 5,
     student: Student = None,
+    view: View = None,
 ) -> None:
     """Show one document for human eyes: bytes, both tokenizations, both distributions side by side."""
     from jobs import show as verb
 
-    verb.show(out, doc=doc or None, rows=rows, top=top, student=student, stream=sys.stdout)
+    verb.show(out, doc=doc or None, rows=rows, top=top, student=student, view=view, stream=sys.stdout)
 
 
 @app.command()
 def cat(
     out: Out,
     student: Student = None,
-    view: Annotated[
-        Literal["student", "teacher"], typer.Option(help="Targets over the student's or the teacher's vocabulary.")
-    ] = "student",
+    view: View = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents.")] = None,
 ) -> None:
     """Print the targets as JSON lines, one document each."""

@@ -21,7 +21,7 @@ def demo(out: Path) -> None:
     """Score into `out`, print a document of the first student and the summary of all."""
     run = load_run(ASSETS / "run.toml").model_copy(update={"output": out.absolute()})
     outcome = score(run, "local")
-    show(out, doc=None, rows=SHOWN_ROWS, top=3, student=None, stream=sys.stdout, near=[ASSETS])
+    show(out, doc=None, rows=SHOWN_ROWS, top=3, student=None, view=None, stream=sys.stdout, near=[ASSETS])
     print_summary(outcome, sys.stdout)
     print(f"Next: targetsmith show {out} --doc 7, targetsmith cat {out} --student {run.student[0].name} --limit 1")
 

@@ -30,14 +30,14 @@ from jobs.progress import Counts, Display, clock
 from jobs.raypool import Pool, connect
 from jobs.worker import UnitWorker, join_outcomes
 from schemas.errors import OutputError, RunFileError
-from schemas.manifest import REASONS, Manifest, Plan
+from schemas.manifest import REASONS, REGIMES, Manifest, Plan
 from schemas.runfile import RunConfig
 
 _EPHEMERAL = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` ships
 
 
 _PIPE_WIDTH = 110  # columns where the output is not a terminal
-_COLUMNS = ("docs", "positions", "scored", "stored mass", "width", "bytes/pos")
+_COLUMNS = ("docs", "positions", "scored", "stored mass", "width", "non-canonical", "bytes/pos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
     counts = Counts(units_total=len(plan.units), units_before=len(sealed))
     with Display(counts, sys.stderr) as display:
         display.say(f"run {plan.fingerprint[:12]} -> {run.output}")
+        made = ", ".join(f"{name} ({facts.regime})" for name, facts in plan.products.items())
+        display.say(f"products: {made}; {run.targets.semantics}")
         if sealed:
             display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
         if len(sealed) < len(plan.units):
@@ -117,20 +119,28 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     console.print(f"{out}: run {manifest.fingerprint[:12]} is complete", markup=False)
     headings = [
         Column("product", overflow="fold", min_width=12),
+        Column("regime", no_wrap=True),
         *(Column(name, justify="right", no_wrap=True) for name in _COLUMNS),
     ]
     table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
     for name, total in manifest.totals.items():
         scored = manifest.stats.get(f"{name}.scored", 0.0)
-        mass = width = size = "-"
+        mass = width = outside = size = "-"
         if scored:
             mass = f"{manifest.stats[f'{name}.stored_mass_sum'] / scored:.6f}"
             width = f"{manifest.stats[f'{name}.err_sum'] / scored:.2e}"
+            outside = f"{manifest.stats[f'{name}.noncanonical_mass_sum'] / scored:.2e}"
         if total.positions:
             size = f"{total.bytes / total.positions:.1f}"
-        table.add_row(name, f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}", mass, width, size)
+        counted = (f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}")
+        table.add_row(name, manifest.products[name].regime, *counted, mass, width, outside, size)
     console.print(table)
-    console.print("stored mass, width: mean probability in the top-k, mean certified width, over scored positions")
+    console.print(
+        "Means over scored positions: stored mass, probability in the top-k; width, certified width; non-canonical, the\n"
+        "teacher's mass on tokens that no text has there. Regimes:"
+    )
+    for regime in sorted({facts.regime for facts in manifest.products.values()}):
+        console.print(f"  {regime}: {REGIMES[regime]}", markup=False)
     console.print(
         f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
     )

@@ -1,7 +1,8 @@
 """targetsmith show OUT: one document for human eyes.
 
-One line of the table is one student token: its bytes in the text, the teacher tokens that cover them, and both top-k,
-side by side where a teacher token begins at the same byte. Probabilities, not logarithms. A space is shown as ␣.
+One line of the table is one student token (or one byte, with --view bytes): its bytes in the text, the teacher tokens that
+cover them, and both top-k, side by side where a teacher token begins at the same byte. Probabilities, not logarithms. A
+space is shown as ␣.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from engine.expansion import BYTES_END
 from engine.outfolder import iter_shards, load_plan, read_quarantine, shard_name
 from engine.vocab import Vocabulary, load_vocabulary
+from jobs.cat import View, choose
 from schemas.errors import OutputError, RunFileError, TokenizerError
 from schemas.manifest import Plan, ProductFacts
 from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_END, FLAG_EXACT, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID
@@ -40,14 +43,22 @@ _PIPE_WIDTH = 130  # columns where the output is not a terminal
 class _View:
     """One document of one product, with its vocabulary if that could be found. Shapes as in docs/format.md."""
 
+    facts: ProductFacts
     row: dict[str, Any]
     vocabulary: Vocabulary | None
     ids_TK: np.ndarray
     probs_TK: np.ndarray
     starts_T: list[int]  # bytes; a token reaches from here to byte_end
 
+    @property
+    def is_bytes(self) -> bool:
+        """Ids are bytes, and need no vocabulary."""
+        return self.facts.regime == "bytes"
+
     def token(self, token_id: int) -> str:
         """A token in visible characters; `<name>` for specials, `#id` without the vocabulary."""
+        if self.is_bytes:
+            return visible(bytes([token_id])) if token_id < BYTES_END else "<end>"
         if self.vocabulary is None:
             return f"#{token_id}"
         piece = self.vocabulary.token_bytes[token_id]
@@ -79,28 +90,34 @@ def show(
     rows: str,
     top: int,
     student: str | None,
+    view: View | None,
     stream: TextIO,
     near: Sequence[Path] = (),
 ) -> None:
     """Print one document. `near`: more folders in which the tokenizers' relative paths may start."""
     window = _window(rows)
     plan = load_plan(out)
-    students = [name.removeprefix("student/") for name in plan.products if name.startswith("student/")]
-    if student is not None and student not in students:
-        raise OutputError(f"{out}: no student {student!r} here; this run has {', '.join(students)}")
-    student = student or students[0]
-    row = _find(out, plan, f"student/{student}", doc)
+    product = choose(out, list(plan.products), student, view, first=True)
+    row = _find(out, plan, product, doc)
     places = [*near, Path.cwd(), out.resolve(), *out.resolve().parents]
-    ours = _view(row, plan.products[f"student/{student}"], places)
+    ours = _view(row, plan.products[product], places)
     theirs = None
-    if "teacher" in plan.products:
+    if "teacher" in plan.products and product != "teacher":
         theirs = _view(_find(out, plan, "teacher", str(row["doc_row"])), plan.products["teacher"], places)
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    console.print(f"[bold]{escape(row['doc_id'])}[/]  document {row['doc_row']} of the corpus, student {student}")
+    console.print(f"[bold]{escape(row['doc_id'])}[/]  document {row['doc_row']} of the corpus, {_title(product, ours)}")
     console.print(_table(ours, theirs, window, top))
     console.print(_legend(ours, window), markup=False)
+
+
+def _title(product: str, view: _View) -> str:
+    """'student small (fast)', 'bytes', 'teacher (own)'; with the semantics where it is not the usual one."""
+    name = product.replace("/", " ", 1)
+    words = [view.facts.regime] if view.facts.regime != product else []
+    words += [view.facts.semantics] if view.facts.semantics != "canonical-context" else []
+    return f"{name} ({', '.join(words)})" if words else name
 
 
 def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
@@ -111,7 +128,8 @@ def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
     if theirs:
         table.add_column("teacher tokens", overflow="fold")
         table.add_column("teacher's top-k", no_wrap=True)
-    table.add_column("student's top-k", no_wrap=True)
+    kinds = {"own": "teacher's top-k", "bytes": "next byte's top-k"}
+    table.add_column(kinds.get(ours.facts.regime, "student's top-k"), no_wrap=True)
     for heading in ("gold p", "tail", "width"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("flags")
@@ -119,7 +137,7 @@ def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
     for i in range(*window.indices(len(row["token_ids"]))):
         start, end = ours.starts_T[i], row["byte_end"][i]
         piece = ours.token(row["token_ids"][i])
-        if ours.vocabulary is None and row["text"]:
+        if ours.vocabulary is None and row["text"] and end > start:
             piece = visible(row["text"].encode()[start:end]) or piece
         cells = [str(i), f"{start}-{end}", escape(piece)]
         if theirs:
@@ -149,7 +167,13 @@ def _legend(view: _View, window: slice) -> str:
     if scored.any():
         width = np.array(row["err"])[scored].mean()
         lines[0] += f"; mean stored mass {stored.mean():.6f}, mean certified width {width:.2e}"
-    if view.vocabulary is None:
+        shares = {name: np.array(row[f"{name}_mass"])[scored].mean() for name in ("noncanonical", "pruned")}
+        lines.append(
+            f"mean non-canonical mass {shares['noncanonical']:.2e} (the teacher's, on tokens that no text has there)"
+        )
+        if shares["pruned"]:
+            lines[-1] += f"; mean pruned mass at most {shares['pruned']:.2e}"
+    if view.vocabulary is None and not view.is_bytes:
         lines.append("The tokenizer was not found, so tokens are shown as #id: run this in the folder of the run file.")
     return "\n".join(lines)
 
@@ -165,7 +189,8 @@ def _covering(view: _View, start: int, end: int, is_end: bool) -> list[int]:
 def _view(row: dict[str, Any], facts: ProductFacts, places: Sequence[Path]) -> _View:
     ids = np.array(row["topk_ids"], np.int64).reshape(-1, facts.top_k)
     probs = np.exp(np.array(row["topk_logps"], np.float64)).reshape(-1, facts.top_k)
-    return _View(row, _vocabulary(facts, places), ids, probs, [0, *row["byte_end"][:-1]])
+    vocabulary = None if facts.regime == "bytes" else _vocabulary(facts, places)
+    return _View(facts, row, vocabulary, ids, probs, [0, *row["byte_end"][:-1]])
 
 
 def _vocabulary(facts: ProductFacts, places: Sequence[Path]) -> Vocabulary | None:

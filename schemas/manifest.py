@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,6 +58,24 @@ COLUMNS: dict[str, str] = {
 }
 """One line per column, written into every footer. Row i predicts token i given tokens < i."""
 
+Regime = Literal["own", "same", "subset", "bytes", "fast"]
+Semantics = Literal["canonical-context", "canonical-masked"]
+
+REGIMES: dict[str, str] = {
+    "own": "the teacher's own distributions over its own tokens; exact",
+    "same": "the student has the teacher's tokenizer: the teacher's own distributions; exact",
+    "subset": "the student's merges are the beginning of the teacher's: exact, all contexts summed up (but those below eps)",
+    "bytes": "the next byte at every byte: exact, all contexts summed up (but those below eps)",
+    "fast": "any other tokenizer: one step behind each context, open mass closed and bounded by err",
+}
+"""How a product is made: the words of `regime` in the facts of a product."""
+
+SEMANTICS: dict[str, str] = {
+    "canonical-context": "contexts are canonical, the next token is as the model gives it",
+    "canonical-masked": "each step renormalised over the tokens that keep the text canonical",
+}
+"""Which probability is meant: the words of `semantics`."""
+
 MAX_DIFFERENCES = 20
 _HEX = re.compile(r"[0-9a-f]{32,}")
 
@@ -86,7 +104,7 @@ class PlanUnit(_Frozen):
 
 
 class ProductFacts(_Frozen):
-    """What a reader must know of one product (the teacher's view, or one student)."""
+    """What a reader must know of one product (the teacher's view, a student, or bytes)."""
 
     tokenizer: str = Field(description="as named in the run file; for people, not part of the fingerprint")
     tokenizer_hash: str = Field(description="content hash of the vocabulary that the ids belong to")
@@ -94,6 +112,8 @@ class ProductFacts(_Frozen):
     top_k: int = Field(ge=1, description="K: ids and log-probabilities stored per position")
     bos_id: int | None = Field(default=None, description="begin token, if the vocabulary has one")
     eos_id: int | None = Field(default=None, description="token that closes a document, if one is appended")
+    regime: Regime = Field(description="a word of REGIMES")
+    semantics: Semantics = Field(description="a word of SEMANTICS")
 
 
 class Plan(_Frozen):

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from schemas.errors import RunFileError
 from schemas.runfile_errors import Fault, Faults, explain, show
@@ -44,14 +44,16 @@ class RunConfig(Table):
     )
     teacher: TeacherConfig = key(semantic=True, about="The model whose distributions are stored.")
     corpus: CorpusConfig = key(semantic=True, about="The documents.")
-    student: tuple[StudentConfig, ...] = key(
+    targets: TargetsConfig = key(TargetsConfig(), semantic=True, about="What is stored.")
+    student: tuple[StudentConfig, ...] = key(  # behind `targets`: `_something_to_store` looks at both
+        (),
         semantic=True,
         strict=False,
-        min_length=1,
+        validate_default=True,
         wanted="at least one [[student]] table",
-        about="The students' vocabularies; the teacher runs once for all of them.",
+        about="The students' vocabularies; the teacher runs once for all of them. May be absent where `[targets]` says "
+        "`bytes = true` or `teacher = true` in so many words.",
     )
-    targets: TargetsConfig = key(TargetsConfig(), semantic=True, about="What is stored.")
     ray: RayConfig = key(RayConfig(), semantic=False, about="Where the work runs.")
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
@@ -64,6 +66,24 @@ class RunConfig(Table):
                 Fault("output", '"" or "."', "a folder of its own: its files are managed", 'write output = "out"')
             )
         return value
+
+    @field_validator("student", mode="before")
+    @classmethod
+    def _something_to_store(cls, students: Any, info: ValidationInfo) -> Any:
+        """Without students a run must say itself what it stores; that one was forgotten is likelier."""
+        targets = info.data.get("targets")  # None: wrong itself, and reported
+        if students in ([], ()) and targets is not None:
+            if not targets.bytes and not (targets.teacher and "teacher" in targets.model_fields_set):
+                raise Faults(
+                    Fault(
+                        "",
+                        "nothing: the table is missing" if students == () else "an empty list",
+                        "at least one [[student]] table, or another product: bytes, or the teacher's own view",
+                        "add [[student]] with name = ... and tokenizer = ..., or write bytes = true or teacher = true "
+                        "under [targets]",
+                    )
+                )
+        return students
 
     @field_validator("student")
     @classmethod

@@ -266,6 +266,7 @@ class TargetsConfig(Table):
         semantic=True,
         ge=0,
         lt=1,
+        wanted="a number, 0 or more and below 1",
         about="Contexts whose weight relative to the text's own probability is below this are not evaluated; the mass given "
         "up is bounded in `pruned_mass` and `err` of every position. 0: all are evaluated.",
     )

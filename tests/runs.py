@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from engine.corpus import read_units, scan_corpus
@@ -23,12 +24,24 @@ TEXTS = (
 )
 
 
+STUDENTS = {"sp": ASSETS / "student_sp", "bl": ASSETS / "student_bl"}
+
+
 def write_run(
-    folder: Path, *, texts: tuple[str, ...] = TEXTS, extra: str = "", targets: str = "top_k = 16", lines: str = ""
+    folder: Path,
+    *,
+    texts: tuple[str, ...] = TEXTS,
+    extra: str = "",
+    targets: str = "top_k = 16",
+    lines: str = "",
+    students: dict[str, Path] = STUDENTS,
 ) -> Path:
     """A run file in `folder` with its corpus: one line per text, then `lines` as they are. Two documents per unit."""
     corpus = "".join(json.dumps({"id": f"t{i}", "text": text}) + "\n" for i, text in enumerate(texts))
     (folder / "corpus.jsonl").write_text(corpus + lines, encoding="utf-8")
+    tables = "\n".join(
+        f'[[student]]\nname = "{name}"\ntokenizer = {json.dumps(str(place))}' for name, place in students.items()
+    )
     run_file = folder / "run.toml"
     run_file.write_text(
         f"""
@@ -39,12 +52,7 @@ model = {json.dumps(str(ASSETS / "teacher"))}
 paths = ["corpus.jsonl"]
 id = "id"
 unit_documents = 2
-[[student]]
-name = "sp"
-tokenizer = {json.dumps(str(ASSETS / "student_sp"))}
-[[student]]
-name = "bl"
-tokenizer = {json.dumps(str(ASSETS / "student_bl"))}
+{tables}
 [targets]
 {targets}
 {extra}
@@ -52,6 +60,24 @@ tokenizer = {json.dumps(str(ASSETS / "student_bl"))}
         encoding="utf-8",
     )
     return run_file
+
+
+def write_subset(folder: Path) -> Path:
+    """A tokenizer in `folder`: the demo teacher's with the first third of its merges, ids as they come."""
+    shutil.copytree(ASSETS / "teacher", folder, ignore=shutil.ignore_patterns("model*", "config.json", "gen*"))
+    file = folder / "tokenizer.json"
+    spec = json.loads(file.read_text(encoding="utf-8"))
+    model = spec["model"]
+    late = model["merges"][len(model["merges"]) // 3 :]
+    model["merges"] = model["merges"][: len(model["merges"]) // 3]
+    gone = {"".join(pair.split(" ") if isinstance(pair, str) else pair) for pair in late}
+    named = {token["content"] for token in spec["added_tokens"]}
+    kept = [token for token in model["vocab"] if token not in gone or token in named]
+    model["vocab"] = {token: number for number, token in enumerate(kept)}
+    for token in spec["added_tokens"]:
+        token["id"] = model["vocab"].setdefault(token["content"], len(model["vocab"]))
+    file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    return folder
 
 
 def score_here(run_file: Path) -> Path:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
 from schemas.manifest import Plan, PlanUnit, ProductFacts
 from schemas.target import FLAG_BOUNDED, FLAG_END, PAD_ID, ROW_SCHEMA
 
+SHARES = ("err", "open_mass", "excluded_mass", "noncanonical_mass")
 WORDS = "the a cat tree river Zürich 猫 said that two and three make five because \n".split(" ")
 
 
@@ -44,7 +47,7 @@ def targets_table(
     flags[np.cumsum(lengths) - 1] |= FLAG_END
     texts = [" ".join(rng.choice(WORDS, size=max(1, length // 2))) for length in lengths]
     ends = [np.linspace(1, len(text.encode()), n).astype(np.int32) for text, n in zip(texts, lengths, strict=True)]
-    shares = {name: rng.beta(0.3, 30, size=count).astype(np.float32) for name in ("err", "open_mass", "excluded_mass")}
+    shares = {name: rng.beta(0.3, 30, size=count).astype(np.float32) for name in SHARES}
     columns = {
         "doc_id": [f"corpus.jsonl#{first_row + i}" for i in range(len(lengths))],
         "doc_row": range(first_row, first_row + len(lengths)),
@@ -67,14 +70,40 @@ def targets_table(
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
 
 
-def small_plan(units: int = 3, rows: int = 4, *, top_k: int = 8, vocab_size: int = 1000, **semantic: object) -> Plan:
-    """A plan of `units` equal units with the products teacher and student/small."""
+def small_plan(
+    units: int = 3,
+    rows: int = 4,
+    *,
+    top_k: int = 8,
+    vocab_size: int = 1000,
+    with_bytes: bool = False,
+    **semantic: object,
+) -> Plan:
+    """A plan of `units` equal units with the products teacher and student/small, and bytes if asked."""
+    kinds: tuple[tuple[str, str, Any], ...] = (("teacher", "a", "own"), ("student/small", "b", "fast"))
     facts = {
         name: ProductFacts(
-            tokenizer=name, tokenizer_hash=letter * 64, vocab_size=vocab_size, top_k=top_k, bos_id=1, eos_id=2
+            tokenizer=name,
+            tokenizer_hash=letter * 64,
+            vocab_size=vocab_size,
+            top_k=top_k,
+            bos_id=1,
+            eos_id=2,
+            regime=regime,
+            semantics="canonical-context",
         )
-        for name, letter in (("teacher", "a"), ("student/small", "b"))
+        for name, letter, regime in kinds
     }
+    if with_bytes:
+        facts["bytes"] = ProductFacts(
+            tokenizer="bytes",
+            tokenizer_hash="bytes",
+            vocab_size=257,
+            top_k=4,
+            eos_id=256,
+            regime="bytes",
+            semantics="canonical-context",
+        )
     cut = [PlanUnit(index=i, file_index=0, first_row=i * rows, n_rows=rows, doc_row=i * rows) for i in range(units)]
     return Plan.make({"targets": {"top_k": top_k, "regime": "fast"}, **semantic}, cut, facts)
 

@@ -26,7 +26,18 @@ VERBS = ("score", "show", "cat", "demo")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return score_here(write_run(tmp_path_factory.mktemp("run"), lines='{"id": "bad", "text": ""}\n'))
+    run_file = write_run(
+        tmp_path_factory.mktemp("run"),
+        lines='{"id": "bad", "text": ""}\n',
+        targets="top_k = 16\nbytes = true\nbytes_top_k = 6",
+    )
+    return score_here(run_file)
+
+
+@pytest.fixture(scope="module")
+def no_students(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    targets = 'bytes = true\neps = 1e-3\nend = false\nsemantics = "canonical-masked"'
+    return score_here(write_run(tmp_path_factory.mktemp("bytes"), texts=TEXTS[:2], students={}, targets=targets))
 
 
 def call(*arguments: object) -> int:
@@ -102,7 +113,7 @@ def test_another_run_in_the_folder_is_1(out: Path, tmp_path: Path, capsys: pytes
     run_file.write_text(run_file.read_text().replace('output = "out"', f"output = {json.dumps(str(out))}"))
     assert call("score", run_file) == 1
     said = capsys.readouterr().err
-    assert "top_k: 16 -> 17" in said and "Traceback" not in said
+    assert "top_k: 16 -> 17" in said and "products.bytes" in said and "Traceback" not in said
 
 
 def test_a_finished_run_is_0_without_any_work(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +121,9 @@ def test_a_finished_run_is_0_without_any_work(out: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "nothing to do" in said and "6 documents, 1 in quarantine" in said
     assert re.search(r"1\s+empty_text", said)
+    for product, regime in (("bytes", "bytes"), ("student/sp", "fast"), ("teacher", "own")):
+        assert re.search(rf"^ {product} +{regime} +5 ", said, re.MULTILINE), said
+    assert "non-canonical" in said and "fast: any other tokenizer" in said
 
 
 def test_a_folder_that_is_no_output_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,11 +152,11 @@ def documents(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[di
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("product", ["teacher", "sp", "bl"])
+@pytest.mark.parametrize("product", ["teacher", "sp", "bl", "bytes"])
 def test_cat_gives_every_document_with_all_its_mass(
     out: Path, product: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    which = ["--view", "teacher"] if product == "teacher" else ["--student", product]
+    which = ["--view", product] if product in ("teacher", "bytes") else ["--student", product]
     found = documents(capsys, out, *which)
     assert [document["text"] for document in found] == list(TEXTS)
     for document in found:
@@ -172,13 +186,56 @@ def test_cat_prints_what_the_reader_reads(out: Path, capsys: pytest.CaptureFixtu
         assert np.array(gold, np.float32).tolist() == read.gold_logp.tolist()
 
 
+def test_cat_bytes_are_the_bytes_of_the_text(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for document in documents(capsys, out, "--view", "bytes"):
+        text = document["text"].encode()
+        assert document["token_ids"] == [*text, 256]
+        assert document["byte_end"] == [*range(1, len(text) + 1), len(text)]
+        assert {len(ids) for ids in document["ids"]} <= set(range(7))
+        assert set(document["flags"]) <= {1, 8, 17, 32} and not any(document["err"][-2:])
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "code", "wanted"),
+    [
+        ("cat", [], 1, "this run has bytes, teacher; say which by --view teacher or --view bytes"),
+        ("cat", ["--view", "student"], 1, "this run has bytes, teacher"),
+        ("cat", ["--student", "x"], 1, "no student 'x' here; this run has no student, but bytes, teacher"),
+        ("show", ["--student", "x", "--view", "bytes"], 2, "leave out one of the two"),
+    ],
+)
+def test_without_students_the_view_must_be_named(
+    no_students: Path, verb: str, arguments: list[str], code: int, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(verb, no_students, *arguments) == code
+    assert wanted in capsys.readouterr().err
+
+
+def test_show_bytes_beside_the_teacher(no_students: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", no_students, "--doc", "t1", "--rows", "0:3") == 0
+    by_default = capsys.readouterr().out
+    assert call("show", no_students, "--doc", "t1", "--rows", "0:3", "--view", "bytes") == 0
+    assert capsys.readouterr().out == by_default
+    for word in (
+        "bytes (canonical-masked)",
+        "next byte's top-k",
+        "teacher's top-k",
+        "non-canonical",
+        r"\xc5",
+        "pruned",
+    ):
+        assert word in by_default
+    assert call("show", no_students, "--view", "teacher", "--rows", "0:2") == 0
+    assert "teacher (own, canonical-masked)" in capsys.readouterr().out
+
+
 def test_cat_limit(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(documents(capsys, out, "--student", "sp", "--limit", 2)) == 2
 
 
 def test_cat_wants_a_name_when_there_are_several(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("cat", out) == 1
-    assert "student/bl, student/sp" in capsys.readouterr().err
+    assert "student/bl, student/sp, teacher; say which by --student NAME" in capsys.readouterr().err
 
 
 def test_cat_into_a_closed_pipe_is_quiet(out: Path) -> None:

@@ -14,7 +14,7 @@ from engine.plan import make_plan, pin
 from schemas.errors import RunFileError, TeacherError, TokenizerError
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig, load_run
-from tests.runs import ASSETS, TEXTS, write_run
+from tests.runs import ASSETS, TEXTS, write_run, write_subset
 
 
 def plan_of(run_file: Path) -> Plan:
@@ -140,9 +140,17 @@ def test_actors_get_absolute_places(tmp_path: Path) -> None:
     assert [student.tokenizer for student in run.student] == [str(ASSETS / "student_sp"), str(ASSETS / "student_bl")]
 
 
-@pytest.mark.parametrize("regime", ["exact", "beam"])
-def test_a_regime_that_this_version_lacks_is_refused_before_anything_is_written(regime: str, tmp_path: Path) -> None:
-    """Between different tokenizers only; the message names the product and what to write instead."""
+@pytest.mark.parametrize(
+    ("regime", "wanted"),
+    [
+        ("exact", 'but student/sp is no subset of the teacher\'s tokenizer: the student is sentencepiece.*"auto"'),
+        ("beam", 'which this version does not have; use "auto", "exact" or "fast"'),
+    ],
+)
+def test_a_regime_that_is_not_to_be_had_is_refused_before_anything_is_written(
+    regime: str, wanted: str, tmp_path: Path
+) -> None:
+    """The message names the product, what stands against it, and what to write instead."""
     run_file = write_run(tmp_path)
     text = run_file.read_text(encoding="utf-8")
     setting = f'regime = "{regime}"'
@@ -150,7 +158,7 @@ def test_a_regime_that_this_version_lacks_is_refused_before_anything_is_written(
         text.replace("[targets]", f"[targets]\n{setting}") if "[targets]" in text else f"{text}\n[targets]\n{setting}\n"
     )
     run_file.write_text(text, encoding="utf-8")
-    with pytest.raises(RunFileError, match=rf'regime: got "{regime}", but student/.* use "auto" or "fast"'):
+    with pytest.raises(RunFileError, match=rf'regime: got "{regime}", {wanted}'):
         plan_of(run_file)
     assert not load_run(run_file).output.exists()
 
@@ -163,4 +171,48 @@ def test_exact_is_allowed_where_the_tokenizers_are_the_same(tmp_path: Path) -> N
         f'[[student]]\nname = "same"\ntokenizer = {teacher}\n[targets]\nregime = "exact"\n',
         encoding="utf-8",
     )
-    assert list(plan_of(run_file).products) == ["teacher", "student/same"]
+    plan = plan_of(run_file)
+    assert {name: facts.regime for name, facts in plan.products.items()} == {"teacher": "own", "student/same": "same"}
+
+
+def test_every_product_knows_its_regime_and_semantics(tmp_path: Path) -> None:
+    students = {"sub": write_subset(tmp_path / "sub"), "other": ASSETS / "student_bl"}
+    targets = 'top_k = 16\nbytes = true\nbytes_top_k = 5\nsemantics = "canonical-masked"'
+    plan = plan_of(write_run(tmp_path, students=students, targets=targets))
+    found = {name: facts.regime for name, facts in plan.products.items()}
+    assert found == {"teacher": "own", "student/sub": "subset", "student/other": "fast", "bytes": "bytes"}
+    assert {facts.semantics for facts in plan.products.values()} == {"canonical-masked"}
+    facts = plan.products["bytes"]
+    assert (facts.vocab_size, facts.top_k, facts.bos_id, facts.eos_id) == (257, 5, None, 256)
+    open_end = plan_of(write_run(tmp_path, students=students, targets=targets + "\nend = false"))
+    assert open_end.products["bytes"].eos_id is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "products"),
+    [
+        ("bytes = true", {"teacher", "bytes"}),
+        ("bytes = true\nteacher = false", {"bytes"}),
+        ("teacher = true", {"teacher"}),
+    ],
+)
+def test_a_run_without_students(targets: str, products: set[str], tmp_path: Path) -> None:
+    plan = plan_of(write_run(tmp_path, students={}, targets=targets))
+    assert set(plan.products) == products
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("bytes = true", "bytes = false", "products.bytes"),
+        ("eps = 0.0", "eps = 0.001", "settings.targets.eps"),
+        ("canonical-context", "canonical-masked", "settings.targets.semantics"),
+        ("bytes_top_k = 8", "bytes_top_k = 9", "products.bytes.top_k"),
+    ],
+)
+def test_the_keys_of_exact_regimes_are_part_of_the_run(old: str, new: str, key: str, tmp_path: Path) -> None:
+    targets = 'bytes = true\nbytes_top_k = 8\neps = 0.0\nsemantics = "canonical-context"'
+    run_file = write_run(tmp_path, targets=targets)
+    before = plan_of(run_file)
+    after = plan_of(edited(run_file, old, new))
+    assert any(key in line for line in before.difference(after)), before.difference(after)

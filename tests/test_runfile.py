@@ -209,7 +209,7 @@ def test_an_empty_file_lists_all_that_is_missing(tmp_path: Path) -> None:
     assert block(message, "output")["fix"].startswith('add output = "..." at the top')
     assert block(message, "[teacher]")["fix"] == "add [teacher] with model = ..."
     assert "missing" in block(message, "[corpus]")["got"]
-    assert block(message, "[[student]]")["fix"] == "add [[student]] with name = ... and tokenizer = ..."
+    assert block(message, "[[student]]")["fix"].startswith("add [[student]] with name = ... and tokenizer = ..., or")
 
 
 PATHS, TEXT = 'paths = ["data/*.jsonl"]', 'text = "text"'
@@ -227,6 +227,8 @@ WRONG = {
     "choice unlike any": ('"auto"', '"qq"', "[targets] regime", '"qq"', '"exact", "fast"', "give regime one of"),
     "too large": ("64", "1025", "[targets] top_k", "1025", "a whole number, 1 to 1024", "give top_k"),
     "too small": ("64", "0", "[targets] top_k", "0", "a whole number, 1 to 1024", "give top_k"),
+    "eps too large": ("64", "64\neps = 1.0", "[targets] eps", "1.0", "below 1", "give eps"),
+    "semantics": ("64", '64\nsemantics = "canonical-mask"', "[targets] semantics", "mask", "-masked", "did you mean"),
     "number in quotes": ("64", '"64"', "[targets] top_k", '"64"', "a whole number", "remove the quotes: top_k = 64"),
     "broken number": ("64", "64.5", "[targets] top_k", "64.5", "a whole number", "give top_k"),
     "true as number": ("64", "true", "[targets] top_k", "true", "a whole number", "give top_k"),
@@ -273,6 +275,12 @@ def test_no_students(tmp_path: Path) -> None:
     text = MINIMAL.split("[[student]]")[0]
     assert "missing" in block(refused(tmp_path, text), "[[student]]")["got"]
     assert "an empty list" in block(refused(tmp_path, "student = []\n" + text), "[[student]]")["got"]
+    assert "missing" in block(refused(tmp_path, text + "[targets]\nteacher = false"), "[[student]]")["got"]
+
+
+@pytest.mark.parametrize("asked", ["bytes = true", "bytes = true\nteacher = false", "teacher = true"])
+def test_students_may_be_absent_where_something_else_is_asked_for(asked: str, tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL.split("[[student]]")[0] + "[targets]\n" + asked).student == ()
 
 
 def test_two_students_of_one_name(tmp_path: Path) -> None:

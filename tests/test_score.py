@@ -19,6 +19,7 @@ from engine.score import Scorer, UnitResult
 from schemas.errors import RunFileError, TeacherError
 from schemas.runfile import parse_run
 from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_EXACT, FLAG_GIVEN, ROW_SCHEMA
+from tests.runs import write_subset
 from tests.vocabularies import SHARED, needs_shared
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +172,23 @@ def test_without_bos_the_first_token_is_given():
             np.testing.assert_array_equal(scored, starts >= given, err_msg=product)
             np.testing.assert_array_equal(flags & FLAG_GIVEN != 0, starts < given)
             assert not scored[0] and np.isneginf(column(table, "gold_logp", row)[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_length": 40, "overlap": 10}])
+def test_with_masked_semantics_all_exact_products_give_a_text_one_probability(settings: dict[str, Any], tmp_path: Path):
+    """Lemma 13: conditionals of one distribution over texts, whatever they are cut into. Specials are excluded."""
+    students = {"sub": write_subset(tmp_path / "sub")}
+    ready = scorer(ASSETS / "teacher", students, settings=settings, bytes=True, semantics="canonical-masked")
+    unit = ready.score_unit(documents([*demo_texts(2), *HOSTILE]))
+    assert ready.regimes == {"student/sub": "subset"} and not unit.quarantine
+    for row in range(unit.products["bytes"].num_rows):
+        nats = {}
+        for product, table in unit.products.items():
+            gold, excluded = column(table, "gold_logp", row), column(table, "excluded_mass", row)
+            assert column(table, "scored", row).all() and not column(table, "err", row).any()
+            nats[product] = float(gold.sum() + np.log1p(-excluded).sum())
+        assert nats["student/sub"] == pytest.approx(nats["bytes"], abs=1e-3), row
+        assert nats["student/sub"] == pytest.approx(nats["teacher"], abs=1e-3), row
 
 
 def test_a_document_longer_than_the_context(ready: Scorer):

@@ -146,6 +146,7 @@ def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
     assert found == [row for row in range(12) if row != 5]
     footer = pq.read_metadata(paths[1]).metadata
     assert footer[b"targetsmith.fingerprint"].decode() == plan.fingerprint
+    assert footer[b"targetsmith.regime"] == b"fast" and footer[b"targetsmith.semantics"] == b"canonical-context"
     assert footer[b"targetsmith.product"] == b"student/small" and footer[b"targetsmith.logp_unit"] == b"nats"
     assert list(COLUMNS) == ROW_SCHEMA.names
 
@@ -258,9 +259,9 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
     plan_file = tmp_path / "_engine" / "plan.json"
     text = plan_file.read_text()
     for broken, says in (
-        (text.replace('"regime":"fast"', '"regime":"beam"'), "edited or damaged"),
+        (text.replace('"targets":{"regime":"fast"', '"targets":{"regime":"beam"'), "edited or damaged"),
         (text[: len(text) // 2], "damaged"),
-        (text.replace('"schema_version":1', '"schema_version":99'), "99"),
+        (text.replace('"schema_version":2', '"schema_version":99'), "99"),
     ):
         plan_file.write_text(broken)
         with pytest.raises(OutputError, match=says):

@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run: 3 units of 100 documents, top-8 of 262,144 ids, documents 150 and 151 in quarantine."""
+    """A finished run: 3 units of 100 documents, top-8 of 262,144 ids (bytes: top-4), documents 150, 151 in quarantine."""
     out = tmp_path_factory.mktemp("stream") / "out"
-    plan = small_plan(rows=100, vocab_size=262_144)
+    plan = small_plan(rows=100, vocab_size=262_144, with_bytes=True)
     shards.open_output(out, plan)
     for unit in plan.units:
         without = (150, 151) if unit.index == 1 else ()
@@ -66,18 +66,24 @@ def test_imports_nothing_of_the_project_and_runs_alone(finished: Path, tmp_path:
     assert int(done.stdout) == Targets(finished).positions
 
 
-@pytest.mark.parametrize("name", ["teacher", "student/small"])
+@pytest.mark.parametrize("name", ["teacher", "student/small", "bytes"])
 def test_documents_are_what_was_published(finished: Path, name: str) -> None:
     plan = shards.load_plan(finished)
-    documents = iter(Targets(finished, name, verify=True).documents())
+    targets, facts = Targets(finished, name, verify=True), plan.products[name]
+    for key in ("top_k", "vocab_size", "regime", "semantics"):
+        assert getattr(targets, key) == getattr(facts, key)
+    documents = iter(targets.documents())
     for unit in plan.units:
         table = round_rows(unit_tables(plan, unit.index, without=(150, 151) if unit.index == 1 else ())[name])
         for row in table.to_pylist():
             document = next(documents)
             assert (document.doc_id, document.text) == (row["doc_id"], row["text"])
-            for key in ("token_ids", "byte_end", "scored", "tail_logp", "gold_logp", "err", "flags"):
+            for key in (
+                "token_ids", "byte_end", "scored", "tail_logp", "gold_logp", "err", "flags",
+                "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass",
+            ):  # fmt: skip
                 assert getattr(document, key).tolist() == row[key], key
-            assert document.ids.shape == (len(row["token_ids"]), 8)
+            assert document.ids.shape == (len(row["token_ids"]), facts.top_k)
             assert document.ids.ravel().tolist() == row["topk_ids"]
             assert document.logps.ravel().tolist() == row["topk_logps"]
     assert next(documents, None) is None
@@ -130,7 +136,7 @@ def test_shuffle_is_a_permutation_and_repeats_by_seed(finished: Path) -> None:
 
 
 def test_wrong_questions_get_plain_answers(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(TargetsError, match="product 'nobody'; this run has student/small, teacher"):
+    with pytest.raises(TargetsError, match="product 'nobody'; this run has bytes, student/small, teacher"):
         Targets(finished, "nobody")
     with pytest.raises(TargetsError, match="no output of targetsmith"):
         Targets(tmp_path)
@@ -189,7 +195,7 @@ def test_unit_without_rows_is_skipped_by_all_readers(tmp_path: Path) -> None:
 def test_the_examples_of_the_format_page_run_as_they_stand(finished: Path) -> None:
     page = (ROOT / "docs" / "format.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     card = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
     code = (
         "\n".join(blocks)
