@@ -1,7 +1,7 @@
 """Peak extra memory of lm_head, log-softmax, push-forward and top-k at 8192 positions x 152k ids.
 
 python benchmarks/memory.py   prints the growth of the process's peak resident memory while 8192 hidden states are turned
-into rows (teacher's own product, and a student of 152k ids beside it), next to what one dense [8192, V] fp32 tensor takes.
+into rows of the teacher's own product, next to what one dense [8192, V] fp32 tensor takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from engine.contexts import ContextTree
-from engine.emit import Emitter, Prepared
+from engine.emit import Emitter, Prepared, Side
 
 POSITIONS, VOCABULARY, HIDDEN, TOP_K = 8192, 151_936, 64, 64
 
@@ -28,9 +28,9 @@ def main() -> None:
     hidden = torch.randn(POSITIONS + 1, HIDDEN)
     spine, nothing, start = np.arange(POSITIONS + 1, dtype=np.int32), np.empty(0, np.int32), np.zeros(1, np.int32)
     tree = ContextTree(spine, spine - 1, spine, spine, spine[1:], 0, nothing, start, nothing, start, nothing, nothing)
-    tokens = [depth % VOCABULARY for depth in range(1, POSITIONS + 1)]
-    doc = Prepared(tree, {"teacher": (tokens, tokens, None)})
-    emitter = Emitter(TOP_K, torch.ones(VOCABULARY, dtype=torch.bool), (0,), {})
+    tokens = np.arange(1, POSITIONS + 1) % VOCABULARY
+    doc = Prepared(tree, b"", {"teacher": Side(tokens, tokens)})
+    emitter = Emitter({"teacher": TOP_K}, torch.ones(VOCABULARY, dtype=torch.bool), {}, {})
     torch.topk(torch.log_softmax((hidden[:4] @ head.T).double(), -1), TOP_K)  # buffers that any use of torch takes
     before = peak_gib()
     rows = emitter.emit([doc], hidden, lambda h: h @ head.T)["teacher"]

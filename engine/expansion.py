@@ -4,7 +4,7 @@ Two cases need no closing of open leaves, because every teacher token t is a fix
 the student's encoding of any text is the expansion of the teacher's (docs/design.md, definition 11, lemma 12):
 
 * *subset*: the student's merge list is the beginning of the teacher's, under the same pre-tokenizer;
-* *bytes*: the student reads single bytes; no pre-tokenizer matters.
+* *bytes*: the student reads single bytes; no pre-tokenizer matters. (The byte product needs no student at all.)
 
 `subset_gap` proves the first from the two tokenizers or says what stands against it. Nothing is guessed from samples.
 Letters: V teacher ids.
@@ -56,11 +56,13 @@ def subset_expansion(teacher: Vocabulary, student: Vocabulary) -> Expansion:
 
     A token that the teacher's merges cannot make stands only as a whole pre-token, and so does its expansion.
     """
-    merges = build_merge_table(teacher)
+    merges, by_bytes = build_merge_table(teacher), reads_bytes(student)
     pieces: list[list[int]] = []
     for token, piece in enumerate(teacher.token_bytes):
         if piece is None:
             pieces.append([])
+        elif by_bytes and not (token in teacher.added_only and student.added_text):
+            pieces.append([student.id_of_bytes[piece[i : i + 1]] for i in range(len(piece))])
         elif token in teacher.added_only:
             pieces.append([student.added_text[piece.decode("utf-8")]])
         elif token in merges_fallback(teacher):
@@ -79,6 +81,19 @@ def merges_fallback(vocabulary: Vocabulary) -> frozenset[int]:
 
 def subset_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
     """None when lemma 12 holds for this pair, else the first condition that fails, in words for the user."""
+    by_bytes = reads_bytes(student)
+    if not by_bytes and (gap := _list_gap(teacher, student)) is not None:
+        return gap
+    if student.prefix_bytes != teacher.prefix_bytes:
+        return f"it puts {student.prefix_bytes!r} before a text, the teacher {teacher.prefix_bytes!r}"
+    odd = sorted(set(student.added_text) ^ set(teacher.added_text))
+    if odd and not (by_bytes and not student.added_text):  # bytes alone spell what the teacher takes whole
+        return f"the added token {odd[0]!r} is text in only one of the two"
+    return None if by_bytes else _token_gap(teacher, build_merge_table(teacher), student, build_merge_table(student))
+
+
+def _list_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
+    """The conditions on merge lists and pre-tokenizers."""
     if student.kind != teacher.kind:
         return f"the student is {student.kind} and the teacher {teacher.kind}"
     theirs, ours = _merges_in_bytes(teacher), _merges_in_bytes(student)
@@ -87,13 +102,16 @@ def subset_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
         return f"its merge list differs from the teacher's at merge {at} of {len(ours)}"
     if _cuts(student.pre_tokenizer) != _cuts(teacher.pre_tokenizer):
         return "its pre-tokenizer is another than the teacher's"
-    for name in ("nfc", "prefix_bytes", "byte_fallback", "ignore_merges"):
+    for name in ("nfc", "byte_fallback", "ignore_merges"):
         if getattr(student, name) != getattr(teacher, name):
             return f"{name} is {getattr(student, name)!r}, the teacher's is {getattr(teacher, name)!r}"
-    if set(student.added_text) != set(teacher.added_text):
-        odd = sorted(set(student.added_text) ^ set(teacher.added_text))[0]
-        return f"the added token {odd!r} is text in only one of the two"
-    return _token_gap(teacher, build_merge_table(teacher), student, build_merge_table(student))
+    return None
+
+
+def reads_bytes(student: Vocabulary) -> bool:
+    """Whether all ordinary tokens are single bytes, all 256 of them: then no merge and no pre-tokenizer joins any."""
+    ordinary = [p for i, p in enumerate(student.token_bytes) if p is not None and i not in student.added_only]
+    return student.kind == "bytelevel" and len(ordinary) == 256 and {len(p) for p in ordinary} == {1}
 
 
 def _token_gap(teacher: Vocabulary, t_merges: MergeTable, student: Vocabulary, s_merges: MergeTable) -> str | None:

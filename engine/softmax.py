@@ -156,7 +156,9 @@ class Softmax:
             return torch.zeros(len(nodes), dtype=torch.float64, device=prob.device)
         taken = self.canonical.mask_(prob, states)
         left = prob.sum(1)
-        self.noncanonical[nodes] = torch.where(left > 0, taken, 0.0).cpu().numpy()  # without a continuation: no part in it
+        self.noncanonical[nodes] = (
+            torch.where(left > 0, taken, 0.0).cpu().numpy()
+        )  # without a continuation: no part in it
         prob.div_(torch.where(left > 0, left, 1.0)[:, None])
         return torch.where(left > 0, torch.log(left.double()), torch.inf)  # nothing left: no child has weight
 

@@ -18,15 +18,14 @@ import pytest
 
 import engine.softmax
 from engine.emit import Prepared
-from engine.expansion import BYTES_END, byte_expansion, subset_expansion, subset_gap
+from engine.expansion import BYTES_END, subset_gap
 from engine.positions import Rows
-from engine.trie import build_trie
 from engine.vocab import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
 from tests.oracle import contexts_of, truth
 from tests.toys import BYTE_LEVEL, BYTES, SENTENCEPIECE, STUDENT, Pair, TableTeacher, alphabet, random_text, toy
-from tests.vocabularies import EFFORT, needs_shared, texts, vocabulary
+from tests.vocabularies import EFFORT
 
 
 def subset_of(rng: random.Random, teacher: Vocabulary, folder: Path) -> Vocabulary:
@@ -235,24 +234,6 @@ def test_bytes_multiply_to_the_probability_of_a_text(masked: bool, tmp_path: Pat
     assert compared > 60
 
 
-def test_the_expansion_of_a_text_is_the_students_encoding(tmp_path: Path):
-    """Lemma 12 on toys, added words and late merges among them."""
-    rng, compared = random.Random(7), 0
-    for _ in range(40 * EFFORT):
-        pair = subset_pair(rng, tmp_path)
-        expansion = subset_expansion(pair.teacher, pair.student)
-        for _ in range(20):
-            text = random_text(rng, pair.chars, 12)
-            try:
-                ids, wanted = pair.teacher.encode(text)[0], pair.student.encode(text)[0]
-            except BadDocument:
-                continue
-            got = [int(u) for t in ids for u in expansion.unit[expansion.start[t] : expansion.start[t + 1]]]
-            assert got == wanted, (text, pair.teacher.name)
-            compared += 1
-    assert compared > 500
-
-
 def test_chunks_do_not_change_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Several documents at once, in chunks of one to a few contexts, give the rows of each document alone."""
     found = list(cases(random.Random(8), tmp_path, 24, texts=6))
@@ -268,90 +249,3 @@ def test_chunks_do_not_change_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                     span = slice(rows.start[i], rows.start[i + 1])
                     np.testing.assert_array_equal(rows.ids[span], single[product].ids)
                     np.testing.assert_allclose(rows.logps[span], single[product].logps, atol=1e-12)
-
-
-@needs_shared
-@pytest.mark.parametrize("name", ["qwen2.5-subset-0", "qwen2.5-subset-8000", "qwen2.5-subset-32000"])
-def test_real_subsets_are_proven_and_expand(name: str):
-    teacher, student = vocabulary("qwen2.5"), vocabulary(name)
-    assert subset_gap(teacher, student) is None
-    expansion, compared = subset_expansion(teacher, student), 0
-    for text in texts()[: 150 * EFFORT]:
-        try:
-            ids, wanted = teacher.encode(text)[0], student.encode(text)[0]
-        except BadDocument:
-            continue
-        got = [int(u) for t in ids for u in expansion.unit[expansion.start[t] : expansion.start[t + 1]]]
-        assert got == wanted, text[:80]
-        compared += 1
-    assert compared > 100
-
-
-@needs_shared
-@pytest.mark.parametrize("name", ["gpt2", "llama-3", "llama-2", "smollm2", "gpt-neox-20b", "o200k_base", "starcoder2"])
-def test_other_tokenizers_are_no_subsets(name: str):
-    """Neither way round; each reason names what differs."""
-    assert "merge" in (subset_gap(vocabulary("qwen2.5"), vocabulary(name)) or "") or name == "llama-2"
-    assert subset_gap(vocabulary(name), vocabulary("qwen2.5")) is not None
-    assert subset_gap(vocabulary("qwen2.5-subset-8000"), vocabulary("qwen2.5-subset-32000")) is not None
-    assert subset_gap(vocabulary("qwen2.5-subset-32000"), vocabulary("qwen2.5-subset-8000")) is None
-
-
-def test_what_is_no_subset(tmp_path: Path):
-    """One change at a time to a student that is a subset; each is found and named."""
-    rng = random.Random(9)
-    teacher = toy(rng, tmp_path / "t", "gpt2", ("a", "b", " "), whole=False, merges=8)
-    spec = json.loads(teacher.tokenizer.to_str())
-
-    def student(name: str, **changes) -> Vocabulary:
-        made = json.loads(json.dumps(spec))
-        for path, value in changes.items():
-            place = made
-            *parents, last = path.split("__")
-            for parent in parents:
-                place = place[parent]
-            place[last] = value
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
-        return load_vocabulary(str(tmp_path / name))
-
-    assert subset_gap(teacher, student("same")) is None
-    merges = spec["model"]["merges"]
-    assert "merge 0" in (
-        subset_gap(teacher, student("swapped", model__merges=[merges[1], merges[0], *merges[2:]])) or ""
-    )
-    plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    assert "pre-tokenizer" in (subset_gap(teacher, student("uncut", pre_tokenizer=plain)) or "")
-    assert "ignore_merges" in (subset_gap(teacher, student("words", model__ignore_merges=True)) or "")
-    assert "nfc" in (subset_gap(teacher, student("nfc", normalizer={"type": "NFC"})) or "")
-    added = [*spec["added_tokens"], {**spec["added_tokens"][0], "content": "ab", "special": False, "id": 900}]
-    assert "added token" in (subset_gap(teacher, student("added", added_tokens=added)) or "")
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_trie_is_the_set_of_expansions(seed: int, tmp_path: Path):
-    """Every state and interval against a dictionary of prefixes; the cells are a partition of the tokens."""
-    pair = subset_pair(random.Random(100 + seed), tmp_path)
-    for expansion in (byte_expansion(pair.teacher), subset_expansion(pair.teacher, pair.student)):
-        trie = build_trie(expansion)
-        spelt = {
-            t: tuple(expansion.unit[expansion.start[t] : expansion.start[t + 1]].tolist())
-            for t in range(len(expansion.lengths))
-        }
-        states: dict[int, tuple[int, ...]] = {0: ()}
-        for state in range(len(trie.depth)):
-            z = states[state]
-            beyond = {u for s in spelt.values() if s[: len(z)] == z and len(s) > len(z) for u in [s[len(z)]]}
-            children = range(trie.first[state], trie.first[state + 1])
-            assert {int(trie.unit[c]) for c in children} == beyond and len(children) == len(beyond)
-            for child in children:
-                to = (*z, int(trie.unit[child]))
-                inside = {int(t) for t in trie.order[trie.lo[child] : trie.hi[child]]}
-                assert inside == {t for t, s in spelt.items() if s[: len(to)] == to}
-                assert trie.step(np.array([state]), np.array([to[-1]])).tolist() == [child]
-                if trie.state[child] >= 0:
-                    states[int(trie.state[child])] = to
-        assert len(states) == len(trie.depth)
-        for token, s in spelt.items():
-            cell = int(trie.cell_of[token])
-            assert cell == trie.cells if not s else spelt[token][: int(trie.unit[cell] == s[0]) or 2]
