@@ -113,33 +113,24 @@ def beginning(name: str, share: float, folder: Path) -> Path:
     return path
 
 
-class Scorers:
-    """Scorers are slow to make: each is made once per session. No test changes what it gets from here."""
-
-    folder: Path
-
-    @staticmethod
-    @cache
-    def vocabulary(name: str) -> Vocabulary:
-        return load_vocabulary(str(FOLDERS[name]))
-
-    @staticmethod
-    @cache
-    def plain(name: str) -> Scorer:
-        if name == "qwen2.5":
-            return make(name, {f"s{n}": SHARED / f"tokenizers/qwen2.5-subset-{n}" for n in (0, 8000, 32000)})
-        return make(name, {"cut": beginning(name, 0.5, Scorers.folder), "copy": FOLDERS[name]})
-
-    @staticmethod
-    @cache
-    def masked(name: str) -> Scorer:
-        students = {f"cut{share}": beginning(name, share, Scorers.folder) for share in (0.2, 0.7)}
-        return without_specials(make(name, students, semantics="canonical-masked"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("students")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    Scorers.folder = tmp_path_factory.mktemp("students")
+@cache
+def plain(name: str, folder: Path) -> Scorer:
+    """Made once; no test changes it."""
+    if name == "qwen2.5":
+        return make(name, {f"s{n}": SHARED / f"tokenizers/qwen2.5-subset-{n}" for n in (0, 8000, 32000)})
+    return make(name, {"cut": beginning(name, 0.5, folder)})
+
+
+@cache
+def masked(name: str, folder: Path) -> Scorer:
+    """Made once; no test changes it."""
+    students = {f"cut{share}": beginning(name, share, folder) for share in (0.2, 0.7)}
+    return without_specials(make(name, students, semantics="canonical-masked"))
 
 
 def rows_of(made: Scorer, text: str) -> dict[str, Rows]:
@@ -160,14 +151,15 @@ def dense(rows: Rows, size: int) -> np.ndarray:
     return q
 
 
+@pytest.mark.timeout(600)  # what is legal behind so many kinds of whitespace takes long to find for Qwen2.5
 @pytest.mark.parametrize("name", FOLDERS)
-def test_hard_texts_are_scored_and_every_row_has_mass_one(name: str):
+def test_hard_texts_are_scored_and_every_row_has_mass_one(name: str, folder: Path):
     """None fails; only what a normaliser would change is in quarantine; stored + tail = 1 on every row but the given."""
-    made = Scorers.plain(name)
+    made = plain(name, folder)
     unit = made.score_unit(documents([*HARD, CHANGED_BY_NFC]))
     refused = [(record["doc_row"], record["reason"]) for record in unit.quarantine]
     assert refused == ([(len(HARD), "not_reversible")] if made.vocabulary.nfc else [])
-    assert {r for p, r in made.regimes.items()} == ({"subset"} if name == "qwen2.5" else {"subset", "same"})
+    assert set(made.regimes.values()) == {"subset"}
     for text in HARD:
         for product, rows in rows_of(made, text).items():
             mass = np.exp(rows.logps).sum(1) + np.exp(rows.tail_logp)
@@ -181,38 +173,33 @@ def test_hard_texts_are_scored_and_every_row_has_mass_one(name: str):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_teachers_own_tokenizer_as_a_student_is_the_teacher(name: str, tmp_path: Path):
-    """A copy of the tokenizer under another path: the same rows, bit for bit."""
+    """A copy of the tokenizer under another path: the same rows, bit for bit. Taken as a subset of itself, through the
+    trie: only the trunk spells a text in the student's units, so its rows are the teacher's to float64."""
     shutil.copy(FOLDERS[name] / "tokenizer.json", tmp_path)
     shutil.copy(FOLDERS[name] / "tokenizer_config.json", tmp_path)
-    made = make(name, {"copy": tmp_path}, bytes=False)
+    made, product = without_specials(make(name, {"copy": tmp_path}, bytes=False)), "student/copy"
+    assert made.regimes == {product: "same"}
     for text in HARD:
         rows = rows_of(made, text)
         for column in dataclasses.fields(Rows):
-            ours, theirs = getattr(rows["student/copy"], column.name), getattr(rows[TEACHER], column.name)
+            ours, theirs = getattr(rows[product], column.name), getattr(rows[TEACHER], column.name)
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{text!r} {column.name}")
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_the_teachers_own_tokenizer_through_the_subset_path(name: str):
-    """As a subset of itself: only the trunk spells a text in the student's units, so its rows are the teacher's."""
-    made = without_specials(make(name, {"copy": FOLDERS[name]}, bytes=False))
-    assert made.regimes == {"student/copy": "same"}
-    made.regimes["student/copy"] = "subset"
+    made.regimes[product] = "subset"
     made._build()
     widened(made)
-    assert (made.expansions["student/copy"][0].lengths <= 1).all()
+    assert (made.expansions[product][0].lengths <= 1).all()
     for text in HARD:
-        rows = rows_of(made, text)
-        ours, theirs = (dense(rows[p], made.vocabulary.size) for p in ("student/copy", TEACHER))
+        rows = rows_of(made, text)  # of one pass of the teacher: another tree has other rounding
+        ours, theirs = (dense(rows[p], made.vocabulary.size) for p in (product, TEACHER))
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12, err_msg=repr(text))
-        assert (rows["student/copy"].scored == rows[TEACHER].scored).all()
+        assert rows[product].scored.all() and rows[TEACHER].scored.all()
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_masked_text_has_one_probability_however_it_is_cut(name: str):
+def test_masked_text_has_one_probability_however_it_is_cut(name: str, folder: Path):
     """canonical-masked is a distribution over texts: its tokens, the tokens of two subsets and the bytes multiply to one
     number. What a SentencePiece teacher puts before the text is a byte of its own: P(prefix) is added to the bytes'."""
-    made = Scorers.masked(name)
+    made = masked(name, folder)
     prefix, pieces = made.vocabulary.prefix_bytes, made.vocabulary.token_bytes
     begins = np.array([(piece or b"").startswith(prefix) and bool(piece) for piece in pieces])
     for text in HARD:
@@ -228,7 +215,7 @@ def test_masked_text_has_one_probability_however_it_is_cut(name: str):
 @cache
 def begun_characters(name: str) -> frozenset[bytes]:
     """What a text can have of a character that has no token of its own, before all its bytes are there; b"" too."""
-    known = set(Scorers.vocabulary(name).id_of_bytes)
+    known = set(load_vocabulary(str(FOLDERS[name])).id_of_bytes)
     found = {b""}
     for code in (*range(0xD800), *range(0xE000, 0x110000)):
         if (char := chr(code).encode()) not in known:
@@ -251,10 +238,10 @@ def encoded(vocab: Vocabulary, data: bytes) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("text", ["Lily said: 3 dogs.\n  Go  on", "  a   b", "tell  'em\n\n 42"])
-def test_bytes_multiply_to_the_prefix_probability(text: str):
+def test_bytes_multiply_to_the_prefix_probability(text: str, folder: Path):
     """F(x[:p]) added up by hand for every p: contexts are found by encoding x[:q], legal tokens by encoding what they make,
     the model runs on each context alone. The merges know no pre-tokenizer, so that one context ends at each byte."""
-    made = Scorers.masked("stories260K")
+    made = masked("stories260K", folder)
     vocab, data = made.vocabulary, b" " + text.encode()
     assert vocab.prefix_bytes == b" " and vocab.pre_tokenizer is None and vocab.eos_id is not None and made.bos
     pieces = [piece or b"" for piece in vocab.token_bytes]
@@ -281,10 +268,10 @@ def test_bytes_multiply_to_the_prefix_probability(text: str):
         assert gold[:p].sum() == pytest.approx(reached[p] - reached[0], abs=1e-4), (text, p)  # fp32
 
 
-def test_rows_of_the_student_without_merges_are_the_byte_rows():
+def test_rows_of_the_student_without_merges_are_the_byte_rows(folder: Path):
     """Qwen2.5 without merges spells bytes, under ids of its own; added words, whole tokens to it, count with their first
     byte (no text here begins one)."""
-    made = Scorers.plain("qwen2.5")
+    made = plain("qwen2.5", folder)
     student = made.students["student/s0"]
     assert {len(b) for i, b in enumerate(student.token_bytes) if b and i not in student.added_only} == {1}
     to_byte = np.zeros((student.size, 257))
