@@ -1,7 +1,7 @@
 # Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or .ci/constraints.txt changed.
 # A Python of your choice: make PYTHON=/path/to/python3.12 test
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-exact clean
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -18,6 +18,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+bench-exact: $(STAMP)
+	$(BIN)/python -m benchmarks.exact $(ARGS)
 
 clean:
 	rm -rf .venv demo_out

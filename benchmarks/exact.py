@@ -1,0 +1,267 @@
+"""The exact regimes beside a plain teacher forward and beside one call per token, in one process: make bench-exact
+
+A Qwen2-shaped model with the real vocabulary of Qwen2.5 (151,936 lm_head rows) and seeded random weights is made on the
+spot and scores GSM8K documents, in turn and repeated, medians printed; the first pass (it fills what is remembered of
+words) apart:
+  plain      the teacher's forward and fp32 log-softmax on its own tokens, batched as the engine batches
+  subset     this engine, the student of the first 8,000 merges, all of score_unit up to the Arrow tables
+  bytes E    this engine, the next-byte product alone at eps = E
+  calls      a sequential scorer in the manner of the public code of arXiv 2512.14954: one call of the model per context,
+             with its key-value cache, and the whole student vocabulary marginalised at each token; on few documents. Its
+             contexts are found beforehand and not timed. Its rows are checked against the engine's.
+Wanted: a context that this engine evaluates costs little more than a token of `plain`, and is far from `calls`. How much
+pruning saves (eps) depends on the teacher; random weights tell its overhead only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import dataclasses
+import math
+import pstats
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.throughput import SHARED, read_documents
+from engine.contexts import ContextTree
+from engine.corpus import Document
+from engine.exact import exact_side
+from engine.forest import Window
+from engine.rows import flat
+from engine.score import Scorer
+from engine.windows import OwnedWindow, batches
+from schemas.runfile import parse_run
+
+ROWS = 151_936
+SUBSET, BYTES = "student/subset", "bytes"
+AGREE_L1 = 1e-4
+
+
+def make_model(folder: Path, tokenizer: Path, *, hidden: int, layers: int, spread: float) -> None:
+    """A Qwen2 model with tied embeddings and seeded random weights, beside the tokenizer's files."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=ROWS, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096, initializer_range=spread,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=151645, pad_token_id=None,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    for file in tokenizer.iterdir():
+        shutil.copy(file, folder)
+
+
+def make_scorer(model: Path, *, student: Path | None, top_k: int, eps: float = 0.0) -> Scorer:
+    """One product only: the subset student, or bytes when there is no student."""
+    table = {
+        "output": "unused",
+        "teacher": {"model": str(model), "dtype": "float32"},
+        "corpus": {"paths": ["unused.jsonl"]},
+        "student": [{"name": "subset", "tokenizer": str(student or model)}],
+        "targets": {"top_k": top_k, "teacher": False, "bytes": student is None, "eps": eps},
+    }
+    run = parse_run(table, base_dir=Path.cwd())
+    # a run file names at least one student; here bytes are timed alone
+    return Scorer(run if student else run.model_copy(update={"student": ()}))
+
+
+@torch.inference_mode()
+def plain(scorer: Scorer, documents: list[Document]) -> None:
+    """Encode, forward, lm_head, fp32 log-softmax of every token, in chunks of the engine's size."""
+    width, windows = len(scorer.emitter.real), []
+    for document in documents:
+        ids = np.array(scorer.vocabulary.encode(document.text)[0], np.int32)
+        at = np.arange(len(ids), dtype=np.int32)
+        windows.append(OwnedWindow(Window(ids, at - 1, at), at.astype(np.int64), np.ones(len(ids), bool)))
+    rows = max(1, 6_000_000 // width)
+    for batch in batches(windows, scorer.run.teacher.batch_tokens):
+        for hidden in scorer.teacher.hidden([windows[i].window for i in batch]):
+            for part in hidden.split(rows):
+                torch.log_softmax(scorer.teacher.logits(part)[:, :width], -1)
+
+
+class Calls:
+    """The sequential scorer. One context after the other in reading order, each in a call of its own."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.student = scorer, scorer.students[SUBSET]
+        self.expansion, self.trie = scorer.expansions[SUBSET]
+        rows, unit = len(scorer.emitter.real), torch.from_numpy(self.expansion.unit).long()
+        start = torch.from_numpy(self.expansion.start[:-1])[:rows]
+        has = torch.from_numpy(self.expansion.lengths)[:rows] > 0
+        # where the mass of each teacher token goes behind a boundary; the last bin is of specials that end no text
+        self.first = torch.where(has, unit[start.clamp(max=len(unit) - 1)], self.student.size)
+        assert self.student.eos_id is not None
+        self.first[list(scorer.teacher.end_ids)] = self.student.eos_id
+        self.unit, self.start, self.order = unit, start, torch.from_numpy(self.trie.order)
+
+    def contexts(self, document: Document) -> tuple[list[int], ContextTree, list[list[int]]]:
+        """(student ids, tree, the contexts of each row), found before the clock runs."""
+        ids, ends = self.student.encode(document.text)
+        teacher_ids, _ = self.scorer.vocabulary.encode(document.text)
+        tree = self.scorer.builder.build(document.text.encode(), teacher_ids, sorted({0, *ends}), self.scorer.bos)
+        side = exact_side(tree, self.trie, self.expansion, np.array(ids), np.array(ends))
+        nodes: list[list[int]] = [[] for _ in range(len(ids) + 1)]
+        for node, row in zip(side.top_node.tolist(), side.top_row.tolist(), strict=True):
+            nodes[row].append(node)
+        return ids, tree, nodes
+
+    @torch.inference_mode()
+    def score(self, ids: list[int], tree: ContextTree, nodes: list[list[int]]) -> dict[int, torch.Tensor]:
+        """Row (number of the student token) -> its distribution, float32 [student ids]."""
+        model, out = self.scorer.teacher.model, {}
+        cache, path = DynamicCache(config=model.config), []
+        prob: dict[int, torch.Tensor] = {}  # of contexts; one document's fit into memory
+        logw = {tree.given: 0.0}
+        live: list[tuple[int, int, int]] = []  # context, state of the trie, units gone since the context
+        for k in range(len(ids) + 1):
+            going = []
+            for node, state, depth in live:  # contexts of which some token goes on past this boundary
+                child = int(self.trie.step(np.array([state]), np.array([ids[k - 1]]))[0])
+                if child >= 0 and self.trie.state[child] >= 0:
+                    going.append((node, int(self.trie.state[child]), depth + 1))
+            for node in nodes[k]:
+                way = [node]
+                while (above := int(tree.parent[way[-1]])) >= 0:
+                    way.append(above)
+                way.reverse()
+                if node != tree.given:
+                    logw[node] = logw[way[-2]] + math.log(prob[way[-2]][tree.token[node]])
+                same = 0
+                while same < min(len(path), len(way) - 1) and path[same] == way[same]:
+                    same += 1
+                if same < len(path):
+                    cache.crop(same - len(path))  # minus the number of tokens to forget
+                path, fed = way, torch.tensor([tree.token[way[same:]].tolist()])
+                logits = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+                prob[node] = torch.softmax(logits[: len(self.first)].float(), 0)
+                going.append((node, 0, 0))
+            live = going
+            if not live:
+                continue
+            highest, mass = max(logw[node] for node, *_ in live), torch.zeros(self.student.size + 1)
+            for node, state, depth in live:
+                weight = math.exp(logw[node] - highest)
+                if depth == 0:
+                    mass.index_add_(0, self.first, prob[node], alpha=weight)
+                    continue
+                kids = slice(int(self.trie.first[state]), int(self.trie.first[state + 1]))
+                token = self.order[int(self.trie.lo[kids][0]) : int(self.trie.hi[kids][-1])]
+                mass.index_add_(0, self.unit[self.start[token] + depth], prob[node][token], alpha=weight)
+            out[k] = mass[:-1] / mass[:-1].sum()
+        return out
+
+    def gap(self, documents: list[Document]) -> float:
+        """Largest L1 distance between a row of this scorer and the engine's."""
+        wide, size, worst = self.scorer.emitter, self.student.size, 0.0
+        self.scorer.emitter = dataclasses.replace(wide, top_k={SUBSET: size})
+        table = self.scorer.score_unit(documents).products[SUBSET]
+        self.scorer.emitter = wide
+        for i, document in enumerate(documents):
+            part = table.slice(i, 1)
+            ids, logps = (flat(part, name).reshape(-1, size) for name in ("topk_ids", "topk_logps"))
+            for k, q in self.score(*self.contexts(document)).items():
+                here = ids[k] >= 0
+                ours = np.zeros(size)
+                ours[ids[k][here]] = np.exp(logps[k][here].astype(np.float64))
+                worst = max(worst, float(np.abs(ours - q.numpy()).sum()))
+        return worst
+
+
+def timed(work: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def show_profile(name: str, work: Callable[[], Any]) -> None:
+    """The 15 functions with the most time of their own."""
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    print(f"\nprofile of {name}")
+    pstats.Stats(profile).sort_stats("tottime").print_stats(15)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--calls-documents", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--top-k", type=int, default=64)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--spread", type=float, default=0.1, help="standard deviation of the weights")
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    documents = read_documents(SHARED / "text/gsm8k/test.jsonl", args.documents)
+    with tempfile.TemporaryDirectory() as temporary:
+        model = Path(temporary)
+        make_model(model, SHARED / "tokenizers/qwen2.5", hidden=args.hidden, layers=args.layers, spread=args.spread)
+        subset = make_scorer(model, student=SHARED / "tokenizers/qwen2.5-subset-8000", top_k=args.top_k)
+        scorers = {"subset": subset}
+        scorers |= {f"bytes {e:g}": make_scorer(model, student=None, top_k=args.top_k, eps=e) for e in (0.0, 1e-3)}
+    calls = Calls(subset)
+    few = [calls.contexts(document) for document in documents[: args.calls_documents]]
+    n_teacher = sum(len(subset.vocabulary.encode(d.text)[0]) for d in documents)
+    n_student = sum(len(subset.students[SUBSET].encode(d.text)[0]) for d in documents)
+    n_bytes = sum(len(d.text.encode()) for d in documents)
+    print(f"{len(documents)} documents: {n_teacher} teacher tokens, {n_student} student tokens, {n_bytes} bytes; ")
+    print(f"hidden {args.hidden}, {args.layers} layers, {subset.teacher.device}, {args.threads} threads", flush=True)
+
+    stats: dict[str, dict[str, float]] = {}
+
+    def engine(name: str) -> Callable[[], None]:
+        return lambda: stats.__setitem__(name, scorers[name].score_unit(documents).stats)
+
+    ways: dict[str, Callable[[], Any]] = {"plain": lambda: plain(subset, documents)}
+    ways |= {name: engine(name) for name in scorers}
+    ways["calls"] = lambda: [calls.score(*c) for c in few]
+    first = {name: timed(work) for name, work in ways.items()}
+    print(
+        "largest L1 distance of `calls` from the engine:",
+        f"{(gap := calls.gap(documents[: len(few)])):.2g}",
+        flush=True,
+    )
+    if gap > AGREE_L1:
+        raise SystemExit(f"`calls` and the engine disagree: want at most {AGREE_L1}")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.repeats):
+        for name, work in ways.items():
+            seconds[name].append(timed(work))
+
+    units = {"plain": n_student, "subset": n_student, "calls": sum(len(c[0]) for c in few)}
+    contexts = {"plain": n_teacher, "calls": sum(len(c[1].token) - c[1].given for c in few)}
+    contexts |= {name: int(s["teacher_evaluations"]) for name, s in stats.items()}
+    print(f"{'':14}{'first s':>9}{'s':>9}{'contexts':>10}{'contexts/s':>12}{'units/s':>10}   unit")
+    rate: dict[str, float] = {}
+    for name, times in seconds.items():
+        middle, count = statistics.median(times), units.get(name, n_bytes)
+        rate[name] = count / middle
+        unit = "byte" if name not in units else "student token"
+        print(
+            f"{name:14}{first[name]:9.2f}{middle:9.2f}{contexts[name]:10,}{contexts[name] / middle:12,.0f}"
+            f"{rate[name]:10,.0f}   {unit}"
+        )
+    # a teacher forward over one unit's worth of tokens is the floor: (n_T / n_S) x plain, in units/s
+    floor = rate["plain"] * n_teacher / n_student
+    for name, wanted in (("subset", 0.8), ("bytes 0", 0.7), ("bytes 0.001", 0.7)):
+        print(f"{name:14}{rate[name] / floor:6.2f} of plain teacher tokens/s (wanted {wanted} at eps 0)")
+    print(f"{'subset':14}{rate['subset'] / rate['calls']:6.1f} times `calls` (wanted 50)")
+    if args.profile:
+        for name in scorers:
+            show_profile(name, ways[name])
+
+
+if __name__ == "__main__":
+    main()
