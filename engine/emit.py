@@ -22,7 +22,7 @@ from engine.fast_rows import FastRows
 from engine.positions import Rows
 from engine.pushforward import PushForward
 from engine.softmax import Chunk, Logits, Scored, Softmax
-from schemas.target import FLAG_EXACT
+from schemas.target import FLAG_EXACT, FLAG_NO_MASS
 
 
 @dataclass(slots=True)
@@ -118,7 +118,9 @@ class TeacherRows:
         softmax, rows = self.softmax, self.rows
         fine = np.array([softmax.group.bad[i] is None for i in softmax.doc_of[chunk.nodes]], bool)
         mass = chunk.prob.sum(1).double().cpu().numpy()
-        picked = np.flatnonzero((self.row_of[chunk.nodes] >= 0) & fine & (mass > 0))
+        asked = (self.row_of[chunk.nodes] >= 0) & fine
+        rows.flags[self.row_of[chunk.nodes[asked & (mass <= 0)]]] = FLAG_NO_MASS  # masked: no canonical token has any
+        picked = np.flatnonzero(asked & (mass > 0))
         if not len(picked):
             return
         nodes = chunk.nodes[picked]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from engine.exact import ExactSide
+from engine.expansion import Expansion
 from engine.positions import SLACK, Rows
 from engine.softmax import Chunk, Softmax
 from engine.trie import Trie
@@ -43,17 +44,16 @@ class Refinement:
     other_ids: torch.Tensor
 
     @classmethod
-    def make(
-        cls, trie: Trie, size: int, end_id: int | None, end_ids: tuple[int, ...], special_ids: list[int], device
-    ) -> Refinement:
-        """Move the trie's tables to the device of the probabilities."""
+    def make(cls, trie: Trie, expansion: Expansion, end_ids: tuple[int, ...], real: np.ndarray, device) -> Refinement:
+        """Tables on the device of the probabilities. real: ids of all tokens; those that are neither text nor an end of text
+        (specials, tokens of no bytes) are excluded."""
 
         def on(values: np.ndarray | list[int]) -> torch.Tensor:
             return torch.as_tensor(np.asarray(values, np.int64), device=device)
 
-        others = [i for i in special_ids if i not in end_ids]
+        others = [int(i) for i in real if expansion.lengths[i] == 0 and int(i) not in end_ids]
         tables = (trie.heap_of, trie.spill, trie.above, trie.order, trie.unit[: trie.top], list(end_ids), others)
-        return cls(trie, size, end_id, *(on(table) for table in tables))
+        return cls(trie, expansion.size, expansion.end_id, *(on(table) for table in tables))
 
 
 @dataclass(slots=True)
@@ -181,8 +181,12 @@ class ExactRows:
         return _Values(*(torch.cat([getattr(p, name) for p in parts]) for name in ("row", "node", "unit", "value")))
 
     def _write(self, done: np.ndarray) -> None:
-        """Weigh and write the rows `done` [J]."""
+        """Weigh and write the rows `done` [J], those of bad documents left out."""
         device, softmax = self.r.order.device, self.softmax
+        docs = np.searchsorted(self.rows.start, done, side="right") - 1
+        done = done[[softmax.group.bad[i] is None for i in docs]]
+        if not len(done):
+            return
         position = np.full(len(self.last_chunk), -1, np.int64)
         position[done] = np.arange(len(done))
         is_done = torch.from_numpy(position >= 0).to(device)
@@ -193,6 +197,9 @@ class ExactRows:
         highest = np.full(len(done), -np.inf)
         np.maximum.at(highest, top_at, softmax.logw[top_node])
         np.maximum.at(highest, position[self.deep[1][deeps]], softmax.logw[self.deep[0][deeps]])
+        pruned_at = position[self.pruned[1]]
+        here = pruned_at >= 0
+        np.maximum.at(highest, pruned_at[here], softmax.logw[self.pruned[0][here]])
         highest[highest == -np.inf] = 0.0  # no context has weight: no row
         weight = np.exp(softmax.logw[top_node] - highest[top_at])
         mass = torch.zeros((len(done), self.r.size), dtype=torch.float64, device=device)
@@ -214,8 +221,6 @@ class ExactRows:
             total += end
         self._check(done, mass, total, weight, top_node, top_at)
         bound = np.zeros(len(done))
-        pruned_at = position[self.pruned[1]]
-        here = pruned_at >= 0
         np.add.at(bound, pruned_at[here], np.exp(softmax.logw[self.pruned[0][here]] - highest[pruned_at[here]]))
         own = np.bincount(top_at, weight * softmax.noncanonical[top_node], len(done))
         self._store(done, mass, total, excluded, bound, own)
@@ -232,8 +237,7 @@ class ExactRows:
             )
 
     def _store(self, done, mass, total, excluded, bound, noncanonical) -> None:
-        docs = np.searchsorted(self.rows.start, done, side="right") - 1
-        fine = np.array([self.softmax.group.bad[i] is None for i in docs], bool) & (total > 0)
+        fine = total > 0
         if not fine.any():
             return
         at = done[fine]

@@ -57,26 +57,22 @@ def subset_expansion(teacher: Vocabulary, student: Vocabulary) -> Expansion:
     A token that the teacher's merges cannot make stands only as a whole pre-token, and so does its expansion.
     """
     merges, by_bytes = build_merge_table(teacher), reads_bytes(student)
+    fallback, added = frozenset(teacher.fallback_ids), {i: text for text, i in teacher.added_text.items()}
     pieces: list[list[int]] = []
     for token, piece in enumerate(teacher.token_bytes):
         if piece is None:
             pieces.append([])
-        elif by_bytes and not (token in teacher.added_only and student.added_text):
+        elif token in added and added[token] in student.added_text:  # such a text is never spelt by merges
+            pieces.append([student.added_text[added[token]]])
+        elif by_bytes:
             pieces.append([student.id_of_bytes[piece[i : i + 1]] for i in range(len(piece))])
-        elif token in teacher.added_only:
-            pieces.append([student.added_text[piece.decode("utf-8")]])
-        elif token in merges_fallback(teacher):
+        elif token in fallback:
             pieces.append([student.fallback_ids[piece[0]]])
         else:
             pieces.append(student.bpe(piece, whole=not merges.reachable(token)))
     start = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int64)
     unit = np.fromiter((u for p in pieces for u in p), np.int32, count=int(start[-1]))
     return Expansion(start, unit, student.size, student.eos_id)
-
-
-def merges_fallback(vocabulary: Vocabulary) -> frozenset[int]:
-    """Ids of the `<0xNN>` tokens: they spell characters without a token, in both tokenizers alike."""
-    return frozenset(vocabulary.fallback_ids)
 
 
 def subset_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
@@ -89,6 +85,9 @@ def subset_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
     odd = sorted(set(student.added_text) ^ set(teacher.added_text))
     if odd and not (by_bytes and not student.added_text):  # bytes alone spell what the teacher takes whole
         return f"the added token {odd[0]!r} is text in only one of the two"
+    for text in sorted(student.added_text):
+        if _normalized(student, text) != _normalized(teacher, text):
+            return f"the added token {text!r} is matched before the normaliser in only one of the two"
     return None if by_bytes else _token_gap(teacher, build_merge_table(teacher), student, build_merge_table(student))
 
 
@@ -96,13 +95,17 @@ def _list_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
     """The conditions on merge lists and pre-tokenizers."""
     if student.kind != teacher.kind:
         return f"the student is {student.kind} and the teacher {teacher.kind}"
-    theirs, ours = _merges_in_bytes(teacher), _merges_in_bytes(student)
+    theirs, ours = _merges_as_strings(teacher), _merges_as_strings(student)
+    if len(set(theirs)) != len(theirs):  # the last one counts, and the student's list may end between the two
+        return "the teacher's merge list names a merge twice"
     if ours != theirs[: len(ours)]:
         at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
         return f"its merge list differs from the teacher's at merge {at} of {len(ours)}"
     if _cuts(student.pre_tokenizer) != _cuts(teacher.pre_tokenizer):
         return "its pre-tokenizer is another than the teacher's"
-    for name in ("nfc", "byte_fallback", "ignore_merges"):
+    if _state(student.tokenizer.normalizer) != _state(teacher.tokenizer.normalizer):
+        return "its normaliser is another than the teacher's"
+    for name in ("byte_fallback", "ignore_merges"):
         if getattr(student, name) != getattr(teacher, name):
             return f"{name} is {getattr(student, name)!r}, the teacher's is {getattr(teacher, name)!r}"
     return None
@@ -119,6 +122,9 @@ def _token_gap(teacher: Vocabulary, t_merges: MergeTable, student: Vocabulary, s
     symbols = [_symbols(v) for v in (teacher, student)]
     if student.kind == "bytelevel" and symbols[0] != symbols[1]:
         return f"its single bytes are not the teacher's ({len(symbols[1])} and {len(symbols[0])})"
+    for vocabulary in (teacher, student):
+        if (twice := _spelt_twice(vocabulary)) is not None:
+            return f"{twice!r} are the bytes of two tokens of {vocabulary.name}"
     if extra := sorted(symbols[1] - symbols[0]):
         return f"it has tokens for characters that the teacher lacks, such as {extra[0]!r}"
     if not student.ignore_merges:
@@ -134,7 +140,7 @@ def _token_gap(teacher: Vocabulary, t_merges: MergeTable, student: Vocabulary, s
 
 def _symbols(vocabulary: Vocabulary) -> set[bytes]:
     """Bytes of the tokens from which merges start: single bytes, or single characters."""
-    fallback = merges_fallback(vocabulary)
+    fallback = frozenset(vocabulary.fallback_ids)
     out = set()
     for piece, token in vocabulary.id_of_bytes.items():
         single = len(piece) == 1 if vocabulary.kind == "bytelevel" else _is_character(piece)
@@ -150,9 +156,30 @@ def _is_character(piece: bytes) -> bool:
         return False
 
 
-def _merges_in_bytes(vocabulary: Vocabulary) -> list[tuple[bytes | None, bytes | None]]:
-    pieces = vocabulary.token_bytes
-    return [(pieces[a], pieces[b]) for a, b, _ in vocabulary.merges]
+def _spelt_twice(vocabulary: Vocabulary) -> bytes | None:
+    """Bytes that two ordinary tokens share, such as a space and the mark that stands for it."""
+    aside, seen = {*vocabulary.fallback_ids, *vocabulary.added_text.values()}, set()
+    for token, piece in enumerate(vocabulary.token_bytes):
+        if piece is not None and token not in aside:
+            if piece in seen:
+                return piece
+            seen.add(piece)
+    return None
+
+
+def _merges_as_strings(vocabulary: Vocabulary) -> list[tuple[str | None, str | None]]:
+    name = vocabulary.tokenizer.id_to_token
+    return [(name(a), name(b)) for a, b, _ in vocabulary.merges]
+
+
+def _normalized(vocabulary: Vocabulary, text: str) -> bool:
+    added = vocabulary.tokenizer.get_added_tokens_decoder()[vocabulary.added_text[text]]
+    return bool(added.normalized) and vocabulary.tokenizer.normalizer is not None
+
+
+def _state(component: Any) -> bytes:
+    """The settings of a part of a tokenizer, as its library serialises them."""
+    return b"" if component is None else bytes(component.__getstate__())
 
 
 def _cuts(pre_tokenizer: dict[str, Any] | None) -> str:

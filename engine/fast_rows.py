@@ -83,14 +83,14 @@ class FastRows:
         softmax, base = self.softmax, int(self.softmax.base[i])
         logw, everything = softmax.logw, self._nodes(i, boundary)
         alive = {n for n in everything if n in row_of}
-        top = max(logw[n] for n in alive)
-        weight = {n: math.exp(logw[n] - top) for n in alive} if top > -math.inf else dict.fromkeys(alive, 0.0)
         hanging = [(base + n, t) for n, t in boundary.fringe]
         gone = {int(softmax.top_pruned[n]) for n in (*everything, *(n for n, _ in hanging)) if softmax.chunk_of[n] < 0}
         bounds = [logw[n] for n in gone]
         bounds += [logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]
+        top = max([*(logw[n] for n in alive), *bounds])
+        weight = {n: math.exp(logw[n] - top) for n in alive} if top > -math.inf else dict.fromkeys(alive, 0.0)
         at = [(row_of[base + n], weight[base + n]) for n in boundary.at if base + n in alive]
-        noncanonical = sum(weight[base + n] * softmax.noncanonical[base + n] for n in boundary.at if base + n in alive)
+        here = [base + n for n in boundary.at if base + n in alive and softmax.end[base + n] == boundary.place]
         return Job(
             leaves=[(row_of[base + n], weight[base + n], rule) for n, rule in boundary.leaves if base + n in alive],
             at=at,
@@ -98,5 +98,5 @@ class FastRows:
             boundary=boundary,
             skip={row_of[base + n]: tokens for n, tokens in boundary.skip.items() if base + n in alive},
             inner=[(row_of[base + n], weight[base + n], first) for n, first in boundary.inner if base + n in alive],
-            noncanonical=noncanonical,
+            noncanonical=sum(weight[n] * softmax.noncanonical[n] for n in here),
         )

@@ -150,6 +150,12 @@ def bytes_of_tokens(
 ) -> list[bytes | None]:
     """Bytes of every id (None: special or unused), by the alphabet or the marks of its kind."""
     alphabet = byte_alphabet()
+    missing = [b for b in range(256) if f"<0x{b:02X}>" not in vocab]
+    if fallback and 0 < len(missing) < 256:
+        raise TokenizerError(
+            f"{where}: byte_fallback is on, but the vocabulary lacks the byte token <0x{missing[0]:02X}> (and "
+            f"{len(missing) - 1} more); want all 256 of them. Add them, or switch byte_fallback off."
+        )
     out: list[bytes | None] = [None] * size
     for text, token_id in vocab.items():
         if token_id in added:

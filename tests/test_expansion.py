@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import engine.trie as trie_module
 from engine.expansion import byte_expansion, subset_expansion, subset_gap
 from engine.trie import build_trie
 from engine.vocab import Vocabulary, load_vocabulary
-from schemas.errors import BadDocument
+from schemas.errors import BadDocument, TokenizerError
 from tests.test_exact import stored, subset_pair
 from tests.toys import BYTES, STUDENT, Pair, TableTeacher, alphabet, random_text, toy
 from tests.vocabularies import EFFORT, SPELL, needs_shared, texts, vocabulary
 
 
-def save_vocabulary(spec: dict[str, Any], folder: Path) -> Vocabulary:
-    """A tokenizer.json with <s> and </s> as begin and end, read by the real loader."""
+def save_vocabulary(spec: dict[str, Any], folder: Path, texts: Sequence[dict[str, Any]] = ()) -> Vocabulary:
+    """A tokenizer.json with <s> and </s> as begin and end, and added texts, read by the real loader."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     names = [t for t in ("<s>", "</s>") if t in spec["model"]["vocab"]]
-    added = [{"id": spec["model"]["vocab"][t], "content": t, **special} for t in names]
+    added = [*({"id": spec["model"]["vocab"][t], "content": t, **special} for t in names), *texts]
     folder.mkdir(parents=True)
     made = {
         "version": "1.0",
@@ -143,7 +145,7 @@ def test_what_is_no_subset(tmp_path: Path):
     plain = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     assert "pre-tokenizer" in (subset_gap(teacher, student("uncut", pre_tokenizer=plain)) or "")
     assert "ignore_merges" in (subset_gap(teacher, student("words", model__ignore_merges=True)) or "")
-    assert "nfc" in (subset_gap(teacher, student("nfc", normalizer={"type": "NFC"})) or "")
+    assert "normaliser" in (subset_gap(teacher, student("nfc", normalizer={"type": "NFC"})) or "")
     added = [*spec["added_tokens"], {**spec["added_tokens"][0], "content": "ab", "special": False, "id": 900}]
     assert "added token" in (subset_gap(teacher, student("added", added_tokens=added)) or "")
 
@@ -172,6 +174,70 @@ def test_the_trie_is_the_set_of_expansions(seed: int, tmp_path: Path):
                 if trie.state[child] >= 0:
                     states[int(trie.state[child])] = to
         assert len(states) == len(trie.depth)
+        prefix_of_cell = [states[0] + (int(trie.unit[c]),) for c in range(trie.top)]
+        prefix_of_cell += [
+            (*prefix_of_cell[int(above)], int(trie.unit[trie.top + i])) for i, above in enumerate(trie.above)
+        ]
+        assert len(prefix_of_cell) == trie.cells
         for token, s in spelt.items():
-            cell = int(trie.cell_of[token])
-            assert cell == trie.cells if not s else spelt[token][: int(trie.unit[cell] == s[0]) or 2]
+            cell, heap = int(trie.cell_of[token]), int(trie.heap_of[token])
+            assert cell == trie.cells if not s else prefix_of_cell[cell] in (s[:1], s[:2]), (token, s)
+            assert cell == (heap if heap <= trie.cells else int(trie.spill[heap - trie.cells - 1]))
+
+
+def test_heaps_hold_few_ids():
+    """A cell of many ids is summed in heaps of at most 64 of them, every id in one heap of its cell."""
+    cell_of = np.array([0] * 200 + [1] * 64 + [2] * 65 + [3])
+    heap_of, spill = trie_module._heaps(cell_of, 3)
+    assert np.bincount(heap_of).max() <= 64
+    assert np.array_equal(np.where(heap_of <= 3, heap_of, spill[np.maximum(heap_of - 4, 0)]), cell_of)
+
+
+def test_pairs_that_look_like_subsets(tmp_path: Path):
+    """What a review found: lists that begin alike and still write some text differently. All are refused, or expand right."""
+
+    def bytelevel(
+        name: str, merges: list[str], added: dict[str, bool] | None = None, normalizer: Any = None
+    ) -> Vocabulary:
+        """A byte-level tokenizer; added: text of an added token -> whether it is matched after the normaliser."""
+        vocab = {SPELL[b]: b for b in range(256)} | {"<s>": 256, "</s>": 257}
+        for merge in merges:
+            vocab.setdefault(merge.replace(" ", ""), len(vocab))
+        special = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+        texts = []
+        for text, normalized in (added or {}).items():
+            texts.append(
+                {"id": vocab.setdefault(text, len(vocab)), "content": text, "normalized": normalized, **special}
+            )
+        cuts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        model = {"type": "BPE", "vocab": vocab, "merges": merges}
+        spec = {"model": model, "pre_tokenizer": cuts, "normalizer": normalizer}
+        return save_vocabulary(spec, tmp_path / name, texts)
+
+    # an added text that the teacher's merges make, too: it is the student's added token, not its pieces
+    teacher, student = (
+        bytelevel("t1", ["a b", "b c", "bc a"], {"bc": False}), bytelevel("s1", ["a b"], {"bc": False})
+    )  # fmt: skip
+    assert subset_gap(teacher, student) is None
+    expansion = subset_expansion(teacher, student)
+    for text in ("bc", "abca", "abcbc", "bca bc"):
+        ids, wanted = teacher.encode(text)[0], student.encode(text)[0]
+        assert [int(u) for t in ids for u in expansion.unit[expansion.start[t] : expansion.start[t + 1]]] == wanted
+    # a merge named twice: the last one counts
+    assert "twice" in (subset_gap(bytelevel("t2", ["a b", "b c", "a b"]), bytelevel("s2", ["a b", "b c"])) or "")
+    # added texts of which one is matched before the normaliser
+    lower = {"type": "NFC"}
+    ours, theirs = ({"ab": True, "bc": False}, {"ab": False, "bc": True})
+    gap = subset_gap(bytelevel("t3", ["a b"], theirs, lower), bytelevel("s3", ["a b"], ours, lower))
+    assert "normaliser" in (gap or "")
+    assert "normaliser" in (subset_gap(bytelevel("t4", ["a b"], None, lower), bytelevel("s4", ["a b"])) or "")
+
+
+def test_byte_tokens_are_complete_or_refused(tmp_path: Path):
+    """Fallback tokens are found by their byte; a vocabulary that lacks one would name another's."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{b:02X}>": 3 + b for b in range(256) if b != 0x41}
+    vocab |= {"\u2581": 300, "a": 301}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True}
+    mark = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    with pytest.raises(TokenizerError, match="<0x41>"):
+        save_vocabulary({"model": model, "pre_tokenizer": None, "normalizer": mark}, tmp_path / "holes")

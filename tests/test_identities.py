@@ -191,7 +191,7 @@ def test_the_teachers_own_tokenizer_as_a_student_is_the_teacher(name: str, tmp_p
     for text in HARD:
         rows = rows_of(made, text)  # of one pass of the teacher: another tree has other rounding
         ours, theirs = (dense(rows[p], made.vocabulary.size) for p in (product, TEACHER))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12, err_msg=repr(text))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-12, err_msg=repr(text))
         assert rows[product].scored.all() and rows[TEACHER].scored.all()
 
 

@@ -23,10 +23,8 @@ TEXTS = (
 MODELS = ("stories260K", "vachan-gpt2-280K")
 
 
-def scored(
-    model: str, eps: float, student: str, *, max_length: int | None = None, attention: str = "auto"
-) -> UnitResult:
-    """All texts with the byte product in full and one student, every token stored."""
+def scorer(model: str, eps: float, student: str, *, max_length: int | None = None, attention: str = "auto") -> Scorer:
+    """The byte product in full and one student, every token stored."""
     teacher: dict[str, object] = {"model": str(SHARED / "models" / model), "attention": attention}
     if max_length:
         teacher |= {"max_length": max_length, "overlap": max_length // 3}
@@ -38,9 +36,16 @@ def scored(
         "student": [{"name": "s", "tokenizer": str(SHARED / student)}],
         "targets": targets,
     }
-    scorer = Scorer(parse_run(table, base_dir=Path.cwd()))
+    return Scorer(parse_run(table, base_dir=Path.cwd()))
+
+
+def scored(
+    model: str, eps: float, student: str, *, max_length: int | None = None, attention: str = "auto"
+) -> UnitResult:
+    """All texts; none of them is refused."""
+    made = scorer(model, eps, student, max_length=max_length, attention=attention)
     documents = [Document(str(i), i, text, "texts", f"row {i}") for i, text in enumerate(TEXTS)]
-    result = scorer.score_unit(documents)
+    result = made.score_unit(documents)
     assert not result.quarantine
     return result
 
@@ -118,3 +123,18 @@ def test_a_student_of_the_fast_regime_is_pruned_too():
     gap = np.abs(low_high[0] - low_high[1]).max(1)
     width = column(whole, "err")[here] + column(pruned, "err")[here]
     assert (gap <= width + 2e-3).all()
+
+
+@needs_shared
+def test_a_teacher_of_extreme_logits_is_bounded_not_broken():
+    """Weights hundreds of nats apart: the bound may be everything, and is a number."""
+    student = "tokenizers/gpt2"
+    made = scorer("stories260K", 1e-2, student)
+    plain = made.teacher._logits
+    object.__setattr__(made.teacher, "_logits", lambda hidden: plain(hidden) * 1e4)
+    result = made.score_unit([Document("0", 0, TEXTS[0], "texts", "row 0")])
+    assert not result.quarantine
+    for product in ("bytes", "student/s"):
+        for name in ("err", "pruned_mass", "open_mass"):
+            values = column(result.products[product], name)
+            assert ((values >= 0) & (values <= 1)).all(), (product, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -253,6 +254,47 @@ def test_a_model_that_breaks_on_one_token():
     assert [(r["doc_id"], r["reason"]) for r in unit.quarantine] == [("d1", "nonfinite_logprob")]
     # Which position comes first depends on the attention kernel: a weight of 0 times a NaN value is NaN, too.
     assert re.search(r"after byte \d+ \(depth \d+\) is not finite", unit.quarantine[0]["detail"])
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-2])
+def test_a_model_that_breaks_on_one_token_breaks_one_document_of_every_product(eps: float):
+    """The same with bytes and a student of the teacher's own merges: the reason is what the teacher gave, not a sum."""
+    ready = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True, eps=eps)
+    texts = ["Anna has 3 apples.", "She buys 4 more ☃ apples.", "9 × 9 = 81"]
+    broken = ready.vocabulary.encode("☃")[0][-1]
+    weight = ready.teacher.model.get_input_embeddings().weight.detach().clone()
+    weight[broken] = torch.nan
+    ready.teacher.model.set_input_embeddings(torch.nn.Embedding.from_pretrained(weight))
+    unit = ready.score_unit(documents(texts))
+    assert [(r["doc_id"], r["reason"]) for r in unit.quarantine] == [("d1", "nonfinite_logprob")]
+    assert {t.num_rows for t in unit.products.values()} == {2}
+
+
+def test_an_end_that_is_text_is_text():
+    """Some generation configs stop at ordinary tokens; their mass is text's, and only the real end ends a text."""
+    plain = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True)
+    listed = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True)
+    newline = listed.vocabulary.encode("a\n")[0][-1]
+    listed.teacher = dataclasses.replace(listed.teacher, end_ids=(*listed.teacher.end_ids, newline))
+    listed._build()
+    docs = documents(["Anna has 3 apples.\nShe eats one."])
+    ours, theirs = listed.score_unit(docs), plain.score_unit(docs)
+    assert not ours.quarantine
+    assert all(ours.products[p].equals(theirs.products[p]) for p in ours.products)
+
+
+def test_products_do_not_change_each_other():
+    """Bytes and the teacher's own view, alone and beside foreign students: equal to rounding of the teacher's passes."""
+    docs = documents([*HOSTILE, *demo_texts(2)])
+    alone = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True).score_unit(docs)
+    foreign = {"sp": ASSETS / "student_sp", "same": ASSETS / "teacher", "bl": ASSETS / "student_bl"}
+    beside = scorer(ASSETS / "teacher", foreign, bytes=True).score_unit(docs)
+    assert alone.quarantine == beside.quarantine == []
+    for product in ("teacher", "student/same", "bytes"):
+        ours, theirs = alone.products[product], beside.products[product]
+        for name in ("tail_logp", "gold_logp"):
+            values = [np.exp(t[name].combine_chunks().flatten().to_numpy()) for t in (ours, theirs)]
+            np.testing.assert_allclose(values[0], values[1], atol=2e-6)
 
 
 def test_a_regime_that_is_not_there_is_refused():

@@ -315,7 +315,7 @@ class Pair:
                 self.aligner.book, teacher_rows=self.teacher.size, end_ids=ends, special_ids=specials, device=device
             )
         exact = {
-            product: Refinement.make(trie, expansion.size, expansion.end_id, ends, specials, device)
+            product: Refinement.make(trie, expansion, ends, np.arange(self.teacher.size), device)
             for product, (expansion, trie) in self.expansions.items()
         }
         real = torch.ones(self.teacher.size, dtype=torch.bool)
