@@ -241,7 +241,8 @@ class ExactRows:
         if not fine.any():
             return
         at = done[fine]
-        self.rows.write(self.product, at, mass[torch.from_numpy(fine).to(mass.device)], total[fine])
+        rows = mass if fine.all() else mass[torch.from_numpy(fine).to(mass.device)]
+        self.rows.write(self.product, at, rows, total[fine])
         live = total[fine] + excluded[fine] + bound[fine]
         self.rows.err[at] = bound[fine] / (total[fine] + bound[fine])
         self.rows.excluded_mass[at] = excluded[fine] / live

@@ -67,7 +67,9 @@ class FastRows:
         rows.flags[at[~alive]] = FLAG_NO_MASS  # the teacher gives this boundary no mass at all: unscored, not guessed
         if not alive.any():
             return
-        at, mass = at[alive], pushed.mass[torch.from_numpy(alive).to(pushed.mass.device)]
+        at, mass = at[alive], pushed.mass
+        if not alive.all():
+            mass = mass[torch.from_numpy(alive).to(mass.device)]
         rows.write(self.product, at, mass, pushed.valid[alive])
         open_, pruned, decided = pushed.open[alive], pushed.pruned[alive], pushed.decided[alive]
         live = pushed.valid[alive] + pushed.excluded[alive] + pruned
