@@ -146,6 +146,8 @@ class PendingCuts:
         is pending); tested on real continuations."""
         if self._units is None:
             heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
+            if not self.splitter.byte_units:
+                self.splitter.learn(set("".join(heads)))
             pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
             self._units = sorted({unit for pair in pairs for unit in pair})
         return self._units
