@@ -20,10 +20,11 @@ from engine.pending import characters_from
 from engine.split import build_splitter
 from engine.vocab import Vocabulary
 from schemas.errors import IdentityError
+from tests.pairs import path_of
 from tests.test_contexts import CONTINUATIONS, characters_like, documents, encodable, given_token, path_to
 from tests.toys import BYTE_LEVEL as TOY_BYTE_LEVEL
 from tests.toys import SENTENCEPIECE as TOY_SENTENCEPIECE
-from tests.toys import TableTeacher, alphabet, path_of, random_text, strings, toy
+from tests.toys import TableTeacher, alphabet, random_text, strings, toy
 from tests.vocabularies import ALL, EFFORT, builder, merge_table, needs_shared, splitter, vocabulary, words
 
 MORE = [*CONTINUATIONS, "x ", "zq", "Qj", " Zq", "7x", "  x", "\n\nx", "\t\tx", "'x", "##", "=x", "\r", " \n\n", "   "]

@@ -13,8 +13,9 @@ from engine.canonical import CanonicalNext, State
 from engine.contexts import ContextBuilder
 from engine.kinds import open_tail
 from engine.vocab import Vocabulary
+from tests.pairs import path_of
 from tests.test_canonical import skipped, toy_side, tree_of
-from tests.toys import TableTeacher, path_of, strings
+from tests.toys import TableTeacher, strings
 from tests.vocabularies import EFFORT
 
 

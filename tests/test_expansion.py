@@ -16,8 +16,8 @@ from engine.expansion import byte_expansion, subset_expansion, subset_gap
 from engine.trie import build_trie
 from engine.vocab import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument, TokenizerError
-from tests.test_exact import stored, subset_pair
-from tests.toys import BYTES, STUDENT, Pair, TableTeacher, alphabet, random_text, toy
+from tests.pairs import BYTES, STUDENT, Pair, stored, subset_pair
+from tests.toys import TableTeacher, alphabet, random_text, toy
 from tests.vocabularies import EFFORT, SPELL, needs_shared, texts, vocabulary
 
 

@@ -6,8 +6,7 @@ TARGETSMITH_EFFORT=n multiplies the number of random cases by n.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,62 +15,13 @@ import pytest
 import engine.fast_rows
 import engine.pushforward
 import engine.softmax
-from engine.emit import Prepared
 from engine.positions import Rows
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
 from tests.oracle import encode_closed, evaluated, targets, truth, with_all_bytes
-from tests.toys import (
-    BYTE_LEVEL,
-    SENTENCEPIECE,
-    STUDENT,
-    Pair,
-    TableTeacher,
-    completions,
-    path_of,
-    random_pair,
-    random_text,
-    strings,
-    toy,
-)
+from tests.pairs import STUDENT, Pair, cases, path_of, random_pair
+from tests.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, completions, random_text, strings, toy
 from tests.vocabularies import EFFORT
-
-
-@dataclass
-class Case:
-    pair: Pair
-    table: TableTeacher
-    text: str
-    bos: tuple[int, ...]
-    every_byte: bool
-    doc: Prepared
-
-    def __str__(self) -> str:
-        sides = [f"{v.name}: {v.kind} ignore_merges={v.ignore_merges}" for v in (self.pair.teacher, self.pair.student)]
-        return f"{self.text!r} bos {self.bos} every byte {self.every_byte} masked {self.table.masked}; {sides}"
-
-
-def cases(rng: random.Random, folder: Path, count: int, *, masked: float = 0.3, texts: int = 8) -> Iterator[Case]:
-    """`count` random documents; a new pair of tokenizers and a new teacher after every `texts` of them."""
-    done = 0
-    while done < count:
-        pair = random_pair(rng, folder)
-        hidden = rng.random() < masked
-        table = TableTeacher(pair.teacher, pair.chars, rng.randrange(1 << 30), masked=hidden, order=rng.choice((1, 2)))
-        assert pair.teacher.bos_id is not None
-        for _ in range(texts):
-            text = table.sample(rng, 8) if hidden else random_text(rng, pair.chars)
-            bos = (pair.teacher.bos_id,) if rng.random() < 0.8 else ()
-            every_byte = rng.random() < 0.15
-            if not text:
-                continue
-            try:
-                doc = pair.prepare(text, bos, every_byte=every_byte)
-            except BadDocument as error:
-                assert error.reason == "too_short" and not bos or error.reason == "not_reversible", error
-                continue
-            done += 1
-            yield Case(pair, table, text, bos, every_byte, doc)
 
 
 def probabilities(rows: Rows, at: int, size: int) -> np.ndarray:
@@ -87,7 +37,7 @@ def probabilities(rows: Rows, at: int, size: int) -> np.ndarray:
 def test_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
     """q, gold, tail, excluded share and the pruned bound of 100 cases per seed, against encoding every leaf for real."""
     scored = alien = 0
-    for case in cases(random.Random(seed), tmp_path, 100):
+    for case in cases(random.Random(seed), tmp_path, 100, random_pair):
         pair, rows = case.pair, case.pair.emit([case.doc], case.table)[STUDENT]
         ids, ends = pair.student.encode(case.text)
         shift = len(pair.teacher.prefix_bytes)
@@ -171,7 +121,7 @@ def test_the_pruned_bound_holds_where_it_is_not_trivial(tmp_path: Path):
 def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
     """A decided leaf has the same first token (or no boundary) however the text goes on, by up to three characters."""
     checked = open_ = 0
-    for case in cases(random.Random(1000 + seed), tmp_path, 60, masked=0.0, texts=4):
+    for case in cases(random.Random(1000 + seed), tmp_path, 60, random_pair, masked=0.0, texts=4):
         pair, table = case.pair, case.table
         ids = pair.student.encode(case.text)[0]
         tails = [t.encode() for t in strings(pair.chars, 3 if len(pair.chars) < 4 else 2)]
@@ -268,7 +218,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
 
 def test_the_same_tokenizer_gives_the_teachers_own_distribution(tmp_path: Path):
     rng = random.Random(11)
-    for case in cases(rng, tmp_path, 60):
+    for case in cases(rng, tmp_path, 60, random_pair):
         ids = tuple(case.pair.teacher.encode(case.text)[0])
         rows = case.pair.emit([case.doc], case.table)["teacher"]
         for k in range(len(ids) + 1):

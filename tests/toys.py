@@ -1,8 +1,7 @@
-"""Random toy tokenizers, table-driven teachers, and a harness that runs the real pipeline over them.
+"""Random toy tokenizers and table-driven teachers.
 
 A toy tokenizer is a real `tokenizers` BPE over a handful of characters, saved and read back by the real loader. A table
-teacher is p(next token | last one or two tokens) from a seeded hash, float64, so that every probability is known. The
-harness feeds its log-probabilities to the real Emitter by node path; no engine code is replaced.
+teacher is p(next token | last one or two tokens) from a seeded hash, float64, so that every probability is known.
 """
 
 from __future__ import annotations
@@ -10,29 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from engine.boundaries import Aligner
-from engine.bpe import build_merge_table
-from engine.canonical import CanonicalNext
-from engine.contexts import ContextBuilder, ContextTree
-from engine.emit import Emitter, Prepared, Side
-from engine.exact import exact_side
-from engine.exact_rows import Refinement
-from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
-from engine.positions import Rows
-from engine.pushforward import PushForward
-from engine.rules import RuleBook, TeacherTokens
-from engine.split import build_splitter
-from engine.trie import Trie, build_trie
 from engine.vocab import SPACE_MARK, Vocabulary, byte_alphabet, load_vocabulary
 
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -264,129 +246,6 @@ def completions(data: bytes, chars: Sequence[str]) -> list[bytes]:
             return [data]
         return [data + c.encode()[cut:] for c in chars if len(c.encode()) > cut and c.encode().startswith(tail)]
     return []
-
-
-STUDENT, BYTES = "student/toy", "bytes"
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """A teacher and a student tokenizer with all that the engine derives from them. subset: the student is made exactly;
-    bytes: the byte product is made beside it; masked: semantics `canonical-masked`."""
-
-    teacher: Vocabulary
-    student: Vocabulary
-    chars: tuple[str, ...]
-    along_text: bool = True
-    subset: bool = False
-    bytes: bool = False
-    masked: bool = False
-
-    @cached_property
-    def canonical(self) -> CanonicalNext:
-        return CanonicalNext(self.teacher, build_merge_table(self.teacher), build_splitter(self.teacher))
-
-    @cached_property
-    def builder(self) -> ContextBuilder:
-        return ContextBuilder(self.teacher, build_merge_table(self.teacher), build_splitter(self.teacher))
-
-    @cached_property
-    def aligner(self) -> Aligner:
-        merges, splitter = build_merge_table(self.student), build_splitter(self.student)
-        book = RuleBook(TeacherTokens(self.teacher), self.student, merges, splitter)
-        return Aligner(book, self.teacher.prefix_bytes, along_text=self.along_text)
-
-    @cached_property
-    def expansions(self) -> dict[str, tuple[Expansion, Trie]]:
-        made = {}
-        if self.subset:
-            made[STUDENT] = subset_expansion(self.teacher, self.student)
-        if self.bytes:
-            made[BYTES] = byte_expansion(self.teacher)
-        return {product: (expansion, build_trie(expansion)) for product, expansion in made.items()}
-
-    @cached_property
-    def emitter(self) -> Emitter:
-        assert self.teacher.eos_id is not None
-        ends, specials, device = (self.teacher.eos_id,), sorted(self.teacher.specials), torch.device("cpu")
-        fast = {}
-        if not self.subset:
-            fast[STUDENT] = PushForward(
-                self.aligner.book, teacher_rows=self.teacher.size, end_ids=ends, special_ids=specials, device=device
-            )
-        exact = {
-            product: Refinement.make(trie, expansion, ends, np.arange(self.teacher.size), device)
-            for product, (expansion, trie) in self.expansions.items()
-        }
-        real = torch.ones(self.teacher.size, dtype=torch.bool)
-        k = max(self.student.size, self.teacher.size)
-        sizes = {"teacher": k, STUDENT: k, BYTES: BYTES_END + 1}
-        return Emitter(sizes, real, fast, exact, self.canonical if self.masked else None, self.masked)
-
-    def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Prepared:
-        """What Scorer._prepare does for one text and one student. Raises BadDocument."""
-        raw, prefix = text.encode(), self.teacher.prefix_bytes
-        shift = len(prefix)
-        ids, ends = self.teacher.encode(text)
-        s_ids, s_ends = self.student.encode(text)
-        every_byte = every_byte or self.bytes
-        wanted = range(shift, shift + len(raw) + 1) if every_byte else sorted({shift, *(e + shift for e in s_ends)})
-        tree = self.builder.build(prefix + raw, ids, list(wanted), bos)
-        assert self.teacher.eos_id is not None and self.student.eos_id is not None
-        own = Side(np.array([*ids, self.teacher.eos_id]), np.array([*ends, len(raw)]))
-        other = Side(np.array([*s_ids, self.student.eos_id]), np.array([*s_ends, len(raw)]))
-        sides = {"teacher": own, STUDENT: other}
-        if self.subset:
-            expansion, trie = self.expansions[STUDENT]
-            other.exact = exact_side(tree, trie, expansion, np.array(s_ids), np.array(s_ends) + shift)
-        else:
-            other.boundaries = self.aligner.boundaries(tree, raw, s_ids, s_ends)
-        if self.bytes:
-            expansion, trie = self.expansions[BYTES]
-            data = np.frombuffer(prefix + raw, np.uint8)
-            exact = exact_side(tree, trie, expansion, data, np.arange(1, len(data) + 1), skip=shift)
-            sides[BYTES] = Side(np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact)
-        states = self.canonical.states(tree, prefix + raw) if self.masked else None
-        return Prepared(tree, prefix + raw, sides, states)
-
-    def emit(
-        self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
-    ) -> dict[str, Rows]:
-        """The real Emitter; `broken`: (document, node) whose row of log-probabilities is NaN."""
-        where = [(i, node) for i, doc in enumerate(docs) for node in range(len(doc.tree.token))]
-
-        def logits(hidden_C1: torch.Tensor) -> torch.Tensor:
-            rows = []
-            for number in hidden_C1[:, 0].long().tolist():
-                i, node = where[number]
-                if (i, node) in (broken or ()):
-                    rows.append(np.full(self.teacher.size, np.nan))
-                else:
-                    rows.append(table.logp(path_of(docs[i].tree, node, self.teacher)))
-            return torch.from_numpy(np.array(rows))
-
-        return self.emitter.emit(docs, torch.arange(len(where), dtype=torch.float64)[:, None], logits)
-
-
-def path_of(tree: ContextTree, node: int, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The text tokens from the root to a node, BOS left out."""
-    path: list[int] = []
-    while node >= 0:
-        path.append(int(tree.token[node]))
-        node = int(tree.parent[node])
-    return tuple(t for t in reversed(path) if t not in vocabulary.specials)
-
-
-def random_pair(rng: random.Random, folder: Path) -> Pair:
-    """Two random tokenizers over one alphabet, of any two styles."""
-    chars = alphabet(rng)
-    name = "".join(rng.choices(string.ascii_lowercase, k=12))
-    styles = [rng.choice(BYTE_LEVEL * 2 + SENTENCEPIECE) for _ in range(2)]
-    sides = [
-        toy(rng, folder / name / str(i), style, chars, whole=rng.random() < 0.3, merges=rng.randint(3, 10))
-        for i, style in enumerate(styles)
-    ]
-    return Pair(sides[0], sides[1], chars, along_text=rng.random() < 0.7)
 
 
 def random_text(rng: random.Random, chars: Sequence[str], longest: int = 8) -> str:
