@@ -1,4 +1,4 @@
-"""Stage 7: one document seen by one student: at every boundary, which contexts and rules make its target.
+"""Stage 7 (fast): one document seen by one student: at every boundary, which contexts and rules make its target.
 
 Row k (0..n) predicts student token k, given tokens < k; its boundary is byte e_k, where token k-1 ends (0 for k = 0).
 """

@@ -1,4 +1,4 @@
-"""Stage 5b: which next teacher tokens keep a context canonical (docs/design.md, definition 10 and lemma 11).
+"""Stage 4d: which next teacher tokens keep a context canonical (docs/design.md, definition 10 and lemma 11).
 
 In: the nodes of a context tree. Out: for each node the ids t for which `c t` is no context, whatever follows; the mass that
 the teacher gives them is *non-canonical*: no text is written so. Semantics `canonical-masked` takes it out at every step.

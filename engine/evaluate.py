@@ -1,4 +1,4 @@
-"""Stage 5e: a group of documents in, the last hidden state of every context out.
+"""Stage 5d: a group of documents in, the last hidden state of every context out.
 
 Trees are cut into windows that fit the teacher, windows are batched, and each context's state is taken from the window that
 owns it. With pruning, some contexts are left out and the documents are told which were kept.

@@ -1,4 +1,4 @@
-"""Stage 8 (exact): one document seen by a student whose tokens refine the teacher's, as arrays (definition 11).
+"""Stage 7 (exact): one document seen by a student whose tokens refine the teacher's, as arrays (definition 11).
 
 Row k predicts unit k of the student (a token, or a byte), given units < k. It gathers, from every context c that ends j
 <= k units into the document, the teacher tokens whose expansion begins with units j .. k-1 and goes on: the children of

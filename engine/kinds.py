@@ -1,4 +1,4 @@
-"""Stage 5a: what each token of a vocabulary does behind a context: NEVER, ALWAYS or, by the pair rule, PAIR.
+"""Stage 4c: what each token of a vocabulary does behind a context: NEVER, ALWAYS or, by the pair rule, PAIR.
 
 In: a `State`, all that the next token depends on. Out: int8 [V] (docs/design.md, definition 10 and lemma 11). ALWAYS: a
 cut lies between context and token. PAIR: no cut, so that by lemma 2 the pair with the last token decides. Kinds are found

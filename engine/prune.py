@@ -1,4 +1,4 @@
-"""Stage 5d: leave out contexts of small weight. The trunk is evaluated first, branches in rounds after it.
+"""Stage 5c: leave out contexts of small weight. The trunk is evaluated first, branches in rounds after it.
 
 A branch b that ends at byte p is worth its evaluation when its share of the text's own probability, w(b) / F(x[:p]), is at
 least eps. F(x[:p]) is at least what the evaluated ancestors of b give to tokens that reach p along the text, and that is

@@ -1,4 +1,4 @@
-"""Stage 8: teacher probabilities at contexts -> student probabilities at boundaries (docs/design.md, section 4).
+"""Stage 8 (fast): teacher probabilities at contexts -> student probabilities at boundaries (docs/design.md, section 4).
 
 For a boundary, every leaf (context c, teacher token t) has mass w(c) p(t | c). The student's target is the push-forward of
 that mass through the rule "t begins student token v here", conditioned on the student having a boundary here at all:

@@ -1,4 +1,4 @@
-"""Stage 6a: the bytes that a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer.
+"""Stage 6a (fast): the bytes that a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer.
 
 All teacher tokens that start with z, seen from behind z: r = token[len(z):]. `TokenRange` looks at each distinct class
 string once. `FollowedRange` is the same range with some bytes y of text in front of every r; it is put together from the

@@ -1,4 +1,4 @@
-"""Stage 6: for one student boundary, which student token does each teacher token begin?
+"""Stage 6 (fast): for one student boundary, which student token does each teacher token begin?
 
 A *leaf* is a context c ending at byte p <= e and a teacher token t that starts with the text's bytes z = x[p:e] and
 reaches past e. What t brings beyond e are the bytes r. With the student's pending part on the left (engine/split.py),
