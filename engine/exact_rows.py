@@ -129,7 +129,7 @@ class ExactRows:
         row_of = np.full(len(self.softmax.chunk_of), -1, np.int64)
         row_of[chunk.nodes] = np.arange(len(chunk.nodes))
         at = np.flatnonzero(self.deep_chunk == chunk.index)
-        self.waiting = self._deep_values(chunk, cells_RC, top_RA, row_of, at)
+        self.waiting = self._deep_values(chunk, cells_RC, row_of, at)
         self.kept_top.add(chunk.nodes, top_RA)
         done = np.flatnonzero(self.last_chunk == chunk.index)
         if len(done):
@@ -153,7 +153,7 @@ class ExactRows:
         self.end_N[chunk.nodes] = chunk.prob[:, self.r.end_ids].double().sum(1).cpu().numpy()
         self.other_N[chunk.nodes] = chunk.prob[:, self.r.other_ids].double().sum(1).cpu().numpy()
 
-    def _deep_values(self, chunk, cells_RC, top_RA, row_of: np.ndarray, at: np.ndarray) -> _Values:
+    def _deep_values(self, chunk: Chunk, cells_RC: torch.Tensor, row_of: np.ndarray, at: np.ndarray) -> _Values:
         """Everything that waits, and the children's values of this chunk's deep pairs, in the pairs' order."""
         trie, device = self.r.trie, cells_RC.device
         node, row, state = (values[at] for values in self.deep)

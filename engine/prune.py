@@ -31,7 +31,7 @@ class _Growing:
 
     above, branch: [P] pairs of an evaluated-to-be ancestor and a branch; lo, hi: [P] interval of the tokens that continue the
     ancestor along the text at least up to the branch's end. weight, reach: [N] relative to the trunk node that a
-    branch hangs off: its own weight, and what F is at least.
+    branch hangs off (1 on the trunk itself): its own weight, and what F is at least.
     """
 
     owned: OwnedWindow
@@ -159,11 +159,11 @@ class Pruner:
         here = np.flatnonzero(row_of[g.above] >= 0)
         rows = row_of[g.above[here]]
         sums = interval_sums(prob, self.order, rows, g.lo[here], g.hi[here]).cpu().numpy()
-        np.add.at(g.reach, g.branch[here], np.where(g.above[here] < g.spine, 1.0, g.weight[g.above[here]]) * sums)
+        np.add.at(g.reach, g.branch[here], g.weight[g.above[here]] * sums)
         child = np.flatnonzero((np.arange(len(g.parent)) >= g.spine) & (row_of[g.parent] >= 0))
         token = torch.from_numpy(np.asarray(g.owned.window.token, np.int64)[child]).to(prob.device)
         p = prob[torch.from_numpy(row_of[g.parent[child]]).to(prob.device), token].cpu().numpy()
-        g.weight[child] = np.where(g.parent[child] < g.spine, 1.0, g.weight[g.parent[child]]) * p
+        g.weight[child] = g.weight[g.parent[child]] * p
 
     def _chosen(self, g: _Growing) -> np.ndarray:
         """Branches not evaluated yet whose parent is, and whose share may be eps or more."""
