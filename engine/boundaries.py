@@ -5,17 +5,26 @@ Row k (0..n) predicts student token k, given tokens < k; its boundary is byte e_
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from engine.contexts import ContextTree
+from engine.outcomes import Gate, Outcomes
 from engine.pending import cut_text
 from engine.rules import Rule, RuleBook
 
-_SMALL_VOCABULARY = 8192  # teacher tokens up to which splitting along the text is not limited
-_SHORT_BYTES = 2
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What replaces the leaves that were split. All [E]: context (node of the tree), student token or -1 for excluded,
+    mass relative to the context's weight, whether it is open."""
+
+    node: np.ndarray
+    first: np.ndarray
+    mass: np.ndarray
+    open: np.ndarray
 
 
 @dataclass(slots=True)
@@ -24,21 +33,19 @@ class Boundary:
 
     place: byte e_k in the teacher's byte string (prefix + text). last: student token before it, -1 for none.
     leaves: (node, rule) of every context with a token that reaches past the place. at: contexts that end there.
-    inner: contexts past the place, on the way to the next boundary, that are evaluated anyway: the leaf that leads there is
-    not closed but split by the next teacher token (one depth more, at no further evaluation).
+    skip: context -> tokens whose leaves were split; `extra` stands for them.
     end_counts: whether "the text ends here" agrees with the student's tokens so far (else that mass is excluded).
     """
 
     place: int
     last: int
     leaves: list[tuple[int, Rule]] = field(default_factory=list)
-    skip: dict[int, list[int]] = field(default_factory=dict)  # node -> tokens that `inner` nodes split further
-    inner: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # (node past the place, first token if the text ends there)
+    skip: dict[int, list[int]] = field(default_factory=dict)
     at: list[int] = field(default_factory=list)
     fringe: list[tuple[int, int]] = field(default_factory=list)
     end_counts: bool = True
+    gate: Gate | None = None  # answers for strings behind the place; only where leaves may be split
+    extra: Extra | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +61,8 @@ class _Left:
 class Aligner:
     """Makes boundaries for one student; remembers which cuts agree with which tokens."""
 
-    def __init__(self, book: RuleBook, prefix: bytes, *, along_text: bool = True) -> None:
-        self.book, self.prefix, self.along_text = book, prefix, along_text
+    def __init__(self, book: RuleBook, prefix: bytes, outcomes: Outcomes | None = None) -> None:
+        self.book, self.prefix, self.outcomes = book, prefix, outcomes
         self.student = book.student
         self._agrees: dict[tuple[bytes, tuple[int, ...], tuple[int, ...], bool, bool], bool] = {}
         self._whole: dict[bytes, list[int]] = {}
@@ -83,9 +90,17 @@ class Aligner:
                 if k and ends[k - 1] == 0:
                     boundary.end_counts = False  # the student's prefix alone: the empty text has no tokens
         self._add_leaves(tree, data, out, lefts)
-        if self.along_text:
-            self._split_along_text(tree, data, out, lefts)
+        if self.outcomes is not None:
+            for k, boundary in enumerate(out):
+                if boundary.leaves:
+                    boundary.gate = self._gate(self.outcomes, k, lefts[k], boundary.last)
         return out
+
+    def _gate(self, outcomes: Outcomes, k: int, left: _Left, last: int) -> Gate:
+        words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
+        lead = self.student.prefix_bytes if k == 0 else b""
+        strings = outcomes.strings(lead, left.partial, left.classes, words)
+        return Gate(strings, partial(self._allowed, left), last)
 
     def _lefts(self, text: bytes, ids: list[int]) -> list[_Left]:
         """The pending part at each boundary, in the student's own byte string."""
@@ -141,35 +156,8 @@ class Aligner:
                     if place > end or node in boundaries[k].at:
                         boundaries[k].leaves.append((node, self._rule(z, k, lefts[k])))
 
-    def _split_along_text(self, tree: ContextTree, data: bytes, boundaries: list[Boundary], lefts: list[_Left]) -> None:
-        """Replace leaves that lead to evaluated contexts inside the document's next student token by those contexts' leaves.
-
-        With a large teacher vocabulary only after at most two bytes of text (a space before digits, say): each new string
-        of bytes costs a rule over the whole vocabulary. The choice depends on nothing but the text and the tokenizers.
-        """
-        longest = _SHORT_BYTES if len(self.book.teacher.ids) > _SMALL_VOCABULARY else len(data)
-        order = tree.given + np.argsort(tree.end[tree.given :], kind="stable")
-        by_end, ends = order.tolist(), tree.end[order].tolist()
-        parent_of, token_of = tree.parent.tolist(), tree.token.tolist()
-        for k, (boundary, following) in enumerate(zip(boundaries, boundaries[1:], strict=False)):
-            stop = min(following.place, boundary.place + longest + 1)
-            if not boundary.leaves or stop - boundary.place < 2:
-                continue
-            rule_of = dict(boundary.leaves)
-            for index in range(bisect.bisect_right(ends, boundary.place), bisect.bisect_left(ends, stop)):
-                node = by_end[index]
-                parent, token = parent_of[node], token_of[node]
-                if parent not in rule_of:
-                    continue
-                closed = self.book.first_of(rule_of[parent], token, boundary.last)
-                rule = self._rule(b"", k, lefts[k], ahead=data[boundary.place : ends[index]])
-                boundary.skip.setdefault(parent, []).append(token)
-                boundary.inner.append((node, closed))
-                boundary.leaves.append((node, rule))
-                rule_of[node] = rule
-
-    def _rule(self, z: bytes, k: int, left: _Left, ahead: bytes = b"") -> Rule:
-        lead = (self.student.prefix_bytes if k == 0 else b"") + ahead
+    def _rule(self, z: bytes, k: int, left: _Left) -> Rule:
+        lead = self.student.prefix_bytes if k == 0 else b""
         words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
         rule = self.book.rule(z, lead, left.partial, left.classes, words)
         if len(rule.variants) == 1 and not rule.variants[0][0]:

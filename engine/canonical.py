@@ -12,6 +12,7 @@ R = rows (one state each), V = ids of the vocabulary or rows of the lm_head (the
 from __future__ import annotations
 
 import bisect
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ import torch
 from engine.bpe import MergeTable
 from engine.contexts import NO_NODE, ContextTree
 from engine.kinds import PAIR, Kind, KindBook, State, Table
-from engine.pending import cut_text
+from engine.pending import CutText, cut_text
 from engine.ranges import successor
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix
@@ -28,6 +29,14 @@ from schemas.errors import IdentityError
 _MOST_STATES = 200_000
 _MOST_ANSWERS = 200_000
 _MOST_IDS = 40_000_000  # int32 each, in remembered answers
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A document's units, and for each byte where a context ends the last certain cut before it."""
+
+    text: CutText
+    begin_of: dict[int, int]
 
 
 class CanonicalNext:
@@ -51,12 +60,20 @@ class CanonicalNext:
 
     # ==== nodes -> states
 
+    def _pendings(self, tree: ContextTree, data: bytes) -> tuple[CutText, dict[int, tuple[int, int, int]]]:
+        text = cut_text(self.splitter, data)
+        places = sorted(set(tree.end[tree.given :].tolist()))
+        return text, dict(zip(places, text.pendings(places), strict=True))
+
+    def pending(self, tree: ContextTree, data: bytes) -> Pending:
+        """For `state_behind`. data: prefix + text, as for the tree."""
+        text, found = self._pendings(tree, data)
+        return Pending(text, {place: begin for place, (_, _, begin) in found.items()})
+
     def states(self, tree: ContextTree, data: bytes) -> list[State | None]:
         """One per node; None before `tree.given`. data: prefix + text, as for the tree. Raises BadDocument("too_long")."""
         ends, parents, tokens = (np.asarray(x).tolist() for x in (tree.end, tree.parent, tree.token))
-        text = cut_text(self.splitter, data)
-        places = sorted(set(ends[tree.given :]))
-        pending = dict(zip(places, text.pendings(places), strict=True))
+        text, pending = self._pendings(tree, data)
         prefix = len(self.vocabulary.prefix_bytes)
         out: list[State | None] = [None] * tree.given
         for node in range(tree.given, len(ends)):
@@ -77,6 +94,26 @@ class CanonicalNext:
                 known = self._states[key] = self._state(*key)
             out.append(known)
         return out
+
+    def state_behind(self, tree: ContextTree, pending: Pending, node: int, tokens: list[int]) -> State:
+        """The state of a context that hangs off the tree: `tokens`, which are not those of the text, behind `node`."""
+        begin, at, path = pending.begin_of[int(tree.end[node])], node, list(tokens)
+        while at != NO_NODE and tree.end[at] > begin:
+            path.insert(0, int(tree.token[at]))
+            at = int(tree.parent[at])
+        text, size = pending.text, int(tree.end[node]) - begin
+        data = text.data[begin : begin + size] + b"".join(self.vocabulary.token_bytes[t] or b"" for t in tokens)
+        units = int(text.unit_at[begin])
+        before = text.units[units - 1] if units else None
+        whole = len(data) if self.splitter.byte_units else valid_utf8_prefix(data)
+        behind = cut_text(self.splitter, data[:whole], before=before)
+        start, unit, now = behind.pendings([0, whole])[1]
+        place = 0
+        while path and place < now:
+            place += len(self.vocabulary.token_bytes[path.pop(0)] or b"")
+        if place != now:
+            raise IdentityError(f"canonical: no token ends at the certain cut {begin + now} behind node {node}")
+        return self._state(behind.units[start:unit], data[now:], tuple(path), False)
 
     def _state(self, units: str, pending: bytes, tokens: tuple[int, ...], bare: bool) -> State:
         partial = pending[valid_utf8_prefix(pending) :]

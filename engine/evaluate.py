@@ -1,15 +1,19 @@
 """Stage 5d: a group of documents in, the last hidden state of every context out.
 
 Trees are cut into windows that fit the teacher, windows are batched, and each context's state is taken from the window that
-owns it. With pruning, some contexts are left out and the documents are told which were kept.
+owns it. With pruning, some contexts are left out and the documents are told which were kept. For the beam regime the batches
+stay open, so that more nodes can be hung off the contexts (engine/growth.py).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from engine.emit import Prepared
+from engine.growth import Growth
 from engine.prune import Pruner
 from engine.teacher import Teacher
 from engine.windows import OwnedWindow, batches, windows_of
@@ -17,18 +21,38 @@ from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
 
+BEAM_DEPTH = 8
+"""Tokens at the end of a teacher's window that are left free for nodes hung off its contexts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A batch that can grow. For each of its windows: the document, and for each node that the window owns its number in
+    the growth, as two arrays (nodes of the tree, numbers)."""
+
+    growth: Growth
+    windows: list[tuple[int, np.ndarray, np.ndarray]]
+
+
 def hidden_states(
-    teacher: Teacher, docs: list[Prepared], config: TeacherConfig, pruner: Pruner | None = None
+    teacher: Teacher,
+    docs: list[Prepared],
+    config: TeacherConfig,
+    pruner: Pruner | None = None,
+    *,
+    grow: list[Open] | None = None,
 ) -> torch.Tensor:
     """Last hidden states [N, D] of all nodes of the group, document after document; those of pruned contexts are zeros.
 
-    Sets `kept` of every document when there is a pruner. Raises TeacherError when `overlap` leaves no room in a window.
+    Sets `kept` of every document when there is a pruner. grow: takes the batches, kept open; they hold all keys and values.
+    Raises TeacherError when `overlap` leaves no room in a window.
     """
+    room = teacher.max_length - (0 if grow is None else BEAM_DEPTH)
     windows: list[tuple[int, int, OwnedWindow]] = []  # (document, number of its first node, window)
     base = 0
     for i, doc in enumerate(docs):
         try:
-            cut = windows_of(doc.tree, max_length=teacher.max_length, overlap=config.overlap)
+            cut = windows_of(doc.tree, max_length=room, overlap=config.overlap)
         except ValueError as error:
             raise TeacherError(f"[teacher] {error}; lower [teacher] overlap or raise max_length") from error
         windows += [(i, base, w) for w in cut]
@@ -37,11 +61,18 @@ def hidden_states(
     out: torch.Tensor | None = None
     for batch in batches([w for _, _, w in windows], config.batch_tokens):
         chosen = [windows[index] for index in batch]
-        if pruner is None:
-            hidden, kept = teacher.hidden([w.window for _, _, w in chosen]), None
-        else:
+        growth, numbers = None, [np.arange(len(w.nodes)) for _, _, w in chosen]
+        if pruner is not None:
             trees, data = [docs[i].tree for i, _, _ in chosen], [docs[i].data for i, _, _ in chosen]
-            hidden, kept = pruner.hidden([w for _, _, w in chosen], trees, data)
+            hidden, kept, growth, numbers = pruner.hidden([w for _, _, w in chosen], trees, data)
+        elif grow is not None:
+            growth, kept = teacher.grow([w.window for _, _, w in chosen]), None
+            hidden = growth.hidden
+        else:
+            hidden, kept = teacher.hidden([w.window for _, _, w in chosen]), None
+        if grow is not None and growth is not None:
+            own = [(i, w.nodes[w.owned], number[w.owned]) for (i, _, w), number in zip(chosen, numbers, strict=True)]
+            grow.append(Open(growth, own))
         for at, ((i, start, owned), states) in enumerate(zip(chosen, hidden, strict=True)):
             if out is None:
                 out = torch.zeros((base, states.shape[1]), dtype=states.dtype, device=states.device)

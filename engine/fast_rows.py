@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from engine.boundaries import Boundary
+from engine.boundaries import Boundary, Extra
 from engine.positions import Rows
 from engine.pushforward import Job, PushForward
 from engine.softmax import Chunk, Softmax
@@ -85,10 +85,7 @@ class FastRows:
         softmax, base = self.softmax, int(self.softmax.base[i])
         logw, everything = softmax.logw, self._nodes(i, boundary)
         alive = {n for n in everything if n in row_of}
-        hanging = [(base + n, t) for n, t in boundary.fringe]
-        gone = {int(softmax.top_pruned[n]) for n in (*everything, *(n for n, _ in hanging)) if softmax.chunk_of[n] < 0}
-        bounds = [logw[n] for n in gone]
-        bounds += [logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]
+        bounds = pruned_bounds(softmax, base, boundary)
         top = max([*(logw[n] for n in alive), *bounds])
         weight = {n: math.exp(logw[n] - top) for n in alive} if top > -math.inf else dict.fromkeys(alive, 0.0)
         at = [(row_of[base + n], weight[base + n]) for n in boundary.at if base + n in alive]
@@ -99,6 +96,21 @@ class FastRows:
             pruned=sum(math.exp(b - top) for b in bounds) if top > -math.inf else 0.0,
             boundary=boundary,
             skip={row_of[base + n]: tokens for n, tokens in boundary.skip.items() if base + n in alive},
-            inner=[(row_of[base + n], weight[base + n], first) for n, first in boundary.inner if base + n in alive],
+            extra=None if boundary.extra is None else _weighted(boundary.extra, weight, base),
             noncanonical=sum(weight[n] * softmax.noncanonical[n] for n in here),
         )
+
+
+def pruned_bounds(softmax: Softmax, base: int, boundary: Boundary) -> list[float]:
+    """Log weights that bound the mass of a boundary in contexts that were not evaluated: the fringe, and what `eps` left out.
+    base: global number of the document's first node."""
+    nodes = {base + n for n in {*(n for n, _ in boundary.leaves), *boundary.at}}
+    hanging = [(base + n, t) for n, t in boundary.fringe]
+    gone = {int(softmax.top_pruned[n]) for n in (*nodes, *(n for n, _ in hanging)) if softmax.chunk_of[n] < 0}
+    bounds = [softmax.logw[n] for n in gone]
+    return bounds + [softmax.logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]
+
+
+def _weighted(extra: Extra, weight: dict[int, float], base: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scale = np.array([weight.get(base + n, 0.0) for n in extra.node.tolist()])
+    return extra.first, extra.mass * scale, extra.open

@@ -27,6 +27,11 @@ class Growth:
 
     hidden: list[torch.Tensor]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Nodes of each window so far; the next one gets this number."""
+        raise NotImplementedError
+
     def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
         """Score m more nodes of each window (perhaps none): [m, D] each.
 
@@ -58,6 +63,10 @@ class CachedGrowth(Growth):
             states = decoder.masked(token, self._reach(), 0, _dense(decoder), self._cache)
         self.hidden = [states[row, at[0] : at[-1] + 1] for row, at in zip(self._row, self._place, strict=True)]
         self._empty = states[0, :0]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(at) for at in self._place]
 
     def _reach(self) -> Reach:
         return reach_of(self._parent, self._depth, self._decoder.device)
@@ -104,6 +113,10 @@ class RescoredGrowth(Growth):
         self._known = [Window([], [], []) for _ in windows]
         self._width: torch.Tensor | None = None
         self.add(windows)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(w.token) for w in self._known]
 
     def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
         _check(more, [len(w.token) for w in self._known])

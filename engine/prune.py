@@ -18,6 +18,7 @@ import torch
 from engine.contexts import ContextTree
 from engine.exact_rows import interval_sums
 from engine.forest import Window
+from engine.growth import Growth
 from engine.teacher import Teacher
 from engine.trie import Trie
 from engine.windows import OwnedWindow
@@ -57,8 +58,9 @@ class Pruner:
 
     def hidden(
         self, windows: list[OwnedWindow], trees: list[ContextTree], data: list[bytes]
-    ) -> tuple[list[torch.Tensor], list[np.ndarray]]:
-        """For every window: last hidden states [N, D] (zeros where a context was pruned), and bool [N], which were not.
+    ) -> tuple[list[torch.Tensor], list[np.ndarray], Growth, list[np.ndarray]]:
+        """For every window: last hidden states [N, D] (zeros where a context was pruned), and bool [N], which were not;
+        the growth that made them, and their numbers in it (int64 [N], -1 where pruned).
 
         trees, data: the document of each window, and its prefix and text.
         """
@@ -82,7 +84,7 @@ class Pruner:
             more = growth.add([self._round(g, nodes) for g, nodes in zip(growing, fresh, strict=True)])
             for made, nodes, states in zip(out, fresh, more, strict=True):
                 made[torch.from_numpy(nodes).to(made.device)] = states
-        return out, [g.evaluated for g in growing]
+        return out, [g.evaluated for g in growing], growth, [g.number for g in growing]
 
     def _start(self, owned: OwnedWindow, tree: ContextTree, data: bytes) -> _Growing:
         parent = np.asarray(owned.window.parent, np.int64)

@@ -31,7 +31,7 @@ class Job:
     """One boundary ready for the push-forward: rows of P and relative weights of its contexts.
 
     leaves: (row, weight, rule). at: (row, weight) of contexts that end here. pruned: mass bound, same scale as weights.
-    skip: row -> tokens whose leaves are split further by `inner` contexts (row, weight, first token if the text ends there).
+    skip: row -> tokens whose leaves were split; extra: (student id or -1, mass, open) arrays that stand for them.
     noncanonical: mass, on the same scale, of the contexts that end here on tokens that no text has there; carried for the row.
     """
 
@@ -40,7 +40,7 @@ class Job:
     pruned: float
     boundary: Boundary
     skip: dict[int, list[int]] = field(default_factory=dict)
-    inner: list[tuple[int, float, int]] = field(default_factory=list)
+    extra: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     noncanonical: float = 0.0
 
 
@@ -108,6 +108,7 @@ class PushForward:
             self._push_large(prob_RV, group, jobs, mass, sums)
         if small:
             self._push_small(prob_RV, small, jobs, mass, sums)
+        self._push_extras(jobs, mass, sums)
         self._push_specials(prob_RV, jobs, mass, sums)
         totals = sums.cpu().numpy()
         valid = mass.sum(1).cpu().numpy()
@@ -213,21 +214,22 @@ class PushForward:
             sums[:, column].index_add_(0, on["where"][choose], value[choose])
         sums[:, 3].index_add_(0, on["where"], value)
 
+    def _push_extras(self, jobs: list[Job], mass: torch.Tensor, sums: torch.Tensor) -> None:
+        """What stands for leaves that were split, as flat arrays."""
+        extras = [(index, *job.extra) for index, job in enumerate(jobs) if job.extra is not None]
+        if not extras:
+            return
+        flat = [np.repeat([e[0] for e in extras], [len(e[1]) for e in extras])]
+        flat += [np.concatenate([e[column] for e in extras]) for column in (1, 2, 3)]
+        where, first, value, open_ = (torch.from_numpy(a).to(self.device) for a in flat)
+        begins = first >= 0
+        mass.view(-1).index_add_(0, (where * self.student_size + first)[begins], value[begins])
+        for column, choose in enumerate((~begins, open_, begins & ~open_)):
+            sums[:, column].index_add_(0, where[choose], value[choose])
+        sums[:, 3].index_add_(0, where, value)
+
     def _push_specials(self, prob_RV: torch.Tensor, jobs: list[Job], mass: torch.Tensor, sums: torch.Tensor) -> None:
-        """Specials are not text: at the boundary "end" is the student's end token and the others are excluded; past it they
-        end the text there, so the first token is the closed one. All of this is certain."""
-        inner = [(index, row, w, first) for index, job in enumerate(jobs) for row, w, first in job.inner]
-        if inner:
-            where = torch.tensor([f[0] for f in inner], device=self.device)
-            rows = torch.tensor([f[1] for f in inner], device=self.device)
-            value = prob_RV[rows[:, None], torch.cat([self.end_ids, self.other_ids])].sum(1)
-            value = value * torch.tensor([f[2] for f in inner], dtype=torch.float64, device=self.device)
-            first = torch.tensor([f[3] for f in inner], device=self.device)
-            kept = first >= 0
-            mass.view(-1).index_add_(0, (where * self.student_size + first)[kept], value[kept])
-            for column, choose in ((0, ~kept), (2, kept)):
-                sums[:, column].index_add_(0, where[choose], value[choose])
-            sums[:, 3].index_add_(0, where, value)
+        """Specials are not text: "end" is the student's end token, the others are excluded. All of this is certain."""
         flat = [(index, row, weight) for index, job in enumerate(jobs) for row, weight in job.at]
         if not flat:
             return

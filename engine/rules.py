@@ -77,7 +77,7 @@ class RuleBook:
 
     def __init__(self, teacher: TeacherTokens, student: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
         self.teacher, self.student, self.merges, self.splitter = teacher, student, merges, splitter
-        self._side = StudentSide(student, merges, splitter)
+        self.side = StudentSide(student, merges, splitter)
         self._ranges: dict[tuple[bytes, bytes, bytes], TokenRange] = {}
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
         self._distinct: dict[tuple[bytes, ...], Rule] = {}
@@ -91,7 +91,7 @@ class RuleBook:
         key = (z, lead, partial, left, words)
         known = self._rules.get(key)
         if known is None:
-            made = self._make(self._range(z, lead, partial), left, partial, words)
+            made = self.make(self._range(z, lead, partial), left, partial, words)
             same = (
                 z,
                 made.kind.tobytes(),
@@ -144,13 +144,13 @@ class RuleBook:
             else:
                 begin, end = self.teacher.range_of(z)
                 rest = [lead + piece[len(z) :] for piece in self.teacher.pieces[begin:end]]
-                known = TokenRange(self._side, self.teacher.ids[begin:end], rest, partial)
+                known = TokenRange(self.side, self.teacher.ids[begin:end], rest, partial)
             self._ranges[key] = known
         return known
 
     def whole_words_after(self, pending: bytes, partial: bytes, units: int) -> tuple[tuple[int, bytes], ...]:
         """The `words` of a boundary: see `rule`. pending: bytes before it (partial character included), `units` whole ones."""
-        words = self._side.whole_words
+        words = self.side.whole_words
         if not words or not pending:
             return ()
         text, found = pending[: len(pending) - len(partial)].decode("utf-8"), []
@@ -160,7 +160,7 @@ class RuleBook:
                 found.append((unit, word[len(begun) :]))
         return tuple(found)
 
-    def _make(self, span: TokenRange, left: str, partial: bytes, words: tuple[tuple[int, bytes], ...]) -> Rule:
+    def make(self, span: TokenRange, left: str, partial: bytes, words: tuple[tuple[int, bytes], ...]) -> Rule:
         kind, stop, sure, variant, variants = span.cuts(left)
         if partial:
             kind = np.full_like(kind, JOIN)

@@ -17,31 +17,38 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from engine.beam import Spending
 from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
 from engine.canonical import CanonicalNext
 from engine.contexts import ContextBuilder
 from engine.corpus import Document
 from engine.emit import Emitter, Prepared, Side
-from engine.evaluate import hidden_states
+from engine.evaluate import Open, hidden_states
 from engine.exact import exact_side
 from engine.exact_rows import Refinement
 from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
+from engine.leaves import LeafFinder
+from engine.outcomes import Outcomes
 from engine.positions import Rows
 from engine.prune import Pruner
 from engine.pushforward import PushForward
 from engine.regime import bos_of, regimes_of
 from engine.rules import RuleBook, TeacherTokens
+from engine.sketch import Sketcher
 from engine.split import build_splitter
 from engine.teacher import load_teacher
 from engine.trie import Trie, build_trie
 from engine.vocab import load_vocabulary
+from engine.widen import Widener
 from schemas.errors import BadDocument, IdentityError, TeacherError
 from schemas.runfile import RunConfig
 from schemas.target import ROW_SCHEMA
 
 TEACHER = "teacher"
 BYTES = "bytes"
+KEPT_TOKENS = 128
+LEAST_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Scorer:
         tokens = TeacherTokens(vocabulary)
         self.aligners: dict[str, Aligner] = {}
         self.expansions: dict[str, tuple[Expansion, Trie]] = {}
+        self.outcomes: dict[str, Outcomes] = {}
         fast: dict[str, PushForward] = {}
         for product, student in self.students.items():
             if self.regimes[product] == "subset":
@@ -103,7 +111,8 @@ class Scorer:
                 self.expansions[product] = (expansion, build_trie(expansion))
             elif self.regimes[product] == "fast":
                 book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
-                self.aligners[product] = Aligner(book, vocabulary.prefix_bytes)
+                self.outcomes[product] = Outcomes(vocabulary, book)
+                self.aligners[product] = Aligner(book, vocabulary.prefix_bytes, self.outcomes[product])
                 fast[product] = PushForward(
                     book, teacher_rows=vocabulary.size, end_ids=ends, special_ids=specials, device=teacher.device
                 )
@@ -121,6 +130,28 @@ class Scorer:
         top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in self._products()}
         masked = targets.semantics == "canonical-masked"
         self.emitter = Emitter(top_k, real, fast, exact, self.canonical, masked)
+        self.widener = self._make_widener(real, specials) if self.aligners else None
+
+    def _make_widener(self, real: torch.Tensor, specials: list[int]) -> Widener:
+        targets, device, size = self.run.targets, self.teacher.device, self.vocabulary.size
+        budget = targets.max_nodes_per_token
+        spending = Spending(targets.tolerance, budget, LEAST_SHARE if targets.tolerance else 0.0)
+        top = KEPT_TOKENS if targets.tolerance else size
+        finders = {
+            product: LeafFinder(aligner.book, size, device, top=top, least=spending.least)
+            for product, aligner in self.aligners.items()
+        }
+        heads = {p: (o.heads.of_token, o.heads.count) for p, o in self.outcomes.items()}
+        return Widener(
+            finders,
+            self.outcomes,
+            dict.fromkeys(self.aligners, spending),
+            Sketcher(heads, specials, top, size, device),
+            real,
+            self.canonical,
+            masked=targets.semantics == "canonical-masked",
+            max_length=self.teacher.max_length,
+        )
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
@@ -219,9 +250,12 @@ class Scorer:
             return
         prepared = [p for _, p in group]
         try:
-            rows = self.emitter.emit(
-                prepared, hidden_states(self.teacher, prepared, self.run.teacher, self.pruner), self.teacher.logits
-            )
+            batches: list[Open] | None = None if self.widener is None else []
+            hidden = hidden_states(self.teacher, prepared, self.run.teacher, self.pruner, grow=batches)
+            if self.widener is not None and batches:
+                evaluations = self.widener.widen(prepared, hidden, batches, self.teacher.logits)
+                stats["teacher_evaluations"] += int(evaluations.sum())
+            rows = self.emitter.emit(prepared, hidden, self.teacher.logits)
         except (IdentityError, torch.OutOfMemoryError) as error:
             if len(group) > 1:
                 for _, p in group:

@@ -261,6 +261,21 @@ class TargetsConfig(Table):
         "gives it. `canonical-masked`: every step renormalised over the tokens that keep the text canonical, a proper "
         "distribution over texts.",
     )
+    tolerance: float = key(
+        0.02,
+        semantic=True,
+        ge=0,
+        lt=1,
+        wanted="a number, 0 or more and below 1",
+        about="Certified width at which a position is good enough and no more is spent on it. 0: until nothing is open.",
+    )
+    max_nodes_per_token: float = key(
+        6.0,
+        semantic=True,
+        ge=0,
+        about="Teacher evaluations that open leaves of a document may cost, for each of its student tokens, beside those of "
+        "its contexts. Spent where they buy the most.",
+    )
     eps: float = key(
         0.0,
         semantic=True,

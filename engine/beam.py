@@ -1,0 +1,204 @@
+"""Stage 9c (beam): open leaves are split by the teacher's own next tokens, where that buys the most.
+
+In: a group of documents with the sketches of all their contexts. Out: `Boundary.extra`, masses that replace those of the
+leaves that were split (`Boundary.skip`). One `Front` holds the open leaves of one document and one student; `Beam.run` takes
+all fronts of a group through rounds. Leaves whose context is evaluated already (the document's own path, or for another
+student or boundary) are split for nothing; the others cost one teacher evaluation each, heaviest first, until every boundary
+is known to `tolerance` or the document's budget is spent. What is left open is closed by the mean row of its last token, where
+a calibration sample has one (engine/calibrate.py), else as if a boundary followed; it counts as open all the same.
+
+Letters: n boundaries of a document, m items of a front, E entries of a boundary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.boundaries import Boundary, Extra
+from engine.leaves import Use
+from engine.outcomes import Gate, Outcomes
+from engine.sketch import Row
+from schemas.errors import IdentityError
+
+NO_NODE = -1
+LEAST_MASS = 1e-13  # of a boundary: below this nothing is split, whatever the budget; it stays open
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """tolerance: certified width at which a boundary is done. per_token: evaluations for each student token of a document.
+    least: share of a boundary below which a leaf is not looked at by itself."""
+
+    tolerance: float
+    per_token: float
+    least: float
+
+
+Known = Callable[[int], dict[int, float]]
+
+
+@dataclass(slots=True)
+class Item:
+    """An open leaf: `token` behind `parent` (a context, or a node made before). prob: relative to the weight of context
+    `node`; mass: share of boundary k; s: bytes behind the boundary."""
+
+    k: int
+    node: int
+    parent: int
+    token: int
+    prob: float
+    mass: float
+    s: bytes
+
+
+@dataclass(slots=True)
+class _Split:
+    """Entries of one boundary as they come."""
+
+    node: list[int] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
+    mass: list[float] = field(default_factory=list)
+    open: list[bool] = field(default_factory=list)
+
+
+class Front:
+    """Open leaves of one document for one student."""
+
+    def __init__(
+        self,
+        product: str,
+        outcomes: Outcomes,
+        spending: Spending,
+        boundaries: list[Boundary],
+        text: bytes,
+    ) -> None:
+        self.product, self.outcomes, self.spending = product, outcomes, spending
+        self.boundaries, self.text = boundaries, text
+        self.items: list[Item] = []
+        self.open = np.zeros(len(boundaries))  # [n] share of each boundary whose token is not certain
+        self.splits: dict[int, _Split] = {}
+        self.left = 0.0
+
+    def begin(self, k: int, uses: list[tuple[Use, float, int]], pruned: float, known: Known) -> None:
+        """uses of boundary k with their relative weights and the byte at which each context ends; pruned: mass bound on
+        the scale of the weights; known: of a context, the next tokens behind which it is evaluated anyway, and their
+        probabilities."""
+        total = sum(w * u.valid for u, w, _ in uses)
+        if not total > 0:
+            return
+        self.left += self.spending.per_token
+        self.open[k] = (sum(w * u.open for u, w, _ in uses) + pruned) / (total + pruned)
+        place = self.boundaries[k].place
+        for use, weight, end in uses:
+            scale = weight / (total + pruned)
+            listed = dict(zip(use.tokens.tolist(), use.prob.tolist(), strict=True))
+            behind = self._behind(k, end, known(use.node))
+            for token, prob in (listed | behind).items():
+                if prob * scale > self.spending.least or token in behind:
+                    s = self.outcomes.pieces[token][place - end :]
+                    self.items.append(Item(k, use.node, use.node, token, prob, prob * scale, s))
+
+    def _behind(self, k: int, end: int, known: dict[int, float]) -> dict[int, float]:
+        """Those of the known next tokens that are open leaves of boundary k."""
+        z = self.boundaries[k].place - end
+        pieces = self.outcomes.pieces
+        tokens = [
+            t for t, p in known.items() if p > 0 and len(pieces[t]) > z and pieces[t][:z] == self.text[end : end + z]
+        ]
+        if not tokens:
+            return {}
+        _, open_ = self._gate(k).answers([pieces[t][z:] for t in tokens])
+        return {t: known[t] for t, o in zip(tokens, open_.tolist(), strict=True) if o}
+
+    def choose(self, share: float) -> list[Item]:
+        """Heaviest items of boundaries that are not certain enough, as many as `share` of what is left can pay."""
+        wide = self.open > self.spending.tolerance
+        candidates = [i for i in self.items if wide[i.k] and i.mass > LEAST_MASS]
+        if not candidates or self.left < 1:
+            return []
+        k, mass = np.array([i.k for i in candidates]), np.array([i.mass for i in candidates])
+        order = np.lexsort((-mass, k))
+        before = np.cumsum(mass[order]) - mass[order]
+        begin = np.flatnonzero(np.diff(k[order], prepend=-1))
+        before -= np.repeat(before[begin], np.diff(np.append(begin, len(order))))
+        needed = order[self.open[k[order]] - before > self.spending.tolerance]
+        allowed = int(min(math.ceil(min(self.left * share, len(needed))), self.left))
+        best = needed[np.argsort(-mass[needed], kind="stable")[:allowed]]
+        return [candidates[i] for i in best]
+
+    def split(self, item: Item, row: Row, node: int, known: dict[int, float], *, estimate: bool = False) -> list[Item]:
+        """Replace a leaf by the next tokens in `row` (of the context `node` that it leads to). Returns the items among them.
+
+        estimate: the row is a mean of other contexts: it says where mass goes, and all of it stays open.
+        """
+        gate = self._gate(item.k)
+        if item.node == item.parent:
+            self.boundaries[item.k].skip.setdefault(item.node, []).append(item.token)
+        closing = gate.strings.closing(item.s)
+        closed = float(row.heads[self.product] @ closing) + row.special
+        scale = item.mass / item.prob
+        heavy = row.prob * item.mass > self.spending.least
+        heavy &= ~closing[self.outcomes.heads.of_token[row.ids]] & self.outcomes.is_text[row.ids]
+        tokens, prob = row.ids[heavy], row.prob[heavy]
+        if known:
+            more = [
+                t
+                for t, p in known.items()
+                if p > 0 and t not in tokens and not closing[self.outcomes.heads.of_token[t]]
+            ]
+            tokens = np.append(tokens, np.array(more, np.int64))
+            prob = np.append(prob, np.array([known[t] for t in more]))
+        strings = [item.s, *(item.s + self.outcomes.pieces[t] for t in tokens.tolist())]
+        first, open_ = gate.answers(strings)
+        rest = 1.0 - closed - float(prob.sum())
+        if not rest > -_SLACK:
+            raise IdentityError(f"{self.product}: {closed!r} closed + {prob.sum()!r} listed > 1 behind {item.s!r}")
+        out = self.splits.setdefault(item.k, _Split())
+        out.node += [item.node] * 2
+        out.first += [int(first[0])] * 2
+        out.mass += [item.prob * closed, item.prob * max(rest, 0.0)]
+        out.open += [estimate, True]
+        made = []
+        still = item.prob * max(rest, 0.0) * scale
+        for token, p, s, v, o in zip(
+            tokens.tolist(), prob.tolist(), strings[1:], first[1:].tolist(), open_[1:].tolist(), strict=True
+        ):
+            if o and not estimate:
+                made.append(Item(item.k, item.node, node, token, item.prob * p, item.mass * p, s))
+                still += item.mass * p
+            else:
+                out.node.append(item.node)
+                out.first.append(v)
+                out.mass.append(item.prob * p)
+                out.open.append(estimate)
+        if not estimate:
+            self.open[item.k] += still - item.mass
+        return made
+
+    def _gate(self, k: int) -> Gate:
+        gate = self.boundaries[k].gate
+        assert gate is not None, "boundaries made for the beam have gates"
+        return gate
+
+    def finish(self, mean: Callable[[int], Row | None]) -> None:
+        """Close what is left open, by the mean row of its last token or as if a boundary followed; hand the boundaries
+        their extras."""
+        for item in self.items:
+            row = mean(item.token) if item.mass > LEAST_MASS else None
+            if row is not None:
+                self.split(item, row, NO_NODE, {}, estimate=True)
+            elif item.parent != item.node:  # a leaf of a context is closed by its rule
+                out = self.splits[item.k]
+                out.node.append(item.node)
+                out.first.append(int(self._gate(item.k).answers([item.s])[0][0]))
+                out.mass.append(item.prob)
+                out.open.append(True)
+        self.items = []
+        for k, out in self.splits.items():
+            arrays = (np.array(out.node), np.array(out.first), np.array(out.mass), np.array(out.open, bool))
+            self.boundaries[k].extra = Extra(*arrays)

@@ -1,0 +1,147 @@
+"""Stage 6b (fast, beam): what a string of bytes behind a boundary means to the student, string by string.
+
+Rules (engine/rules.py) answer definition 7 for all teacher tokens behind a context at once. Where leaves are split further,
+the strings are too many for that: r, then every next token behind it. Here each string is asked for by itself and
+remembered, and the bulk of the next tokens is settled by their *heads*: the first units of a token decide whether the
+pre-token that ends with s is certainly closed by it, and then the answer is that of s alone (lemma 9).
+
+Letters: Vt teacher ids, H heads, n strings, m leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from engine.ranges import JOIN, TokenRange, may_compose
+from engine.rules import RuleBook
+from engine.vocab import Vocabulary
+
+_HEAD_UNITS = 3  # characters of a token's beginning; longer look-ahead at the end of a piece has no known pattern
+_MOST_STRINGS = 3_000_000
+NO_HEAD = (
+    0  # tokens that close nothing for sure: not a text, inside a character, or may be composed with what is before
+)
+
+Cuts = tuple[tuple[int, ...], bool]
+
+
+class Heads:
+    """The beginnings of all teacher tokens in the student's classes. of_token: int64 [Vt], numbers below `count`."""
+
+    def __init__(self, teacher: Vocabulary, book: RuleBook) -> None:
+        splitter, index = book.splitter, {"": NO_HEAD}
+        units = _HEAD_UNITS if splitter.added or not splitter.byte_units else 1
+        pieces = teacher.token_bytes
+        if not splitter.byte_units:
+            splitter.learn({c for p in pieces if p for c in p[:16].decode("utf-8", "ignore")})
+        self.of_token = np.zeros(len(pieces), np.int64)
+        for token, piece in enumerate(pieces):
+            if piece and not (book.student.nfc and may_compose(piece)):
+                head = splitter.canonical(splitter.classes(piece)[:units])
+                self.of_token[token] = index.setdefault(head, len(index))
+        self.classes = list(index)
+        self.count = len(index)
+
+
+class Strings:
+    """Answers for strings behind one kind of boundary: (prefix, partial character, pending classes, words) as for
+    `RuleBook.rule`. Slots are numbers into `kind`, `first`, `open`, `variant`; they stay as long as the object does."""
+
+    def __init__(self, book: RuleBook, heads: Heads, lead: bytes, partial: bytes, left: str, words: tuple) -> None:
+        self.book, self.heads, self.lead, self.partial, self.left, self.words = book, heads, lead, partial, left, words
+        self.kind: list[int] = []
+        self.first: list[int] = []
+        self.open: list[bool] = []
+        self.variant: list[int] = []
+        self.variants: dict[Cuts, int] = {}
+        self._slot: dict[bytes, int] = {}
+        self._closing: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._slot)
+
+    def slots(self, strings: Sequence[bytes]) -> list[int]:
+        """One for each string, asked for all at once."""
+        known = self._slot
+        try:
+            return [known[s] for s in strings]
+        except KeyError:
+            self._learn(sorted({s for s in strings if s not in known}))
+            return [known[s] for s in strings]
+
+    def _learn(self, strings: list[bytes]) -> None:
+        span = TokenRange(self.book.side, np.arange(len(strings)), [self.lead + s for s in strings], self.partial)
+        rule = self.book.make(span, self.left, self.partial, self.words)
+        number = np.array([self.variants.setdefault(v, len(self.variants)) for v in rule.variants], np.int64)
+        for s, slot in zip(strings, range(len(self._slot), len(self._slot) + len(strings)), strict=True):
+            self._slot[s] = slot
+        self.kind += rule.kind.tolist()
+        self.first += rule.first.tolist()
+        self.open += rule.open.tolist()
+        self.variant += number[rule.variant].tolist()
+
+    def closing(self, s: bytes) -> np.ndarray:
+        """bool [H]: heads behind which all cuts up to the end of s are certain, the last one there, and those of s as a
+        whole text: every token with such a head makes the answer of s final."""
+        splitter = self.book.splitter
+        units = splitter.canonical(splitter.classes(self.partial + self.lead + s))
+        whole = splitter.join(self.left, units)
+        known = self._closing.get(whole)
+        if known is None:
+            known = np.zeros(self.heads.count, bool)
+            alone, n = splitter.pieces(whole), len(whole)
+            for number, head in enumerate(self.heads.classes):
+                if number != NO_HEAD:
+                    ends = splitter.certain(splitter.join(whole, head))
+                    known[number] = n in ends and tuple(e for e in ends if e <= n) == alone
+            self._closing[whole] = known
+        return known
+
+
+class Outcomes:
+    """All strings of one (teacher vocabulary, student) pair. `trim` between groups bounds what is remembered."""
+
+    def __init__(self, teacher: Vocabulary, book: RuleBook) -> None:
+        self.book, self.heads = book, Heads(teacher, book)
+        self.pieces = [p or b"" for p in teacher.token_bytes]
+        self.is_text = np.array([bool(p) for p in teacher.token_bytes])
+        self._strings: dict[tuple[bytes, bytes, str, tuple], Strings] = {}
+
+    def strings(self, lead: bytes, partial: bytes, left: str, words: tuple) -> Strings:
+        key = (lead, partial, left, words)
+        if key not in self._strings:
+            self._strings[key] = Strings(self.book, self.heads, *key)
+        return self._strings[key]
+
+    def trim(self) -> None:
+        """Forget everything when it is too much. No `Gate` may be in use."""
+        if sum(len(s) for s in self._strings.values()) > _MOST_STRINGS:
+            self._strings.clear()
+
+
+class Gate:
+    """One boundary as strings see it: their answers settled against the student's own tokens before it.
+
+    allowed: whether the pending bytes, cut like this, are encoded to the student's tokens. last: token before, -1: none.
+    """
+
+    def __init__(self, strings: Strings, allowed: Callable[[tuple[int, ...], bool], bool], last: int) -> None:
+        self.strings, self._allowed, self._last = strings, allowed, last
+        self._fine: list[bool] = []
+
+    def answers(self, strings: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """(first student token or -1, open) [n] of definition 7, as if the text ended behind each string."""
+        table = self.strings
+        slots = table.slots(strings)
+        for cuts, seam in list(table.variants)[len(self._fine) :]:
+            self._fine.append(self._allowed(cuts, seam))
+        first = np.array([table.first[i] if self._fine[table.variant[i]] else -1 for i in slots], np.int64)
+        open_ = np.array([table.open[i] for i in slots], bool)
+        if self._last >= 0:
+            join = np.array([table.kind[i] == JOIN for i in slots], bool) & (first >= 0)
+            if join.any():
+                illegal = table.book.merges.illegal_after(self._last)
+                first[join & np.isin(first, illegal)] = -1
+        return first, open_

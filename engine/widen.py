@@ -1,0 +1,257 @@
+"""Stage 9d (beam): a group of documents -> their boundaries with open leaves split, by rounds of teacher evaluations.
+
+    hidden states ─ softmax ─▶ rows of all contexts ─ leaves, sketch ─▶ fronts ─ rounds over the open batches ─▶ extras
+
+The fronts say which leaves they want; here the nodes are made, each once for all students and boundaries of a document,
+evaluated, and their rows handed back. Only rows of nodes that are known are kept, as sketches.
+
+Letters: N nodes of the group, R rows of a chunk, Vt teacher ids.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from engine.beam import Front, Spending
+from engine.canonical import CanonicalNext, Pending
+from engine.emit import Prepared
+from engine.evaluate import Open
+from engine.forest import Window
+from engine.leaves import LeafFinder, Use
+from engine.outcomes import Outcomes
+from engine.sketch import Row, Sketcher
+from engine.fast_rows import pruned_bounds
+from engine.softmax import Logits, Scored, Softmax
+
+_CHUNK_CELLS = 6_000_000  # R x Vt
+ROUNDS = 6
+
+
+@dataclass(slots=True)
+class _Document:
+    """What is known of one document's nodes: those of the tree, then those made here. place: node -> (batch, window,
+    number in the growth)."""
+
+    depth: list[int]
+    tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # nodes made here: (parent, token)
+    rows: dict[int, Row] = field(default_factory=dict)
+    child: dict[tuple[int, int], int] = field(default_factory=dict)
+    along: dict[int, dict[int, float]] = field(default_factory=dict)  # node of the tree -> tokens of its children there
+    place: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    pending: Pending | None = None
+
+
+class Widener:
+    """Splits open leaves for the students of a run. finders, outcomes, spending: by product."""
+
+    def __init__(
+        self,
+        finders: dict[str, LeafFinder],
+        outcomes: dict[str, Outcomes],
+        spending: dict[str, Spending],
+        sketcher: Sketcher,
+        real: torch.Tensor,
+        canonical: CanonicalNext | None,
+        *,
+        masked: bool,
+        max_length: int,
+    ) -> None:
+        self.finders, self.outcomes, self.spending, self.sketcher = finders, outcomes, spending, sketcher
+        self.real, self.canonical, self.masked, self.max_length = real, canonical, masked, max_length
+        self.mean: dict[int, Row] = {}
+
+    @torch.inference_mode()
+    def widen(self, docs: list[Prepared], hidden_ND: torch.Tensor, batches: list[Open], logits: Logits) -> np.ndarray:
+        """Sets `skip` and `extra` of the documents' boundaries. Returns the evaluations that it took, int64 [documents]."""
+        known = [_Document(d.tree.depth.tolist()) for d in docs]
+        fronts = self._begin(docs, known, hidden_ND, logits)
+        for b, batch in enumerate(batches):
+            for w, (i, nodes, numbers) in enumerate(batch.windows):
+                for node, number in zip(nodes.tolist(), numbers.tolist(), strict=True):
+                    known[i].place[node] = (b, w, number)
+        spent = np.zeros(len(docs), np.int64)
+        counts = [batch.growth.sizes for batch in batches]
+        turn = 0
+        while True:
+            for i, found in enumerate(fronts):
+                for front in found:
+                    _follow(front, known[i])
+            share = 1 / max(1, ROUNDS - turn)
+            new = [self._choose(known[i], found, share) for i, found in enumerate(fronts)]
+            if not any(new):
+                break
+            spent += [len(n) for n in new]
+            self._evaluate(docs, known, new, batches, counts, logits)
+            turn += 1
+        for found in fronts:
+            for front in found:
+                front.finish(self.mean.get)
+        return spent
+
+    def _begin(
+        self, docs: list[Prepared], known: list[_Document], hidden_ND: torch.Tensor, logits: Logits
+    ) -> list[list[Front]]:
+        """One pass over the rows of all contexts: sketches, and the open leaves of every boundary."""
+        asked = self.canonical if self.masked else None
+        group = Scored(
+            [d.tree for d in docs], [d.kept for d in docs], [d.states or [] for d in docs] if asked else None,
+            [d.bad for d in docs],
+        )  # fmt: skip
+        softmax = Softmax(group, self.real, asked, masked=self.masked)
+        wanted: dict[str, dict[int, list]] = {
+            p: {} for p in self.finders
+        }  # product -> global node -> (document, k, rule)
+        for product, nodes in wanted.items():
+            for i, doc in enumerate(docs):
+                base = int(softmax.base[i])
+                for k, boundary in enumerate(doc.sides[product].boundaries or ()):
+                    for node, rule in boundary.leaves:
+                        nodes.setdefault(base + node, []).append((i, k, rule))
+        found: dict[tuple[str, int, int], list[Use]] = {}
+        for chunk in softmax.run(hidden_ND, logits):
+            for node, row in zip(chunk.nodes.tolist(), self.sketcher.rows(chunk.prob), strict=True):
+                i = int(softmax.doc_of[node])
+                known[i].rows[node - int(softmax.base[i])] = row
+            for product, nodes in wanted.items():
+                keys, uses = [], []
+                for at, node in enumerate(chunk.nodes.tolist()):
+                    for i, k, rule in nodes.get(node, ()):
+                        keys.append((product, i, k))
+                        boundary = (docs[i].sides[product].boundaries or ())[k]
+                        uses.append((at, node - int(softmax.base[i]), boundary, rule))
+                for key, use in zip(keys, self.finders[product].find(chunk.prob, uses), strict=True):
+                    found.setdefault(key, []).append(use)
+        for i, doc in enumerate(docs):
+            tree, document, base = doc.tree, known[i], int(softmax.base[i])
+            for node in range(tree.given + 1, len(tree.token)):
+                above, token = int(tree.parent[node]), int(tree.token[node])
+                if node in document.rows and above in document.rows:
+                    document.child[above, token] = node
+                    logp = softmax.logw[base + node] - softmax.logw[base + above]
+                    document.along.setdefault(above, {})[token] = math.exp(logp) if logp > -math.inf else 0.0
+        return [
+            []
+            if group.bad[i] is not None
+            else [self._front(p, i, docs[i], known[i], found, softmax) for p in self.finders]
+            for i in range(len(docs))
+        ]
+
+    def _front(
+        self,
+        product: str,
+        i: int,
+        doc: Prepared,
+        known: _Document,
+        found: dict[tuple[str, int, int], list[Use]],
+        softmax: Softmax,
+    ) -> Front:
+        boundaries, base = doc.sides[product].boundaries or [], int(softmax.base[i])
+        front = Front(product, self.outcomes[product], self.spending[product], boundaries, doc.data)
+        ends = doc.tree.end
+        for k, boundary in enumerate(boundaries):
+            uses = found.get((product, i, k), [])
+            logw = [float(softmax.logw[base + u.node]) for u in uses]
+            bounds = pruned_bounds(softmax, base, boundary)
+            top = max([*logw, *bounds], default=-math.inf)
+            if top > -math.inf:
+                weighted = [(u, math.exp(w - top), int(ends[u.node])) for u, w in zip(uses, logw, strict=True)]
+                front.begin(k, weighted, sum(math.exp(b - top) for b in bounds), lambda node: known.along.get(node, {}))
+        return front
+
+    def _choose(self, document: _Document, fronts: list[Front], share: float) -> list[int]:
+        """New nodes for what the fronts want most, each paid for by the first that asks."""
+        made = []
+        for front in fronts:
+            for item in front.choose(share):
+                key = (item.parent, item.token)
+                if key not in document.child and document.depth[item.parent] + 1 < self.max_length:
+                    node = document.child[key] = len(document.depth)
+                    document.depth.append(document.depth[item.parent] + 1)
+                    document.tokens[node] = key
+                    made.append(node)
+                    front.left -= 1
+        return made
+
+    def _evaluate(
+        self,
+        docs: list[Prepared],
+        known: list[_Document],
+        new: list[list[int]],
+        batches: list[Open],
+        counts: list[list[int]],
+        logits: Logits,
+    ) -> None:
+        """One round: all new nodes of all documents, a batch at a time."""
+        for b, batch in enumerate(batches):
+            added: list[list[tuple[int, int]]] = [[] for _ in batch.windows]
+            for i, nodes in enumerate(new):
+                for node in nodes:
+                    at, w, _ = known[i].place[known[i].tokens[node][0]]
+                    if at == b:
+                        known[i].place[node] = (b, w, counts[b][w] + len(added[w]))
+                        added[w].append((i, node))
+            if not any(added):
+                continue
+            windows = []
+            for group in added:
+                parents = [known[i].place[known[i].tokens[n][0]][2] for i, n in group]
+                windows.append(
+                    Window([known[i].tokens[n][1] for i, n in group], parents, [known[i].depth[n] for i, n in group])
+                )
+            states = torch.cat(batch.growth.add(windows))
+            for w, group in enumerate(added):
+                counts[b][w] += len(group)
+            flat = [pair for group in added for pair in group]
+            step = max(1, _CHUNK_CELLS // len(self.real))
+            for begin in range(0, len(flat), step):
+                part = flat[begin : begin + step]
+                prob = self._probabilities(logits(states[begin : begin + step]), docs, known, part)
+                for (i, node), row in zip(part, self.sketcher.rows(prob), strict=True):
+                    known[i].rows[node] = row
+
+    def _probabilities(
+        self, logits_RV: torch.Tensor, docs: list[Prepared], known: list[_Document], nodes: list[tuple[int, int]]
+    ) -> torch.Tensor:
+        x = logits_RV[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
+        prob = torch.softmax(x, 1)
+        if self.masked and self.canonical is not None:
+            for i in {i for i, _ in nodes}:
+                if known[i].pending is None:
+                    known[i].pending = self.canonical.pending(docs[i].tree, docs[i].data)
+            states = [
+                self.canonical.state_behind(docs[i].tree, known[i].pending, *_path(known[i], n)) for i, n in nodes
+            ]
+            self.canonical.mask_(prob, states)
+            left = prob.sum(1)
+            prob.div_(torch.where(left > 0, left, 1.0)[:, None])
+        for (i, _), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):
+            if wrong and docs[i].bad is None:
+                docs[i].bad = ("nonfinite_logprob", "the teacher's distribution behind a split leaf is not finite")
+        return torch.nan_to_num_(prob) if any(d.bad for d in docs) else prob
+
+
+def _path(document: _Document, node: int) -> tuple[int, list[int]]:
+    """(node of the tree, tokens from there to the node)."""
+    tokens = []
+    while node in document.tokens:
+        node, token = document.tokens[node]
+        tokens.append(token)
+    return node, tokens[::-1]
+
+
+def _follow(front: Front, document: _Document) -> None:
+    """Split all leaves whose node is known, and what comes of them, for nothing."""
+    queue, kept = front.items, []
+    while queue:
+        item = queue.pop()
+        node = document.child.get((item.parent, item.token))
+        row = None if node is None else document.rows.get(node)
+        if node is None or row is None:
+            kept.append(item)
+        else:
+            queue += front.split(item, row, node, document.along.get(node, {}))
+    front.items = kept
