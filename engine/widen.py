@@ -20,11 +20,11 @@ from engine.beam import Front, Spending
 from engine.canonical import CanonicalNext, Pending
 from engine.emit import Prepared
 from engine.evaluate import Open
+from engine.fast_rows import pruned_bounds
 from engine.forest import Window
 from engine.leaves import LeafFinder, Use
 from engine.outcomes import Outcomes
 from engine.sketch import Row, Sketcher
-from engine.fast_rows import pruned_bounds
 from engine.softmax import Logits, Scored, Softmax
 
 _CHUNK_CELLS = 6_000_000  # R x Vt
@@ -219,9 +219,6 @@ class Widener:
         x = logits_RV[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
         prob = torch.softmax(x, 1)
         if self.masked and self.canonical is not None:
-            for i in {i for i, _ in nodes}:
-                if known[i].pending is None:
-                    known[i].pending = self.canonical.pending(docs[i].tree, docs[i].data)
             states = [
                 self.canonical.state_behind(docs[i].tree, known[i].pending, *_path(known[i], n)) for i, n in nodes
             ]
