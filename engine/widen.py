@@ -131,8 +131,8 @@ class Widener:
                 above, token = int(tree.parent[node]), int(tree.token[node])
                 if node in document.rows and above in document.rows:
                     document.child[above, token] = node
-                    logp = softmax.logw[base + node] - softmax.logw[base + above]
-                    document.along.setdefault(above, {})[token] = math.exp(logp) if logp > -math.inf else 0.0
+                    here, before = float(softmax.logw[base + node]), float(softmax.logw[base + above])
+                    document.along.setdefault(above, {})[token] = math.exp(here - before) if here > -math.inf else 0.0
         return [
             []
             if group.bad[i] is not None
