@@ -88,7 +88,7 @@ class Front:
         """uses of boundary k with their relative weights and the byte at which each context ends; pruned: mass bound on
         the scale of the weights; known: of a context, the next tokens behind which it is evaluated anyway, and their
         probabilities."""
-        total = sum(w * u.valid for u, w, _ in uses)
+        total = sum(w * max(u.valid, u.open) for u, w, _ in uses)  # open leaves count also where closing finds no token
         if not total > 0:
             return
         self.left += self.spending.per_token
