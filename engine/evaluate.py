@@ -20,7 +20,6 @@ from engine.windows import OwnedWindow, batches, windows_of
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
-
 BEAM_DEPTH = 8
 """Tokens at the end of a teacher's window that are left free for nodes hung off its contexts."""
 

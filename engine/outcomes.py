@@ -93,7 +93,9 @@ class Strings:
         if known is None:
             known = np.zeros(self.heads.count, bool)
             alone, n = splitter.pieces(whole), len(whole)
-            begun = not splitter.byte_units and valid_utf8_prefix(data) < len(data)  # the next token may still complete it
+            begun = not splitter.byte_units and valid_utf8_prefix(data) < len(
+                data
+            )  # the next token may still complete it
             for number, head in enumerate(self.heads.classes):
                 if number != NO_HEAD and not begun:
                     ends = splitter.certain(splitter.join(whole, head))

@@ -20,11 +20,11 @@ from engine.beam import Front, Spending
 from engine.canonical import CanonicalNext, Pending
 from engine.emit import Prepared
 from engine.evaluate import Open
+from engine.fast_rows import pruned_bounds
 from engine.forest import Window
 from engine.leaves import LeafFinder, Use
 from engine.outcomes import Outcomes
 from engine.sketch import Row, Sketcher
-from engine.fast_rows import pruned_bounds
 from engine.softmax import Logits, Scored, Softmax
 
 _CHUNK_CELLS = 6_000_000  # R x Vt

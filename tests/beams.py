@@ -150,34 +150,41 @@ class FiniteTeacher(TableTeacher):
         eos = self.vocabulary.eos_id
         assert eos is not None
         specials = list(self.vocabulary.specials)
-        if self.steps_off(context) >= self.off and (
-            not self.canonical or self._encode(self.bytes_of(context)) == list(context)
-        ):
+        over = self.steps_off(context) >= self.off
+        if over and (not self.canonical or self._is_encoding(context)):
             weight[:] = 0
             weight[eos] = 1
         else:
+            near = len(context) < len(self.ids) and context == self.ids[: len(context)]
             own = weight.copy()
             own[specials] = 0
-            near = len(context) < len(self.ids) and context == self.ids[: len(context)]
-            drop = np.argsort(-own, kind="stable")[self.few :]
-            weight[[t for t in drop.tolist() if not (near and t == self.ids[len(context)])]] *= 0
-            weight[specials] = np.exp(super()._compute(context))[specials]
+            kept = np.argsort(-own, kind="stable")[: self.few].tolist()
+            if over:
+                able = self.followers(context) if self.masked else self.usable
+                kept = [t for t in able if self._is_encoding((*context, t))][: self.few] or able
+            kept += [*([self.ids[len(context)]] if near else []), *([] if over else specials)]
+            weight[np.setdiff1d(np.arange(len(weight)), kept)] = 0
             if not self.other_specials:
                 weight[[s for s in specials if s != eos]] = 0
-            if self.canonical and self.steps_off(context) >= self.off:
-                weight[specials] = 0
         with np.errstate(divide="ignore"):
             return np.log(weight / weight.sum())
+
+    def _is_encoding(self, context: Tokens) -> bool:
+        """Whether a text can end here and be written so."""
+        return self._encode(self.bytes_of(context)) == list(context)
 
 
 class Rules:
     """Next-token probabilities as the run's semantics see them. For `canonical-masked` of a raw teacher each row is masked
     by what the engine says of the context as a trunk node of a real text (tests/test_canonical*.py hold that to brute
-    force): another way than `state_behind`, which the split leaves take. `alien`: a context that no text of the alphabet
-    shows; its document proves nothing."""
+    force): another way than `state_behind`, which the split leaves take.
+
+    lost: why the document proves nothing: a context that no text of the alphabet shows, or one behind which the few tokens
+    of a raw teacher are all masked (its mass then ends in no text, which no real model does).
+    """
 
     def __init__(self, pair: Pair, table: TableTeacher) -> None:
-        self.pair, self.table, self.alien = pair, table, False
+        self.pair, self.table, self.lost = pair, table, ""
         self._known: dict[Tokens, np.ndarray] = {}
 
     def prob(self, context: Tokens) -> np.ndarray:
@@ -203,8 +210,9 @@ class Rules:
                     row = torch.from_numpy(prob[None].copy())
                     pair.canonical.mask_(row, [cast(Any, pair.canonical.states(tree, data)[node])])
                     left = float(row.sum())
-                    return row[0].numpy() / left if left > 0 else row[0].numpy()
-        self.alien = True
+                    self.lost = self.lost or ("" if left > 0 else "dead")
+                    return row[0].numpy() / (left or 1.0)
+        self.lost = "alien"
         return prob
 
 
