@@ -221,6 +221,7 @@ def cases(
     *,
     masked: float = 0.3,
     texts: int = 8,
+    longest: int = 8,
 ) -> Iterator[Case]:
     """`count` random documents; a new pair of tokenizers and a new teacher after every `texts` of them."""
     done = 0
@@ -230,7 +231,7 @@ def cases(
         table = TableTeacher(pair.teacher, pair.chars, rng.randrange(1 << 30), masked=hidden, order=rng.choice((1, 2)))
         assert pair.teacher.bos_id is not None
         for _ in range(texts):
-            text = table.sample(rng, 8) if hidden else random_text(rng, pair.chars)
+            text = table.sample(rng, 8) if hidden else random_text(rng, pair.chars, longest)
             bos = (pair.teacher.bos_id,) if rng.random() < 0.8 else ()
             every_byte = rng.random() < 0.15
             if not text:

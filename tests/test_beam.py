@@ -129,7 +129,9 @@ def test_the_trees_are_those_of_brute_force(tmp_path: Path):
         given = path_of(case.doc.tree, case.doc.tree.given, case.pair.teacher)
         wanted = list(every) if case.every_byte else [shift, *(e + shift for e in ends)]
         chosen = evaluated(case.pair.teacher, case.text, case.pair.chars, given, wanted)[0]
-        assert chosen <= set(case.truth.contexts), case  # more: canonical only before characters that the alphabet lacks
+        assert chosen <= set(case.truth.contexts), (
+            case
+        )  # more: canonical only before characters that the alphabet lacks
         same += chosen == set(case.truth.contexts)
     assert same >= 36 * EFFORT
 

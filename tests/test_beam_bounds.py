@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.beams import score
-from tests.pairs import STUDENT, stored
+from tests.pairs import STUDENT, cases, random_pair, stored
 from tests.test_beam import MODES, finite_cases, targets_of
 from tests.vocabularies import EFFORT
 
@@ -57,3 +57,20 @@ def test_every_interval_holds_the_truth(mode: str, tmp_path: Path, record_proper
     print(f"{mode}: {proved} documents, {rows_seen} rows; budget -> mean total variation, mean width: {figures}")
     assert proved >= 40 and rows_seen > 200
     assert width[4.0] < 0.5 * width[0.0]
+
+
+def test_a_larger_budget_pays_for_all_that_a_smaller_one_does(tmp_path: Path):
+    """Longer documents: the contexts scored are nested, no position gets wider, and no budget is overspent."""
+    grown = 0
+    for case in cases(random.Random(31), tmp_path, 20 * EFFORT, random_pair, masked=0.0, longest=40):
+        asked: set[tuple[int, ...]] = set()
+        before, n = np.ones(len(case.doc.sides[STUDENT].ids)), len(case.doc.sides[STUDENT].ids)
+        for budget in (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0):
+            made = score(case.pair, [case.doc], case.table, budget=budget, tolerance=0.01)
+            assert made.spent[0] <= budget * n
+            assert asked <= set(made.asked), (str(case), budget)
+            rows = made.rows[STUDENT]
+            assert (rows.err <= before + 1e-12)[rows.scored].all(), (str(case), budget)
+            grown += len(made.asked) > len(asked) > 0
+            asked, before = set(made.asked), np.where(rows.scored, rows.err, 1.0)
+    assert grown > 40

@@ -56,15 +56,7 @@ def test_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
             assert nodes <= evaluated(reader, case.text, chars, given, list(wanted))[0], case
             alien += 1
             continue
-        brute = targets(
-            pair.teacher,
-            pair.student,
-            case.table,
-            case.text,
-            case.bos,
-            every_byte=case.every_byte,
-            along_text=pair.along_text,
-        )
+        brute = targets(pair.teacher, pair.student, case.table, case.text, case.bos, every_byte=case.every_byte)
         for k, target in enumerate(brute):
             total = 0.0 if target is None else target.mass.sum()
             assert bool(rows.scored[k]) == (total > 0), (str(case), k)
@@ -166,7 +158,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
             )
             for i, style in enumerate(styles)
         ]
-        pair = Pair(sides[0], sides[1], tuple(sorted({*chars, " "})), along_text=rng.random() < 0.5)
+        pair = Pair(sides[0], sides[1], tuple(sorted({*chars, " "})))
         table = TableTeacher(pair.teacher, pair.chars, number, masked=True, sharp=5.0)
         text = table.sample(rng, 6)
         if not text:
@@ -177,7 +169,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
         except BadDocument:
             continue
         rows, boundaries = pair.emit([doc], table)[STUDENT], doc.sides[STUDENT].boundaries
-        brute = targets(pair.teacher, pair.student, table, text, (pair.teacher.bos_id,), along_text=pair.along_text)
+        brute = targets(pair.teacher, pair.student, table, text, (pair.teacher.bos_id,))
         assert boundaries is not None
         for k, target in enumerate(brute):
             bounds = truth(pair.student, table, text, k, budget=300, slack=0.02)
