@@ -26,6 +26,7 @@ from schemas.errors import IdentityError
 
 NO_NODE = -1
 LEAST_MASS = 1e-13  # of a boundary: below this nothing is split, whatever the budget; it stays open
+FIRST_TURN = 0.5  # evaluations for each boundary in the first turn, and in the second; then twice as many in each
 _SLACK = 1e-6
 
 
@@ -83,15 +84,17 @@ class Front:
         self.open = np.zeros(len(boundaries))  # [n] share of each boundary whose token is not certain
         self.splits: dict[int, _Split] = {}
         self.left = 0.0
+        self.begun = 0  # boundaries with mass
 
     def begin(self, k: int, uses: list[tuple[Use, float, int]], pruned: float, known: Known) -> None:
         """uses of boundary k with their relative weights and the byte at which each context ends; pruned: mass bound on
         the scale of the weights; known: of a context, the next tokens behind which it is evaluated anyway, and their
         probabilities."""
-        total = sum(w * u.valid for u, w, _ in uses)
+        total = sum(w * max(u.valid, u.open) for u, w, _ in uses)  # open leaves count also where closing finds no token
         if not total > 0:
             return
         self.left += self.spending.per_token
+        self.begun += 1
         self.open[k] = (sum(w * u.open for u, w, _ in uses) + pruned) / (total + pruned)
         place = self.boundaries[k].place
         for use, weight, end in uses:
@@ -115,8 +118,12 @@ class Front:
         _, open_ = self._gate(k).answers([pieces[t][z:] for t in tokens])
         return {t: known[t] for t, o in zip(tokens, open_.tolist(), strict=True) if o}
 
-    def choose(self, share: float) -> list[Item]:
-        """Heaviest items of boundaries that are not certain enough, as many as `share` of what is left can pay."""
+    def choose(self, turn: int) -> list[Item]:
+        """Heaviest items of boundaries that are not certain enough, the first of them to be paid first.
+
+        How many in which turn does not depend on the budget: what a smaller budget pays, a larger one pays too, so that
+        no width grows with it.
+        """
         wide = self.open > self.spending.tolerance
         candidates = [i for i in self.items if wide[i.k] and i.mass > LEAST_MASS]
         if not candidates or self.left < 1:
@@ -127,8 +134,8 @@ class Front:
         begin = np.flatnonzero(np.diff(k[order], prepend=-1))
         before -= np.repeat(before[begin], np.diff(np.append(begin, len(order))))
         needed = order[self.open[k[order]] - before > self.spending.tolerance]
-        allowed = int(min(math.ceil(min(self.left * share, len(needed))), self.left))
-        best = needed[np.argsort(-mass[needed], kind="stable")[:allowed]]
+        most = math.ceil(self.begun * FIRST_TURN * 2 ** max(0, turn - 1))
+        best = needed[np.argsort(-mass[needed], kind="stable")[:most]]
         return [candidates[i] for i in best]
 
     def split(self, item: Item, row: Row, node: int, known: dict[int, float], *, estimate: bool = False) -> list[Item]:

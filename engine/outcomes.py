@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.ranges import JOIN, TokenRange, may_compose
 from engine.rules import RuleBook
-from engine.vocab import Vocabulary
+from engine.vocab import Vocabulary, valid_utf8_prefix
 
 _HEAD_UNITS = 3  # characters of a token's beginning; longer look-ahead at the end of a piece has no known pattern
 _MOST_STRINGS = 3_000_000
@@ -86,14 +86,18 @@ class Strings:
         """bool [H]: heads behind which all cuts up to the end of s are certain, the last one there, and those of s as a
         whole text: every token with such a head makes the answer of s final."""
         splitter = self.book.splitter
-        units = splitter.canonical(splitter.classes(self.partial + self.lead + s))
+        data = self.partial + self.lead + s
+        units = splitter.canonical(splitter.classes(data))
         whole = splitter.join(self.left, units)
         known = self._closing.get(whole)
         if known is None:
             known = np.zeros(self.heads.count, bool)
             alone, n = splitter.pieces(whole), len(whole)
+            begun = not splitter.byte_units and valid_utf8_prefix(data) < len(
+                data
+            )  # the next token may still complete it
             for number, head in enumerate(self.heads.classes):
-                if number != NO_HEAD:
+                if number != NO_HEAD and not begun:
                     ends = splitter.certain(splitter.join(whole, head))
                     known[number] = n in ends and tuple(e for e in ends if e <= n) == alone
             self._closing[whole] = known

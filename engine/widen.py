@@ -28,7 +28,6 @@ from engine.sketch import Row, Sketcher
 from engine.softmax import Logits, Scored, Softmax
 
 _CHUNK_CELLS = 6_000_000  # R x Vt
-ROUNDS = 6
 
 
 @dataclass(slots=True)
@@ -80,8 +79,7 @@ class Widener:
             for i, found in enumerate(fronts):
                 for front in found:
                     _follow(front, known[i])
-            share = 1 / max(1, ROUNDS - turn)
-            new = [self._choose(known[i], found, share) for i, found in enumerate(fronts)]
+            new = [self._choose(known[i], found, turn) for i, found in enumerate(fronts)]
             if not any(new):
                 break
             spent += [len(n) for n in new]
@@ -131,8 +129,8 @@ class Widener:
                 above, token = int(tree.parent[node]), int(tree.token[node])
                 if node in document.rows and above in document.rows:
                     document.child[above, token] = node
-                    logp = softmax.logw[base + node] - softmax.logw[base + above]
-                    document.along.setdefault(above, {})[token] = math.exp(logp) if logp > -math.inf else 0.0
+                    here, before = float(softmax.logw[base + node]), float(softmax.logw[base + above])
+                    document.along.setdefault(above, {})[token] = math.exp(here - before) if here > -math.inf else 0.0
         return [
             []
             if group.bad[i] is not None
@@ -162,12 +160,14 @@ class Widener:
                 front.begin(k, weighted, sum(math.exp(b - top) for b in bounds), lambda node: known.along.get(node, {}))
         return front
 
-    def _choose(self, document: _Document, fronts: list[Front], share: float) -> list[int]:
+    def _choose(self, document: _Document, fronts: list[Front], turn: int) -> list[int]:
         """New nodes for what the fronts want most, each paid for by the first that asks."""
         made = []
         for front in fronts:
-            for item in front.choose(share):
+            for item in front.choose(turn):
                 key = (item.parent, item.token)
+                if front.left < 1:
+                    break
                 if key not in document.child and document.depth[item.parent] + 1 < self.max_length:
                     node = document.child[key] = len(document.depth)
                     document.depth.append(document.depth[item.parent] + 1)

@@ -120,12 +120,8 @@ def targets(
     bos: Tokens,
     *,
     every_byte: bool = False,
-    along_text: bool = True,
 ) -> list[Target | None]:
-    """All n + 1 boundaries; None where nothing is asked of the teacher (before its given token).
-
-    A leaf that is itself an evaluated context before the next boundary is split by the next teacher token (`along_text`).
-    """
+    """All n + 1 boundaries at depth 0, no leaf split; None where nothing is asked of the teacher (before its given token)."""
     prefix = teacher.prefix_bytes
     s_ids, s_ends = student.encode(text)
     given = () if bos else tuple(teacher.tokenizer.encode(text, add_special_tokens=False).ids[:1])
@@ -135,18 +131,15 @@ def targets(
     wanted = list(range(len(data) + 1)) if every_byte else places
     chosen, everything = evaluated(teacher, text, table.chars, given, wanted)
     out: list[Target | None] = []
-    for k, (place, following) in enumerate(zip(places, [*places[1:], 0], strict=True)):
+    for k, place in enumerate(places):
         if place < start:
             out.append(None)
             continue
-        inner = {c for c in chosen if along_text and place < len(table.bytes_of(c)) < following}
         target = Target(np.zeros(student.size))
         for context in sorted(everything):
-            if len(table.bytes_of(context)) > place and context not in inner:
+            if len(table.bytes_of(context)) > place:
                 continue
             for leaf in _leaves(context, data[:place], k, len(prefix), len(given), student, s_ids, table):
-                if (*context, leaf.token) in inner:
-                    continue
                 if context not in chosen:
                     if leaf.token in table.followers(
                         context

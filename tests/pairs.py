@@ -24,6 +24,7 @@ from engine.emit import Emitter, Prepared, Side
 from engine.exact import exact_side
 from engine.exact_rows import Refinement
 from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion, subset_gap
+from engine.outcomes import Outcomes
 from engine.positions import Rows
 from engine.pushforward import PushForward
 from engine.rules import RuleBook, TeacherTokens
@@ -44,7 +45,6 @@ class Pair:
     teacher: Vocabulary
     student: Vocabulary
     chars: tuple[str, ...]
-    along_text: bool = True
     subset: bool = False
     bytes: bool = False
     masked: bool = False
@@ -61,7 +61,13 @@ class Pair:
     def aligner(self) -> Aligner:
         merges, splitter = build_merge_table(self.student), build_splitter(self.student)
         book = RuleBook(TeacherTokens(self.teacher), self.student, merges, splitter)
-        return Aligner(book, self.teacher.prefix_bytes, along_text=self.along_text)
+        return Aligner(book, self.teacher.prefix_bytes, Outcomes(self.teacher, book))
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        made = self.aligner.outcomes
+        assert made is not None
+        return made
 
     @cached_property
     def expansions(self) -> dict[str, tuple[Expansion, Trie]]:
@@ -153,7 +159,7 @@ def random_pair(rng: random.Random, folder: Path) -> Pair:
         toy(rng, folder / name / str(i), style, chars, whole=rng.random() < 0.3, merges=rng.randint(3, 10))
         for i, style in enumerate(styles)
     ]
-    return Pair(sides[0], sides[1], chars, along_text=rng.random() < 0.7)
+    return Pair(sides[0], sides[1], chars)
 
 
 def subset_of(rng: random.Random, teacher: Vocabulary, folder: Path) -> Vocabulary:
@@ -215,6 +221,7 @@ def cases(
     *,
     masked: float = 0.3,
     texts: int = 8,
+    longest: int = 8,
 ) -> Iterator[Case]:
     """`count` random documents; a new pair of tokenizers and a new teacher after every `texts` of them."""
     done = 0
@@ -224,7 +231,7 @@ def cases(
         table = TableTeacher(pair.teacher, pair.chars, rng.randrange(1 << 30), masked=hidden, order=rng.choice((1, 2)))
         assert pair.teacher.bos_id is not None
         for _ in range(texts):
-            text = table.sample(rng, 8) if hidden else random_text(rng, pair.chars)
+            text = table.sample(rng, 8) if hidden else random_text(rng, pair.chars, longest)
             bos = (pair.teacher.bos_id,) if rng.random() < 0.8 else ()
             every_byte = rng.random() < 0.15
             if not text:

@@ -18,6 +18,7 @@ import engine.softmax
 from engine.positions import Rows
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
+from tests.beams import score
 from tests.oracle import encode_closed, evaluated, targets, truth, with_all_bytes
 from tests.pairs import STUDENT, Pair, cases, path_of, random_pair
 from tests.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, completions, random_text, strings, toy
@@ -56,15 +57,7 @@ def test_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
             assert nodes <= evaluated(reader, case.text, chars, given, list(wanted))[0], case
             alien += 1
             continue
-        brute = targets(
-            pair.teacher,
-            pair.student,
-            case.table,
-            case.text,
-            case.bos,
-            every_byte=case.every_byte,
-            along_text=pair.along_text,
-        )
+        brute = targets(pair.teacher, pair.student, case.table, case.text, case.bos, every_byte=case.every_byte)
         for k, target in enumerate(brute):
             total = 0.0 if target is None else target.mass.sum()
             assert bool(rows.scored[k]) == (total > 0), (str(case), k)
@@ -148,8 +141,9 @@ def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
 
 
 def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callable[[str, object], None]):
-    """Truth by enumerating whole texts of a masked teacher: inside the certified interval for every student token."""
-    rng, distances, widths, positions = random.Random(3), [], [], 0
+    """Truth by enumerating whole texts of a masked teacher: inside the certified interval for every student token, at
+    depth 0 and when leaves are split."""
+    rng, distances, widths, beamed, positions = random.Random(3), [], [], [], 0
     for number in range(60 * EFFORT):
         chars = rng.choice(
             (("a", "b"), ("a", " "), ("a", "b", " "), ("a", " ", "1"), ("a", " ", "\u00e9"), ("'", "s", " "))
@@ -166,7 +160,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
             )
             for i, style in enumerate(styles)
         ]
-        pair = Pair(sides[0], sides[1], tuple(sorted({*chars, " "})), along_text=rng.random() < 0.5)
+        pair = Pair(sides[0], sides[1], tuple(sorted({*chars, " "})))
         table = TableTeacher(pair.teacher, pair.chars, number, masked=True, sharp=5.0)
         text = table.sample(rng, 6)
         if not text:
@@ -177,7 +171,8 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
         except BadDocument:
             continue
         rows, boundaries = pair.emit([doc], table)[STUDENT], doc.sides[STUDENT].boundaries
-        brute = targets(pair.teacher, pair.student, table, text, (pair.teacher.bos_id,), along_text=pair.along_text)
+        beam = score(pair, [doc], table, budget=4, tolerance=0.01).rows[STUDENT]
+        brute = targets(pair.teacher, pair.student, table, text, (pair.teacher.bos_id,))
         assert boundaries is not None
         for k, target in enumerate(brute):
             bounds = truth(pair.student, table, text, k, budget=300, slack=0.02)
@@ -207,13 +202,21 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
             assert (floor <= q + 1e-9).all() and (q <= ceiling + 1e-9).all(), where
             assert (abs(q - (low + high) / 2) <= rows.err[k] + (high - low) / 2 + 1e-9).all(), where
             distances.append(abs(q - low / low.sum()).sum() / 2)
+            if beam.scored[k]:
+                split = probabilities(beam, k, pair.student.size)
+                assert (abs(split - (low + high) / 2) <= beam.err[k] + (high - low) / 2 + 1e-9).all(), where
+                assert beam.err[k] <= rows.err[k] + 1e-9, where
+                beamed.append(abs(split - low / low.sum()).sum() / 2)
             widths.append(float(rows.err[k]))
             positions += 1
-    mean = float(np.mean(distances))
+    mean, after = float(np.mean(distances)), float(np.mean(beamed))
     record_property("mean total variation to the truth", mean)
-    print(f"{positions} positions: mean total variation {mean:.4f}, mean certified width {np.mean(widths):.4f}")
+    print(
+        f"{positions} positions: mean total variation {mean:.4f}, split {after:.4f}, mean width {np.mean(widths):.4f}"
+    )
     assert positions >= 60
-    assert np.min(widths) < 0.05 and mean < 0.06  # neither vacuous intervals nor a wild estimate
+    assert np.min(widths) < 0.05 and mean < 0.12  # neither vacuous intervals nor a wild estimate
+    assert after < 0.05 and after < mean / 2
 
 
 def test_the_same_tokenizer_gives_the_teachers_own_distribution(tmp_path: Path):
