@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from engine.chat_files import chat_templates
 from engine.chat_template import ASSISTANT, ChatTemplate, Rendering
 from engine.columns import Message
-from engine.lines import Line, LineMaker
+from engine.lines import Line, LineMaker, Talk
+from engine.specials import prefix_behind_special, special_pattern, with_specials
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument, RunFileError
 from schemas.runfile import RunConfig
@@ -43,15 +44,9 @@ class ChatSide:
     def make(cls, template: ChatTemplate, vocabulary: Vocabulary) -> ChatSide:
         """Finds out, on a small conversation, how the template leads into an assistant's content and what ends it: the
         special that it writes right behind the content, else the tokenizer's end token."""
-        marked = {bare: _with_specials(vocabulary.bare if bare else vocabulary) for bare in (False, True)}
-        names = [s for i in vocabulary.specials if (s := vocabulary.tokenizer.id_to_token(i)) and _added(vocabulary, i)]
-        special = re.compile("|".join(sorted(map(re.escape, names), key=len, reverse=True))) if names else None
-        behind = False
-        if names and vocabulary.prefix_bytes:
-            ids = marked[False].encode(names[0] + "a", add_special_tokens=False).ids
-            said = b"".join(vocabulary.token_bytes[i] or b"" for i in ids)
-            behind = said == vocabulary.prefix_bytes + b"a"
-        side = cls(template, vocabulary, vocabulary, marked, special, behind)
+        marked = {bare: with_specials(vocabulary.bare if bare else vocabulary) for bare in (False, True)}
+        behind = prefix_behind_special(vocabulary)
+        side = cls(template, vocabulary, vocabulary, marked, special_pattern(vocabulary), behind)
         rendered = template.render(_PROBE)
         joined = side._join(rendered.frames[1], "b", first=False)[1]
         ends = side.frame_ids(rendered.frames[2], first=False)[:1]
@@ -67,14 +62,13 @@ class ChatSide:
         for i, asked in enumerate(scored):
             if asked:
                 self.template.check_history(messages, i, made)
-        maker, shift = LineMaker(), 0
+        maker, shift, said = LineMaker(), 0, 0  # bytes of the messages before; where the content before ended
         contents = [m.content[start:stop] for m, (start, stop) in zip(messages, made.spans, strict=True)]
         for i, message in enumerate(messages):
             lead = len(message.content[: made.spans[i][0]].encode())
             frame, vocabulary = self._join(made.frames[i], contents[i], first=not i)
-            self._frame(maker, frame, shift, first=not i)
-            if lead and maker.ends:
-                maker.ends[-1] = shift + lead  # white space that the template stripped belongs to the template's side
+            maker.context(self.frame_ids(frame, first=not i), said)
+            maker.reach(shift + lead)  # white space that the template stripped belongs to its own text
             ids, ends = vocabulary.encode(contents[i]) if contents[i] else ([], [])
             if not scored[i]:
                 maker.text(ids, ends, shift + lead)
@@ -86,15 +80,13 @@ class ChatSide:
                         "an assistant's, so that the tokenizer's space before it is there once and not the other time",
                     )
                 maker.part(ids, ends, shift + lead, closed=end and self._is_closed(made, i))
+            said = shift + lead + len(contents[i].encode())
             shift += len(message.content.encode())
-        self._frame(maker, made.frames[-1], shift, first=False)
+        maker.context(self.frame_ids(made.frames[-1], first=False), said)
         return maker.made(), [span for span, asked in zip(made.spans, scored, strict=True) if asked]
 
     def _is_closed(self, made: Rendering, i: int) -> bool:
         return self.frame_ids(made.frames[i + 1], first=False)[:1] == [self.vocabulary.eos_id]
-
-    def _frame(self, maker: LineMaker, frame: str, shift: int, *, first: bool) -> None:
-        maker.context(self.frame_ids(frame, first=first), shift)
 
     def frame_ids(self, frame: str, *, first: bool) -> list[int]:
         """Tokens of template text. first: it opens the conversation; else a content stands before it."""
@@ -118,26 +110,6 @@ class ChatSide:
         if frame.endswith(" "):
             return frame[:-1], self.full
         return frame, self.full.bare
-
-
-def _with_specials(vocabulary: Vocabulary) -> Tokenizer:
-    """A copy of the tokenizer that takes special strings for specials."""
-    tokenizer = Tokenizer.from_str(vocabulary.tokenizer.to_str())
-    tokenizer.encode_special_tokens = False
-    return tokenizer
-
-
-def _added(vocabulary: Vocabulary, token_id: int) -> bool:
-    return token_id in vocabulary.tokenizer.get_added_tokens_decoder()
-
-
-@dataclass(frozen=True, slots=True)
-class Talk:
-    """A conversation as all products see it. texts: what is scored, one per scored message. lines: per product, and of the
-    teacher in any case."""
-
-    texts: list[str]
-    lines: dict[str, Line]
 
 
 def chat_sides(run: RunConfig, vocabularies: dict[str, Vocabulary]) -> dict[str, ChatSide]:

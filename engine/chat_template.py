@@ -101,9 +101,7 @@ class ChatTemplate:
         for i, mark in enumerate(marks):
             if marked.count(mark) != 1:
                 times = "drops" if mark not in marked else "repeats"
-                raise BadDocument(
-                    "template_alters_content", f"{self.where}: its chat template {times} message {i + 1}"
-                )
+                raise BadDocument("template_alters_content", f"{self.where}: its chat template {times} message {i + 1}")
         places = [marked.index(mark) for mark in marks]
         if places != sorted(places):
             raise BadDocument("template_alters_content", f"{self.where}: its chat template reorders the messages")

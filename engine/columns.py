@@ -1,4 +1,4 @@
-"""From a record's columns to a text or a conversation, and a name: which columns the run file asks for, and what is wrong with them.
+"""From a record's columns to a text or a conversation, and a name: which columns are asked for, and what is wrong with them.
 
 raw record (a JSON object, an Arrow row) -> Columns -> Record(row, place, doc_id, text) or Record(..., problem)
 """
@@ -120,9 +120,7 @@ class Columns:
 
     def of_arrow(self, row: int, batch: pa.RecordBatch) -> Iterator[Record]:
         """Records from Arrow rows; `row` is the number of the first one in its file."""
-        values = {
-            name: (_nested if name == self.messages else _values)(batch.column(name)) for name in self.names
-        }
+        values = {name: (_nested if name == self.messages else _values)(batch.column(name)) for name in self.names}
         for offset in range(batch.num_rows):
             item = {name: column[offset] for name, column in values.items()}
             yield self._of_mapping(row + offset, f"row {row + offset}", item)

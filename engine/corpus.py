@@ -197,9 +197,7 @@ def _documents(records: Iterator[Record], unit: Unit, file: CorpusFile) -> list[
         if doc_id in seen and problem is None:
             problem = Problem("duplicate_id", f"the id {doc_id!a} occurred before in unit {unit.index}")
         if problem is None:
-            documents.append(
-                Document(doc_id, doc_row, record.text, file.label, record.place, messages=record.messages)
-            )
+            documents.append(Document(doc_id, doc_row, record.text, file.label, record.place, messages=record.messages))
         else:
             told = (problem.reason, problem.detail)
             documents.append(Document(fallback, doc_row, "", file.label, record.place, told))

@@ -40,6 +40,15 @@ class Line:
     parts: list[Stretch]
 
 
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A document in parts, as all products see it. texts: what is scored, one per part. lines: per product, and of the teacher
+    in any case."""
+
+    texts: list[str]
+    lines: dict[str, Line]
+
+
 @dataclass(slots=True)
 class LineMaker:
     """Puts a line together from left to right; `ids` and `ends` so far may be read."""
@@ -52,6 +61,12 @@ class LineMaker:
         """Tokens that are no text of the document; `end`: bytes of the document's text before them."""
         self.ids += ids
         self.ends += [end] * len(ids)
+
+    def reach(self, end: int) -> None:
+        """Let the last token end at this byte, unless it belongs to a part."""
+        part = self.parts[-1] if self.parts else Stretch(0, 0, False)
+        if len(self.ids) > part.stop + part.closed:
+            self.ends[-1] = end
 
     def text(self, ids: list[int], ends: list[int], shift: int) -> None:
         """Tokens of a text that begins at byte `shift` of the document's text and is not scored."""
@@ -68,7 +83,9 @@ class LineMaker:
         """The line; IdentityError when an end has no token."""
         for part in self.parts:
             if part.stop + part.closed > len(self.ids):
-                raise IdentityError(f"lines: the end of part {part} lies outside the {len(self.ids)} tokens of its line")
+                raise IdentityError(
+                    f"lines: the end of part {part} lies outside the {len(self.ids)} tokens of its line"
+                )
         return Line(np.array(self.ids, np.int64), np.array(self.ends, np.int64), self.parts)
 
 

@@ -25,6 +25,7 @@ from engine.chat_files import template_text
 from engine.corpus import CorpusScan
 from engine.expansion import BYTES_END
 from engine.regime import check_tokenizers
+from engine.specials import check_borders
 from engine.vocab import Vocabulary, load_vocabulary
 from engine.vocab_file import TOKENIZER_PATTERNS
 from schemas.errors import TeacherError
@@ -171,6 +172,8 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
     if chat:  # a content is read without the tokenizer's prefix where template text stands before it
         teacher = chat["teacher"].vocabulary
         students = {product: chat[product].vocabulary for product in students}
+    if run.corpus.specials == "boundary":
+        check_borders({"teacher": teacher, **students})
     regimes = check_tokenizers(run, teacher, students)
     products = {}
     if run.targets.teacher:

@@ -28,13 +28,14 @@ from engine.evaluate import hidden_states
 from engine.exact import exact_side
 from engine.exact_rows import Refinement
 from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
-from engine.lines import Line
+from engine.lines import Talk
 from engine.positions import Rows
 from engine.prune import Pruner
 from engine.pushforward import PushForward
 from engine.regime import bos_of, regimes_of
 from engine.rows import flat
 from engine.rules import RuleBook, TeacherTokens
+from engine.specials import SpecialBorders
 from engine.split import build_splitter
 from engine.tables import Work, first_parts, table_of
 from engine.teacher import load_teacher
@@ -80,8 +81,8 @@ class Scorer:
             for s in run.student
         }
         self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=self.vocabulary.eos_id)
-        self.bos = bos_of(run, self.vocabulary)
         self.chat = chat_sides(run, {TEACHER: self.vocabulary, **self.students})
+        self.bos = () if self.chat else bos_of(run, self.vocabulary)  # a conversation's BOS is its template's
         if self.chat:  # from here on a text is a content, and its end the end of a turn
             self.vocabulary = self.chat[TEACHER].vocabulary
             self.students = {product: self.chat[product].vocabulary for product in self.students}
@@ -89,6 +90,11 @@ class Scorer:
             self.teacher = replace(self.teacher, end_ids=tuple(dict.fromkeys(ends)))
         self.regimes = regimes_of(run, self.vocabulary, self.students)
         self._build()
+        self.borders: SpecialBorders | None = None
+        if run.corpus.specials == "boundary":
+            sides, ends = {TEACHER: self.vocabulary, **self.students}, self.teacher.end_ids
+            end, given = run.targets.end, bool(self.bos)
+            self.borders = SpecialBorders.make(sides, ends, end=end, given=given, bytes_end=BYTES_END)
         if self.chat:
             self.emitter = replace(self.emitter, joined=self._joined_ends())
 
@@ -188,19 +194,22 @@ class Scorer:
             raise BadDocument(*document.problem)
         if self.chat:
             return self._conversation(document)
+        talk = None if self.borders is None else self.borders.parts(document.text)
+        if talk is not None:
+            return self._in_parts(document, talk)
         return Work(document, [self._prepare(document)])
 
     def _conversation(self, document: Document) -> Work:
         """One part per scored message; what stands before it, as the teacher's own template writes it, is given."""
         targets, roles = self.run.targets, self.run.corpus.roles
         talk = seen_by(self.chat, document.messages, roles, end=targets.end, bytes_end=BYTES_END)
-        return self._in_parts(document, talk.texts, talk.lines)
+        return self._in_parts(document, talk)
 
-    def _in_parts(self, document: Document, texts: list[str], lines: dict[str, Line]) -> Work:
-        """lines: of the teacher, and of every product."""
-        parts = []
-        for i, text in enumerate(texts):
-            given = lines[TEACHER].ids[: lines[TEACHER].parts[i].begin]
+    def _in_parts(self, document: Document, talk: Talk) -> Work:
+        """Each part behind what the teacher has read before it."""
+        parts, lines = [], talk.lines
+        for i, text in enumerate(talk.texts):
+            given = np.array([*self.bos, *lines[TEACHER].ids[: lines[TEACHER].parts[i].begin]], np.int64)
             closed = {product: lines[product].parts[i].closed for product in self._products()}
             part = self._see(text, tuple(given.tolist()), closed)
             self._refuse_long(part)
@@ -219,7 +228,9 @@ class Scorer:
             windows_of(part.tree, max_length=self.teacher.max_length, overlap=self.run.teacher.overlap)
         except ValueError as error:
             given = part.tree.given + 1
-            raise BadDocument("prompt_too_long", f"{given} teacher tokens stand before a scored part: {error}") from error
+            raise BadDocument(
+                "prompt_too_long", f"{given} teacher tokens stand before a scored part: {error}"
+            ) from error
 
     def _prepare(self, document: Document) -> Prepared:
         """Tokens, tree and boundaries of one document. Raises BadDocument."""
