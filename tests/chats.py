@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -85,7 +86,7 @@ def chat_teacher(folder: Path, style: str, *, ends: Sequence[str] = (), template
     spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     model.resize_token_embeddings(max(ids.values()) + 1, mean_resizing=False)
     with torch.no_grad():  # the specials must have mass that can be seen
         model.get_input_embeddings().weight[2046:] = 0.3 * torch.randn(max(ids.values()) + 1 - 2046, 128)

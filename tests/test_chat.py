@@ -85,7 +85,7 @@ def row_of(table: pa.Table, row: int = 0) -> dict[str, Any]:
     return table.slice(row, 1).to_pylist()[0]
 
 
-def spelled(vocabulary: Vocabulary | None, ids: Sequence[int]) -> bytes:
+def spelled(vocabulary: Vocabulary | None, ids: Sequence[int] | np.ndarray) -> bytes:
     """Text of tokens; specials as nothing."""
     if vocabulary is None:
         return bytes(i for i in ids if i < 256)
