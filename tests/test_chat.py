@@ -308,3 +308,20 @@ def test_without_ends_only_contents_are_scored(folder: Path, chatml: Scorer) -> 
         assert spelled(vocabulary_of(ready, product), np.array(row["token_ids"])[at]).decode() == TALK[1].content + "9"
         assert not (np.array(row["flags"]) & FLAG_END).any()
         assert (np.array(row["flags"])[at] & FLAG_EXACT != 0).all()
+
+
+def test_a_content_longer_than_the_context_is_read_in_windows_behind_its_prompt(folder: Path, chatml: Scorer) -> None:
+    ready = scorer(folder / "t", {"sub": folder / "sub"}, end=True)
+    long = "Anna has 3 apples and buys 4 more. " * 60
+    unit = ready.score_unit([document((TALK[0], Message("assistant", long)))])
+    assert not unit.quarantine
+    own = row_of(unit.products[TEACHER])
+    assert len(own["token_ids"]) > ready.teacher.max_length
+    at = np.flatnonzero(own["scored"])
+    assert spelled(ready.vocabulary, np.array(own["token_ids"])[at]) == long.encode()
+    begin, stop = int(at[0]), 400  # inside the first window nothing changes
+    with torch.inference_mode():
+        logits = ready.teacher.model(torch.tensor([own["token_ids"][:stop]])).logits[0].double()
+    logp = logits[:, : ready.vocabulary.size].log_softmax(-1).numpy()
+    gold = logp[np.arange(begin - 1, stop - 1), own["token_ids"][begin:stop]]
+    np.testing.assert_allclose(own["gold_logp"][begin:stop], gold, atol=1e-3)
