@@ -101,8 +101,7 @@ class Scorer:
     def _joined_ends(self) -> dict[str, JoinedEnds]:
         """In a conversation the teacher's ends are one event for every student, also for one with its tokenizer."""
         ends = [i for i in self.teacher.end_ids if i in self.vocabulary.specials]
-        same = [product for product, regime in self.regimes.items() if regime == "same"]
-        found = {product: self.students[product].eos_id for product in same}
+        found = {p: self.students[p].eos_id for p, regime in self.regimes.items() if regime == "same"}
         return {product: JoinedEnds(ends, end) for product, end in found.items() if end is not None}
 
     def _build(self) -> None:
@@ -201,8 +200,8 @@ class Scorer:
 
     def _conversation(self, document: Document) -> Work:
         """One part per scored message; what stands before it, as the teacher's own template writes it, is given."""
-        targets, roles = self.run.targets, self.run.corpus.roles
-        talk = seen_by(self.chat, document.messages, roles, end=targets.end, bytes_end=BYTES_END)
+        end, roles = self.run.targets.end, self.run.corpus.roles
+        talk = seen_by(self.chat, document.messages, roles, end=end, bytes_end=BYTES_END)
         return self._in_parts(document, talk)
 
     def _in_parts(self, document: Document, talk: Talk) -> Work:

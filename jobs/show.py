@@ -155,7 +155,8 @@ def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
             cover = _covering(theirs, start, end, is_end)
             beside = next((j for j in cover if theirs.starts_T[j] == start), None)
             cells.append(escape(" | ".join(theirs.token(theirs.row["token_ids"][j]) for j in cover)))
-            cells.append("[dim]inside a teacher token[/]" if beside is None else theirs.best(beside, top))
+            inside = "[dim]inside a teacher token[/]" if cover else ""  # a template's own tokens cover no text
+            cells.append(inside if beside is None else theirs.best(beside, top))
         cells.append(ours.best(i, top))
         if row["scored"][i]:
             cells += [f"{np.exp(row[name][i]):.4f}" for name in ("gold_logp", "tail_logp")]
