@@ -3,7 +3,7 @@
 What there is to do:
   corpus       files -> work units -> documents
   records      the records of one file: jsonl, json, parquet, text, compressed or not
-  columns      one record -> text and name, or a problem
+  columns      one record -> text or conversation, and name, or a problem
   hub          a Hugging Face dataset as a corpus file
   plan         everything that changes the answer -> fingerprint
   regime       what the run file asks for against what the tokenizers allow
@@ -11,6 +11,11 @@ What there is to do:
 Tokenizers, and what they allow (docs/design.md, section 2):
   vocab_file   tokenizer.json, checked; what is not exact BPE is refused
   vocab        a tokenizer as bytes
+  chat_files   which chat template a side has
+  chat_template  a conversation -> what one side sees, and where each content lies in it
+  lines        a document scored in parts: one side's tokens from end to end
+  chat         a conversation as every side's line of tokens
+  specials     special tokens inside a text as borders of parts
   bpe          derivations, canonical pairs, encodings of all prefixes
   pattern      the pre-tokenizer's pattern, with note of whether a match looked past the end
   split        where a text is cut, and which cuts no continuation can move
@@ -46,6 +51,7 @@ From teacher to student (section 4); "exact" for students that refine the teache
   fast_rows    fast: probability rows -> rows of the student
   positions    masses of a position -> top-k, tail, gold, shares
   emit         hidden states -> rows of every product, chunk by chunk
+  tables       rows of a group -> tables, parts put back into their documents
   score        a unit of documents -> tables: the whole engine as one function
 
 On disk (docs/format.md):

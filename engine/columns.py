@@ -1,4 +1,4 @@
-"""From a record's columns to a text and a name: which columns the run file asks for, and what is wrong with them.
+"""From a record's columns to a text or a conversation, and a name: which columns are asked for, and what is wrong with them.
 
 raw record (a JSON object, an Arrow row) -> Columns -> Record(row, place, doc_id, text) or Record(..., problem)
 """
@@ -9,6 +9,7 @@ import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -26,6 +27,13 @@ class Problem:
     detail: str
 
 
+class Message(NamedTuple):
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record of a file. `doc_id` is None where no column names it; `text` is "" and `n_bytes` 0 with a problem."""
@@ -36,6 +44,7 @@ class Record:
     text: str
     n_bytes: int  # of `text` in UTF-8
     problem: Problem | None
+    messages: tuple[Message, ...] = ()  # of a conversation; `text` is then their contents put together
 
     @classmethod
     def bad(cls, row: int, place: str, problem: Problem) -> Record:
@@ -43,11 +52,13 @@ class Record:
         return cls(row, place, None, "", 0, problem)
 
     @classmethod
-    def good(cls, row: int, place: str, doc_id: str | None, text: str, n_bytes: int) -> Record:
+    def good(
+        cls, row: int, place: str, doc_id: str | None, text: str, n_bytes: int, messages: tuple[Message, ...] = ()
+    ) -> Record:
         """A record with a text, unless it is white space only."""
         if not text.strip():
             return cls.bad(row, place, Problem("empty_text", f"{len(text)} characters, all white space"))
-        return cls(row, place, doc_id, text, n_bytes, None)
+        return cls(row, place, doc_id, text, n_bytes, None, messages)
 
 
 class NotText:
@@ -67,15 +78,19 @@ def decode(raw: bytes) -> str | Problem:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the run file takes from a record: `pieces` are (literal text, column or None), joined; `id` names it."""
+    """What the run file takes from a record: `pieces` are (literal text, column or None), joined; `id` names it.
+    messages: the column of a conversation, instead of pieces."""
 
     pieces: tuple[tuple[str, str | None], ...]
     numbers: bool  # whether whole numbers count as text: in a template, not in a text column
     id: str | None
+    messages: str | None = None
 
     @classmethod
     def of(cls, config: CorpusConfig) -> Columns:
-        """From [corpus] text or template, and id."""
+        """From [corpus] text, template or messages, and id."""
+        if config.messages is not None:
+            return cls((), False, config.id, config.messages)
         if config.template is None:
             return cls((("", config.text),), False, config.id)
         pieces = tuple((words, name) for words, name, _, _ in string.Formatter().parse(config.template))
@@ -84,7 +99,8 @@ class Columns:
     @property
     def names(self) -> tuple[str, ...]:
         """The columns needed, without repetition."""
-        used = [name for _, name in self.pieces if name is not None] + ([] if self.id is None else [self.id])
+        used = [name for _, name in self.pieces if name is not None]
+        used += [name for name in (self.messages, self.id) if name is not None]
         return tuple(dict.fromkeys(used))
 
     def check(self, present: list[str], where: str) -> None:
@@ -93,7 +109,7 @@ class Columns:
         if wrong:
             raise CorpusError(
                 f"{where}: got the columns {_listed(present)}; wanted {_listed(wrong)} once, as the run file says. "
-                f"Correct [corpus] text, template or id."
+                f"Correct [corpus] text, template, messages or id."
             )
 
     def of_object(self, row: int, place: str, item: object) -> Record:
@@ -104,7 +120,7 @@ class Columns:
 
     def of_arrow(self, row: int, batch: pa.RecordBatch) -> Iterator[Record]:
         """Records from Arrow rows; `row` is the number of the first one in its file."""
-        values = {name: _values(batch.column(name)) for name in self.names}
+        values = {name: (_nested if name == self.messages else _values)(batch.column(name)) for name in self.names}
         for offset in range(batch.num_rows):
             item = {name: column[offset] for name, column in values.items()}
             yield self._of_mapping(row + offset, f"row {row + offset}", item)
@@ -116,6 +132,12 @@ class Columns:
             if isinstance(value, Problem):
                 return Record.bad(row, place, value)
             text += [words, value]
+        messages: tuple[Message, ...] = ()
+        if self.messages is not None:
+            found = _messages(item, self.messages)
+            if isinstance(found, Problem):
+                return Record.bad(row, place, found)
+            messages, text = found, [message.content for message in found]
         joined = "".join(text)
         n_bytes = len(joined.encode("utf-8"))
         doc_id = None if self.id is None else _text(item, self.id, numbers=True)
@@ -123,7 +145,7 @@ class Columns:
             return Record.bad(row, place, doc_id)
         if doc_id == "":
             return Record.bad(row, place, Problem("not_text", f"column {json.dumps(self.id)} is empty, wanted a name"))
-        return Record.good(row, place, doc_id, joined, n_bytes)
+        return Record.good(row, place, doc_id, joined, n_bytes, messages)
 
 
 def _text(item: Mapping[str, object], name: str, *, numbers: bool) -> str | Problem:
@@ -147,6 +169,52 @@ def _text(item: Mapping[str, object], name: str, *, numbers: bool) -> str | Prob
     return Problem("not_text", f"column {json.dumps(name)} is {_kind(value)}, wanted text")
 
 
+def _messages(item: Mapping[str, object], name: str) -> tuple[Message, ...] | Problem:
+    """The conversation in column `name`. Keys beside role and content are refused where they hold anything: a template might
+    write them (tool calls, reasoning), and what it writes of them could not be told from its own text."""
+    if name not in item:
+        return Problem("missing_column", f"no column {json.dumps(name)}; got {_listed(list(item))}")
+    found, where = item[name], f"column {json.dumps(name)}"
+    if not isinstance(found, list) or not found:
+        what = "an empty list" if found == [] else _kind(found)
+        return Problem("not_messages", f"{where} is {what}, wanted a list of objects with role and content")
+    out = []
+    for number, message in enumerate(found, start=1):
+        place = f"{where}, message {number}"
+        if not isinstance(message, dict):
+            return Problem("not_messages", f"{place} is {_kind(message)}, wanted an object with role and content")
+        more = [key for key, value in message.items() if key not in Message._fields and value not in (None, "", [], {})]
+        if more:
+            return Problem("not_messages", f"{place} has {_listed(more)}, wanted role and content only")
+        parts = [_text(message, key, numbers=False) for key in Message._fields]
+        for key, part in zip(Message._fields, parts, strict=True):
+            if isinstance(part, Problem):
+                if part.reason == "invalid_utf8":
+                    return Problem(part.reason, f"{place}: {part.detail}")
+                got = "missing" if key not in message else _kind(message[key])
+                return Problem("not_messages", f"{place}: {key} is {got}, wanted a text")
+        role, content = (part for part in parts if isinstance(part, str))
+        out.append(Message(role, content))
+    return tuple(out)
+
+
+def _nested(column: pa.Array) -> list[object]:
+    """Python values of an Arrow column of lists of objects; texts in it as bytes, as in `_values`."""
+    return column.cast(_with_bytes(column.type)).to_pylist()
+
+
+def _with_bytes(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.large_binary()
+    if pa.types.is_dictionary(kind):
+        return _with_bytes(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_with_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _with_bytes(field.type)) for field in kind])
+    return kind
+
+
 def _values(column: pa.Array) -> list[object]:
     """Python values of an Arrow column; texts as bytes, because Parquet does not promise that they are UTF-8."""
     if pa.types.is_dictionary(column.type):
@@ -166,10 +234,11 @@ def _values(column: pa.Array) -> list[object]:
 def _kind(value: object) -> str:
     if isinstance(value, NotText):
         return f"of type {value.kind}"
-    return {
+    names = {
         type(None): "null", bool: "true or false", int: "a number", float: "a number",
-        str: "a text", list: "a list", dict: "an object",
-    }[type(value)]  # fmt: skip
+        str: "a text", bytes: "a text", list: "a list", dict: "an object",
+    }  # fmt: skip
+    return names.get(type(value), f"of type {type(value).__name__}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import hub
-from engine.columns import Columns, Problem, Record
+from engine.columns import Columns, Message, Problem, Record
 from engine.records import Source, Span, read_records
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
@@ -38,6 +38,7 @@ class Document:
     source: str  # label of the file, see CorpusFile
     place: str  # "line 17" (from 1) or "row 17" (from 0) of the source
     problem: tuple[str, str] | None = None
+    messages: tuple[Message, ...] = ()  # of a conversation; `text` is then their contents put together
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,11 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
             if left == 0:
                 break
             source = Source.of(Path(path))
+            if config.messages is not None and source.kind == "text":
+                raise CorpusError(
+                    f"{path}: got plain text; wanted a file with the column {config.messages!r}, as [corpus] messages says. "
+                    f"Convert it to .jsonl, or remove messages."
+                )
             n_bytes, sha256 = _raw(path)
             with closing(read_records(source, columns, config.delimiter, [(0, left)])) as records:
                 rows, text_bytes = _cut(records, config, None)
@@ -191,7 +197,7 @@ def _documents(records: Iterator[Record], unit: Unit, file: CorpusFile) -> list[
         if doc_id in seen and problem is None:
             problem = Problem("duplicate_id", f"the id {doc_id!a} occurred before in unit {unit.index}")
         if problem is None:
-            documents.append(Document(doc_id, doc_row, record.text, file.label, record.place))
+            documents.append(Document(doc_id, doc_row, record.text, file.label, record.place, messages=record.messages))
         else:
             told = (problem.reason, problem.detail)
             documents.append(Document(fallback, doc_row, "", file.label, record.place, told))
@@ -225,7 +231,8 @@ def _cut(records: Iterable[Record], config: CorpusConfig, digest: hashlib._Hash 
             total += record.n_bytes
             if digest is not None:
                 reason = record.problem.reason if record.problem else ""
-                for part in (record.doc_id or "", record.text, reason):
+                said = [part for message in record.messages for part in message]
+                for part in (record.doc_id or "", record.text, reason, *said):
                     raw = part.encode("utf-8")
                     digest.update(len(raw).to_bytes(8, "big") + raw)
             yield record.n_bytes

@@ -7,7 +7,7 @@ Every product takes its share of each chunk; `positions` keeps what is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,29 @@ from schemas.target import FLAG_EXACT, FLAG_NO_MASS
 
 @dataclass(slots=True)
 class Side:
-    """One product's view of one document: token ids [n] and their byte ends in the text, the closing end included, and
-    how its rows are made: boundaries (fast), exact pairs, or neither for the teacher's own tokens."""
+    """One product's view of one document: token ids [n] and their byte ends in the text, the closing end included (if it is
+    `closed`), and how its rows are made: boundaries (fast), exact pairs, or neither for the teacher's own tokens."""
 
     ids: np.ndarray
     ends: np.ndarray
     boundaries: list[Boundary] | None = None
     exact: ExactSide | None = None
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedEnds:
+    """The teacher's ids that end a turn, and the one of them (or another special) that stands for all."""
+
+    ids: list[int]
+    end_id: int
+
+    def joined(self, prob: torch.Tensor) -> torch.Tensor:
+        """A copy of probability rows [R, Vt] with the mass of all ends on one id."""
+        out = prob.clone()
+        out[:, self.ids] = 0.0
+        out[:, self.end_id] = prob[:, self.ids].sum(1)
+        return out
 
 
 @dataclass(slots=True)
@@ -64,6 +80,7 @@ class Emitter:
     exact: dict[str, Refinement]
     canonical: CanonicalNext | None = None
     masked: bool = False
+    joined: dict[str, JoinedEnds] = field(default_factory=dict)  # products of the teacher's own tokens with one end
 
     @torch.inference_mode()
     def emit(self, docs: list[Prepared], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, Rows]:
@@ -91,7 +108,7 @@ class Emitter:
                 boundaries = [s.boundaries for s in sides if s.boundaries is not None]
                 takers.append(FastRows(product, self.fast[product], softmax, boundaries, out))
             else:
-                takers.append(TeacherRows(product, softmax, out))
+                takers.append(TeacherRows(product, softmax, out, self.joined.get(product)))
         for chunk in softmax.run(hidden_ND, logits):
             for taker in takers:
                 taker.take(chunk)
@@ -101,14 +118,15 @@ class Emitter:
 
 
 class TeacherRows:
-    """The teacher's own distributions along the trunk: exact by definition."""
+    """The teacher's own distributions along the trunk: exact by definition. joined: its ends as one event."""
 
-    def __init__(self, product: str, softmax: Softmax, rows: Rows) -> None:
-        self.product, self.softmax, self.rows = product, softmax, rows
+    def __init__(self, product: str, softmax: Softmax, rows: Rows, joined: JoinedEnds | None = None) -> None:
+        self.product, self.softmax, self.rows, self.joined = product, softmax, rows, joined
         self.row_of = np.full(len(softmax.chunk_of), -1, np.int64)  # context -> the position that it predicts
         for i, tree in enumerate(softmax.group.trees):
             trunk = np.asarray(tree.trunk, np.int64)
-            before = np.concatenate([np.asarray(tree.parent, np.int64)[trunk[:1]], trunk])  # of each token and the end
+            first = np.asarray(tree.parent, np.int64)[trunk[:1]] if len(trunk) else np.array([tree.given])
+            before = np.concatenate([first, trunk])  # of each token and the end
             count = rows.start[i + 1] - rows.start[i]
             here = before[:count] >= 0
             self.row_of[softmax.base[i] + before[:count][here]] = rows.start[i] + np.flatnonzero(here)
@@ -127,6 +145,8 @@ class TeacherRows:
         at = self.row_of[nodes]
         whole = len(picked) == len(chunk.nodes)
         prob = chunk.prob if whole else chunk.prob[torch.from_numpy(picked).to(chunk.prob.device)]
+        if self.joined is not None:
+            prob = self.joined.joined(prob)
         rows.write(self.product, at, prob, mass[picked])
         rows.err[at] = 0.0
         rows.noncanonical_mass[at] = softmax.noncanonical[nodes]

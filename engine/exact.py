@@ -91,6 +91,7 @@ def _agrees(
     theirs = expansion.unit[np.repeat(expansion.start[token[flat]], sizes) + step]
     same = theirs == unit_n[np.repeat(begin[flat], sizes) + step]
     ok[np.repeat(flat, sizes)[~same]] = False
+    ok[: int(tree.trunk[0]) if len(tree.trunk) else tree.given + 1] = True  # given tokens are none of the text
     while True:  # a context agrees when its parent does; branches are a few tokens deep
         spoilt = ok & (parent >= 0) & ~ok[np.maximum(parent, 0)]
         if not spoilt.any():

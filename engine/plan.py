@@ -20,10 +20,14 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from engine.chat import ChatSide, chat_sides
+from engine.chat_files import template_text
 from engine.corpus import CorpusScan
 from engine.expansion import BYTES_END
 from engine.regime import check_tokenizers
+from engine.specials import check_borders
 from engine.vocab import Vocabulary, load_vocabulary
+from engine.vocab_file import TOKENIZER_PATTERNS
 from schemas.errors import TeacherError
 from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
 from schemas.runfile import RunConfig
@@ -38,12 +42,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks for them
 _PLACES = {
-    "teacher": ("model", "tokenizer", "revision"),
-    "student": ("tokenizer", "revision"),
+    "teacher": ("model", "tokenizer", "revision", "chat_template"),
+    "student": ("tokenizer", "revision", "chat_template"),
     "corpus": ("paths", "dataset", "name", "split", "revision"),
 }
-_HUB_TOKENIZER_FILES = ["*.json", "*.model", "*.txt"]
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "pytorch_model*.bin"]
+_HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
 
 
 def teacher_folder(run: RunConfig) -> Path:
@@ -165,12 +168,20 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
             where=f"[[student]] {student.name}",
         )
         hashes_of[product] = students[product].content_hash
+    chat = chat_sides(run, {"teacher": teacher, **students})
+    if chat:  # a content is read without the tokenizer's prefix where template text stands before it
+        teacher = chat["teacher"].vocabulary
+        students = {product: chat[product].vocabulary for product in students}
+    if run.corpus.specials == "boundary":
+        check_borders({"teacher": teacher, **students})
     regimes = check_tokenizers(run, teacher, students)
     products = {}
     if run.targets.teacher:
-        products["teacher"] = _facts(run.teacher.tokenizer or run.teacher.model, teacher, "own", run)
+        products["teacher"] = _facts(
+            run.teacher.tokenizer or run.teacher.model, teacher, hashes_of["teacher"], "own", run
+        )
     for student, (product, vocabulary) in zip(run.student, students.items(), strict=True):
-        products[product] = _facts(student.tokenizer, vocabulary, regimes[product], run)
+        products[product] = _facts(student.tokenizer, vocabulary, hashes_of[product], regimes[product], run)
     if run.targets.bytes:
         products["bytes"] = _byte_facts(run)
     semantic = {
@@ -180,6 +191,8 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
         "vocabularies": hashes_of,
         "corpus": scan.semantic(),
     }
+    if chat:
+        semantic["chat_templates"] = {product: _seen(side) for product, side in chat.items()}
     units = [PlanUnit(**asdict(unit)) for unit in scan.units()]
     return Plan.make(semantic, units, products)
 
@@ -196,10 +209,16 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _facts(name: str, vocabulary: Vocabulary, regime: Regime, run: RunConfig) -> ProductFacts:
+def _seen(side: ChatSide) -> dict[str, Any]:
+    """What of a chat template changes the answer: its text, the strings that are put in, and the end that it writes."""
+    text = hashlib.sha256(side.template.text.encode()).hexdigest()
+    return {"sha256": text, "variables": side.template.variables, "end_id": side.vocabulary.eos_id}
+
+
+def _facts(name: str, vocabulary: Vocabulary, known: str, regime: Regime, run: RunConfig) -> ProductFacts:
     return ProductFacts(
         tokenizer=name,
-        tokenizer_hash=vocabulary.content_hash,
+        tokenizer_hash=known,
         vocab_size=vocabulary.size,
         top_k=run.targets.top_k,
         bos_id=vocabulary.bos_id,
@@ -228,13 +247,16 @@ def pin(run: RunConfig) -> RunConfig:
     which has fetched everything and has reported what cannot be had.
     """
     model, revision = _pin_one(run, run.teacher.model, run.teacher.revision, _HUB_FILES)
-    teacher = {"model": model, "revision": revision}
+    given = template_text(run, run.teacher.chat_template, "[teacher]")
+    teacher = {"model": model, "revision": revision, "chat_template": given}
     if run.teacher.tokenizer is not None:
         teacher["tokenizer"] = run.locate(run.teacher.tokenizer)
     students = []
     for student in run.student:
-        tokenizer, revision = _pin_one(run, student.tokenizer, student.revision, _HUB_TOKENIZER_FILES)
-        students.append(student.model_copy(update={"tokenizer": tokenizer, "revision": revision}))
+        tokenizer, revision = _pin_one(run, student.tokenizer, student.revision, TOKENIZER_PATTERNS)
+        given = template_text(run, student.chat_template, f"[[student]] {student.name}")
+        pinned = {"tokenizer": tokenizer, "revision": revision, "chat_template": given}
+        students.append(student.model_copy(update=pinned))
     return run.model_copy(update={"teacher": run.teacher.model_copy(update=teacher), "student": tuple(students)})
 
 

@@ -5,6 +5,7 @@ Letters: N positions of one product over a group of documents, J positions writt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,7 +85,8 @@ class Rows:
         self.ids[at_J, :k] = np.where(value > 0, ids, PAD_ID)
         self.scored[at_J] = True
 
-    def mark_ends(self) -> None:
-        """Set FLAG_END on the closing row of every document."""
-        for stop in self.start[1:]:
-            self.flags[stop - 1] |= FLAG_END
+    def mark_ends(self, closed: Sequence[bool]) -> None:
+        """Set FLAG_END on the last row of every document that has a row for its end."""
+        for stop, has_end in zip(self.start[1:], closed, strict=True):
+            if has_end:
+                self.flags[stop - 1] |= FLAG_END

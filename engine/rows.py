@@ -17,7 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.errors import IdentityError, OutputError
-from schemas.target import BYTE_STREAM_SPLIT_COLUMNS, FLAG_GIVEN, FLAG_NO_MASS, MANTISSA_BITS, PAD_ID, ROW_SCHEMA
+from schemas.target import (
+    BYTE_STREAM_SPLIT_COLUMNS,
+    FLAG_CONTEXT,
+    FLAG_GIVEN,
+    FLAG_NO_MASS,
+    MANTISSA_BITS,
+    PAD_ID,
+    ROW_SCHEMA,
+)
 
 MAX_GROUP_ROWS = 64
 """Documents per row group at most: the unit of streaming and of shuffling."""
@@ -195,8 +203,8 @@ def _problems(table: pa.Table, lengths: np.ndarray, k: int, vocab_size: int) -> 
     yield from first(
         ~scored_N & (live.any(1) | (gold_N > -np.inf)), "an unscored position has a distribution: {}", logps_NK
     )
-    given_N = (flat(table, "flags") & (FLAG_GIVEN | FLAG_NO_MASS)) != 0
-    yield from first(scored_N & given_N, "a given position (flag 8) is marked as scored")
+    unasked_N = (flat(table, "flags") & (FLAG_GIVEN | FLAG_NO_MASS | FLAG_CONTEXT)) != 0
+    yield from first(scored_N & unasked_N, "a given, empty or context position (flag 8, 32 or 64) is marked as scored")
     hit_NK = ids_NK == token_N[:, None]
     hit_N = hit_NK.any(1)
     stored_N = np.where(hit_N, logps_NK[np.arange(len(hit_N)), hit_NK.argmax(1)], gold_N)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,26 +21,32 @@ from engine.beam import Spending
 from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
 from engine.canonical import CanonicalNext
+from engine.chat import chat_sides, seen_by
 from engine.contexts import ContextBuilder
 from engine.corpus import Document
-from engine.emit import Emitter, Prepared, Side
+from engine.emit import Emitter, JoinedEnds, Prepared, Side
 from engine.evaluate import Open, hidden_states
 from engine.exact import exact_side
 from engine.exact_rows import Refinement
 from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
 from engine.leaves import LeafFinder
+from engine.lines import Talk
 from engine.outcomes import Outcomes
 from engine.positions import Rows
 from engine.prune import Pruner
 from engine.pushforward import PushForward
 from engine.regime import bos_of, regimes_of
+from engine.rows import flat
 from engine.rules import RuleBook, TeacherTokens
 from engine.sketch import Sketcher
+from engine.specials import SpecialBorders
 from engine.split import build_splitter
+from engine.tables import Work, first_parts, table_of
 from engine.teacher import load_teacher
 from engine.trie import Trie, build_trie
 from engine.vocab import load_vocabulary
 from engine.widen import Widener
+from engine.windows import windows_of
 from schemas.errors import BadDocument, IdentityError, TeacherError
 from schemas.runfile import RunConfig
 from schemas.target import ROW_SCHEMA
@@ -81,10 +87,29 @@ class Scorer:
             )
             for s in run.student
         }
-        self.regimes = regimes_of(run, self.vocabulary, self.students)
         self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=self.vocabulary.eos_id)
-        self.bos = bos_of(run, self.vocabulary)
+        self.chat = chat_sides(run, {TEACHER: self.vocabulary, **self.students})
+        self.bos = () if self.chat else bos_of(run, self.vocabulary)  # a conversation's BOS is its template's
+        if self.chat:  # from here on a text is a content, and its end the end of a turn
+            self.vocabulary = self.chat[TEACHER].vocabulary
+            self.students = {product: self.chat[product].vocabulary for product in self.students}
+            ends = (*self.teacher.end_ids, *([] if self.vocabulary.eos_id is None else [self.vocabulary.eos_id]))
+            self.teacher = replace(self.teacher, end_ids=tuple(dict.fromkeys(ends)))
+        self.regimes = regimes_of(run, self.vocabulary, self.students)
         self._build()
+        self.borders: SpecialBorders | None = None
+        if run.corpus.specials == "boundary":
+            sides, ends = {TEACHER: self.vocabulary, **self.students}, self.teacher.end_ids
+            end, given = run.targets.end, bool(self.bos)
+            self.borders = SpecialBorders.make(sides, ends, end=end, given=given, bytes_end=BYTES_END)
+        if self.chat:
+            self.emitter = replace(self.emitter, joined=self._joined_ends())
+
+    def _joined_ends(self) -> dict[str, JoinedEnds]:
+        """In a conversation the teacher's ends are one event for every student, also for one with its tokenizer."""
+        ends = [i for i in self.teacher.end_ids if i in self.vocabulary.specials]
+        found = {p: self.students[p].eos_id for p, regime in self.regimes.items() if regime == "same"}
+        return {product: JoinedEnds(ends, end) for product, end in found.items() if end is not None}
 
     def _build(self) -> None:
         vocabulary, teacher, targets = self.vocabulary, self.teacher, self.run.targets
@@ -158,7 +183,7 @@ class Scorer:
         stats: dict[str, float] = defaultdict(float)
         quarantine: list[dict[str, Any]] = []
         done: dict[str, list[pa.Table]] = {product: [] for product in self._products()}
-        group: list[tuple[Document, Prepared]] = []
+        group: list[Work] = []
 
         def flush() -> None:
             for scored, refused in self._score_group(group, stats):
@@ -170,18 +195,18 @@ class Scorer:
         nodes = 0
         for document in documents:
             try:
-                prepared = self._prepare(document)
+                work = self._work(document)
             except BadDocument as error:
                 quarantine.append(refusal(document, error.reason, error.detail))
                 continue
             except IdentityError as error:  # two stages disagree about this text: a bug, but of this document only
                 quarantine.append(refusal(document, "identity", str(error)))
                 continue
-            if group and nodes + len(prepared.tree.token) > 2 * self.run.teacher.batch_tokens:
+            if group and nodes + work.nodes > 2 * self.run.teacher.batch_tokens:
                 flush()
                 nodes = 0
-            group.append((document, prepared))
-            nodes += len(prepared.tree.token)
+            group.append(work)
+            nodes += work.nodes
         flush()
         stats["documents"] += len(documents)
         stats["quarantined"] += len(quarantine)
@@ -193,26 +218,75 @@ class Scorer:
         targets = self.run.targets
         return [*([TEACHER] if targets.teacher else []), *self.students, *([BYTES] if targets.bytes else [])]
 
-    def _prepare(self, document: Document) -> Prepared:
-        """Tokens, tree and boundaries of one document. Raises BadDocument."""
+    def _work(self, document: Document) -> Work:
+        """A document as what is to be scored of it. Raises BadDocument."""
         if document.problem is not None:
             raise BadDocument(*document.problem)
-        text = document.text.encode("utf-8")
-        ids, ends = self.vocabulary.encode(document.text)
-        sides = {TEACHER: (ids, ends)}
+        if self.chat:
+            return self._conversation(document)
+        talk = None if self.borders is None else self.borders.parts(document.text)
+        if talk is not None:
+            return self._in_parts(document, talk)
+        return Work(document, [self._prepare(document)])
+
+    def _conversation(self, document: Document) -> Work:
+        """One part per scored message; what stands before it, as the teacher's own template writes it, is given."""
+        end, roles = self.run.targets.end, self.run.corpus.roles
+        talk = seen_by(self.chat, document.messages, roles, end=end, bytes_end=BYTES_END)
+        return self._in_parts(document, talk)
+
+    def _in_parts(self, document: Document, talk: Talk) -> Work:
+        """Each part behind what the teacher has read before it."""
+        parts, lines = [], talk.lines
+        for i, text in enumerate(talk.texts):
+            given = np.array([*self.bos, *lines[TEACHER].ids[: lines[TEACHER].parts[i].begin]], np.int64)
+            closed = {product: lines[product].parts[i].closed for product in self._products()}
+            part = self._see(text, tuple(given.tolist()), closed)
+            self._refuse_long(part)
+            for product, side in part.sides.items():
+                stretch = lines[product].parts[i]
+                if not np.array_equal(side.ids, lines[product].ids[stretch.begin : stretch.begin + stretch.rows]):
+                    raise IdentityError(f"{product}: part {i} has other tokens alone than in the line of its document")
+            parts.append(part)
+        return Work(document, parts, {product: lines[product] for product in self._products()})
+
+    def _refuse_long(self, part: Prepared) -> None:
+        """What is given stands before every window; without room for a text behind it nothing can be scored."""
+        if int(part.tree.depth.max()) < self.teacher.max_length:
+            return
+        try:
+            windows_of(part.tree, max_length=self.teacher.max_length, overlap=self.run.teacher.overlap)
+        except ValueError as error:
+            given = part.tree.given + 1
+            raise BadDocument(
+                "prompt_too_long", f"{given} teacher tokens stand before a scored part: {error}"
+            ) from error
+
+    def _prepare(self, document: Document) -> Prepared:
+        """Tokens, tree and boundaries of one document. Raises BadDocument."""
+        return self._see(document.text, self.bos, {p: self._end_id(p) is not None for p in self._products()})
+
+    def _see(self, words: str, given: tuple[int, ...], closed: dict[str, bool]) -> Prepared:
+        """One text behind the teacher's given tokens. closed: products that have a row for the end behind it."""
+        text = words.encode("utf-8")
+        sides = {TEACHER: self.vocabulary.encode(words) if words else ([], [])}
         for product, student in self.students.items():
-            sides[product] = student.encode(document.text)
+            sides[product] = student.encode(words) if words else ([], [])
         if self.run.targets.bytes:
             sides[BYTES] = (list(text), list(range(1, len(text) + 1)))
-        prefix = self.vocabulary.prefix_bytes
-        wanted = self._wanted(sides, len(text))
-        tree = self.builder.build(prefix + text, ids, wanted, self.bos, fringe=bool(self.aligners))
+        ids = sides[TEACHER][0]
+        prefix = self.vocabulary.prefix_bytes if words else b""  # an empty text has no tokens, hence no prefix
+        wanted = self._wanted(sides, len(text), len(prefix))
+        tree = self.builder.build(prefix + text, ids, wanted, given, fringe=bool(self.aligners))
         out = {}
         for product in self._products():
             token_ids, byte_ends = sides[product]
-            end = self._end_id(product)
-            closing = ([], []) if end is None else ([end], [len(text)])
-            side = Side(np.array([*token_ids, *closing[0]]), np.array([*byte_ends, *closing[1]]))
+            closing = ([self._end_id(product)], [len(text)]) if closed[product] else ([], [])
+            side = Side(
+                np.array([*token_ids, *closing[0]], np.int64),
+                np.array([*byte_ends, *closing[1]], np.int64),
+                closed=closed[product],
+            )
             if product in self.aligners:
                 side.boundaries = self.aligners[product].boundaries(tree, text, token_ids, byte_ends)
             elif product == BYTES:
@@ -220,8 +294,8 @@ class Scorer:
                 places = np.arange(1, len(units) + 1)
                 side.exact = exact_side(tree, *self._refined(product), units, places, skip=len(prefix))
             elif product in self.expansions:
-                places = np.array(byte_ends) + len(prefix)
-                side.exact = exact_side(tree, *self._refined(product), np.array(token_ids), places)
+                places = np.array(byte_ends, np.int64) + len(prefix)
+                side.exact = exact_side(tree, *self._refined(product), np.array(token_ids, np.int64), places)
             out[product] = side
         return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text))
 
@@ -229,9 +303,8 @@ class Scorer:
         expansion, trie = self.expansions[product]
         return trie, expansion
 
-    def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int) -> np.ndarray:
+    def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int, shift: int) -> np.ndarray:
         """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students."""
-        shift = len(self.vocabulary.prefix_bytes)
         if BYTES in sides:
             return np.arange(shift, shift + size + 1)
         asked = [np.array(sides[p][1], np.int64) + shift for p in (*self.aligners, *self.expansions)]
@@ -244,11 +317,11 @@ class Scorer:
             return BYTES_END
         return (self.vocabulary if product == TEACHER else self.students[product]).eos_id
 
-    def _score_group(self, group: list[tuple[Document, Prepared]], stats: dict[str, float]):
+    def _score_group(self, group: list[Work], stats: dict[str, float]):
         """Yields (tables, quarantine). A group that fails is halved until the failing document stands alone."""
         if not group:
             return
-        prepared = [p for _, p in group]
+        prepared = [part for work in group for part in work.parts]
         try:
             batches: list[Open] | None = None if self.widener is None else []
             hidden = hidden_states(self.teacher, prepared, self.run.teacher, self.pruner, grow=batches)
@@ -258,60 +331,29 @@ class Scorer:
             rows = self.emitter.emit(prepared, hidden, self.teacher.logits)
         except (IdentityError, torch.OutOfMemoryError) as error:
             if len(group) > 1:
-                for _, p in group:
+                for p in prepared:
                     p.bad = None
                 yield from self._score_group(group[: len(group) // 2], stats)
                 yield from self._score_group(group[len(group) // 2 :], stats)
                 return
             reason = "identity" if isinstance(error, IdentityError) else "oom"
-            yield {}, [refusal(group[0][0], reason, str(error))]
+            yield {}, [refusal(group[0].document, reason, str(error))]
             return
-        refused = [refusal(d, *p.bad) for d, p in group if p.bad is not None]
+        refused = [refusal(work.document, *work.bad) for work in group if work.bad is not None]
         for product in rows:
-            if self._end_id(product) is not None:
-                rows[product].mark_ends()
-        good = [i for i, (_, p) in enumerate(group) if p.bad is None]
-        for i in good:
-            stats["teacher_tokens"] += len(prepared[i].tree.trunk)
-            kept, tree = prepared[i].kept, prepared[i].tree
+            rows[product].mark_ends([p.sides[product].closed for p in prepared])
+        good = [i for i, work in enumerate(group) if work.bad is None]
+        for part in (part for i in good for part in group[i].parts):
+            stats["teacher_tokens"] += len(part.tree.trunk)
+            kept, tree = part.kept, part.tree
             stats["teacher_evaluations"] += (len(tree.token) if kept is None else kept.sum()) - tree.given
-            stats["text_bytes"] += len(group[i][0].text.encode("utf-8"))
-        tables = {product: self._table(product, group, good, rows[product]) for product in rows}
+        stats["text_bytes"] += sum(len(group[i].document.text.encode("utf-8")) for i in good)
+        keep_text, first = self.run.targets.store_text, first_parts(group)
+        tables = {product: table_of(product, group, good, rows[product], keep_text=keep_text) for product in rows}
+        good_parts = [part for i in good for part in range(first[i], first[i + 1])]
         for product, table in tables.items():
-            _add_sums(stats, product, rows[product], good, table.num_rows)
+            _add_sums(stats, product, rows[product], good_parts, table)
         yield tables, refused
-
-    def _table(self, product: str, group: list[tuple[Document, Prepared]], good: list[int], rows: Rows) -> pa.Table:
-        spans = [(rows.start[i], rows.start[i + 1]) for i in good]
-        at = np.concatenate([np.arange(a, b) for a, b in spans]) if spans else np.empty(0, np.int64)
-        offsets = np.concatenate([[0], np.cumsum([b - a for a, b in spans])]).astype(np.int32)
-        keep_text = self.run.targets.store_text
-        flat: dict[str, np.ndarray] = {
-            "token_ids": np.concatenate([group[i][1].sides[product].ids for i in good] or [np.empty(0)]).astype(
-                np.int32
-            ),
-            "byte_end": np.concatenate([group[i][1].sides[product].ends for i in good] or [np.empty(0)]).astype(
-                np.int32
-            ),
-            "scored": rows.scored[at],
-            "topk_ids": rows.ids[at].reshape(-1),
-            "topk_logps": rows.logps[at].reshape(-1).astype(np.float32),
-            "flags": rows.flags[at],
-        }
-        for name in ("tail_logp", "gold_logp", "err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
-            flat[name] = getattr(rows, name)[at].astype(np.float32)
-        columns: dict[str, Any] = {
-            "doc_id": pa.array([group[i][0].doc_id for i in good], pa.string()),
-            "doc_row": pa.array([group[i][0].doc_row for i in good], pa.int64()),
-            "text": pa.array([group[i][0].text if keep_text else "" for i in good], pa.string()),
-        }
-        for name, values in flat.items():
-            width = rows.ids.shape[1] if name.startswith("topk") else 1
-            kind = ROW_SCHEMA.field(name).type
-            columns[name] = pa.ListArray.from_arrays(
-                pa.array(offsets * width), pa.array(values, kind.value_type), type=kind
-            )
-        return pa.Table.from_arrays([columns[name] for name in ROW_SCHEMA.names], schema=ROW_SCHEMA)
 
 
 def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
@@ -328,11 +370,11 @@ def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
     }
 
 
-def _add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int], documents: int) -> None:
+def _add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int], table: pa.Table) -> None:
     at = np.concatenate([np.arange(rows.start[i], rows.start[i + 1]) for i in good]) if good else np.empty(0, np.int64)
     scored = at[rows.scored[at]]
-    stats[f"{product}.documents"] += documents
-    stats[f"{product}.positions"] += len(at)
+    stats[f"{product}.documents"] += table.num_rows
+    stats[f"{product}.positions"] += len(flat(table, "token_ids"))
     stats[f"{product}.scored"] += len(scored)
     stats[f"{product}.stored_mass_sum"] += float(np.exp(rows.logps[scored]).sum())
     for name in ("err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):

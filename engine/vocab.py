@@ -12,8 +12,9 @@ Names: V = number of ids; `token_bytes[v]` = bytes of token v, None for specials
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -34,6 +35,7 @@ from engine.vocab_file import (
     read_files,
     refuse_unless_exact_bpe,
     token_name,
+    without_prefix,
 )
 from schemas.errors import BadDocument, TokenizerError
 
@@ -89,6 +91,20 @@ class Vocabulary:
         if not self.byte_fallback:
             return []
         return [i for i in (self.tokenizer.token_to_id(f"<0x{b:02X}>") for b in range(256)) if i is not None]
+
+    @cached_property
+    def bare(self) -> Vocabulary:
+        """The same tokenizer as it is inside a text: nothing put before what it reads."""
+        if not self.prefix_bytes:
+            return self
+        spec = json.loads(self.tokenizer.to_str())
+        without_prefix(spec)
+        tokenizer = compile_tokenizer(spec, self.name)
+        tokenizer.encode_special_tokens = True
+        known = hashlib.sha256(f"{self.content_hash} without prefix".encode()).hexdigest()
+        return replace(
+            self, prefix_bytes=b"", pre_tokenizer=spec["pre_tokenizer"], content_hash=known, tokenizer=tokenizer
+        )
 
     def spell(self, piece: bytes) -> str:
         """Bytes -> the string that the BPE model reads. SentencePiece needs valid UTF-8 (UnicodeDecodeError otherwise)."""

@@ -18,6 +18,7 @@ from schemas.errors import TokenizerError
 SPACE_MARK = "▁"  # SentencePiece writes the space as U+2581
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ROLES = ("bos", "eos", "pad", "unk")
+TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja"]  # what of a Hub repository belongs to its tokenizer
 _SECTIONS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 _LOSSLESS_PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace", "Sequence"}
 
@@ -39,21 +40,7 @@ def byte_alphabet() -> dict[str, int]:
 
 def read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, where: str) -> tuple[dict, dict]:
     """(tokenizer.json, tokenizer_config.json or {}) as objects; slow tokenizers are converted by transformers."""
-    path = Path(path_or_id).expanduser()
-    folder = path.parent if path.name == "tokenizer.json" else path
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            folder = Path(
-                snapshot_download(path_or_id, revision=revision, allow_patterns=["*.json", "*.model", "*.txt"])
-            )
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise TokenizerError(
-                f"{where}: {path_or_id!r} is neither a folder here nor a model on the Hugging Face Hub that can be reached "
-                f"({type(error).__name__}). Want a folder with tokenizer.json, or a Hub id; check the spelling."
-            ) from error
+    folder = tokenizer_folder(path_or_id, revision, where)
     file = folder / "tokenizer.json"
     if file.is_file():
         spec = _read_json(file, where)
@@ -76,6 +63,24 @@ def read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, w
             f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it"
         )
     return spec, config
+
+
+def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
+    """The local folder of a tokenizer; fetched from the Hub when it is an id. Raises TokenizerError."""
+    path = Path(path_or_id).expanduser()
+    folder = path.parent if path.name == "tokenizer.json" else path
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=TOKENIZER_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise TokenizerError(
+            f"{where}: {path_or_id!r} is neither a folder here nor a model on the Hugging Face Hub that can be reached "
+            f"({type(error).__name__}). Want a folder with tokenizer.json, or a Hub id; check the spelling."
+        ) from error
 
 
 def _read_json(file: Path, where: str) -> dict:
@@ -185,6 +190,19 @@ def prefix_bytes_of(spec: dict) -> bytes:
     prepends = any(n["type"] == "Prepend" for n in _walk(spec["normalizer"], "normalizers"))
     metaspace = [p for p in _walk(spec["pre_tokenizer"], "pretokenizers") if p["type"] == "Metaspace"]
     return b" " if prepends or any(p.get("prepend_scheme", "always") != "never" for p in metaspace) else b""
+
+
+def without_prefix(spec: dict) -> None:
+    """Change a tokenizer.json, in place, so that nothing is put before a text."""
+    normalizer = spec["normalizer"]
+    if normalizer is not None and normalizer["type"] == "Prepend":
+        spec["normalizer"] = None
+    for step in _walk(spec["normalizer"], "normalizers"):
+        if "normalizers" in step:
+            step["normalizers"] = [inner for inner in step["normalizers"] if inner["type"] != "Prepend"]
+    for step in _walk(spec["pre_tokenizer"], "pretokenizers"):
+        if step["type"] == "Metaspace":
+            step["prepend_scheme"] = "never"
 
 
 def content_hash_of(spec: dict, roles: dict[str, int | None]) -> str:

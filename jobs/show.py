@@ -25,7 +25,16 @@ from engine.vocab import Vocabulary, load_vocabulary
 from jobs.cat import View, choose
 from schemas.errors import OutputError, RunFileError, TokenizerError
 from schemas.manifest import Plan, ProductFacts
-from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_END, FLAG_EXACT, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID
+from schemas.target import (
+    FLAG_BOUNDED,
+    FLAG_BUDGET,
+    FLAG_CONTEXT,
+    FLAG_END,
+    FLAG_EXACT,
+    FLAG_GIVEN,
+    FLAG_NO_MASS,
+    PAD_ID,
+)
 
 FLAG_WORDS = {
     FLAG_EXACT: "exact",
@@ -34,6 +43,7 @@ FLAG_WORDS = {
     FLAG_GIVEN: "given",
     FLAG_NO_MASS: "no mass",
     FLAG_END: "end",
+    FLAG_CONTEXT: "context",
 }
 _VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})
 _PIPE_WIDTH = 130  # columns where the output is not a terminal
@@ -145,7 +155,8 @@ def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
             cover = _covering(theirs, start, end, is_end)
             beside = next((j for j in cover if theirs.starts_T[j] == start), None)
             cells.append(escape(" | ".join(theirs.token(theirs.row["token_ids"][j]) for j in cover)))
-            cells.append("[dim]inside a teacher token[/]" if beside is None else theirs.best(beside, top))
+            inside = "[dim]inside a teacher token[/]" if cover else ""  # a template's own tokens cover no text
+            cells.append(inside if beside is None else theirs.best(beside, top))
         cells.append(ours.best(i, top))
         if row["scored"][i]:
             cells += [f"{np.exp(row[name][i]):.4f}" for name in ("gold_logp", "tail_logp")]
@@ -182,7 +193,7 @@ def _covering(view: _View, start: int, end: int, is_end: bool) -> list[int]:
     """Positions of the teacher's tokens that share a byte with start..end; for the end token, the teacher's own."""
     flags, ends = view.row["flags"], view.row["byte_end"]
     if is_end:
-        return [j for j, flag in enumerate(flags) if flag & FLAG_END]
+        return [j for j, flag in enumerate(flags) if flag & FLAG_END and ends[j] == end]
     return [j for j, first in enumerate(view.starts_T) if first < end and ends[j] > start and not flags[j] & FLAG_END]
 
 

@@ -35,6 +35,13 @@ REASONS: dict[str, str] = {
     "worker_died": "the process died each time it came to this document",
     "too_long": "one pre-token (a word, a run of characters) is thousands of characters long",
     "too_short": "the document has too few tokens to predict any",
+    "not_messages": "the messages column is no list of objects with a role and a content that is text, and nothing else",
+    "no_scored_message": "no message of the conversation has a role of [corpus] roles",
+    "template_error": "a chat template refuses the conversation",
+    "template_alters_content": "a chat template changes, drops, repeats or reorders what the messages say",
+    "template_rewrites_history": "a chat template writes what stands before a scored message by what comes after it",
+    "prompt_too_long": "what stands before a scored part leaves no room in the teacher's context",
+    "special_without_partner": "the text holds a special token of the teacher whose role a student has no token for",
 }
 """The fixed words of `reason` in quarantine records, each with its one-line explanation."""
 
@@ -54,7 +61,8 @@ COLUMNS: dict[str, str] = {
     "excluded_mass": "[T] share of mass with no token boundary here, or on tokens that are no text",
     "pruned_mass": "[T] upper bound of the share in contexts not evaluated, rounded up",
     "noncanonical_mass": "[T] share of the mass after this row's contexts on tokens that no text has there",
-    "flags": "[T] bits: 1 exact, 2 bounded, 4 budget spent, 8 given (unscored), 16 end token",
+    "flags": "[T] bits: 1 exact, 2 bounded, 4 budget spent, 8 given (unscored), 16 end token, 32 no mass (unscored), "
+    "64 not asked for (unscored: chat template, other roles)",
 }
 """One line per column, written into every footer. Row i predicts token i given tokens < i."""
 

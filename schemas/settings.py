@@ -24,6 +24,12 @@ def key(default: Any = ..., *, semantic: bool, about: str, wanted: str | None = 
     return Field(default, description=about, json_schema_extra=extra, **limits)
 
 
+_TEMPLATE_ABOUT = (
+    "Chat corpora only: the chat template, as a path to a .jinja file or as the template itself (a text with `{{{{` or "
+    "`{{%`). Not given: the one that comes with {owner}."
+)
+
+
 class Table(BaseModel):
     # strict: "4" is not 4 and true is not 1; what is written in the file is what is meant.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -80,6 +86,9 @@ class TeacherConfig(Table):
         about="How contexts that share a beginning are evaluated: `tree`, all in one pass with a tree mask; `paths`, "
         "one sequence each. `auto`: tree where the model supports it.",
     )
+    chat_template: str | None = key(
+        None, semantic=True, min_length=1, about=_TEMPLATE_ABOUT.format(owner="the teacher's tokenizer")
+    )
     trust_remote_code: bool = key(
         False, semantic=True, about="Run Python code that comes with the model. Only for sources that you trust."
     )
@@ -123,7 +132,24 @@ class CorpusConfig(Table):
     )
     text: str = key("text", semantic=True, min_length=1, about="Column that holds the text. Plain text has no columns.")
     messages: str | None = key(
-        None, semantic=True, about="Column that holds a chat. Refused for now: chat corpora come with a later version."
+        None,
+        semantic=True,
+        min_length=1,
+        about="Column that holds a conversation, used instead of `text`: a list of objects with `role` and `content`. Each "
+        "side renders it with its own chat template.",
+    )
+    roles: tuple[str, ...] = key(
+        ("assistant",),
+        semantic=True,
+        strict=False,
+        min_length=1,
+        about="Chat corpora only: the roles whose contents, and the ends of turn behind them, are scored.",
+    )
+    specials: Literal["text", "boundary"] = key(
+        "text",
+        semantic=True,
+        about="What strings such as `<|im_end|>` inside a text are. `text`: plain text on both sides. `boundary`: a string "
+        "that is a special token of the teacher is that token, and on each student its special token of the same role.",
     )
     template: str | None = key(
         None,
@@ -158,18 +184,6 @@ class CorpusConfig(Table):
         ge=1,
         about="Most bytes of text in one work unit; one longer document is a unit by itself.",
     )
-
-    @field_validator("messages")
-    @classmethod
-    def _no_chat_yet(cls, value: str | None) -> None:
-        raise Faults(
-            Fault(
-                "messages",
-                show(value),
-                "a text column: chat corpora come with a later version",
-                'remove messages and give text = "..." or template = "..."',
-            )
-        )
 
     @field_validator("template")
     @classmethod
@@ -219,9 +233,26 @@ class CorpusConfig(Table):
             )
         if self.template is not None and "text" in given:
             faults.append(Fault("template", "both text and template", "one of the two", "remove text or template"))
+        faults += self._chat_faults(given)
         if faults:
             raise Faults(*faults)
         return self
+
+    def _chat_faults(self, given: set[str]) -> list[Fault]:
+        if self.messages is None:
+            about_chat = "roles" in given
+            return [Fault("roles", show(list(self.roles)), "this key only together with messages", "remove roles")][
+                : int(about_chat)
+            ]
+        faults = [
+            Fault("messages", f"both messages and {name}", "one of the two", f"remove messages or {name}")
+            for name in ("text", "template", "delimiter")
+            if name in given
+        ]
+        if self.specials == "boundary":
+            wanted = "contents are plain text: the specials of a conversation are those of its chat template"
+            faults.append(Fault("specials", '"boundary" with messages', wanted, "remove specials"))
+        return faults
 
 
 class StudentConfig(Table):
@@ -238,6 +269,9 @@ class StudentConfig(Table):
     )
     revision: str | None = key(
         None, semantic=True, min_length=1, about="Branch, tag or commit of `tokenizer` on the hub. Not given: main."
+    )
+    chat_template: str | None = key(
+        None, semantic=True, min_length=1, about=_TEMPLATE_ABOUT.format(owner="the student's tokenizer")
     )
     trust_remote_code: bool = key(
         False, semantic=True, about="Run Python code that comes with the tokenizer. Only for sources that you trust."

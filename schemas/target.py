@@ -22,7 +22,8 @@ FLAG_BOUNDED = 2  # the value is an estimate; `err` is the certified width of th
 FLAG_BUDGET = 4  # the evaluation budget was spent before the tolerance was reached (beam regime)
 FLAG_GIVEN = 8  # unscored: the teacher has no BOS, this position lies in or before its first (given) token
 FLAG_NO_MASS = 32  # unscored: the teacher gives no mass to any student token here
-FLAG_END = 16  # the row of the end token that closes the document
+FLAG_END = 16  # the row of the end token that closes the document, or a turn of a conversation
+FLAG_CONTEXT = 64  # unscored: not asked for (chat template, other roles, specials that end nothing)
 
 MANTISSA_BITS = 10
 """Stored float32 values are rounded to this many mantissa bits (to nearest, ties to even): relative error <= 2**-11."""

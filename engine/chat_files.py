@@ -1,0 +1,97 @@
+"""Which chat template a side has: the one of the run file, or the one that comes with its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from engine.chat_template import ChatTemplate
+from engine.vocab_file import token_name, tokenizer_folder
+from schemas.errors import RunFileError
+from schemas.runfile import RunConfig
+
+
+def is_template(value: str) -> bool:
+    """Whether a chat_template of the run file is the template itself, not a path."""
+    return "{{" in value or "{%" in value
+
+
+def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
+    """Product ("teacher", "student/<name>") -> its template, checked. Raises RunFileError, TokenizerError.
+
+    The teacher's is needed even where its own view is not stored.
+    """
+    teacher = run.teacher
+    own = teacher.revision if teacher.tokenizer is None else None
+    sides = [("teacher", "[teacher]", teacher.chat_template, teacher.tokenizer or teacher.model, own)]
+    sides += [
+        (f"student/{s.name}", f"[[student]] {s.name}", s.chat_template, s.tokenizer, s.revision) for s in run.student
+    ]
+    if run.corpus.messages is None:
+        for _, where, given, _, _ in sides:
+            if given is not None:
+                raise RunFileError(
+                    f"{where} chat_template: got one, but no [corpus] messages; want it only for conversations. Remove "
+                    "chat_template, or name the column of the conversations"
+                )
+        return {}
+    if run.teacher.bos != "auto":
+        raise RunFileError(
+            "[teacher] bos: got true or false together with [corpus] messages; whether a conversation begins with a BOS "
+            "token is said by the chat template. Remove bos"
+        )
+    out = {}
+    for product, where, given, tokenizer, revision in sides:
+        folder = tokenizer_folder(run.locate(tokenizer), revision, where)
+        config = _config(folder)
+        text = _given(run, given, where) if given is not None else _own(folder, config, where)
+        out[product] = ChatTemplate(text, _variables(config), where)
+        out[product].check()
+    return out
+
+
+def template_text(run: RunConfig, given: str | None, where: str) -> str | None:
+    """A chat_template of the run file as the template itself, for actors on other machines."""
+    return None if given is None else _given(run, given, where)
+
+
+def _given(run: RunConfig, given: str, where: str) -> str:
+    if is_template(given):
+        return given
+    # Always a path: a template without a tag would render nothing.
+    file = Path(run.base_dir, Path(given).expanduser())
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(
+            f"{where} chat_template = {given!r}: {file} cannot be read ({error}). Want the path of a .jinja file (relative "
+            "ones start at the folder of the run file), or the template itself between quotes"
+        ) from error
+
+
+def _own(folder: Path, config: dict, where: str) -> str:
+    """As transformers chooses: chat_template.jinja, else tokenizer_config.json, where the one called "default" of several."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = next((item["template"] for item in found if item.get("name") == "default"), None)
+    if not isinstance(found, str):
+        raise RunFileError(
+            f"{where}: no chat template comes with the tokenizer in {folder} (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json); [corpus] messages needs one for every side. Name one: chat_template = "
+            '"template.jinja"'
+        )
+    return found
+
+
+def _config(folder: Path) -> dict:
+    file = folder / "tokenizer_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _variables(config: dict) -> dict[str, str]:
+    """What `apply_chat_template` hands a template beside the messages: the strings of the tokenizer's specials."""
+    named = {name: token_name(value) for name, value in config.items() if name.endswith("_token")}
+    return {name: value for name, value in named.items() if isinstance(value, str)}

@@ -1,0 +1,98 @@
+"""Lines of conversations against what transformers gives to users, on toy templates and on published tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from engine.chat import ChatSide
+from engine.chat_files import chat_templates
+from engine.chat_template import ChatTemplate
+from engine.columns import Message
+from engine.vocab import load_vocabulary
+from schemas.runfile import parse_run
+from tests.chats import CHATML, GEMMA, LLAMA2, LLAMA3, TEMPLATES, with_template
+from tests.runs import ASSETS
+from tests.vocabularies import SHARED, needs_shared
+
+TALK = (
+    Message("user", "Hi there"),
+    Message("assistant", "Anna has 3."),
+    Message("user", "x y"),
+    Message("assistant", "9"),
+)
+
+
+def side_of(folder: Path, text: str | None = None) -> ChatSide:
+    run = {
+        "output": "out",
+        "teacher": {"model": str(folder), **({} if text is None else {"chat_template": text})},
+        "corpus": {"paths": ["x.jsonl"], "messages": "m"},
+        "targets": {"teacher": True},
+    }
+    template = chat_templates(parse_run(run, base_dir=folder))["teacher"]
+    return ChatSide.make(template, load_vocabulary(str(folder)))
+
+
+def rendered(folder: Path, text: str | None, talk: tuple[Message, ...], *, tokenize: bool) -> Any:
+    """As a user of transformers gets it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = [message._asdict() for message in talk]
+    return tokenizer.apply_chat_template(chat, chat_template=text, tokenize=tokenize, return_dict=False)
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+@pytest.mark.parametrize("source", ["teacher", "student_sp"])
+def test_rendered_text_is_what_transformers_gives(style: str, source: str, tmp_path: Path) -> None:
+    folder = with_template(ASSETS / source, tmp_path / "side", style)
+    side = side_of(folder)
+    assert side.template.render(TALK).text == rendered(folder, None, TALK, tokenize=False)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "text", "end"),
+    [
+        ("qwen2.5", None, "<|im_end|>"),
+        ("smollm2", CHATML, "<|im_end|>"),
+        ("llama-3", LLAMA3, "<|eot_id|>"),
+        ("llama-2", LLAMA2, "</s>"),
+        ("llama-2", GEMMA, "</s>"),
+    ],
+)
+def test_tokens_of_published_tokenizers_are_what_transformers_gives(name: str, text: str | None, end: str) -> None:
+    """Where nothing can merge over the seams of contents, the line is the encoding of the whole rendered string."""
+    folder = SHARED / "tokenizers" / name
+    side = side_of(folder, text)
+    line, spans = side.line(TALK, [m.role == "assistant" for m in TALK], end=True)
+    if text != GEMMA:  # its marks are text to Llama-2: `.<` is one token over the seam of a content
+        assert line.ids.tolist() == rendered(folder, text, TALK, tokenize=True)
+    shown = side.full.tokenizer.decode(line.ids.tolist(), skip_special_tokens=False)
+    assert shown == side.full.tokenizer.decode(rendered(folder, text, TALK, tokenize=True), skip_special_tokens=False)
+    assert side.vocabulary.eos_id == side.full.tokenizer.token_to_id(end)
+    assert spans == [(0, 11), (0, 1)] and line.ends[-1] == sum(len(m.content) for m in TALK)
+    for part, said in zip(line.parts, ("Anna has 3.", "9"), strict=True):
+        pieces = [side.full.token_bytes[i] or b"" for i in line.ids[part.begin : part.stop].tolist()]
+        assert b"".join(pieces) == side.vocabulary.prefix_bytes + said.encode()
+        assert part.closed == (text not in (LLAMA2, GEMMA))
+
+
+def test_a_bare_vocabulary_reads_a_text_as_it_stands_inside_another() -> None:
+    full = load_vocabulary(str(ASSETS / "student_sp"))
+    assert full.prefix_bytes == b" " and full.bare.bare is full.bare
+    ids, ends = full.bare.encode("Anna has 3.")
+    assert b"".join(full.token_bytes[i] or b"" for i in ids) == b"Anna has 3." and ends[-1] == 11
+    assert full.bare.content_hash != full.content_hash
+    assert load_vocabulary(str(ASSETS / "teacher")).bare.prefix_bytes == b""
+
+
+def test_a_template_without_variables_still_renders() -> None:
+    assert (
+        ChatTemplate("{% for m in messages %}{{ bos_token }}{{ m.content }}|{% endfor %}", {}, "x")
+        .render(TALK)
+        .frames[1]
+        == "|"
+    )
