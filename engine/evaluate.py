@@ -27,10 +27,10 @@ BEAM_DEPTH = 8
 @dataclass(frozen=True, slots=True)
 class Open:
     """A batch that can grow. For each of its windows: the document, and for each node that the window owns its number in
-    the growth, as two arrays (nodes of the tree, numbers)."""
+    the growth and its depth in the window, as three arrays (nodes of the tree, numbers, depths)."""
 
     growth: Growth
-    windows: list[tuple[int, np.ndarray, np.ndarray]]
+    windows: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
 
 
 def hidden_states(
@@ -70,7 +70,10 @@ def hidden_states(
         else:
             hidden, kept = teacher.hidden([w.window for _, _, w in chosen]), None
         if grow is not None and growth is not None:
-            own = [(i, w.nodes[w.owned], number[w.owned]) for (i, _, w), number in zip(chosen, numbers, strict=True)]
+            own = [
+                (i, w.nodes[w.owned], number[w.owned], np.asarray(w.window.depth)[w.owned])
+                for (i, _, w), number in zip(chosen, numbers, strict=True)
+            ]
             grow.append(Open(growth, own))
         for at, ((i, start, owned), states) in enumerate(zip(chosen, hidden, strict=True)):
             if out is None:

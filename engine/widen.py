@@ -32,8 +32,8 @@ _CHUNK_CELLS = 6_000_000  # R x Vt
 
 @dataclass(slots=True)
 class _Document:
-    """What is known of one document's nodes: those of the tree, then those made here. place: node -> (batch, window,
-    number in the growth)."""
+    """What is known of one document's nodes: those of the tree, then those made here. depth: in the node's window; place:
+    node -> (batch, window, number in the growth)."""
 
     depth: list[int]
     tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # nodes made here: (parent, token)
@@ -69,9 +69,10 @@ class Widener:
         known = [_Document(d.tree.depth.tolist()) for d in docs]
         fronts = self._begin(docs, known, hidden_ND, logits)
         for b, batch in enumerate(batches):
-            for w, (i, nodes, numbers) in enumerate(batch.windows):
-                for node, number in zip(nodes.tolist(), numbers.tolist(), strict=True):
+            for w, (i, nodes, numbers, depths) in enumerate(batch.windows):
+                for node, number, depth in zip(nodes.tolist(), numbers.tolist(), depths.tolist(), strict=True):
                     known[i].place[node] = (b, w, number)
+                    known[i].depth[node] = depth
         spent = np.zeros(len(docs), np.int64)
         counts = [batch.growth.sizes for batch in batches]
         turn = 0

@@ -21,6 +21,7 @@ LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
 BYTE_LEVEL = ("none", "gpt2", "llama3", "digits", "number")
 SENTENCEPIECE = ("prepend", "never", "bare")
 POOL = ("a", "b", "s", " ", "1", "'", "\n", "é", "×", "\u00a0")
+Merges = int | Sequence[tuple[str, str]]
 SPELL = {byte: char for char, byte in byte_alphabet().items()}
 
 
@@ -34,9 +35,11 @@ def alphabet(rng: random.Random) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-def toy(rng: random.Random, folder: Path, style: str, chars: Sequence[str], *, whole: bool, merges: int) -> Vocabulary:
+def toy(
+    rng: random.Random, folder: Path, style: str, chars: Sequence[str], *, whole: bool, merges: Merges
+) -> Vocabulary:
     """One random tokenizer through the real loader. `whole`: ignore_merges, and words that only it can make
-    (byte-level only)."""
+    (byte-level only). merges: how many random ones, or the list itself, as pairs of symbols."""
     tokenizer = (
         _byte_level(rng, style, chars, whole, merges)
         if style in BYTE_LEVEL
@@ -49,7 +52,7 @@ def toy(rng: random.Random, folder: Path, style: str, chars: Sequence[str], *, w
     return load_vocabulary(str(folder))
 
 
-def _byte_level(rng: random.Random, style: str, chars: Sequence[str], whole: bool, merges: int) -> Tokenizer:
+def _byte_level(rng: random.Random, style: str, chars: Sequence[str], whole: bool, merges: Merges) -> Tokenizer:
     symbols = sorted(SPELL[b] for b in bytes_in_use(chars))
     vocab, made = _random_merges(rng, symbols, merges)
     if whole:
@@ -70,7 +73,7 @@ def _byte_level(rng: random.Random, style: str, chars: Sequence[str], whole: boo
     return tokenizer
 
 
-def _sentencepiece(rng: random.Random, style: str, chars: Sequence[str], merges: int) -> Tokenizer:
+def _sentencepiece(rng: random.Random, style: str, chars: Sequence[str], merges: Merges) -> Tokenizer:
     symbols = [SPACE_MARK, *(c for c in chars if c != " " and (c.isascii() or rng.random() < 0.5))]
     vocab, made = _random_merges(rng, symbols, merges)
     rng.shuffle(vocab)
@@ -95,8 +98,10 @@ def _sentencepiece(rng: random.Random, style: str, chars: Sequence[str], merges:
     return tokenizer
 
 
-def _random_merges(rng: random.Random, symbols: list[str], count: int) -> tuple[list[str], list[tuple[str, str]]]:
+def _random_merges(rng: random.Random, symbols: list[str], count: Merges) -> tuple[list[str], list[tuple[str, str]]]:
     """Random merges of random tokens; some tokens have two merges, some lists have wholes before their parts."""
+    if not isinstance(count, int):
+        return [*symbols, *dict.fromkeys(a + b for a, b in count)], list(count)
     vocab, made = list(symbols), []
     for _ in range(count):
         left, right = rng.choice(vocab), rng.choice(vocab)
