@@ -83,6 +83,8 @@ class Front:
         self.items: list[Item] = []
         self.open = np.zeros(len(boundaries))  # [n] share of each boundary whose token is not certain
         self.splits: dict[int, _Split] = {}
+        for boundary in boundaries:  # a group that failed is scored again in parts
+            boundary.skip, boundary.extra = {}, None
         self.left = 0.0
         self.begun = 0  # boundaries with mass
 

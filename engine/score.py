@@ -25,7 +25,7 @@ from engine.chat import chat_sides, seen_by
 from engine.contexts import ContextBuilder
 from engine.corpus import Document
 from engine.emit import Emitter, JoinedEnds, Prepared, Side
-from engine.evaluate import Open, hidden_states
+from engine.evaluate import BEAM_DEPTH, Open, hidden_states
 from engine.exact import exact_side
 from engine.exact_rows import Refinement
 from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
@@ -252,10 +252,11 @@ class Scorer:
 
     def _refuse_long(self, part: Prepared) -> None:
         """What is given stands before every window; without room for a text behind it nothing can be scored."""
-        if int(part.tree.depth.max()) < self.teacher.max_length:
+        room = self.teacher.max_length - (BEAM_DEPTH if self.widener else 0)
+        if int(part.tree.depth.max()) < room:
             return
         try:
-            windows_of(part.tree, max_length=self.teacher.max_length, overlap=self.run.teacher.overlap)
+            windows_of(part.tree, max_length=room, overlap=self.run.teacher.overlap)
         except ValueError as error:
             given = part.tree.given + 1
             raise BadDocument(

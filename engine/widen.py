@@ -220,9 +220,11 @@ class Widener:
         x = logits_RV[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
         prob = torch.softmax(x, 1)
         if self.masked and self.canonical is not None:
-            states = [
-                self.canonical.state_behind(docs[i].tree, known[i].pending, *_path(known[i], n)) for i, n in nodes
-            ]
+            states = []
+            for i, n in nodes:
+                pending = known[i].pending or self.canonical.pending(docs[i].tree, docs[i].data)
+                known[i].pending = pending
+                states.append(self.canonical.state_behind(docs[i].tree, pending, *_path(known[i], n)))
             self.canonical.mask_(prob, states)
             left = prob.sum(1)
             prob.div_(torch.where(left > 0, left, 1.0)[:, None])
