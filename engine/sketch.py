@@ -43,7 +43,8 @@ class Sketcher:
         self.heads = {p: (torch.from_numpy(of[:size]).to(device), count) for p, (of, count) in heads.items()}
 
     def rows(self, prob_RV: torch.Tensor) -> list[Row]:
-        """prob_RV [R, >= Vt] in any float dtype; sums are float64."""
+        """prob_RV [R, >= Vt] in any float dtype. All that is kept is divided by the float64 sum of its row: rows normalised
+        in float32 miss 1 by more than a part of them may miss the whole."""
         prob = prob_RV[:, : self.size].double()
         best = torch.topk(prob, self.top, dim=1)
         ids, value = best.indices.cpu().numpy(), best.values.cpu().numpy()
@@ -52,6 +53,8 @@ class Sketcher:
             out = torch.zeros((len(prob), count), dtype=torch.float64, device=prob.device)
             sums[product] = out.scatter_add_(1, of_token.expand(len(prob), -1), prob).cpu().numpy()
         special, total = prob[:, self.special].sum(1).tolist(), prob.sum(1).tolist()
+        scale = [1 / t if t > 0 else 0.0 for t in total]
         return [
-            Row(ids[r], value[r], {p: s[r] for p, s in sums.items()}, special[r], total[r]) for r in range(len(prob))
+            Row(ids[r], value[r] * f, {p: s[r] * f for p, s in sums.items()}, special[r] * f, total[r])
+            for r, f in enumerate(scale)
         ]
