@@ -70,7 +70,7 @@ class FastRows:
         at, mass = at[alive], pushed.mass
         if not alive.all():
             mass = mass[torch.from_numpy(alive).to(mass.device)]
-        rows.write(self.product, at, mass, pushed.valid[alive])
+        rows.write(self.product, at, mass, pushed.valid[alive], pushed.ids)
         open_, pruned, decided = pushed.open[alive], pushed.pruned[alive], pushed.decided[alive]
         live = pushed.valid[alive] + pushed.excluded[alive] + pruned
         rows.err[at] = (open_ + pruned) / (decided + open_ + pruned)

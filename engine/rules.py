@@ -59,6 +59,8 @@ class TeacherTokens:
         pairs = sorted((piece, i) for i, piece in enumerate(vocabulary.token_bytes) if piece)
         self.pieces = [piece for piece, _ in pairs]
         self.ids = np.array([i for _, i in pairs], dtype=np.int64)
+        self.rank = np.full(len(vocabulary.token_bytes), -1, dtype=np.int64)  # id -> place in that order
+        self.rank[self.ids] = np.arange(len(self.ids))
         self.longest = max(map(len, self.pieces))
         self._ranges: dict[bytes, tuple[int, int]] = {}
 
@@ -132,8 +134,12 @@ class RuleBook:
 
     def first_of(self, rule: Rule, token: int, last: int) -> int:
         """The student token that one teacher token begins (closed as if the text ended after it), -1 for none."""
-        tokens, first, _, _ = self.resolved(rule, last)
-        return int(first[np.flatnonzero(tokens == token)[0]])
+        _, first, _, _ = self.resolved(rule, last)
+        return int(first[self.place_of(rule, token)])
+
+    def place_of(self, rule: Rule, token: int) -> int:
+        """Where a teacher token stands in `rule.tokens`: a rule's tokens are one range of the sorted vocabulary."""
+        return int(self.teacher.rank[token] - self.teacher.rank[rule.tokens[0]])
 
     def _range(self, z: bytes, lead: bytes, partial: bytes) -> TokenRange:
         key = (z, lead, partial)
