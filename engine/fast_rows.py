@@ -21,6 +21,9 @@ _STEP_CELLS = 6_000_000  # J x Vs
 _MOST_ROWS = 512
 
 
+AtHand = dict[int, tuple[int, float, float, int]]  # context -> row of P, log weight, its non-canonical mass, its end
+
+
 class FastRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
 
@@ -30,20 +33,24 @@ class FastRows:
         self.product, self.push, self.softmax, self.rows = product, push, softmax, rows
         self.boundaries = boundaries
         self.todo: dict[int, list[tuple[int, int]]] = {}  # chunk -> (document, k)
-        self.last_use = np.full(len(softmax.chunk_of), -1, np.int64)
+        self.base = softmax.base.tolist()
+        chunk_of = softmax.chunk_of.tolist()
+        last_use = [-1] * len(chunk_of)
         for i, found in enumerate(boundaries):
             for k in range(rows.start[i + 1] - rows.start[i]):
-                nodes = [n for n in self._nodes(i, found[k]) if softmax.chunk_of[n] >= 0]
-                if nodes:
-                    chunk = int(softmax.chunk_of[nodes].max())
-                    self.last_use[nodes] = np.maximum(self.last_use[nodes], chunk)
+                nodes = self._nodes(i, found[k])
+                chunk = max((chunk_of[n] for n in nodes), default=-1)
+                if chunk >= 0:
                     self.todo.setdefault(chunk, []).append((i, k))
+                    for n in nodes:
+                        last_use[n] = max(last_use[n], chunk)
+        self.last_use = np.array(last_use, np.int64)
         self.nodes = np.empty(0, np.int64)
         self.prob: torch.Tensor | None = None
 
     def _nodes(self, i: int, boundary: Boundary) -> list[int]:
-        base = int(self.softmax.base[i])
-        return [base + n for n in {*(n for n, _ in boundary.leaves), *boundary.at}]
+        base = self.base[i]
+        return [base + n for n in {*[n for n, _ in boundary.leaves], *boundary.at}]
 
     def take(self, chunk: Chunk) -> None:
         """Push the boundaries whose contexts are now all known."""
@@ -51,16 +58,20 @@ class FastRows:
         new = chunk.prob.double()
         prob = new if carried is None else torch.cat([carried, new])
         nodes = np.concatenate([self.nodes, chunk.nodes])
-        row_of = dict(zip(nodes.tolist(), range(len(nodes)), strict=True))
-        todo = [(i, k) for i, k in self.todo.get(chunk.index, ()) if self.softmax.group.bad[i] is None]
+        softmax = self.softmax
+        known = (softmax.logw[nodes], softmax.noncanonical[nodes], softmax.end[nodes])
+        at_hand = dict(
+            zip(nodes.tolist(), zip(range(len(nodes)), *(v.tolist() for v in known), strict=True), strict=True)
+        )
+        todo = [(i, k) for i, k in self.todo.get(chunk.index, ()) if softmax.group.bad[i] is None]
         step = int(np.clip(_STEP_CELLS // self.push.student_size, 1, _MOST_ROWS))
         for begin in range(0, len(todo), step):
-            self._write(todo[begin : begin + step], prob, row_of)
+            self._write(todo[begin : begin + step], prob, at_hand)
         stay = np.flatnonzero(self.last_use[nodes] > chunk.index)
         self.nodes, self.prob = nodes[stay], prob[torch.from_numpy(stay).to(prob.device)]
 
-    def _write(self, todo: list[tuple[int, int]], prob: torch.Tensor, row_of: dict[int, int]) -> None:
-        jobs = [self._job(i, self.boundaries[i][k], row_of) for i, k in todo]
+    def _write(self, todo: list[tuple[int, int]], prob: torch.Tensor, at_hand: AtHand) -> None:
+        jobs = [self._job(i, self.boundaries[i][k], at_hand) for i, k in todo]
         pushed = self.push.push(prob, jobs, self.product)
         rows, alive = self.rows, pushed.valid > 0
         at = np.array([rows.start[i] + k for i, k in todo])
@@ -81,24 +92,30 @@ class FastRows:
         rows.noncanonical_mass[at] = noncanonical[alive] / live
         rows.flags[at] = np.where(rows.err[at] == 0.0, FLAG_EXACT, FLAG_BOUNDED)
 
-    def _job(self, i: int, boundary: Boundary, row_of: dict[int, int]) -> Job:
-        softmax, base = self.softmax, int(self.softmax.base[i])
-        logw, everything = softmax.logw, self._nodes(i, boundary)
-        alive = {n for n in everything if n in row_of}
+    def _job(self, i: int, boundary: Boundary, at_hand: AtHand) -> Job:
+        base, everything = self.base[i], self._nodes(i, boundary)
+        logw = {n: at_hand[n][1] for n in everything if n in at_hand}
+        bounds = self._bounds(base, boundary, everything) if boundary.fringe or len(logw) < len(everything) else []
+        top = max([*logw.values(), *bounds])
+        possible = top > -math.inf
+        weight = {n: math.exp(w - top) if possible else 0.0 for n, w in logw.items()}
+        at = [n for n in boundary.at if base + n in logw]
+        return Job(
+            leaves=[(at_hand[m][0], weight[m], rule) for n, rule in boundary.leaves if (m := base + n) in logw],
+            at=[(at_hand[base + n][0], weight[base + n]) for n in at],
+            pruned=sum(math.exp(b - top) for b in bounds) if possible else 0.0,
+            boundary=boundary,
+            skip={at_hand[m][0]: tokens for n, tokens in boundary.skip.items() if (m := base + n) in logw},
+            inner=[(at_hand[m][0], weight[m], first) for n, first in boundary.inner if (m := base + n) in logw],
+            noncanonical=sum(
+                weight[base + n] * at_hand[base + n][2] for n in at if at_hand[base + n][3] == boundary.place
+            ),
+        )
+
+    def _bounds(self, base: int, boundary: Boundary, everything: list[int]) -> list[float]:
+        """Log weights of what is not evaluated: topmost pruned contexts, and tokens that hang off evaluated ones."""
+        softmax = self.softmax
         hanging = [(base + n, t) for n, t in boundary.fringe]
         gone = {int(softmax.top_pruned[n]) for n in (*everything, *(n for n, _ in hanging)) if softmax.chunk_of[n] < 0}
-        bounds = [logw[n] for n in gone]
-        bounds += [logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]
-        top = max([*(logw[n] for n in alive), *bounds])
-        weight = {n: math.exp(logw[n] - top) for n in alive} if top > -math.inf else dict.fromkeys(alive, 0.0)
-        at = [(row_of[base + n], weight[base + n]) for n in boundary.at if base + n in alive]
-        here = [base + n for n in boundary.at if base + n in alive and softmax.end[base + n] == boundary.place]
-        return Job(
-            leaves=[(row_of[base + n], weight[base + n], rule) for n, rule in boundary.leaves if base + n in alive],
-            at=at,
-            pruned=sum(math.exp(b - top) for b in bounds) if top > -math.inf else 0.0,
-            boundary=boundary,
-            skip={row_of[base + n]: tokens for n, tokens in boundary.skip.items() if base + n in alive},
-            inner=[(row_of[base + n], weight[base + n], first) for n, first in boundary.inner if base + n in alive],
-            noncanonical=sum(weight[n] * softmax.noncanonical[n] for n in here),
-        )
+        bounds = [softmax.logw[n] for n in gone]
+        return bounds + [softmax.logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]

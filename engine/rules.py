@@ -59,8 +59,7 @@ class TeacherTokens:
         pairs = sorted((piece, i) for i, piece in enumerate(vocabulary.token_bytes) if piece)
         self.pieces = [piece for piece, _ in pairs]
         self.ids = np.array([i for _, i in pairs], dtype=np.int64)
-        self.rank = np.full(len(vocabulary.token_bytes), -1, dtype=np.int64)  # id -> place in that order
-        self.rank[self.ids] = np.arange(len(self.ids))
+        self.rank = {token: place for place, (_, token) in enumerate(pairs)}
         self.longest = max(map(len, self.pieces))
         self._ranges: dict[bytes, tuple[int, int]] = {}
 
@@ -84,6 +83,7 @@ class RuleBook:
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
         self._distinct: dict[tuple[bytes, ...], Rule] = {}
         self._kept = 0
+        self.cleared = 0  # how often all rules were given up
 
     def rule(self, z: bytes, lead: bytes, partial: bytes, left: str, words: tuple[tuple[int, bytes], ...] = ()) -> Rule:
         """The rule for tokens that start with z. lead: bytes between e and r (the student's prefix space at the very start,
@@ -109,6 +109,7 @@ class RuleBook:
                     for memory in (self._ranges, self._rules, self._distinct):
                         memory.clear()
                     self._kept = len(made.tokens)
+                    self.cleared += 1
             self._rules[key] = known
         return known
 
@@ -139,7 +140,7 @@ class RuleBook:
 
     def place_of(self, rule: Rule, token: int) -> int:
         """Where a teacher token stands in `rule.tokens`: a rule's tokens are one range of the sorted vocabulary."""
-        return int(self.teacher.rank[token] - self.teacher.rank[rule.tokens[0]])
+        return self.teacher.rank[token] - self.teacher.rank[int(rule.tokens[0])]
 
     def _range(self, z: bytes, lead: bytes, partial: bytes) -> TokenRange:
         key = (z, lead, partial)
