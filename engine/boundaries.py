@@ -47,7 +47,7 @@ class _Left:
     """The student's side at a boundary: reduced class string, partial character, pending bytes and their tokens. There is
     one object for each of these, so that what was found out about it is found again without asking for all four.
 
-    rules: (z, lead) -> rule. allowed: (cuts, seam) -> `Aligner._allowed`.
+    rules: (z, lead) -> rule. allowed: (cuts, seam) -> `Aligner._allowed`. may_end: `Aligner._may_end`.
     """
 
     classes: str
@@ -56,6 +56,7 @@ class _Left:
     tokens: tuple[int, ...]
     rules: dict[tuple[bytes, bytes], Rule] = field(default_factory=dict)
     allowed: dict[tuple[tuple[int, ...], bool], bool] = field(default_factory=dict)
+    may_end: bool | None = None
 
 
 class Aligner:
@@ -197,8 +198,11 @@ class Aligner:
 
     def _may_end(self, left: _Left) -> bool:
         """Whether a text that ends here has the student's own tokens."""
-        units = self.book.splitter.pieces(left.classes) if left.classes else ()
-        return not left.partial and self._allowed(left, tuple(u for u in units if u < len(left.classes)), True)
+        if left.may_end is None:
+            units = self.book.splitter.pieces(left.classes) if left.classes else ()
+            cuts = tuple(u for u in units if u < len(left.classes))
+            left.may_end = not left.partial and self._allowed(left, cuts, True)
+        return left.may_end
 
     def _encode(self, left: _Left, cuts: tuple[int, ...], seam: bool) -> list[int]:
         pending = left.pending

@@ -32,16 +32,16 @@ class FastRows:
     ) -> None:
         self.product, self.push, self.softmax, self.rows = product, push, softmax, rows
         self.boundaries = boundaries
-        self.todo: dict[int, list[tuple[int, int]]] = {}  # chunk -> (document, k)
+        self.todo: dict[int, list[tuple[int, int, list[int]]]] = {}  # chunk -> (document, k, its contexts)
         self.base = softmax.base.tolist()
-        chunk_of = softmax.chunk_of.tolist()
+        self.chunk_of = chunk_of = softmax.chunk_of.tolist()
         last_use = [-1] * len(chunk_of)
         for i, found in enumerate(boundaries):
             for k in range(rows.start[i + 1] - rows.start[i]):
                 nodes = self._nodes(i, found[k])
-                chunk = max((chunk_of[n] for n in nodes), default=-1)
+                chunk = max([chunk_of[n] for n in nodes], default=-1)
                 if chunk >= 0:
-                    self.todo.setdefault(chunk, []).append((i, k))
+                    self.todo.setdefault(chunk, []).append((i, k, nodes))
                     for n in nodes:
                         last_use[n] = max(last_use[n], chunk)
         self.last_use = np.array(last_use, np.int64)
@@ -63,18 +63,18 @@ class FastRows:
         at_hand = dict(
             zip(nodes.tolist(), zip(range(len(nodes)), *(v.tolist() for v in known), strict=True), strict=True)
         )
-        todo = [(i, k) for i, k in self.todo.get(chunk.index, ()) if softmax.group.bad[i] is None]
+        todo = [t for t in self.todo.pop(chunk.index, ()) if softmax.group.bad[t[0]] is None]
         step = int(np.clip(_STEP_CELLS // self.push.student_size, 1, _MOST_ROWS))
         for begin in range(0, len(todo), step):
             self._write(todo[begin : begin + step], prob, at_hand)
         stay = np.flatnonzero(self.last_use[nodes] > chunk.index)
         self.nodes, self.prob = nodes[stay], prob[torch.from_numpy(stay).to(prob.device)]
 
-    def _write(self, todo: list[tuple[int, int]], prob: torch.Tensor, at_hand: AtHand) -> None:
-        jobs = [self._job(i, self.boundaries[i][k], at_hand) for i, k in todo]
+    def _write(self, todo: list[tuple[int, int, list[int]]], prob: torch.Tensor, at_hand: AtHand) -> None:
+        jobs = [self._job(i, self.boundaries[i][k], nodes, at_hand) for i, k, nodes in todo]
         pushed = self.push.push(prob, jobs, self.product)
         rows, alive = self.rows, pushed.valid > 0
-        at = np.array([rows.start[i] + k for i, k in todo])
+        at = np.array([rows.start[i] + k for i, k, _ in todo])
         rows.flags[at[~alive]] = FLAG_NO_MASS  # the teacher gives this boundary no mass at all: unscored, not guessed
         if not alive.any():
             return
@@ -92,30 +92,28 @@ class FastRows:
         rows.noncanonical_mass[at] = noncanonical[alive] / live
         rows.flags[at] = np.where(rows.err[at] == 0.0, FLAG_EXACT, FLAG_BOUNDED)
 
-    def _job(self, i: int, boundary: Boundary, at_hand: AtHand) -> Job:
-        base, everything = self.base[i], self._nodes(i, boundary)
-        logw = {n: at_hand[n][1] for n in everything if n in at_hand}
-        bounds = self._bounds(base, boundary, everything) if boundary.fringe or len(logw) < len(everything) else []
+    def _job(self, i: int, boundary: Boundary, nodes: list[int], at_hand: AtHand) -> Job:
+        base = self.base[i]
+        logw = {n: at_hand[n][1] for n in nodes if n in at_hand}
+        bounds = self._bounds(base, boundary, nodes) if boundary.fringe or len(logw) < len(nodes) else []
         top = max([*logw.values(), *bounds])
         possible = top > -math.inf
         weight = {n: math.exp(w - top) if possible else 0.0 for n, w in logw.items()}
-        at = [n for n in boundary.at if base + n in logw]
+        at = [m for n in boundary.at if (m := base + n) in logw]
         return Job(
             leaves=[(at_hand[m][0], weight[m], rule) for n, rule in boundary.leaves if (m := base + n) in logw],
-            at=[(at_hand[base + n][0], weight[base + n]) for n in at],
-            pruned=sum(math.exp(b - top) for b in bounds) if possible else 0.0,
+            at=[(at_hand[m][0], weight[m]) for m in at],
+            pruned=sum([math.exp(b - top) for b in bounds]) if possible else 0.0,
             boundary=boundary,
             skip={at_hand[m][0]: tokens for n, tokens in boundary.skip.items() if (m := base + n) in logw},
             inner=[(at_hand[m][0], weight[m], first) for n, first in boundary.inner if (m := base + n) in logw],
-            noncanonical=sum(
-                weight[base + n] * at_hand[base + n][2] for n in at if at_hand[base + n][3] == boundary.place
-            ),
+            noncanonical=sum([weight[m] * at_hand[m][2] for m in at if at_hand[m][3] == boundary.place]),
         )
 
-    def _bounds(self, base: int, boundary: Boundary, everything: list[int]) -> list[float]:
+    def _bounds(self, base: int, boundary: Boundary, nodes: list[int]) -> list[float]:
         """Log weights of what is not evaluated: topmost pruned contexts, and tokens that hang off evaluated ones."""
-        softmax = self.softmax
+        softmax, chunk_of = self.softmax, self.chunk_of
         hanging = [(base + n, t) for n, t in boundary.fringe]
-        gone = {int(softmax.top_pruned[n]) for n in (*everything, *(n for n, _ in hanging)) if softmax.chunk_of[n] < 0}
-        bounds = [softmax.logw[n] for n in gone]
-        return bounds + [softmax.logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]
+        gone = {int(softmax.top_pruned[n]) for n in [*nodes, *[n for n, _ in hanging]] if chunk_of[n] < 0}
+        bounds = [float(softmax.logw[n]) for n in gone]
+        return bounds + [float(softmax.logw[n]) + softmax.fringe_logp[n, t] for n, t in hanging if chunk_of[n] >= 0]
