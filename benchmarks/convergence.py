@@ -69,7 +69,9 @@ def score(scorer: Scorer, documents: list[Document]) -> dict[str, Scored]:
         ids = column(table, "topk_ids").reshape(rows, -1)[at]
         prob = np.exp(column(table, "topk_logps").astype(np.float64).reshape(rows, -1)[at])
         tail, err = np.exp(column(table, "tail_logp").astype(np.float64)[at]), column(table, "err")[at]
-        kind = np.concatenate([kinds(t, e) for t, e in zip(table["text"].to_pylist(), table["byte_end"].to_pylist(), strict=True)])
+        kind = np.concatenate(
+            [kinds(t, e) for t, e in zip(table["text"].to_pylist(), table["byte_end"].to_pylist(), strict=True)]
+        )
         out[product] = Scored(ids, prob, tail, err, column(table, "gold_logp")[at], kind[at], seconds, cost)
     return out
 

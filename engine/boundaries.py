@@ -15,6 +15,8 @@ from engine.outcomes import Gate, Outcomes
 from engine.pending import cut_text
 from engine.rules import Rule, RuleBook
 
+_MOST_LEFTS = 100_000  # remembered, at about a KiB each; text makes new ones without end
+
 
 @dataclass(frozen=True, slots=True)
 class Extra:
@@ -48,14 +50,21 @@ class Boundary:
     extra: Extra | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Left:
-    """The student's side at a boundary: reduced class string, partial character, pending bytes and their tokens."""
+    """The student's side at a boundary: reduced class string, partial character, pending bytes and their tokens. There is
+    one object for each of these, so that what was found out about it is found again without asking for all four.
+
+    rules: (z, lead) -> rule. allowed: (cuts, seam) -> `Aligner._allowed`. may_end: `Aligner._may_end`.
+    """
 
     classes: str
     partial: bytes
     pending: bytes
     tokens: tuple[int, ...]
+    rules: dict[tuple[bytes, bytes], Rule] = field(default_factory=dict)
+    allowed: dict[tuple[tuple[int, ...], bool], bool] = field(default_factory=dict)
+    may_end: bool | None = None
 
 
 class Aligner:
@@ -64,7 +73,8 @@ class Aligner:
     def __init__(self, book: RuleBook, prefix: bytes, outcomes: Outcomes | None = None) -> None:
         self.book, self.prefix, self.outcomes = book, prefix, outcomes
         self.student = book.student
-        self._agrees: dict[tuple[bytes, tuple[int, ...], tuple[int, ...], bool, bool], bool] = {}
+        self._known: dict[tuple[str, bytes, bytes, tuple[int, ...]], _Left] = {}
+        self._cleared = book.cleared
         self._whole: dict[bytes, list[int]] = {}
         self._part: dict[bytes, list[int]] = {}
 
@@ -73,22 +83,20 @@ class Aligner:
 
         Boundaries before the teacher's given token have no contexts (`at` and `leaves` empty).
         """
+        if self._cleared != self.book.cleared or len(self._known) > _MOST_LEFTS:
+            self._known.clear()  # rules that the book has given up would live on here
+            self._cleared = self.book.cleared
         places = [len(self.prefix), *(e + len(self.prefix) for e in ends)]
         lefts = self._lefts(text, ids)
-        out = [Boundary(place, last) for place, last in zip(places, [-1, *ids], strict=True)]
+        parts = zip(places, [-1, *ids], tree.at_bytes(places), tree.fringes(places), strict=True)
+        out = [Boundary(place, last, at=at, fringe=fringe) for place, last, at, fringe in parts]
         data = self.prefix + text
         for k, boundary in enumerate(out):
-            boundary.at = tree.at_byte(boundary.place)
             if k == 0 and self.prefix and tree.end[tree.given] == 0:
                 boundary.at = [tree.given, *boundary.at]  # the end right after BOS: the empty text gets no prefix
-            boundary.fringe = tree.fringe(boundary.place)
             if boundary.at:
-                left = lefts[k]
-                units = self.book.splitter.pieces(left.classes) if left.classes else ()
-                cuts = tuple(u for u in units if u < len(left.classes))
-                boundary.end_counts = not left.partial and self._allowed(left, cuts, True)
-                if k and ends[k - 1] == 0:
-                    boundary.end_counts = False  # the student's prefix alone: the empty text has no tokens
+                # not where the student's prefix stands alone: the empty text has no tokens
+                boundary.end_counts = not (k and ends[k - 1] == 0) and self._may_end(lefts[k])
         self._add_leaves(tree, data, out, lefts)
         if self.outcomes is not None:
             for k, boundary in enumerate(out):
@@ -106,24 +114,22 @@ class Aligner:
         """The pending part at each boundary, in the student's own byte string."""
         data = self.student.prefix_bytes + text
         cut = cut_text(self.book.splitter, data)
+        unit_at, byte_of, reduce = cut.unit_at.tolist(), cut.byte_of.tolist(), self.book.splitter.reduce
         own_ends = [0]
         for token in ids:
             own_ends.append(own_ends[-1] + len(self.student.token_bytes[token] or b""))
         index_of = {e: i for i, e in enumerate(own_ends)}
-        lefts = []
+        lefts: list[_Left] = []
         for k, (start, unit, begin) in enumerate(cut.pendings(own_ends)):
             place = own_ends[k]
-            partial = self._partial(data, place, int(cut.byte_of[unit]))
-            stop = place - len(partial)
-            pending = data[begin:place]
-            lefts.append(
-                _Left(
-                    classes=self.book.splitter.reduce(cut.units[start : int(cut.unit_at[stop])]),
-                    partial=partial,
-                    pending=pending,
-                    tokens=tuple(ids[index_of[begin] : k]) if begin in index_of else (-1,),
-                )
-            )
+            partial = self._partial(data, place, byte_of[unit])
+            classes = reduce(cut.units[start : unit_at[place - len(partial)]])
+            tokens = tuple(ids[index_of[begin] : k]) if begin in index_of else (-1,)
+            key = (classes, partial, data[begin:place], tokens)
+            left = self._known.get(key)
+            if left is None:
+                left = self._known[key] = _Left(*key)
+            lefts.append(left)
         return lefts
 
     def _partial(self, data: bytes, place: int, unit_begin: int) -> bytes:
@@ -158,6 +164,12 @@ class Aligner:
 
     def _rule(self, z: bytes, k: int, left: _Left) -> Rule:
         lead = self.student.prefix_bytes if k == 0 else b""
+        known = left.rules.get((z, lead))
+        if known is None:
+            known = left.rules[z, lead] = self._restricted_rule(z, lead, left)
+        return known
+
+    def _restricted_rule(self, z: bytes, lead: bytes, left: _Left) -> Rule:
         words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
         rule = self.book.rule(z, lead, left.partial, left.classes, words)
         if len(rule.variants) == 1 and not rule.variants[0][0]:
@@ -168,11 +180,18 @@ class Aligner:
         """Whether the pending bytes, cut like this, encode to the student's own tokens."""
         if not left.pending:
             return True
-        key = (left.pending, left.tokens, cuts, seam, bool(left.partial))
-        known = self._agrees.get(key)
+        known = left.allowed.get((cuts, seam))
         if known is None:
-            known = self._agrees[key] = self._encode(left, cuts, seam) == list(left.tokens)
+            known = left.allowed[cuts, seam] = self._encode(left, cuts, seam) == list(left.tokens)
         return known
+
+    def _may_end(self, left: _Left) -> bool:
+        """Whether a text that ends here has the student's own tokens."""
+        if left.may_end is None:
+            units = self.book.splitter.pieces(left.classes) if left.classes else ()
+            cuts = tuple(u for u in units if u < len(left.classes))
+            left.may_end = not left.partial and self._allowed(left, cuts, True)
+        return left.may_end
 
     def _encode(self, left: _Left, cuts: tuple[int, ...], seam: bool) -> list[int]:
         pending = left.pending

@@ -59,22 +59,32 @@ class ContextTree:
     fringe_node: np.ndarray
     fringe_token: np.ndarray
 
+    def at_bytes(self, places: Sequence[int]) -> list[list[int]]:
+        """For each byte the nodes of the contexts that end there; [] for a byte that was not wanted."""
+        found, nodes = self._spans(places, self.at_start), self.at_node.tolist()
+        return [nodes[a:b] for a, b in found]
+
+    def fringes(self, places: Sequence[int]) -> list[list[tuple[int, int]]]:
+        """For each byte (node, token) of its fringe; [] for a byte that was not wanted."""
+        found = self._spans(places, self.fringe_start)
+        hanging = list(zip(self.fringe_node.tolist(), self.fringe_token.tolist(), strict=True))
+        return [hanging[a:b] for a, b in found]
+
     def at_byte(self, place: int) -> list[int]:
-        """Nodes of the contexts that end at a byte; [] for a byte that was not wanted."""
-        i = self._index(place)
-        return [] if i < 0 else self.at_node[self.at_start[i] : self.at_start[i + 1]].tolist()
+        """`at_bytes` of one byte."""
+        return self.at_bytes([place])[0]
 
     def fringe(self, place: int) -> list[tuple[int, int]]:
-        """(node, token) of the fringe of a byte; [] for a byte that was not wanted."""
-        i = self._index(place)
-        if i < 0:
-            return []
-        span = slice(self.fringe_start[i], self.fringe_start[i + 1])
-        return list(zip(self.fringe_node[span].tolist(), self.fringe_token[span].tolist(), strict=True))
+        """`fringes` of one byte."""
+        return self.fringes([place])[0]
 
-    def _index(self, place: int) -> int:
-        i = int(np.searchsorted(self.places, place))
-        return i if i < len(self.places) and self.places[i] == place else -1
+    def _spans(self, places: Sequence[int], start: np.ndarray) -> list[tuple[int, int]]:
+        if not len(self.places):
+            return [(0, 0)] * len(places)
+        asked = np.asarray(places)
+        i = np.minimum(np.searchsorted(self.places, asked), len(self.places) - 1)
+        here = self.places[i] == asked
+        return list(zip((start[i] * here).tolist(), (start[i + 1] * here).tolist(), strict=True))
 
 
 class ContextBuilder:

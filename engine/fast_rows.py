@@ -21,6 +21,9 @@ _STEP_CELLS = 6_000_000  # J x Vs
 _MOST_ROWS = 512
 
 
+AtHand = dict[int, tuple[int, float, float, int]]  # context -> row of P, log weight, its non-canonical mass, its end
+
+
 class FastRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
 
@@ -29,21 +32,25 @@ class FastRows:
     ) -> None:
         self.product, self.push, self.softmax, self.rows = product, push, softmax, rows
         self.boundaries = boundaries
-        self.todo: dict[int, list[tuple[int, int]]] = {}  # chunk -> (document, k)
-        self.last_use = np.full(len(softmax.chunk_of), -1, np.int64)
+        self.todo: dict[int, list[tuple[int, int, list[int]]]] = {}  # chunk -> (document, k, its contexts)
+        self.base = softmax.base.tolist()
+        self.chunk_of = chunk_of = softmax.chunk_of.tolist()
+        last_use = [-1] * len(chunk_of)
         for i, found in enumerate(boundaries):
             for k in range(rows.start[i + 1] - rows.start[i]):
-                nodes = [n for n in self._nodes(i, found[k]) if softmax.chunk_of[n] >= 0]
-                if nodes:
-                    chunk = int(softmax.chunk_of[nodes].max())
-                    self.last_use[nodes] = np.maximum(self.last_use[nodes], chunk)
-                    self.todo.setdefault(chunk, []).append((i, k))
+                nodes = self._nodes(i, found[k])
+                chunk = max([chunk_of[n] for n in nodes], default=-1)
+                if chunk >= 0:
+                    self.todo.setdefault(chunk, []).append((i, k, nodes))
+                    for n in nodes:
+                        last_use[n] = max(last_use[n], chunk)
+        self.last_use = np.array(last_use, np.int64)
         self.nodes = np.empty(0, np.int64)
         self.prob: torch.Tensor | None = None
 
     def _nodes(self, i: int, boundary: Boundary) -> list[int]:
-        base = int(self.softmax.base[i])
-        return [base + n for n in {*(n for n, _ in boundary.leaves), *boundary.at}]
+        base = self.base[i]
+        return [base + n for n in {*[n for n, _ in boundary.leaves], *boundary.at}]
 
     def take(self, chunk: Chunk) -> None:
         """Push the boundaries whose contexts are now all known."""
@@ -51,26 +58,30 @@ class FastRows:
         new = chunk.prob.double()
         prob = new if carried is None else torch.cat([carried, new])
         nodes = np.concatenate([self.nodes, chunk.nodes])
-        row_of = dict(zip(nodes.tolist(), range(len(nodes)), strict=True))
-        todo = [(i, k) for i, k in self.todo.get(chunk.index, ()) if self.softmax.group.bad[i] is None]
+        softmax = self.softmax
+        known = (softmax.logw[nodes], softmax.noncanonical[nodes], softmax.end[nodes])
+        at_hand = dict(
+            zip(nodes.tolist(), zip(range(len(nodes)), *(v.tolist() for v in known), strict=True), strict=True)
+        )
+        todo = [t for t in self.todo.pop(chunk.index, ()) if softmax.group.bad[t[0]] is None]
         step = int(np.clip(_STEP_CELLS // self.push.student_size, 1, _MOST_ROWS))
         for begin in range(0, len(todo), step):
-            self._write(todo[begin : begin + step], prob, row_of)
+            self._write(todo[begin : begin + step], prob, at_hand)
         stay = np.flatnonzero(self.last_use[nodes] > chunk.index)
         self.nodes, self.prob = nodes[stay], prob[torch.from_numpy(stay).to(prob.device)]
 
-    def _write(self, todo: list[tuple[int, int]], prob: torch.Tensor, row_of: dict[int, int]) -> None:
-        jobs = [self._job(i, self.boundaries[i][k], row_of) for i, k in todo]
+    def _write(self, todo: list[tuple[int, int, list[int]]], prob: torch.Tensor, at_hand: AtHand) -> None:
+        jobs = [self._job(i, self.boundaries[i][k], nodes, at_hand) for i, k, nodes in todo]
         pushed = self.push.push(prob, jobs, self.product)
         rows, alive = self.rows, pushed.valid > 0
-        at = np.array([rows.start[i] + k for i, k in todo])
+        at = np.array([rows.start[i] + k for i, k, _ in todo])
         rows.flags[at[~alive]] = FLAG_NO_MASS  # the teacher gives this boundary no mass at all: unscored, not guessed
         if not alive.any():
             return
         at, mass = at[alive], pushed.mass
         if not alive.all():
             mass = mass[torch.from_numpy(alive).to(mass.device)]
-        rows.write(self.product, at, mass, pushed.valid[alive])
+        rows.write(self.product, at, mass, pushed.valid[alive], pushed.ids)
         open_, pruned, decided = pushed.open[alive], pushed.pruned[alive], pushed.decided[alive]
         live = pushed.valid[alive] + pushed.excluded[alive] + pruned
         rows.err[at] = (open_ + pruned) / (decided + open_ + pruned)
@@ -81,23 +92,22 @@ class FastRows:
         rows.noncanonical_mass[at] = noncanonical[alive] / live
         rows.flags[at] = np.where(rows.err[at] == 0.0, FLAG_EXACT, FLAG_BOUNDED)
 
-    def _job(self, i: int, boundary: Boundary, row_of: dict[int, int]) -> Job:
-        softmax, base = self.softmax, int(self.softmax.base[i])
-        logw, everything = softmax.logw, self._nodes(i, boundary)
-        alive = {n for n in everything if n in row_of}
-        bounds = pruned_bounds(softmax, base, boundary)
-        top = max([*(logw[n] for n in alive), *bounds])
-        weight = {n: math.exp(logw[n] - top) for n in alive} if top > -math.inf else dict.fromkeys(alive, 0.0)
-        at = [(row_of[base + n], weight[base + n]) for n in boundary.at if base + n in alive]
-        here = [base + n for n in boundary.at if base + n in alive and softmax.end[base + n] == boundary.place]
+    def _job(self, i: int, boundary: Boundary, nodes: list[int], at_hand: AtHand) -> Job:
+        base = self.base[i]
+        logw = {n: at_hand[n][1] for n in nodes if n in at_hand}
+        bounds = pruned_bounds(self.softmax, base, boundary) if boundary.fringe or len(logw) < len(nodes) else []
+        top = max([*logw.values(), *bounds])
+        possible = top > -math.inf
+        weight = {n: math.exp(w - top) if possible else 0.0 for n, w in logw.items()}
+        at = [m for n in boundary.at if (m := base + n) in logw]
         return Job(
-            leaves=[(row_of[base + n], weight[base + n], rule) for n, rule in boundary.leaves if base + n in alive],
-            at=at,
-            pruned=sum(math.exp(b - top) for b in bounds) if top > -math.inf else 0.0,
+            leaves=[(at_hand[m][0], weight[m], rule) for n, rule in boundary.leaves if (m := base + n) in logw],
+            at=[(at_hand[m][0], weight[m]) for m in at],
+            pruned=sum([math.exp(b - top) for b in bounds]) if possible else 0.0,
             boundary=boundary,
-            skip={row_of[base + n]: tokens for n, tokens in boundary.skip.items() if base + n in alive},
+            skip={at_hand[m][0]: tokens for n, tokens in boundary.skip.items() if (m := base + n) in logw},
             extra=None if boundary.extra is None else _weighted(boundary.extra, weight, base),
-            noncanonical=sum(weight[n] * softmax.noncanonical[n] for n in here),
+            noncanonical=sum([weight[m] * at_hand[m][2] for m in at if at_hand[m][3] == boundary.place]),
         )
 
 

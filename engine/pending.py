@@ -39,9 +39,9 @@ class CutText:
 
         All cuts up to the pending part are certain whatever follows data[:byte].
         """
+        asked = np.fromiter(places, np.int64)
         out, start = [], 0
-        for place in places:
-            unit = int(self.unit_at[place])
+        for unit in self.unit_at[asked].tolist():
             while True:
                 if unit - start > _LONGEST_PENDING:
                     at = self.shift + int(self.byte_of[start])

@@ -59,18 +59,32 @@ class Rows:
             start=[0, *np.cumsum([len(g) for g in golds]).tolist()],
         )
 
-    def write(self, product: str, at_J: np.ndarray, mass_JV: torch.Tensor, total_J: np.ndarray) -> None:
+    def write(
+        self,
+        product: str,
+        at_J: np.ndarray,
+        mass_JV: torch.Tensor,
+        total_J: np.ndarray,
+        ids_V: np.ndarray | None = None,
+    ) -> None:
         """Top-k, tail and gold of positions `at_J` from unnormalised masses with the given sums; marks them scored.
 
+        ids_V: the token of each column, rising, when the columns are not the whole vocabulary; other tokens have no mass.
         `mass_JV` (float32 or float64) is as before afterwards. Raises IdentityError when top-k + tail is not the total.
         """
-        gold = torch.from_numpy(self.gold[at_J]).to(mass_JV.device)
-        gold_mass = mass_JV.gather(1, gold[:, None])[:, 0].double().cpu().numpy()
+        gold, known = self.gold[at_J], np.ones(len(at_J), bool)
+        if ids_V is not None:
+            column = np.minimum(np.searchsorted(ids_V, gold), len(ids_V) - 1)
+            gold, known = column, ids_V[column] == gold
+        asked = torch.from_numpy(gold).to(mass_JV.device)
+        gold_mass = mass_JV.gather(1, asked[:, None])[:, 0].double().cpu().numpy() * known
         k = min(self.ids.shape[1], mass_JV.shape[1])
         best = torch.topk(mass_JV, k, dim=1)
         rest = mass_JV.scatter_(1, best.indices, 0.0).sum(1).double().cpu().numpy()
         mass_JV.scatter_(1, best.indices, best.values)
         value, ids = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
+        if ids_V is not None:
+            ids = ids_V[ids]
         gap = np.abs(value.sum(1) + rest - total_J)
         if not ((gap <= SLACK * total_J) & (total_J > 0)).all():
             worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))

@@ -8,7 +8,7 @@ that mass through the rule "t begins student token v here", conditioned on the s
 Leaves that are open are closed as if a boundary followed. With A = decided, U = open, R = pruned mass the truth lies within
 a certified width of (U + R) / (A + U + R) around it (definition 9). All sums are float64.
 
-Letters: J boundaries of one chunk, P rows of teacher probabilities [R, Vt], Vs student ids, K = top_k.
+Letters: J boundaries of one chunk, P rows of teacher probabilities [R, Vt], Vs student ids, C of them that can have mass.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """q [J, Vs] unnormalised float64 (sum = valid mass), and per boundary float64 [J]: valid, excluded, open, decided, pruned.
+    """q [J, C] unnormalised float64 (sum = valid mass), its student ids int64 [C], rising (no other id has mass), and per
+    boundary float64 [J]: valid, excluded, open, decided, pruned.
 
     valid + excluded = all live mass; decided is the part of valid that no continuation can move.
     """
 
     mass: torch.Tensor
+    ids: np.ndarray
     valid: np.ndarray
     excluded: np.ndarray
     open: np.ndarray
@@ -71,6 +73,19 @@ class _Columns:
     join: torch.Tensor | None
     join_decided: torch.Tensor | None
     columns: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """All small leaves. job, row, sizes: int64 [leaves]; token, first (-1: excluded), open, weight: [sum of sizes]."""
+
+    job: np.ndarray
+    row: np.ndarray
+    sizes: np.ndarray
+    token: np.ndarray
+    first: np.ndarray
+    open: np.ndarray
+    weight: np.ndarray
 
 
 class PushForward:
@@ -93,9 +108,6 @@ class PushForward:
 
     def push(self, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> Pushed:
         """prob_RV: float64 [R, Vt], rows sum to 1. Raises IdentityError when mass is lost or made."""
-        j = len(jobs)
-        mass = torch.zeros((j, self.student_size), dtype=torch.float64, device=self.device)
-        sums = torch.zeros((j, 4), dtype=torch.float64, device=self.device)  # excluded, open, decided, live
         large: dict[int, list[tuple[int, int, float, Rule]]] = {}
         small: list[tuple[int, int, float, Rule]] = []
         for index, job in enumerate(jobs):
@@ -104,12 +116,19 @@ class PushForward:
                     large.setdefault(id(rule), []).append((index, row, weight, rule))
                 elif len(rule.tokens):
                     small.append((index, row, weight, rule))
+        flat = self._flatten(small, jobs)
+        # a large rule reaches much of the vocabulary; without one, few columns hold all the mass
+        ids = np.arange(self.student_size) if large else self._reached(flat, jobs)
+        column = np.full(self.student_size + 1, len(ids))
+        column[ids] = np.arange(len(ids))
+        mass = torch.zeros((len(jobs), len(ids)), dtype=torch.float64, device=self.device)
+        sums = torch.zeros((len(jobs), 4), dtype=torch.float64, device=self.device)  # excluded, open, decided, live
         for group in large.values():
             self._push_large(prob_RV, group, jobs, mass, sums)
         if small:
-            self._push_small(prob_RV, small, jobs, mass, sums)
-        self._push_extras(jobs, mass, sums)
-        self._push_specials(prob_RV, jobs, mass, sums)
+            self._push_small(prob_RV, flat, column, mass, sums)
+        self._push_extras(jobs, column, mass, sums)
+        self._push_specials(prob_RV, jobs, column, mass, sums)
         totals = sums.cpu().numpy()
         valid = mass.sum(1).cpu().numpy()
         lost = np.abs(valid + totals[:, 0] - totals[:, 3])
@@ -120,7 +139,7 @@ class PushForward:
                 f"{totals[worst, 0]:.17g} != live {totals[worst, 3]:.17g}; want equality to {_SLACK}"
             )
         pruned = np.array([job.pruned for job in jobs])
-        return Pushed(mass, valid, totals[:, 0], totals[:, 1], totals[:, 2], pruned)
+        return Pushed(mass, ids, valid, totals[:, 0], totals[:, 1], totals[:, 2], pruned)
 
     def _push_large(self, prob_RV: torch.Tensor, group: list[tuple[int, int, float, Rule]], jobs, mass, sums) -> None:
         rule = self._columns(group[0][3])
@@ -189,46 +208,77 @@ class PushForward:
             )
         return known
 
-    def _push_small(self, prob_RV: torch.Tensor, small: list[tuple[int, int, float, Rule]], jobs, mass, sums) -> None:
+    def _flatten(self, small: list[tuple[int, int, float, Rule]], jobs: list[Job]) -> _Flat:
+        """Small leaves one after another. first is -1 for excluded: as an index that is the last place of an array."""
         parts = [self.book.resolved(rule, jobs[index].boundary.last) for index, _, _, rule in small]
-        sizes = np.array([len(p[0]) for p in parts])
-        flat = {
-            "where": np.repeat([s[0] for s in small], sizes),
-            "row": np.repeat([s[1] for s in small], sizes),
-            "token": np.concatenate([p[0] for p in parts]),
-            "first": np.concatenate([p[1] for p in parts]),
-            "open": np.concatenate([p[2] for p in parts]),
-        }
-        on = {name: torch.from_numpy(values).to(self.device) for name, values in flat.items()}
-        scale = np.repeat([s[2] for s in small], sizes)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        for at, (index, row, _, _) in enumerate(small):
-            if split := jobs[index].skip.get(row):
-                span = slice(starts[at], starts[at + 1])
-                scale[span][np.isin(flat["token"][span], split)] = 0.0
-        weight = torch.from_numpy(scale).to(self.device)
-        value = prob_RV[on["row"], on["token"]] * weight
-        begins = on["first"] >= 0
-        mass.view(-1).index_add_(0, (on["where"] * self.student_size + on["first"])[begins], value[begins])
-        for column, choose in enumerate((~begins, on["open"], begins & ~on["open"])):
-            sums[:, column].index_add_(0, on["where"][choose], value[choose])
-        sums[:, 3].index_add_(0, on["where"], value)
+        sizes = np.array([len(p[0]) for p in parts], dtype=np.int64)
+        starts = np.cumsum(sizes) - sizes
+        weight = np.repeat([s[2] for s in small], sizes)
+        gone = [
+            start + self.book.place_of(rule, token)
+            for start, (index, row, _, rule) in zip(starts.tolist(), small, strict=True)
+            for token in jobs[index].skip.get(row, ())
+        ]
+        weight[gone] = 0.0
+        empty = np.empty(0, np.int64)
+        return _Flat(
+            job=np.array([s[0] for s in small], dtype=np.int64),
+            row=np.array([s[1] for s in small], dtype=np.int64),
+            sizes=sizes,
+            token=np.concatenate([empty, *(p[0] for p in parts)]),
+            first=np.concatenate([empty, *(p[1] for p in parts)]),
+            open=np.concatenate([empty, *(p[2] for p in parts)]),
+            weight=weight,
+        )
 
-    def _push_extras(self, jobs: list[Job], mass: torch.Tensor, sums: torch.Tensor) -> None:
+    def _reached(self, flat: _Flat, jobs: list[Job]) -> np.ndarray:
+        """int64 [C], rising: all student ids that these leaves and specials may give mass to."""
+        mark = np.zeros(self.student_size + 1, bool)
+        mark[flat.first] = True
+        for job in jobs:
+            if job.extra is not None:
+                mark[job.extra[0]] = True
+        if self.end_id is not None:
+            mark[self.end_id] = True
+        return np.flatnonzero(mark[:-1])
+
+    def _push_small(self, prob_RV: torch.Tensor, flat: _Flat, column: np.ndarray, mass, sums) -> None:
+        """One sum over all leaves into cells [J, decided or open, C + 1], the last column for what is excluded."""
+        j, c = mass.shape
+        cell = np.repeat(flat.job * (2 * (c + 1)), flat.sizes)
+        cell += flat.open * (c + 1)
+        cell += column[flat.first]
+        source = np.repeat(flat.row * prob_RV.shape[1], flat.sizes)
+        source += flat.token
+        on = [torch.from_numpy(a).to(self.device) for a in (cell, source, flat.weight, flat.job, flat.sizes)]
+        cell, source, weight, job, sizes = on
+        # index_select, not prob.view(-1)[source]: on a CPU the latter is handed to threads, which costs more than it takes
+        value = prob_RV.reshape(-1).index_select(0, source).mul_(weight)
+        cells = torch.zeros(j * 2 * (c + 1), dtype=torch.float64, device=self.device).index_add_(0, cell, value)
+        decided, open_ = cells.view(j, 2, c + 1).unbind(1)
+        mass += decided[:, :-1]
+        mass += open_[:, :-1]
+        sums[:, 0] += decided[:, -1] + open_[:, -1]
+        sums[:, 1] += open_.sum(1)
+        sums[:, 2] += decided[:, :-1].sum(1)
+        sums[:, 3].index_add_(0, job, torch.segment_reduce(value, "sum", lengths=sizes))  # leaf by leaf: the other way
+
+    def _push_extras(self, jobs: list[Job], column: np.ndarray, mass, sums) -> None:
         """What stands for leaves that were split, as flat arrays."""
         extras = [(index, *job.extra) for index, job in enumerate(jobs) if job.extra is not None]
         if not extras:
             return
         flat = [np.repeat([e[0] for e in extras], [len(e[1]) for e in extras])]
         flat += [np.concatenate([e[column] for e in extras]) for column in (1, 2, 3)]
+        flat[1] = column[flat[1]]  # excluded: the last place, which is past the end of a row
         where, first, value, open_ = (torch.from_numpy(a).to(self.device) for a in flat)
-        begins = first >= 0
-        mass.view(-1).index_add_(0, (where * self.student_size + first)[begins], value[begins])
+        begins = first < mass.shape[1]
+        mass.view(-1).index_add_(0, (where * mass.shape[1] + first)[begins], value[begins])
         for column, choose in enumerate((~begins, open_, begins & ~open_)):
             sums[:, column].index_add_(0, where[choose], value[choose])
         sums[:, 3].index_add_(0, where, value)
 
-    def _push_specials(self, prob_RV: torch.Tensor, jobs: list[Job], mass: torch.Tensor, sums: torch.Tensor) -> None:
+    def _push_specials(self, prob_RV: torch.Tensor, jobs: list[Job], column: np.ndarray, mass, sums) -> None:
         """Specials are not text: "end" is the student's end token, the others are excluded. All of this is certain."""
         flat = [(index, row, weight) for index, job in enumerate(jobs) for row, weight in job.at]
         if not flat:
@@ -243,7 +293,7 @@ class PushForward:
         )
         kept = torch.where(counts, end, torch.zeros_like(end))
         if self.end_id is not None:
-            mass[:, self.end_id].index_add_(0, where, kept)
+            mass[:, column[self.end_id]].index_add_(0, where, kept)
         sums[:, 0].index_add_(0, where, other + end - kept)
         sums[:, 2].index_add_(0, where, kept)
         sums[:, 3].index_add_(0, where, other + end)

@@ -59,6 +59,7 @@ class TeacherTokens:
         pairs = sorted((piece, i) for i, piece in enumerate(vocabulary.token_bytes) if piece)
         self.pieces = [piece for piece, _ in pairs]
         self.ids = np.array([i for _, i in pairs], dtype=np.int64)
+        self.rank = {token: place for place, (_, token) in enumerate(pairs)}
         self.longest = max(map(len, self.pieces))
         self._ranges: dict[bytes, tuple[int, int]] = {}
 
@@ -82,6 +83,7 @@ class RuleBook:
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
         self._distinct: dict[tuple[bytes, ...], Rule] = {}
         self._kept = 0
+        self.cleared = 0  # how often all rules were given up
 
     def rule(self, z: bytes, lead: bytes, partial: bytes, left: str, words: tuple[tuple[int, bytes], ...] = ()) -> Rule:
         """The rule for tokens that start with z. lead: bytes between e and r (the student's prefix space at the very start,
@@ -107,6 +109,7 @@ class RuleBook:
                     for memory in (self._ranges, self._rules, self._distinct):
                         memory.clear()
                     self._kept = len(made.tokens)
+                    self.cleared += 1
             self._rules[key] = known
         return known
 
@@ -132,8 +135,12 @@ class RuleBook:
 
     def first_of(self, rule: Rule, token: int, last: int) -> int:
         """The student token that one teacher token begins (closed as if the text ended after it), -1 for none."""
-        tokens, first, _, _ = self.resolved(rule, last)
-        return int(first[np.flatnonzero(tokens == token)[0]])
+        _, first, _, _ = self.resolved(rule, last)
+        return int(first[self.place_of(rule, token)])
+
+    def place_of(self, rule: Rule, token: int) -> int:
+        """Where a teacher token stands in `rule.tokens`: a rule's tokens are one range of the sorted vocabulary."""
+        return self.teacher.rank[token] - self.teacher.rank[int(rule.tokens[0])]
 
     def _range(self, z: bytes, lead: bytes, partial: bytes) -> TokenRange:
         key = (z, lead, partial)

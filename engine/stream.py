@@ -33,6 +33,7 @@ _POOL_GROUPS = 8
 
 _BATCH_COLUMNS = ("token_ids", "scored", "topk_ids", "topk_logps", "tail_logp", "gold_logp", "err")
 _SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
+_WIDE = "(wide)"  # made while reading: scored, but wider than max_width
 _ALL_COLUMNS = ("doc_id", "text", "byte_end", "flags", *_SHARES, *_BATCH_COLUMNS)
 
 
@@ -59,6 +60,7 @@ class Document:
     pruned_mass: npt.NDArray[np.float32]  # [T]
     noncanonical_mass: npt.NDArray[np.float32]  # [T]
     flags: npt.NDArray[np.uint8]  # [T]
+    left_out: int  # positions that only `max_width` made unscored
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,26 @@ class Targets:
                    one product. A student called "teacher" or "bytes" is "student/teacher", "student/bytes"
     allow_partial  also read a run that is not finished (its sealed shards)
     verify         compare the sha256 of each file with its seal before reading (sizes and page checksums always are)
+    max_width      positions with a certified width `err` above this are read as unscored: `scored` and `mask` are False
+                   there, all else stays, and `left_out` counts them. 0 keeps the exact ones. None: no limit
 
     `top_k`, `vocab_size`, `regime`, `semantics`, `rows`, `positions` and `files` say what is there. The vocabulary of
     "bytes": ids 0..255 are bytes, 256 is the end of the text. Raises TargetsError.
     """
 
     def __init__(
-        self, out: str | Path, product: str | None = None, *, allow_partial: bool = False, verify: bool = False
+        self,
+        out: str | Path,
+        product: str | None = None,
+        *,
+        allow_partial: bool = False,
+        verify: bool = False,
+        max_width: float | None = None,
     ) -> None:
+        if max_width is not None and not max_width >= 0:  # NaN too
+            raise ValueError(f"max_width {max_width}: wanted a number >= 0, or None for no limit")
         self.out = Path(out)
-        self.verify = verify
+        self.verify, self.max_width = verify, max_width
         facts, shards = self._load(allow_partial)
         self.product = self._choose(product, sorted(facts))
         self.top_k: int = facts[self.product]["top_k"]
@@ -126,6 +138,7 @@ class Targets:
                     pruned_mass=group.cut("pruned_mass", i),
                     noncanonical_mass=group.cut("noncanonical_mass", i),
                     flags=group.cut("flags", i),
+                    left_out=int(group.cut(_WIDE, i).sum()),
                 )
 
     def batches(
@@ -144,8 +157,8 @@ class Targets:
 
         Keys (in brackets the padding): token_ids [B, L] int64 (0), ids [B, L, K] int64 (0, also where no token is
         stored: safe to gather with), logps [B, L, K] float32 nats (-inf, also where no token is stored),
-        tail_logp [B, L] nats (0), gold_logp [B, L] nats (-inf), err [B, L] (0), mask [B, L] bool: scored and not
-        padding, lengths [B] int64.
+        tail_logp [B, L] nats (0), gold_logp [B, L] nats (-inf), err [B, L] (0), mask [B, L] bool: scored (within
+        max_width) and not padding, lengths [B] int64, left_out [B] int64: positions that only max_width left out.
         """
         if batch_size < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"batch_size {batch_size} and max_length {max_length}: wanted numbers >= 1")
@@ -202,6 +215,12 @@ class Targets:
             if name == "token_ids":
                 bounds = np.asarray(column.offsets.to_numpy(), np.int64)
                 bounds = bounds - bounds[0]
+        scored, wide = columns["scored"], np.zeros_like(columns["scored"])
+        if self.max_width is not None:
+            wide = scored & (
+                columns["err"].astype(np.float64) > self.max_width
+            )  # in float32 the limit would be rounded
+        columns["scored"], columns[_WIDE] = scored & ~wide, wide
         return _Group(bounds, columns)
 
     def _collate(
@@ -230,6 +249,7 @@ class Targets:
             "err": padded("err", torch.float32, 0.0),
             "mask": padded("scored", torch.bool, False),
             "lengths": torch.from_numpy(lengths_B),
+            "left_out": padded(_WIDE, torch.bool, False).sum(1),
         }
         if device is None:
             return batch

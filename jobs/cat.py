@@ -22,12 +22,36 @@ from schemas.errors import OutputError, RunFileError
 View = Literal["student", "teacher", "bytes"]
 
 
-def cat(out: Path, *, student: str | None, view: View | None, limit: int | None, stream: TextIO) -> None:
-    """Write the documents of one product to `stream`, in corpus order; of an unfinished run, those that are ready."""
+def cat(
+    out: Path,
+    *,
+    student: str | None,
+    view: View | None,
+    limit: int | None,
+    max_width: float | None,
+    stream: TextIO,
+    notes: TextIO,
+) -> None:
+    """Write the documents of one product to `stream`, in corpus order; of an unfinished run, those that are ready.
+
+    max_width: only the scored rows whose certified width is at most this; how many those are is said on `notes`.
+    """
+    if max_width is not None and not max_width >= 0:  # NaN too
+        raise RunFileError(f"--max-width {max_width}: a width is a probability; give a number >= 0, such as 0.05")
     product = choose(out, list(load_plan(out).products), student, view)
     try:
-        for document in islice(Targets(out, product, allow_partial=True).documents(), limit):
-            stream.write(json.dumps(as_json(document), ensure_ascii=False, allow_nan=False) + "\n")
+        kept = left_out = 0
+        targets = Targets(out, product, allow_partial=True, max_width=max_width)
+        for document in islice(targets.documents(), limit):
+            record = as_json(document)
+            if max_width is not None:
+                record = only_scored(record)
+                kept, left_out = kept + len(record["rows"]), left_out + document.left_out
+            stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        if max_width is not None:
+            notes.write(
+                f"targetsmith: {kept:,} of {kept + left_out:,} scored rows have a width of at most {max_width}\n"
+            )
     except TargetsError as error:  # the reader stands alone and has an error of its own
         raise OutputError(str(error)) from error
 
@@ -81,6 +105,13 @@ def as_json(document: Document) -> dict[str, Any]:
         "noncanonical_mass": document.noncanonical_mass.tolist(),
         "flags": document.flags.tolist(),
     }
+
+
+def only_scored(record: dict[str, Any]) -> dict[str, Any]:
+    """The same object with its scored rows only; `rows` says which they are, counted from 0."""
+    rows = [row for row, scored in enumerate(record["scored"]) if scored]
+    picked = {key: [value[r] for r in rows] if isinstance(value, list) else value for key, value in record.items()}
+    return {**picked, "rows": rows}
 
 
 def _finite(logps: np.ndarray) -> list[float | None]:

@@ -91,11 +91,14 @@ def cat(
     student: Student = None,
     view: View = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents.")] = None,
+    max_width: Annotated[
+        float | None, typer.Option(help="Only rows with a certified width of at most this; 0: only exact rows.")
+    ] = None,
 ) -> None:
     """Print the targets as JSON lines, one document each."""
     from jobs import cat as verb
 
-    verb.cat(out, student=student, view=view, limit=limit, stream=sys.stdout)
+    verb.cat(out, student=student, view=view, limit=limit, max_width=max_width, stream=sys.stdout, notes=sys.stderr)
 
 
 @app.command()

@@ -95,7 +95,7 @@ def test_from_the_run_file_to_the_reader(run_file: Path) -> None:
             batch = next(targets.batches(2))
             np.testing.assert_array_equal(batch["mask"][0, : len(asked)].numpy(), asked)
     stream = io.StringIO()
-    cat(out, student="sp", view=None, limit=1, stream=stream)
+    cat(out, student="sp", view=None, limit=1, max_width=None, stream=stream, notes=io.StringIO())
     assert json.loads(stream.getvalue())["flags"].count(FLAG_CONTEXT) > 10
     for view in ("student", "teacher", "bytes"):
         stream = io.StringIO()

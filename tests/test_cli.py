@@ -233,6 +233,32 @@ def test_cat_limit(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(documents(capsys, out, "--student", "sp", "--limit", 2)) == 2
 
 
+@pytest.mark.parametrize("arguments", [["--student", "sp"], ["--view", "teacher"]])
+def test_cat_max_width_prints_those_rows_only(
+    out: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wholes, widths = documents(capsys, out, *arguments), [0.0, 1.0]
+    widths += [w for d in wholes for w, s in zip(d["err"], d["scored"], strict=True) if s]
+    limit = float(np.median(widths))
+    assert call("cat", out, *arguments, "--max-width", limit) == 0
+    printed, note = capsys.readouterr()
+    kept = scored = 0
+    for line, whole in zip(printed.splitlines(), wholes, strict=True):
+        document = json.loads(line)
+        rows = document.pop("rows")
+        assert rows == [i for i, s in enumerate(whole["scored"]) if s and whole["err"][i] <= limit]
+        assert document == {k: [v[i] for i in rows] if isinstance(v, list) else v for k, v in whole.items()}
+        kept, scored = kept + len(rows), scored + sum(whole["scored"])
+    assert note == f"targetsmith: {kept:,} of {scored:,} scored rows have a width of at most {limit}\n"
+    assert 0 < kept and (kept < scored or arguments[1] == "teacher")
+
+
+@pytest.mark.parametrize("limit", ["nan", "-0.01"])
+def test_cat_refuses_a_width_that_is_none(out: Path, limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("cat", out, "--student", "sp", "--max-width", limit) == 2
+    assert "a width is a probability; give a number >= 0" in capsys.readouterr().err
+
+
 def test_cat_wants_a_name_when_there_are_several(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("cat", out) == 1
     assert "student/bl, student/sp, teacher; say which by --student NAME" in capsys.readouterr().err

@@ -107,8 +107,8 @@ def test_batches_are_the_padded_documents(finished: Path, max_length: int | None
             torch.bool,
         )
         for row, (document, length) in enumerate(zip(members, lengths, strict=True)):
-            cut = {key: tensor[row, :length].numpy() for key, tensor in batch.items() if key != "lengths"}
-            rest = {key: tensor[row, length:] for key, tensor in batch.items() if key != "lengths"}
+            cut = {key: tensor[row, :length].numpy() for key, tensor in batch.items() if tensor.ndim > 1}
+            rest = {key: tensor[row, length:] for key, tensor in batch.items() if tensor.ndim > 1}
             assert np.array_equal(cut["token_ids"], document.token_ids[:length])
             assert np.array_equal(cut["ids"], np.where(document.ids[:length] < 0, 0, document.ids[:length]))
             assert np.array_equal(cut["mask"], document.scored[:length])
@@ -117,6 +117,44 @@ def test_batches_are_the_padded_documents(finished: Path, max_length: int | None
             assert not rest["mask"].any() and not rest["ids"].any() and not rest["token_ids"].any()
             assert rest["logps"].eq(-torch.inf).all() and not rest["tail_logp"].any() and not rest["err"].any()
     assert start >= 298
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.05, 1.0, np.inf])
+def test_max_width_only_takes_positions_out_of_the_mask(finished: Path, limit: float) -> None:
+    """Row by row against the stored columns: everything else stays, and what is left out is counted."""
+    narrow, found, before = Targets(finished, max_width=limit), [], 0
+    for document, whole in zip(narrow.documents(), Targets(finished).documents(), strict=True):
+        wanted = [bool(s) and float(e) <= limit for s, e in zip(whole.scored, whole.err, strict=True)]
+        assert document.scored.tolist() == wanted and whole.left_out == 0
+        assert document.left_out == whole.scored.sum() - sum(wanted)
+        for key in ("token_ids", "ids", "logps", "tail_logp", "gold_logp", "err", "flags", "byte_end"):
+            assert np.array_equal(getattr(document, key), getattr(whole, key)), key
+        found.append((wanted, document.left_out))
+        before += int(whole.scored.sum())
+    kept, left_out = sum(sum(wanted) for wanted, _ in found), sum(count for _, count in found)
+    assert kept + left_out == before and (0 < kept < before if limit == 0.05 else kept == before * (limit > 0))
+    masks = [
+        (m, n) for b in narrow.batches(16) for m, n in zip(b["mask"].tolist(), b["left_out"].tolist(), strict=True)
+    ]
+    assert [(mask[: len(wanted)], count) for (mask, count), (wanted, _) in zip(masks, found, strict=True)] == found
+    short = [int(n) for batch in narrow.batches(16, max_length=3) for n in batch["left_out"]]
+    wholes = Targets(finished).documents()
+    assert short == [int((d.scored[:3]).sum()) - sum(w[:3]) for d, (w, _) in zip(wholes, found, strict=True)]
+
+
+def test_max_width_is_compared_without_rounding(finished: Path) -> None:
+    """float32 would take a limit just below a stored width for that width."""
+    widths = np.concatenate([d.err[d.scored] for d in Targets(finished).documents()])
+    stored = float(np.sort(widths)[len(widths) // 2])
+    for limit, inside in ((stored, True), (np.nextafter(stored, 0.0), False)):
+        kept = sum(int(d.scored.sum()) for d in Targets(finished, max_width=float(limit)).documents())
+        assert kept == (widths <= stored).sum() - (0 if inside else (widths == stored).sum())
+
+
+@pytest.mark.parametrize("limit", [-0.1, float("nan"), -float("inf")])
+def test_a_width_that_is_none_is_refused(finished: Path, limit: float) -> None:
+    with pytest.raises(ValueError, match="wanted a number >= 0"):
+        Targets(finished, max_width=limit)
 
 
 def test_shuffle_is_a_permutation_and_repeats_by_seed(finished: Path) -> None:
