@@ -220,12 +220,12 @@ class Widener:
         x = logits_RV[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
         prob = torch.softmax(x, 1)
         if self.masked and self.canonical is not None:
-            for i in {i for i, _ in nodes}:
-                if known[i].pending is None:
-                    known[i].pending = self.canonical.pending(docs[i].tree, docs[i].data)
-            states = [
-                self.canonical.state_behind(docs[i].tree, known[i].pending, *_path(known[i], n)) for i, n in nodes
-            ]
+            states = []
+            for i, node in nodes:
+                document, doc = known[i], docs[i]
+                if document.pending is None:
+                    document.pending = self.canonical.pending(doc.tree, doc.data)
+                states.append(self.canonical.state_behind(doc.tree, document.pending, *_path(document, node)))
             self.canonical.mask_(prob, states)
             left = prob.sum(1)
             prob.div_(torch.where(left > 0, left, 1.0)[:, None])
