@@ -123,10 +123,13 @@ def main() -> None:
     parser.add_argument("--budgets", default="0,1,2,4,8,16,32")
     parser.add_argument("--reference", type=float, default=64.0)
     parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--calibrate", type=int, default=0, help="documents behind those scored, for calibration")
     options = parser.parse_args()
     torch.set_num_threads(2)
     students = options.student or [str(SHARED / "tokenizers" / "gpt2")]
-    documents = read_documents(options.corpus, options.skip + options.documents)[options.skip :]
+    stop = options.skip + options.documents
+    read = read_documents(options.corpus, stop + options.calibrate)
+    documents, sample = read[options.skip : stop], read[stop:]
     budgets = [float(b) for b in options.budgets.split(",")]
     for student in students:
         scorer = make_scorer(options.teacher, [student], options.reference, options.tolerance)
@@ -134,18 +137,28 @@ def main() -> None:
         size = scorer.students[product].size
         reference = score(scorer, documents)[product]
         nats = entropy(reference)
-        print(f"\n{Path(options.teacher).name} -> {Path(student).name}: {len(nats)} positions of {len(documents)} documents, mean "
-              f"entropy {nats.mean():.2f} nats, reference {reference.per_token:.1f} evaluations a token, mean width {reference.err.mean():.4f}")  # fmt: skip
+        print(
+            f"\n{Path(options.teacher).name} -> {Path(student).name}: {len(nats)} positions of {len(documents)} documents, "
+            f"mean entropy {nats.mean():.2f} nats, reference {reference.per_token:.1f} evaluations a token, "
+            f"mean width {reference.err.mean():.4f}"
+        )
         masks = {"all": np.ones(len(nats), bool)}
         masks |= {f"{a}-{b}" if b < 99 else f">{a}": (nats >= a) & (nats < b) for a, b in BINS}
         masks |= {"space": reference.kind == "s", "digit": reference.kind == "d"}
-        print("budget  cost/token  seconds |" + " |".join(f" {n:>7} tv  width" for n in masks) + "   (positions: " +
-              ", ".join(f"{n} {int(m.sum())}" for n, m in masks.items()) + ")")  # fmt: skip
+        print("positions: " + ", ".join(f"{n} {int(m.sum())}" for n, m in masks.items()))
+        print("budget  cost/token  seconds  bounded |" + " |".join(f" {n:>7} tv  width" for n in masks))
         for budget in budgets:
-            got = score(make_scorer(options.teacher, [student], budget, options.tolerance), documents)[product]
+            scorer = make_scorer(options.teacher, [student], budget, options.tolerance)
+            scorer.calibrate(sample)
+            got = score(scorer, documents)[product]
             tv = variation(got, reference, size)
             cells = [f" {tv[m].mean():9.5f} {got.err[m].mean():6.4f}" if m.any() else " " * 17 for m in masks.values()]
-            print(f"{budget:6g}  {got.per_token:10.2f} {got.seconds:8.1f} |" + " |".join(cells), flush=True)
+            stored = (
+                1 - np.maximum(0, got.tail - got.err).mean()
+            )  # what is neither stored nor within the certified width
+            print(
+                f"{budget:6g}  {got.per_token:10.2f} {got.seconds:8.1f}  {stored:7.4f} |" + " |".join(cells), flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from schemas.errors import IdentityError
 
 NO_NODE = -1
 LEAST_MASS = 1e-13  # of a boundary: below this nothing is split, whatever the budget; it stays open
+LEAST_CLOSED = 1e-3  # of a boundary: lighter leaves are closed as if a boundary followed, which costs nothing
 FIRST_TURN = 0.5  # evaluations for each boundary in the first turn, and in the second; then twice as many in each
 _SLACK = 1e-6
 
@@ -198,7 +199,7 @@ class Front:
         """Close what is left open, by the mean row of its last token or as if a boundary followed; hand the boundaries
         their extras."""
         for item in self.items:
-            row = mean(item.token) if item.mass > LEAST_MASS else None
+            row = mean(item.token) if item.mass > LEAST_CLOSED else None
             if row is not None:
                 self.split(item, row, NO_NODE, {}, estimate=True)
             elif item.parent != item.node:  # a leaf of a context is closed by its rule

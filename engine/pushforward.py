@@ -274,8 +274,8 @@ class PushForward:
         where, first, value, open_ = (torch.from_numpy(a).to(self.device) for a in flat)
         begins = first < mass.shape[1]
         mass.view(-1).index_add_(0, (where * mass.shape[1] + first)[begins], value[begins])
-        for column, choose in enumerate((~begins, open_, begins & ~open_)):
-            sums[:, column].index_add_(0, where[choose], value[choose])
+        for share, choose in enumerate((~begins, open_, begins & ~open_)):
+            sums[:, share].index_add_(0, where[choose], value[choose])
         sums[:, 3].index_add_(0, where, value)
 
     def _push_specials(self, prob_RV: torch.Tensor, jobs: list[Job], column: np.ndarray, mass, sums) -> None:

@@ -178,6 +178,19 @@ class Scorer:
             max_length=self.teacher.max_length,
         )
 
+    def calibrate(self, documents: Sequence[Document]) -> None:
+        """Learn from these documents how open leaves are usually continued (engine/calibrate.py). The same documents give
+        the same means; without, open leaves are closed as if a boundary followed. Documents that are no good are left out."""
+        if self.widener is None:
+            return
+        for document in documents:
+            try:
+                parts = self._work(document).parts
+            except (BadDocument, IdentityError):
+                continue
+            hidden = hidden_states(self.teacher, parts, self.run.teacher)
+            self.widener.calibrate(parts, hidden, self.teacher.logits)
+
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
         stats: dict[str, float] = defaultdict(float)

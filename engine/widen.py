@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from engine.beam import Front, Spending
+from engine.calibrate import Continuations
 from engine.canonical import CanonicalNext, Pending
 from engine.emit import Prepared
 from engine.evaluate import Open
@@ -61,7 +62,7 @@ class Widener:
     ) -> None:
         self.finders, self.outcomes, self.spending, self.sketcher = finders, outcomes, spending, sketcher
         self.real, self.canonical, self.masked, self.max_length = real, canonical, masked, max_length
-        self.mean: dict[int, Row] = {}
+        self.continuations = Continuations()
 
     @torch.inference_mode()
     def widen(self, docs: list[Prepared], hidden_ND: torch.Tensor, batches: list[Open], logits: Logits) -> np.ndarray:
@@ -88,19 +89,34 @@ class Widener:
             turn += 1
         for found in fronts:
             for front in found:
-                front.finish(self.mean.get)
+                front.finish(self.continuations.mean)
         return spent
+
+    @torch.inference_mode()
+    def calibrate(self, docs: list[Prepared], hidden_ND: torch.Tensor, logits: Logits) -> None:
+        """Add the rows along these documents' own paths to the mean rows."""
+        softmax = self._softmax(docs)
+        token_of: dict[int, int] = {}
+        for i, doc in enumerate(docs):
+            trunk = doc.tree.trunk[doc.tree.trunk >= doc.tree.given]
+            token_of |= zip((int(softmax.base[i]) + trunk).tolist(), doc.tree.token[trunk].tolist(), strict=True)
+        for chunk in softmax.run(hidden_ND, logits):
+            for node, row in zip(chunk.nodes.tolist(), self.sketcher.rows(chunk.prob), strict=True):
+                if node in token_of and row.total > 0:
+                    self.continuations.add(token_of[node], row)
+
+    def _softmax(self, docs: list[Prepared]) -> Softmax:
+        asked = self.canonical if self.masked else None
+        states = [d.states or [] for d in docs] if asked else None
+        group = Scored([d.tree for d in docs], [d.kept for d in docs], states, [d.bad for d in docs])
+        return Softmax(group, self.real, asked, masked=self.masked)
 
     def _begin(
         self, docs: list[Prepared], known: list[_Document], hidden_ND: torch.Tensor, logits: Logits
     ) -> list[list[Front]]:
         """One pass over the rows of all contexts: sketches, and the open leaves of every boundary."""
-        asked = self.canonical if self.masked else None
-        group = Scored(
-            [d.tree for d in docs], [d.kept for d in docs], [d.states or [] for d in docs] if asked else None,
-            [d.bad for d in docs],
-        )  # fmt: skip
-        softmax = Softmax(group, self.real, asked, masked=self.masked)
+        softmax = self._softmax(docs)
+        group = softmax.group
         wanted: dict[str, dict[int, list]] = {
             p: {} for p in self.finders
         }  # product -> global node -> (document, k, rule)
@@ -221,10 +237,11 @@ class Widener:
         prob = torch.softmax(x, 1)
         if self.masked and self.canonical is not None:
             states = []
-            for i, n in nodes:
-                pending = known[i].pending or self.canonical.pending(docs[i].tree, docs[i].data)
-                known[i].pending = pending
-                states.append(self.canonical.state_behind(docs[i].tree, pending, *_path(known[i], n)))
+            for i, node in nodes:
+                document, doc = known[i], docs[i]
+                if document.pending is None:
+                    document.pending = self.canonical.pending(doc.tree, doc.data)
+                states.append(self.canonical.state_behind(doc.tree, document.pending, *_path(document, node)))
             self.canonical.mask_(prob, states)
             left = prob.sum(1)
             prob.div_(torch.where(left > 0, left, 1.0)[:, None])
