@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from engine.bpe import MergeTable
+from engine.openness import Openness
 from engine.ranges import CUT, JOIN, NONE, FollowedRange, StudentSide, TokenRange, successor
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix
@@ -78,6 +79,7 @@ class RuleBook:
     def __init__(self, teacher: TeacherTokens, student: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
         self.teacher, self.student, self.merges, self.splitter = teacher, student, merges, splitter
         self._side = StudentSide(student, merges, splitter)
+        self._openness = Openness(self._side)
         self._ranges: dict[tuple[bytes, bytes, bytes], TokenRange] = {}
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
         self._distinct: dict[tuple[bytes, ...], Rule] = {}
@@ -173,7 +175,9 @@ class RuleBook:
         if self.student.nfc:  # a combining mark after r may still change r's last character
             open_ |= stop >= span.units
         kind = kind.astype(np.int8)
-        if partial and self.splitter.byte_units:
+        if not (partial and self.splitter.byte_units):
+            open_ = self._openness.settle(span, left, (kind, stop, variant, first), variants, words, open_)
+        else:
             self._settle_characters(span, partial, kind, first, open_)
         begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
         for unit, rest in words:
