@@ -26,7 +26,7 @@ from engine.ranges import JOIN, FollowedRange, StudentSide, TokenRange, Variants
 
 _UNKNOWN = -2
 _MOST_KEPT = 2_000_000  # strings, and pairs of token and string
-_FEW = 6  # tokens that are asked one by one before the whole list of partners is made
+_FEW = 8  # tokens that are asked one by one before the whole list of partners is made
 
 Cuts = tuple[tuple[tuple[int, ...], bool], frozenset[int], bool]
 
@@ -39,6 +39,7 @@ class Openness:
         self._decided: dict[bytes, bool] = {}
         self._ends: dict[bytes, tuple[int, int]] = {}
         self._passing: dict[tuple[int, bytes], bool] = {}
+        self._sorted_partners: dict[int, tuple[list[bytes], list[tuple[int, int]]]] = {}
 
     # ==== inside one pre-token
 
@@ -119,9 +120,23 @@ class Openness:
             tokens = ids[bisect.bisect_right(pieces, tail) : bisect.bisect_left(pieces, successor(tail))]
             known = any(self.merges.pair_is_canonical(last, int(u)) for u in tokens[:_FEW])
             if not known and len(tokens) > _FEW:
-                known = not np.isin(tokens[_FEW:], self.merges.illegal_after(last)).all()
+                known = not self.merges.illegal_by(last, lambda node: self._partners_near(node, tail))[tokens].all()
             self._passing[key] = known
         return known
+
+    def _partners_near(self, node: int, tail: bytes) -> list[tuple[int, int]]:
+        """The merges (right token, rank) of a node that can be on the left edge of a token that begins with `tail`: their right
+        parts begin with `tail`, or `tail` with them."""
+        known = self._sorted_partners.get(node)
+        if known is None:
+            pairs = sorted((self._bytes_of(b), b, rank) for b, rank in self.merges.partners.get(node, ()))
+            known = self._sorted_partners[node] = [p[0] for p in pairs], [p[1:] for p in pairs]
+        pieces, partners = known
+        found = partners[bisect.bisect_left(pieces, tail) : bisect.bisect_left(pieces, successor(tail))]
+        for i in range(1, len(tail)):
+            begin = bisect.bisect_left(pieces, tail[:i])
+            found += partners[begin : bisect.bisect_right(pieces, tail[:i], begin)]
+        return found
 
     # ==== a range of leaves
 

@@ -37,12 +37,13 @@ class StudentSide:
             for i, piece in enumerate(vocabulary.token_bytes)
             if vocabulary.ignore_merges and piece is not None and not merges.reachable(i)
         )
+        self._whole_differs = vocabulary.ignore_merges or bool(vocabulary.added_text)
         self._firsts: dict[tuple[bytes, bool], int] = {}
         self._seams: dict[str, np.ndarray] = {}
 
     def first(self, piece: bytes, *, whole: bool) -> int:
         """First token of a piece, -1 when it has none. whole: the piece is a whole pre-token."""
-        key = (piece, whole)
+        key = (piece, whole and self._whole_differs)
         known = self._firsts.get(key)
         if known is None:
             if len(self._firsts) > _MOST_FIRSTS:
