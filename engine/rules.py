@@ -8,9 +8,10 @@ r falls into one of three kinds (docs/design.md, definition 7):
 * JOIN  a pre-token spans e: the same, provided that the pair (last student token, v) is canonical (lemma 2);
 * NONE  the student's encoding has no boundary at e: excluded.
 
-A leaf is *decided* when the pre-token that holds v ends inside r whatever follows; else it is *open*, and `v` is the
-answer as if the text ended there. Rules depend on (z, left classes) only, so they are made once and kept: arrays over the
-teacher tokens that start with z. m = number of those tokens.
+A leaf is *decided* when nothing that follows can change this: the pre-token that holds v ends inside r whatever follows,
+or merges and cuts leave v alone (engine/openness.py). Else it is *open*, and `v` is the answer as if the text ended there.
+Rules depend on (z, left classes) only, so they are made once and kept: arrays over the teacher tokens that start with z.
+m = number of those tokens.
 """
 
 from __future__ import annotations
