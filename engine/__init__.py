@@ -45,6 +45,7 @@ From teacher to student (section 4); "exact" for students that refine the teache
   exact        exact: one document as pairs of contexts and states of the trie
   exact_rows   exact: probability rows -> rows of the student, or of bytes
   ranges       fast: what a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer
+  openness     fast: whether anything that follows can still change that token
   rules        fast: which student token each teacher token begins at a boundary
   boundaries   fast: one document seen by one student
   pushforward  fast: teacher distributions -> student distributions, with what is open, excluded, pruned

@@ -13,6 +13,7 @@ of its parent; `NEVER` for a root). Clocks decide all but ties that involve a la
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,10 +57,8 @@ class MergeTable:
         if known is None:
             known = self._derivations.seam_holds(a, b, int(NEVER), late=False)
             if known is None:
-                known = self._derivations.play([*self._derivations.leaves(a), *self._derivations.leaves(b)])[0] == [
-                    a,
-                    b,
-                ]
+                leaves = [*self._derivations.leaves(a), *self._derivations.leaves(b)]
+                known = self._derivations.play(leaves)[0] == [a, b]
             if len(self._pairs) >= _MOST_PAIRS:
                 self._pairs.clear()
             self._pairs[key] = known
@@ -100,7 +99,7 @@ class MergeTable:
         return start, np.concatenate(owners)[order], np.concatenate(deaths)[order], np.concatenate(lates)[order]
 
     @cached_property
-    def _partners(self) -> dict[int, list[tuple[int, int]]]:
+    def partners(self) -> dict[int, list[tuple[int, int]]]:
         """left token of a merge -> [(right token, rank)], between tokens that BPE can make."""
         grouped: dict[int, list[tuple[int, int]]] = {}
         birth = self._derivations.birth
@@ -111,15 +110,24 @@ class MergeTable:
 
     def illegal_after(self, a: int) -> np.ndarray:
         """int32 ids b, sorted, for which `a b` is not canonical inside one pre-token. Vectorised twin of the pair test."""
-        known = self._illegal.get(a)
-        if known is not None:
-            return known
+        if a in self._illegal:
+            return self._illegal[a]
+        ids = np.flatnonzero(self.illegal_by(a, lambda node: self.partners.get(node, ()))).astype(np.int32)
+        if self._kept[0] + len(ids) > _MOST_IDS:
+            self._illegal.clear()
+            self._kept[0] = 0
+        self._kept[0] += len(ids)
+        self._illegal[a] = ids
+        return ids
+
+    def illegal_by(self, a: int, partners: Callable[[int], Iterable[tuple[int, int]]]) -> np.ndarray:
+        """bool [V]: the same, as far as merges of a node with its `partners` (right token, rank) are the reason."""
         start, owner, death_b, late_b = self._left_edges
         birth = self._derivations.birth
-        found, ties = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+        illegal, ties = np.zeros(len(birth), bool), [np.empty(0, np.int32)]
         node, death, late_a = a, int(NEVER), False
         while node >= 0:
-            for b, rank in self._partners.get(node, ()):
+            for b, rank in partners(node):
                 fires = max(rank, birth[node], birth[b])
                 late = fires != rank
                 if fires > death or (fires == death and not (late or late_a)):
@@ -129,16 +137,10 @@ class MergeTable:
                 if fires == death:
                     tie |= death_b[span] >= fires
                 ties.append(owner[span][tie])
-                found.append(owner[span][(death_b[span] >= fires) & ~tie])
+                illegal[owner[span][(death_b[span] >= fires) & ~tie]] = True
             node, death, late_a = int(self.right[node]), birth[node], bool(self.late[node])
-        unsure = [b for b in np.unique(np.concatenate(ties)).tolist() if not self.pair_is_canonical(a, b)]
-        ids = np.unique(np.concatenate([*found, np.array(unsure, np.int32)]))
-        if self._kept[0] + len(ids) > _MOST_IDS:
-            self._illegal.clear()
-            self._kept[0] = 0
-        self._kept[0] += len(ids)
-        self._illegal[a] = ids
-        return ids
+        illegal[[b for b in set(np.concatenate(ties).tolist()) if not self.pair_is_canonical(a, b)]] = True
+        return illegal
 
     @cached_property
     def _illegal(self) -> dict[int, np.ndarray]:
@@ -146,8 +148,7 @@ class MergeTable:
 
     @cached_property
     def _kept(self) -> list[int]:
-        """One number: ids in `_illegal`."""
-        return [0]
+        return [0]  # one number: ids in `_illegal`
 
     @cached_property
     def _longest_bytes(self) -> int:

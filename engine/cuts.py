@@ -47,6 +47,16 @@ class Ways:
             return frozenset((head, end, added) for _, end, added in self._by_itself(right))
         return self._of(self.splitter.join(left, right), n)
 
+    def all_of(self, s: str) -> frozenset[Way]:
+        """All ways of s, canonical, wherever they cut."""
+        s = s if self._holds_added(s) else self.splitter.disown(s)
+        sure = self.splitter.certain(s)
+        done = sure[-1] if sure else 0
+        if done == len(s):
+            return frozenset({(sure[:-1], True, self._is_added(s, sure[-2] if len(sure) > 1 else 0, done))})
+        rest = self.splitter.join(NO_UNIT, s[done:])[1:]
+        return frozenset(((*sure, *(done + c for c in cuts)), end, added) for cuts, end, added in self._tail(rest))
+
     def _by_itself(self, right: str) -> frozenset[Way]:
         """Ways behind a cut: nothing before it can be the reason to ask anything of the first units."""
         right = self.splitter.join(NO_UNIT, right)[1:]

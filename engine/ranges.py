@@ -37,12 +37,13 @@ class StudentSide:
             for i, piece in enumerate(vocabulary.token_bytes)
             if vocabulary.ignore_merges and piece is not None and not merges.reachable(i)
         )
+        self._whole_differs = vocabulary.ignore_merges or bool(vocabulary.added_text)
         self._firsts: dict[tuple[bytes, bool], int] = {}
         self._seams: dict[str, np.ndarray] = {}
 
     def first(self, piece: bytes, *, whole: bool) -> int:
         """First token of a piece, -1 when it has none. whole: the piece is a whole pre-token."""
-        key = (piece, whole)
+        key = (piece, whole and self._whole_differs)
         known = self._firsts.get(key)
         if known is None:
             if len(self._firsts) > _MOST_FIRSTS:
@@ -78,6 +79,7 @@ class TokenRange:
         self.classes = list(index)
         self.class_index = np.array([index[s] for s in strings], dtype=np.int64)
         self.composing = np.array([side.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
+        self.settled: np.ndarray | None = None  # of engine/openness.py
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
@@ -112,6 +114,15 @@ class TokenRange:
             return np.array([len(r) for r in self.rest], dtype=np.int64)
         return np.array([len(c) for c in self.classes], dtype=np.int64)[self.class_index]
 
+    @cached_property
+    def known(self) -> np.ndarray:
+        """int64 [m]: units of r that no continuation changes: without an incomplete character and, with NFC, without the last
+        character, which may be composed with what follows."""
+        whole = np.array([valid_utf8_prefix(r) for r in self.rest], dtype=np.int64)
+        if not self.side.splitter.byte_units:
+            whole = self.units - (whole < np.array([len(r) for r in self.rest]))
+        return np.maximum(whole - self.side.vocabulary.nfc, 0)
+
     def first_tokens(self, kind: int, stop: int, where: np.ndarray) -> np.ndarray:
         """First student token of r[:stop units] for the tokens `where` (indices): a whole pre-token if CUT, else a part."""
         table = self._tables.get((kind, stop))
@@ -141,7 +152,8 @@ class FollowedRange(TokenRange):
         self._y_classes = splitter.canonical(splitter.classes(y))
         self.class_index = base.class_index
         self.classes = [] if base.side.by_bytes else [splitter.join(self._y_classes, c) for c in base.classes]
-        self._y_tokens = base.side.vocabulary.bpe(y, whole=False)
+        self.y_tokens = base.side.vocabulary.bpe(y, whole=False)
+        self.settled = None
         self._tables = {}
         self._alone = None
 
@@ -163,15 +175,21 @@ class FollowedRange(TokenRange):
             self._alone = (stop, sure, np.full_like(heads, self.y[0]))
         return self._alone
 
+    @cached_property
+    def known(self) -> np.ndarray:
+        if not self.side.splitter.byte_units:
+            return self.units - self.base.units + self.base.known
+        return self.base.known + len(self.y)
+
     def first_tokens(self, kind: int, stop: int, where: np.ndarray) -> np.ndarray:
         """By lemma 2: y + part begins with BPE(y)'s first token unless the pair at the seam is not canonical."""
         whole, more = kind == CUT, stop - len(self._y_classes)
         if more <= 0:
             return np.full(len(where), self.side.first(self.side.units(self.y, stop), whole=whole), dtype=np.int64)
         part = self.base.first_tokens(JOIN, more, where)
-        first = np.full(len(where), self._y_tokens[0], dtype=np.int64)
+        first = np.full(len(where), self.y_tokens[0], dtype=np.int64)
         illegal = np.zeros(self.side.vocabulary.size, dtype=bool)
-        illegal[self.side.merges.illegal_after(self._y_tokens[-1])] = True
+        illegal[self.side.merges.illegal_after(self.y_tokens[-1])] = True
         again = (part < 0) | illegal[part]
         if whole and any(word.startswith(self.y) for word in self.side.whole_words):
             again[:] = True  # a vocabulary entry that merges cannot make may win here

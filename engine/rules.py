@@ -8,9 +8,10 @@ r falls into one of three kinds (docs/design.md, definition 7):
 * JOIN  a pre-token spans e: the same, provided that the pair (last student token, v) is canonical (lemma 2);
 * NONE  the student's encoding has no boundary at e: excluded.
 
-A leaf is *decided* when the pre-token that holds v ends inside r whatever follows; else it is *open*, and `v` is the
-answer as if the text ended there. Rules depend on (z, left classes) only, so they are made once and kept: arrays over the
-teacher tokens that start with z. m = number of those tokens.
+A leaf is *decided* when nothing that follows can change this: the pre-token that holds v ends inside r whatever follows,
+or merges and cuts leave v alone (engine/openness.py). Else it is *open*, and `v` is the answer as if the text ended there.
+Rules depend on (z, left classes) only, so they are made once and kept: arrays over the teacher tokens that start with z.
+m = number of those tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from engine.bpe import MergeTable
+from engine.openness import Openness
 from engine.ranges import CUT, JOIN, NONE, FollowedRange, StudentSide, TokenRange, successor
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix
@@ -79,6 +81,7 @@ class RuleBook:
     def __init__(self, teacher: TeacherTokens, student: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
         self.teacher, self.student, self.merges, self.splitter = teacher, student, merges, splitter
         self.side = StudentSide(student, merges, splitter)
+        self._openness = Openness(self.side)
         self._ranges: dict[tuple[bytes, bytes, bytes], TokenRange] = {}
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
         self._distinct: dict[tuple[bytes, ...], Rule] = {}
@@ -180,7 +183,9 @@ class RuleBook:
         if self.student.nfc:  # a combining mark after r may still change r's last character
             open_ |= stop >= span.units
         kind = kind.astype(np.int8)
-        if partial and self.splitter.byte_units:
+        if not (partial and self.splitter.byte_units):
+            open_ = self._openness.settle(span, left, (kind, stop, variant, first), variants, words, open_)
+        else:
             self._settle_characters(span, partial, kind, first, open_)
         begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
         for unit, rest in words:

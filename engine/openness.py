@@ -1,0 +1,268 @@
+"""Stage 6b (fast): can what follows still change the first student token behind a boundary?
+
+In: the bytes that a leaf brings behind the boundary, and how they are cut. Out: whether the leaf is *decided*: its first
+student token v, and whether there is a boundary at all, are the same for every continuation (docs/design.md, lemma 15).
+
+Inside one pre-token (`decided`): let s be what the pre-token holds of the known bytes. By lemma 4 an encoding of s w passes
+the end of s with a token u that begins at some j <= |s|: u = s[j:] and more, behind enc(s[:j]). So v can be the first token
+of enc(s[:j]) for those j where such a u may stand, or u itself for j = 0; the leaf is decided when all of these are one.
+Across pre-tokens (`settle`): all ways to cut (engine/cuts.py) must agree on what lies before the boundary and on v.
+
+Whatever is not known keeps a leaf open: an incomplete character at the end of r (and, with NFC, the last character) is
+taken as any continuation; an added text or a word of `ignore_merges` that may be coming leaves all as it was.
+"""
+
+from __future__ import annotations
+
+import bisect
+import unicodedata
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from engine.bpe import NEVER
+from engine.cuts import Ways
+from engine.ranges import JOIN, FollowedRange, StudentSide, TokenRange, Variants, successor
+
+_UNKNOWN = -2
+_MOST_KEPT = 2_000_000  # strings, and pairs of token and string
+_FEW = 8  # tokens that are asked one by one before the whole list of partners is made
+
+Cuts = tuple[tuple[tuple[int, ...], bool], frozenset[int], bool]
+
+
+class Openness:
+    """The openness of one student's leaves. Not thread-safe (it remembers)."""
+
+    def __init__(self, side: StudentSide) -> None:
+        self.side, self.merges, self.vocabulary = side, side.merges, side.vocabulary
+        self._decided: dict[bytes, bool] = {}
+        self._ends: dict[bytes, tuple[int, int]] = {}
+        self._passing: dict[tuple[int, bytes], bool] = {}
+        self._sorted_partners: dict[int, tuple[list[bytes], list[tuple[int, int]]]] = {}
+
+    # ==== inside one pre-token
+
+    def decided(self, s: bytes) -> bool:
+        """Whether enc(s w) begins with the first token of enc(s) for every w inside the pre-token, the empty one too. s:
+        bytes from a boundary on, for SentencePiece whole characters."""
+        known = self._decided.get(s)
+        if known is None:
+            if len(self._decided) >= _MOST_KEPT:
+                self._decided.clear()
+            known = self._decided[s] = self._decide(s)
+        return known
+
+    def _decide(self, s: bytes) -> bool:
+        begun = self._begun
+        if not s or s in begun or not self._spelt(s):
+            return False
+        v = self.side.first(s, whole=False)
+        for j in range(len(s) - 1, 0, -1):
+            if s[j:] in begun:
+                first, last = self._ends_of(s[:j])
+                if first != v and self._may_pass(last, s[j:]):
+                    return False
+        return True
+
+    @cached_property
+    def _reachable(self) -> tuple[list[bytes], np.ndarray]:
+        """(bytes sorted, ids) of the tokens that merges make, specials among them (merges may spell these, too)."""
+        pieces = {int(t): self._bytes_of(int(t)) for t in np.flatnonzero(self.merges.birth != NEVER)}
+        order = sorted(pieces, key=pieces.__getitem__)
+        return [pieces[t] for t in order], np.array(order, dtype=np.int64)
+
+    def _bytes_of(self, token: int) -> bytes:
+        piece, left = self.vocabulary.token_bytes[token], int(self.merges.left[token])
+        if piece is None and left >= 0:
+            return self._bytes_of(left) + self._bytes_of(int(self.merges.right[token]))
+        return piece or b""
+
+    @cached_property
+    def _begun(self) -> frozenset[bytes]:
+        """All proper beginnings of tokens, and words of `ignore_merges` with their beginnings (these are tokens also where
+        the pre-token ends with them)."""
+        found: set[bytes] = set()
+        for piece in self._reachable[0]:
+            found.update(piece[:i] for i in range(1, len(piece)))
+        for word in self.side.whole_words:
+            found.update(word[:i] for i in range(1, len(word) + 1))
+        return frozenset(found)
+
+    def _spelt(self, s: bytes) -> bool:
+        """Whether BPE has symbols for all of s; nothing is concluded about what it leaves out or fuses."""
+        if self.vocabulary.kind == "bytelevel":
+            return self._symbols.issuperset(bytes([b]) for b in s)
+        return self.vocabulary.byte_fallback or self._symbols.issuperset(c.encode() for c in s.decode())
+
+    @cached_property
+    def _symbols(self) -> frozenset[bytes]:
+        return frozenset(p for p, t in self.vocabulary.id_of_bytes.items() if self.merges.birth[t] == -1)
+
+    def _ends_of(self, s: bytes) -> tuple[int, int]:
+        """First and last token of enc(s), s inside a pre-token."""
+        known = self._ends.get(s)
+        if known is None:
+            if len(self._ends) >= _MOST_KEPT:
+                self._ends.clear()
+            tokens = self.vocabulary.bpe(s, whole=False)
+            known = self._ends[s] = tokens[0], tokens[-1]
+        return known
+
+    def _may_pass(self, last: int, tail: bytes) -> bool:
+        """Whether some token that goes on beyond `tail` may stand behind `last` (lemma 2)."""
+        key = (last, tail)
+        known = self._passing.get(key)
+        if known is None:
+            if len(self._passing) >= _MOST_KEPT:
+                self._passing.clear()
+            pieces, ids = self._reachable
+            tokens = ids[bisect.bisect_right(pieces, tail) : bisect.bisect_left(pieces, successor(tail))]
+            known = any(self.merges.pair_is_canonical(last, int(u)) for u in tokens[:_FEW])
+            if not known and len(tokens) > _FEW:
+                known = not self.merges.illegal_by(last, lambda node: self._partners_near(node, tail))[tokens].all()
+            self._passing[key] = known
+        return known
+
+    def _partners_near(self, node: int, tail: bytes) -> list[tuple[int, int]]:
+        """The merges (right token, rank) of a node that can be on the left edge of a token that begins with `tail`: their right
+        parts begin with `tail`, or `tail` with them."""
+        known = self._sorted_partners.get(node)
+        if known is None:
+            pairs = sorted((self._bytes_of(b), b, rank) for b, rank in self.merges.partners.get(node, ()))
+            known = self._sorted_partners[node] = [p[0] for p in pairs], [p[1:] for p in pairs]
+        pieces, partners = known
+        found = partners[bisect.bisect_left(pieces, tail) : bisect.bisect_left(pieces, successor(tail))]
+        for i in range(1, len(tail)):
+            begin = bisect.bisect_left(pieces, tail[:i])
+            found += partners[begin : bisect.bisect_right(pieces, tail[:i], begin)]
+        return found
+
+    # ==== a range of leaves
+
+    def settle(
+        self,
+        span: TokenRange,
+        left: str,
+        closed: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+        variants: Variants,
+        words: tuple[tuple[int, bytes], ...],
+        open_: np.ndarray,
+    ) -> np.ndarray:
+        """`open_` without the leaves that are decided. closed: (kind, stop, variant, first) [m] of texts that end behind r;
+        left, variants, words as in engine/rules.py."""
+        kind, stop, variant, first = closed
+        choose = open_ & ~span.composing & (first >= 0)
+        self._keep_settled(span, first, choose, np.flatnonzero(choose & (stop >= span.known)))
+        if self.side.by_bytes:  # one way: what is not cut up to the end of r may go on
+            choose &= stop >= span.known
+        else:
+            chosen = np.flatnonzero(choose)
+            chosen = chosen[np.argsort(span.class_index[chosen], kind="stable")]
+            for where in np.split(chosen, np.flatnonzero(np.diff(span.class_index[chosen])) + 1):
+                if len(where):
+                    one = int(where[0])
+                    cuts = self._cuts(left, span.classes[span.class_index[one]][: span.known[one]])
+                    self._keep_agreeing(span, closed, choose, where, cuts, variants[variant[one]])
+        if words:
+            for i in np.flatnonzero(choose & (kind == JOIN)).tolist():
+                held = span.piece(i, int(span.known[i]))
+                choose[i] = not any(word.startswith(held) or held.startswith(word) for _, word in words)
+        return open_ & ~choose
+
+    def _keep_settled(self, span: TokenRange, first: np.ndarray, choose: np.ndarray, where: np.ndarray) -> None:
+        """Of the leaves `where` keep those that stay with `first` if their pre-token goes on behind what is known."""
+        choose[where] = self._settled(span, where) == first[where]
+
+    def _keep_agreeing(
+        self,
+        span: TokenRange,
+        closed: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+        choose: np.ndarray,
+        where: np.ndarray,
+        cuts: Cuts | None,
+        variant: tuple[tuple[int, ...], bool],
+    ) -> None:
+        """Of leaves of one class string keep those that all ways to cut it agree on."""
+        kind, stop, _, first = closed
+        if cuts is None or cuts[0] != variant:
+            choose[where] = False
+            return
+        _, stops, goes_on = cuts
+        end = int(stop[where[0]])
+        if goes_on and end < span.known[where[0]]:
+            self._keep_settled(span, first, choose, where)
+        for other in stops - {end}:
+            choose[where] &= span.first_tokens(int(kind[where[0]]), other, where) == first[where]
+
+    def _settled(self, span: TokenRange, where: np.ndarray) -> np.ndarray:
+        """First token of the known bytes of r where it is decided inside a pre-token, else -1; remembered by the range."""
+        if span.settled is None:
+            span.settled = np.full(len(span.tokens), _UNKNOWN, dtype=np.int64)
+        table = span.settled
+        missing = where[table[where] == _UNKNOWN]
+        if isinstance(span, FollowedRange) and len(missing):
+            missing = self._settle_followed(span, missing, table)
+        for i in missing.tolist():
+            s = span.piece(i, int(span.known[i]))
+            table[i] = self.side.first(s, whole=False) if self.decided(s) else -1
+        return table[where]
+
+    def _settle_followed(self, span: FollowedRange, where: np.ndarray, table: np.ndarray) -> np.ndarray:
+        """enc(y r w) = enc(y) enc(r w) if the first token of r is decided and may follow enc(y) (lemma 2). Returns the rest."""
+        if any(word.startswith(span.y) for word in self.side.whole_words):
+            return where
+        part = self._settled(span.base, where)
+        surely = (part >= 0) & ~np.isin(part, self.merges.illegal_after(span.y_tokens[-1]))
+        table[where[surely]] = span.y_tokens[0]
+        return where[~surely]
+
+    # ==== how a class string is cut
+
+    def _cuts(self, left: str, right: str) -> Cuts | None:
+        """((cuts inside left, cut at the seam), ends of the piece behind the seam, whether it may reach the end of `right`)
+        if the first two are the same in all ways and no added text can be coming, else None. Stops count from the seam."""
+        splitter, n = self.side.splitter, len(left)
+        both = splitter.join(left, right)
+        if self._added_begun and self._ends_in_added(both):
+            return None
+        if splitter.byte_units:
+            return (*splitter.locate(left, right)[:2],), frozenset(), True
+        seen, stops, goes_on = set(), set(), False
+        for cuts, _, added in self._ways.all_of(both):
+            if added:
+                return None
+            seen.add((tuple(c for c in cuts if c < n), n == 0 or n in cuts))
+            stop = next((c for c in cuts if c > n), None)
+            goes_on |= stop is None
+            stops |= {stop - n} if stop is not None else set()
+        return (seen.pop(), frozenset(stops), goes_on) if len(seen) == 1 else None
+
+    @cached_property
+    def _added_begun(self) -> frozenset[str]:
+        """Proper beginnings of added texts, in units."""
+        added = self.side.splitter.added
+        spelt = [a.encode().decode("latin-1") for a in added] if self.side.splitter.byte_units else added
+        return frozenset(a[:i] for a in spelt for i in range(1, len(a)))
+
+    def _ends_in_added(self, classes: str) -> bool:
+        own = classes if self.side.splitter.byte_units else self.side.splitter.own(classes)
+        longest = max(map(len, self._added_begun))
+        return any(own[-i:] in self._added_begun for i in range(1, min(longest, len(own)) + 1))
+
+    @cached_property
+    def _ways(self) -> Ways:
+        splitter = self.side.splitter
+        heads = {c for piece in self.vocabulary.token_bytes if piece for c in piece.decode("utf-8", "ignore")[:1]}
+        chars = heads.union(_specimens())
+        splitter.learn(chars)
+        return Ways(splitter, tuple(sorted({splitter.disown(u) for u in splitter.classes("".join(chars).encode())})))
+
+
+@lru_cache(maxsize=1)
+def _specimens() -> frozenset[str]:
+    """The first and the last character of each run of code points of one category: all classes that patterns tell apart by
+    category occur among them."""
+    categories = [unicodedata.category(chr(code)) for code in range(0x110000)]
+    borders = [c for c in range(1, 0x110000) if categories[c - 1] != categories[c]]
+    return frozenset(chr(c + d) for c in borders for d in (-1, 0) if categories[c + d] not in ("Cs", "Cn"))
