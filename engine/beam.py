@@ -178,7 +178,7 @@ class Front:
         for token, p, s, v, o in zip(
             tokens.tolist(), prob.tolist(), strings[1:], first[1:].tolist(), open_[1:].tolist(), strict=True
         ):
-            if o and not estimate:
+            if o:
                 made.append(Item(item.k, item.node, node, token, item.prob * p, item.mass * p, s))
                 still += item.mass * p
             else:
@@ -198,10 +198,12 @@ class Front:
     def finish(self, mean: Callable[[int], Row | None]) -> None:
         """Close what is left open, by the mean row of its last token or as if a boundary followed; hand the boundaries
         their extras."""
-        for item in self.items:
+        queue = self.items
+        while queue:
+            item = queue.pop()
             row = mean(item.token) if item.mass > LEAST_CLOSED else None
             if row is not None:
-                self.split(item, row, NO_NODE, {}, estimate=True)
+                queue += self.split(item, row, NO_NODE, {}, estimate=True)
             elif item.parent != item.node:  # a leaf of a context is closed by its rule
                 out = self.splits[item.k]
                 out.node.append(item.node)

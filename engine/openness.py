@@ -172,7 +172,7 @@ class Openness:
 
     def _keep_settled(self, span: TokenRange, first: np.ndarray, choose: np.ndarray, where: np.ndarray) -> None:
         """Of the leaves `where` keep those that stay with `first` if their pre-token goes on behind what is known."""
-        choose[where] = self._settled(span, where) == first[where]
+        choose[where] = self.settled(span, where) == first[where]
 
     def _keep_agreeing(
         self,
@@ -195,7 +195,7 @@ class Openness:
         for other in stops - {end}:
             choose[where] &= span.first_tokens(int(kind[where[0]]), other, where) == first[where]
 
-    def _settled(self, span: TokenRange, where: np.ndarray) -> np.ndarray:
+    def settled(self, span: TokenRange, where: np.ndarray) -> np.ndarray:
         """First token of the known bytes of r where it is decided inside a pre-token, else -1; remembered by the range."""
         if span.settled is None:
             span.settled = np.full(len(span.tokens), _UNKNOWN, dtype=np.int64)
@@ -212,7 +212,7 @@ class Openness:
         """enc(y r w) = enc(y) enc(r w) if the first token of r is decided and may follow enc(y) (lemma 2). Returns the rest."""
         if any(word.startswith(span.y) for word in self.side.whole_words):
             return where
-        part = self._settled(span.base, where)
+        part = self.settled(span.base, where)
         surely = (part >= 0) & ~np.isin(part, self.merges.illegal_after(span.y_tokens[-1]))
         table[where[surely]] = span.y_tokens[0]
         return where[~surely]

@@ -91,9 +91,13 @@ class TokenRange:
             return np.where(seam, CUT, JOIN), stop, sure, (~seam).astype(np.int64), (((), True), ((), False))
         variants: dict[tuple[tuple[int, ...], bool], int] = {}
         per_class = np.zeros((len(self.classes), 4), dtype=np.int64)
+        splitter = self.side.splitter
         for i, right in enumerate(self.classes):
-            inside, seam, stop, sure = self.side.splitter.locate(left, right)
-            per_class[i] = CUT if seam else JOIN, stop, sure, variants.setdefault((inside, seam), len(variants))
+            inside, seam, stop, sure = splitter.locate(left, right)
+            kind = CUT if seam else JOIN
+            if not seam and splitter.added and splitter.is_added(left, right, inside[-1] if inside else 0, stop):
+                kind = NONE  # one token lies across the boundary
+            per_class[i] = kind, stop, sure, variants.setdefault((inside, seam), len(variants))
         kind, stop, sure, variant = (per_class[:, c][self.class_index] for c in range(4))
         return kind, stop, sure.astype(bool), variant, tuple(variants)
 

@@ -172,8 +172,8 @@ class RuleBook:
 
     def make(self, span: TokenRange, left: str, partial: bytes, words: tuple[tuple[int, bytes], ...]) -> Rule:
         kind, stop, sure, variant, variants = span.cuts(left)
-        if partial:
-            kind = np.full_like(kind, JOIN)
+        across = kind == NONE  # an added text lies across the boundary
+        kind = np.full_like(kind, JOIN) if partial else np.where(across, JOIN, kind)
         first = np.full(len(span.tokens), -1, dtype=np.int64)
         code = kind * (int(stop.max(initial=0)) + 1) + stop
         for pair in np.flatnonzero(np.bincount(code)):
@@ -192,6 +192,7 @@ class RuleBook:
             for i in span.starting_with(rest):
                 if kind[i] == JOIN and begins[variant[i]] == unit and span.piece(i, int(stop[i])) == rest:
                     first[i] = -1
+        first[across] = -1
         kind[first < 0] = NONE
         return Rule(span.tokens, kind, first, open_, variant.astype(np.int32), variants)
 

@@ -175,6 +175,11 @@ class Splitter:
         stop = next((e for e in ends if e > n), n)
         return tuple(e for e in ends if e < n), n == 0 or n in ends, stop - n, sure
 
+    def is_added(self, left: str, right: str, begin: int, stop: int) -> bool:
+        """Whether the piece from unit `begin` of left to unit `stop` of right is an added text."""
+        piece = self.join(left, right)[begin : len(left) + stop]
+        return (piece if self.byte_units else self.own(piece)) in self._added_units
+
     def pieces(self, classes: str) -> tuple[int, ...]:
         """Ends of all pre-tokens, in units, when the text ends here."""
         known = self._pieces.get(classes)

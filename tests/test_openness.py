@@ -18,7 +18,7 @@ from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
 from engine.openness import Openness
 from engine.pending import characters_from, cut_text
-from engine.ranges import StudentSide
+from engine.ranges import FollowedRange, StudentSide, TokenRange
 from engine.rules import RuleBook, TeacherTokens
 from engine.split import build_splitter
 from engine.vocab import Vocabulary, load_vocabulary, valid_utf8_prefix
@@ -143,15 +143,34 @@ def test_no_continuation_changes_a_decided_leaf(
                     found.add(got[k] if got[:k] == ids[:k] and len(got) > k else -1)
                 if not found:
                     continue  # bytes that begin no character of the alphabet
-                # an added text across the boundary: no boundary, but the closed answer does not say so (known gap 5)
-                across = change == "added" and found == {-1}
-                assert undecided or found == {answer} or across, (pair.student.name, text, k, head, answer, found)
+                assert undecided or found == {answer}, (pair.student.name, text, k, head, answer, found)
                 decided += not undecided
                 open_ += undecided
                 varying += undecided and len(found) > 1
     print(f"{change}: {decided} leaves decided, {open_} open, of which {varying} change")
     record_property("decided, open, open and changing", (decided, open_, varying))
-    assert decided > 100 and open_ > 300 and varying > 0.3 * open_
+    assert decided > 60 and open_ > 300 and varying > 0.3 * open_
+
+
+@pytest.mark.parametrize("style", ["none", "gpt2", "llama3", "bare"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_followed_text_settles_like_the_range_built_from_scratch(style: str, whole: bool, tmp_path: Path):
+    """The short way through lemma 2 gives what `decided` gives for each string."""
+    rng, short = random.Random(f"{style} {whole}"), 0
+    for number in range(12):
+        chars = alphabet(rng)
+        student = toy(rng, tmp_path / str(number), style, chars, whole=whole, merges=rng.randint(3, 12))
+        openness, pieces = openness_of(student), [t.encode() for t in strings(chars, 3)[1:]]
+        every = np.arange(len(pieces))
+        base = TokenRange(openness.side, every, pieces)
+        for y in strings(chars, 2)[1:]:
+            fast = FollowedRange(base, y.encode())
+            slow = TokenRange(openness.side, every, [y.encode() + p for p in pieces])
+            np.testing.assert_array_equal(fast.known, slow.known)
+            want = openness.settled(slow, every)
+            np.testing.assert_array_equal(openness.settled(fast, every), want, err_msg=f"{student.name} {y!r}")
+            short += int((want >= 0).sum())
+    assert short > 300
 
 
 def few_tokens(name: str, count: int, rng: random.Random) -> TeacherTokens:
