@@ -46,14 +46,14 @@ def read_documents(path: Path, count: int) -> list[Document]:
     return [Document(str(i), i, text, path.name, f"row {i}") for i, text in enumerate(texts)]
 
 
-def make_scorer(teacher: str, students: list[str], top_k: int) -> Scorer:
+def make_scorer(teacher: str, students: list[str], top_k: int, regime: str = "fast") -> Scorer:
     """A scorer for these students; the teacher's own view is switched off so that only the named products are paid for."""
     table = {
         "output": "unused",
         "teacher": {"model": teacher},
         "corpus": {"paths": ["unused.jsonl"]},
         "student": [{"name": f"s{i}", "tokenizer": s} for i, s in enumerate(students)],
-        "targets": {"top_k": top_k, "teacher": False},
+        "targets": {"top_k": top_k, "teacher": False, "regime": regime},
     }
     return Scorer(parse_run(table, base_dir=Path.cwd()))
 
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--teacher-size", help="HIDDENxLAYERS: random weights behind the tokenizer of --teacher")
     parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
+    parser.add_argument("--regime", default="fast", help="of all students: fast, or beam with the default budget")
     parser.add_argument("--cpu", action="store_true", help="processor seconds of all threads, not seconds of the clock")
     args = parser.parse_args()
     if args.threads:
@@ -133,11 +134,13 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     documents = read_documents(Path(args.corpus), args.documents)
     scorers = {"same": make_scorer(teacher, [teacher], args.top_k)}
     ones = [Path(s).name for s in students]
-    scorers |= {name: make_scorer(teacher, [s], args.top_k) for name, s in zip(ones, students, strict=True)}
+    scorers |= {
+        name: make_scorer(teacher, [s], args.top_k, args.regime) for name, s in zip(ones, students, strict=True)
+    }
     if len(students) > 2:
-        scorers["first 2"] = make_scorer(teacher, students[:2], args.top_k)
+        scorers["first 2"] = make_scorer(teacher, students[:2], args.top_k, args.regime)
     if len(students) > 1:
-        scorers[f"all {len(students)}"] = make_scorer(teacher, students, args.top_k)
+        scorers[f"all {len(students)}"] = make_scorer(teacher, students, args.top_k, args.regime)
     base = scorers["same"]
     print(
         f"{len(documents)} documents, top_k {args.top_k}, {torch.get_num_threads()} threads, {base.teacher.device}, "

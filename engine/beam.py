@@ -26,7 +26,7 @@ from schemas.errors import IdentityError
 
 NO_NODE = -1
 LEAST_MASS = 1e-13  # of a boundary: below this nothing is split, whatever the budget; it stays open
-LEAST_CLOSED = 1e-3  # of a boundary: lighter leaves are closed as if a boundary followed, which costs nothing
+LEAST_CLOSED = 1e-2  # of a boundary: lighter leaves are closed as if a boundary followed, which costs little
 FIRST_TURN = 0.5  # evaluations for each boundary in the first turn, and in the second; then twice as many in each
 _SLACK = 1e-6
 
@@ -152,7 +152,7 @@ class Front:
         closing = gate.strings.closing(item.s)
         closed = float(row.heads[self.product] @ closing) + row.special
         scale = item.mass / item.prob
-        heavy = row.prob * item.mass > self.spending.least
+        heavy = row.prob * item.mass > (LEAST_CLOSED / 4 if estimate else self.spending.least)
         heavy &= ~closing[self.outcomes.heads.of_token[row.ids]] & self.outcomes.is_text[row.ids]
         tokens, prob = row.ids[heavy], row.prob[heavy]
         if known:
@@ -198,18 +198,21 @@ class Front:
     def finish(self, mean: Callable[[int], Row | None]) -> None:
         """Close what is left open, by the mean row of its last token or as if a boundary followed; hand the boundaries
         their extras."""
-        queue = self.items
+        queue, blind = self.items, {}
         while queue:
             item = queue.pop()
             row = mean(item.token) if item.mass > LEAST_CLOSED else None
             if row is not None:
                 queue += self.split(item, row, NO_NODE, {}, estimate=True)
             elif item.parent != item.node:  # a leaf of a context is closed by its rule
-                out = self.splits[item.k]
-                out.node.append(item.node)
-                out.first.append(int(self._gate(item.k).answers([item.s])[0][0]))
-                out.mass.append(item.prob)
-                out.open.append(True)
+                blind.setdefault(item.k, []).append(item)
+        for k, items in blind.items():
+            first, _ = self._gate(k).answers([item.s for item in items])
+            out = self.splits[k]
+            out.node += [item.node for item in items]
+            out.first += first.tolist()
+            out.mass += [item.prob for item in items]
+            out.open += [True] * len(items)
         self.items = []
         for k, out in self.splits.items():
             arrays = (np.array(out.node), np.array(out.first), np.array(out.mass), np.array(out.open, bool))

@@ -145,7 +145,8 @@ class Gate:
         open_ = np.array([table.open[i] for i in slots], bool)
         if self._last >= 0:
             join = np.array([table.kind[i] == JOIN for i in slots], bool) & (first >= 0)
-            if join.any():
-                illegal = table.book.merges.illegal_after(self._last)
-                first[join & np.isin(first, illegal)] = -1
+            illegal = table.book.merges.illegal_after(self._last) if join.any() else ()
+            if len(illegal):
+                at = np.minimum(np.searchsorted(illegal, first), len(illegal) - 1)  # sorted; np.isin would sort again
+                first[join & (illegal[at] == first)] = -1
         return first, open_
