@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.corpus import CorpusScan, Document, read_units
 from engine.sketch import Row
+from schemas.settings import CorpusConfig
 
+SAMPLE_BYTES = 1_000_000
 KEPT = 32  # heaviest next tokens of a mean row; the rest is closed as if a boundary followed
 
 
@@ -63,3 +66,20 @@ class Continuations:
                 total=1.0,
             )
         return made
+
+
+def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
+    """The first `count` documents of the corpus, fewer where their texts pass SAMPLE_BYTES. Raises CorpusError."""
+    found: list[Document] = []
+    units, rows = set(), 0
+    for unit in scan.units():
+        if rows >= count:
+            break
+        units.add(unit.index)
+        rows += unit.n_rows
+    for _, documents in read_units(config, scan, units):
+        for document in documents:
+            if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
+                return found
+            found.append(document)
+    return found

@@ -15,7 +15,7 @@ from engine.boundaries import Boundary, Extra
 from engine.positions import Rows
 from engine.pushforward import Job, PushForward
 from engine.softmax import Chunk, Softmax
-from schemas.target import FLAG_BOUNDED, FLAG_EXACT, FLAG_NO_MASS
+from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_NO_MASS
 
 _STEP_CELLS = 6_000_000  # J x Vs
 _MOST_ROWS = 512
@@ -91,6 +91,8 @@ class FastRows:
         noncanonical = np.array([job.noncanonical for job in jobs])
         rows.noncanonical_mass[at] = noncanonical[alive] / live
         rows.flags[at] = np.where(rows.err[at] == 0.0, FLAG_EXACT, FLAG_BOUNDED)
+        if self.push.tolerance is not None:
+            rows.flags[at] |= np.where(rows.err[at] > self.push.tolerance, FLAG_BUDGET, 0).astype(np.uint8)
 
     def _job(self, i: int, boundary: Boundary, nodes: list[int], at_hand: AtHand) -> Job:
         base = self.base[i]

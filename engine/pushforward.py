@@ -89,7 +89,10 @@ class _Flat:
 
 
 class PushForward:
-    """The push-forward to one student. Not thread-safe (it remembers rules as matrices)."""
+    """The push-forward to one student. Not thread-safe (it remembers rules as matrices).
+
+    tolerance: width that the beam was to reach; None where nothing is spent on it.
+    """
 
     def __init__(
         self,
@@ -99,8 +102,9 @@ class PushForward:
         end_ids: tuple[int, ...],
         special_ids: list[int],
         device: torch.device,
+        tolerance: float | None = None,
     ) -> None:
-        self.book, self.device = book, device
+        self.book, self.device, self.tolerance = book, device, tolerance
         self.teacher_rows, self.student_size = teacher_rows, book.student.size
         self.end_id = book.student.eos_id
         self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=device)

@@ -134,12 +134,17 @@ class Scorer:
             if self.regimes[product] == "subset":
                 expansion = subset_expansion(vocabulary, student)
                 self.expansions[product] = (expansion, build_trie(expansion))
-            elif self.regimes[product] == "fast":
+            elif self.regimes[product] in ("fast", "beam"):
                 book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
                 self.outcomes[product] = Outcomes(vocabulary, book)
                 self.aligners[product] = Aligner(book, vocabulary.prefix_bytes, self.outcomes[product])
                 fast[product] = PushForward(
-                    book, teacher_rows=vocabulary.size, end_ids=ends, special_ids=specials, device=teacher.device
+                    book,
+                    teacher_rows=vocabulary.size,
+                    end_ids=ends,
+                    special_ids=specials,
+                    device=teacher.device,
+                    tolerance=targets.tolerance if self.regimes[product] == "beam" else None,
                 )
         if targets.bytes:
             expansion = byte_expansion(vocabulary)
@@ -159,7 +164,7 @@ class Scorer:
 
     def _make_widener(self, real: torch.Tensor, specials: list[int]) -> Widener:
         targets, device, size = self.run.targets, self.teacher.device, self.vocabulary.size
-        budget = targets.max_nodes_per_token
+        budget = 0.0 if targets.regime == "fast" else targets.max_nodes_per_token
         spending = Spending(targets.tolerance, budget, LEAST_SHARE if targets.tolerance else 0.0)
         top = KEPT_TOKENS if targets.tolerance else size
         finders = {

@@ -20,6 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from engine.calibrate import sample
 from engine.corpus import CorpusScan, read_units, scan_corpus
 from engine.finish import finish
 from engine.outfolder import read_quarantine, sealed_units
@@ -85,7 +86,8 @@ def _work(
     said = {""}
     with connect(run.ray, address) as where:
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
-        pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local")
+        learned = sample(run.corpus, scan, run.targets.calibration_documents) if _closes(plan) else []
+        pool = Pool(partial(UnitWorker, run, plan, learned), run.ray, local=where == "local")
         with closing(pool.run(read_units(run.corpus, scan, missing), len(missing))) as events:
             for event in events:
                 if isinstance(event, Notice):
@@ -108,6 +110,11 @@ def _work(
             f"{run.output}: the actors published {len(missing)} units, but {len(unseen)} of them are not visible here "
             f"(first: unit {unseen[0]}). All nodes must share the output folder: name one on a shared disk."
         )
+
+
+def _closes(plan: Plan) -> bool:
+    """Whether any product has open mass to be closed."""
+    return any(facts.regime in ("fast", "beam") for facts in plan.products.values())
 
 
 def print_summary(outcome: Outcome, stream: TextIO) -> None:

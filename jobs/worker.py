@@ -18,14 +18,16 @@ from schemas.target import ROW_SCHEMA
 
 
 class UnitWorker:
-    """Holds the teacher for as long as its process lives."""
+    """Holds the teacher for as long as its process lives. sample: documents to learn the usual continuations from, the same
+    for all workers of a run."""
 
-    def __init__(self, run: RunConfig, plan: Plan) -> None:
+    def __init__(self, run: RunConfig, plan: Plan, sample: Sequence[Document] = ()) -> None:
         # Ray reserves cores, it does not enforce them: without this every actor would use all cores of the machine.
         torch.set_num_threads(max(1, int(run.ray.num_cpus)))
         self._out = run.output
         self._plan = plan
         self._scorer = Scorer(run)
+        self._scorer.calibrate(sample)
         teacher = self._scorer.teacher
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""

@@ -66,7 +66,7 @@ COLUMNS: dict[str, str] = {
 }
 """One line per column, written into every footer. Row i predicts token i given tokens < i."""
 
-Regime = Literal["own", "same", "subset", "bytes", "fast"]
+Regime = Literal["own", "same", "subset", "bytes", "fast", "beam"]
 Semantics = Literal["canonical-context", "canonical-masked"]
 
 REGIMES: dict[str, str] = {
@@ -75,6 +75,7 @@ REGIMES: dict[str, str] = {
     "subset": "the student's merges are the beginning of the teacher's: exact, all contexts summed up (but those below eps)",
     "bytes": "the next byte at every byte: exact, all contexts summed up (but those below eps)",
     "fast": "any other tokenizer: one step behind each context, open mass closed and bounded by err",
+    "beam": "any other tokenizer: open mass split by more teacher evaluations until err is small or they are spent",
 }
 """How a product is made: the words of `regime` in the facts of a product."""
 

@@ -285,8 +285,8 @@ class TargetsConfig(Table):
         "auto",
         semantic=True,
         about="How a student's distribution is computed. `exact`: the definition, without open or pruned mass; `fast`: "
-        "one step, with the open mass of every position recorded; `beam`: contexts until a tolerance is reached. "
-        "`auto`: the best that this version has for the pair of tokenizers.",
+        "one step, no evaluations beside the contexts; `beam`: open mass is split by more evaluations until `tolerance` is "
+        "reached or `max_nodes_per_token` are spent. `auto`: exact where that is proven for the pair of tokenizers, else beam.",
     )
     semantics: Literal["canonical-context", "canonical-masked"] = key(
         "canonical-context",
@@ -301,14 +301,22 @@ class TargetsConfig(Table):
         ge=0,
         lt=1,
         wanted="a number, 0 or more and below 1",
-        about="Certified width at which a position is good enough and no more is spent on it. 0: until nothing is open.",
+        about="Beam: certified width (`err`) at which a position is good enough and no more is spent on it. 0: until nothing "
+        "is open (with a large `max_nodes_per_token` that is the lossless value).",
     )
     max_nodes_per_token: float = key(
         6.0,
         semantic=True,
         ge=0,
-        about="Teacher evaluations that open leaves of a document may cost, for each of its student tokens, beside those of "
-        "its contexts. Spent where they buy the most.",
+        about="Beam: teacher evaluations that a document may cost for each of its student tokens, beside those of its contexts. "
+        "Spent over the document where they buy the most.",
+    )
+    calibration_documents: int = key(
+        64,
+        semantic=True,
+        ge=0,
+        about="Fast and beam: the first so many documents are read by the teacher beforehand, to learn how each of its tokens is "
+        "usually continued. Mass left open is placed by that. 0: as if every open token ended there.",
     )
     eps: float = key(
         0.0,

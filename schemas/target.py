@@ -19,7 +19,7 @@ FLAG_EXACT = (
     1  # the value is the definition itself: nothing was open or pruned by construction (same tokenizer, subset, bytes)
 )
 FLAG_BOUNDED = 2  # the value is an estimate; `err` is the certified width of the interval that holds the truth
-FLAG_BUDGET = 4  # the evaluation budget was spent before the tolerance was reached (beam regime)
+FLAG_BUDGET = 4  # beam: `err` is above the tolerance; the budget was spent, or nothing was left to split
 FLAG_GIVEN = 8  # unscored: the teacher has no BOS, this position lies in or before its first (given) token
 FLAG_NO_MASS = 32  # unscored: the teacher gives no mass to any student token here
 FLAG_END = 16  # the row of the end token that closes the document, or a turn of a conversation

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from engine.calibrate import sample
 from engine.corpus import read_units, scan_corpus
 from engine.finish import finish
 from engine.plan import ENGINE_VERSION, make_plan, pin
@@ -86,7 +87,8 @@ def score_here(run_file: Path) -> Path:
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
-    worker = UnitWorker(pin(run), plan)
+    learned = sample(run.corpus, scan, run.targets.calibration_documents)
+    worker = UnitWorker(pin(run), plan, learned)
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
         worker.score(unit, documents)
     finish(run.output, plan, engine_version=ENGINE_VERSION)

@@ -144,7 +144,7 @@ PRODUCTS = (TEACHER, "student/llama3", "student/gemma", "student/llama2", "stude
 def test_every_side_is_aligned_and_only_assistants_are_scored(chatml: Scorer) -> None:
     unit = chatml.score_unit([document(TALK)])
     assert unit.quarantine == [] and set(unit.products) == set(PRODUCTS)
-    wanted = {"llama3": "fast", "gemma": "fast", "llama2": "fast", "same": "same", "sub": "subset"}
+    wanted = {"llama3": "beam", "gemma": "beam", "llama2": "beam", "same": "same", "sub": "subset"}
     assert chatml.regimes == {f"student/{name}": regime for name, regime in wanted.items()}
     for product, table in unit.products.items():
         check(chatml, product, table, TALK)

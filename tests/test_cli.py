@@ -121,7 +121,7 @@ def test_a_finished_run_is_0_without_any_work(out: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "nothing to do" in said and "6 documents, 1 in quarantine" in said
     assert re.search(r"1\s+empty_text", said)
-    for product, regime in (("bytes", "bytes"), ("student/sp", "fast"), ("teacher", "own")):
+    for product, regime in (("bytes", "bytes"), ("student/sp", "beam"), ("teacher", "own")):
         assert re.search(rf"^ {product} +{regime} +5 ", said, re.MULTILINE), said
     assert "non-canonical" in said and "fast: any other tokenizer" in said
 

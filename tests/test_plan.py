@@ -144,7 +144,6 @@ def test_actors_get_absolute_places(tmp_path: Path) -> None:
     ("regime", "wanted"),
     [
         ("exact", 'but student/sp is no subset of the teacher\'s tokenizer: the student is sentencepiece.*"auto"'),
-        ("beam", 'which this version does not have; use "auto", "exact" or "fast"'),
     ],
 )
 def test_a_regime_that_is_not_to_be_had_is_refused_before_anything_is_written(
@@ -180,7 +179,7 @@ def test_every_product_knows_its_regime_and_semantics(tmp_path: Path) -> None:
     targets = 'top_k = 16\nbytes = true\nbytes_top_k = 5\nsemantics = "canonical-masked"'
     plan = plan_of(write_run(tmp_path, students=students, targets=targets))
     found = {name: facts.regime for name, facts in plan.products.items()}
-    assert found == {"teacher": "own", "student/sub": "subset", "student/other": "fast", "bytes": "bytes"}
+    assert found == {"teacher": "own", "student/sub": "subset", "student/other": "beam", "bytes": "bytes"}
     assert {facts.semantics for facts in plan.products.values()} == {"canonical-masked"}
     facts = plan.products["bytes"]
     assert (facts.vocab_size, facts.top_k, facts.bos_id, facts.eos_id) == (257, 5, None, 256)
