@@ -1,10 +1,7 @@
-"""One boundary of one text, from the teacher's contexts to the stored row, as the engine computes it.
-
-    python -m examples.worked_example
+"""One boundary of one text, from contexts to the stored row, as the engine computes it: python -m examples.worked_example
 
 Two small tokenizers, and a teacher whose next token depends on the last one only (`NEXT`; a Llama model whose layer adds
-nothing). Leaves and masses are those of definitions 4 to 8 in docs/design.md, splits those of definition 13. Its output stands
-in docs/design.md, section 5; tests/test_worked_example.py compares the two.
+nothing). The output stands in docs/design.md, section 5, which explains it; tests/test_worked_example.py compares the two.
 """
 
 from __future__ import annotations
@@ -27,29 +24,26 @@ from engine.evaluate import hidden_states
 from engine.score import Scorer
 from schemas.runfile import parse_run
 
-TEXT, ROW = "so to", 1  # row 1: what follows the student's token "so"
-PRODUCT = "student/s"
-TEACHER = "o n|h e|Ġ t"
-STUDENT = "s o|Ġ t|h e|Ġt he|so n|Ġt o|r e|Ġthe n|Ġthe re"
+TEXT, ROW, PRODUCT = "so to", 1, "student/s"  # row 1: what follows the student's token "so"
+TEACHER, STUDENT = "o n|h e|Ġ t", "s o|Ġ t|h e|Ġt he|so n|Ġt o|r e|Ġthe n|Ġthe re"
 NEXT = {  # teacher: last token -> next tokens
     "<s>": {"s": 1.0},
     "s": {"o": 0.7, "on": 0.3},
-    "o": {"Ġt": 0.8, "Ġ": 0.1, "</s>": 0.1},
+    "o": {"Ġt": 0.8, "Ġ": 0.15, "</s>": 0.05},
     "Ġt": {"he": 0.6, "o": 0.4},
     "he": {"Ġt": 0.4, "n": 0.3, "r": 0.2, "</s>": 0.1},
-    "r": {"e": 0.9, "Ġt": 0.1},
-    "Ġ": {"s": 1.0},
+    **{"r": {"e": 0.9, "Ġt": 0.1}, "Ġ": {"s": 1.0}},
 }
 
 
 def save_tokenizer(folder: Path, merges: str) -> dict[str, int]:
     """A byte-level BPE tokenizer with the GPT-2 regex. Returns its ids."""
-    pairs = [(a, b) for a, b in (pair.split() for pair in merges.split("|"))]
+    folder.mkdir()
+    pairs = [(pair.split()[0], pair.split()[1]) for pair in merges.split("|")]
     ids = {t: i for i, t in enumerate(["<s>", "</s>", *"ehnorstĠ", *(a + b for a, b in pairs)])}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")])
-    folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     return ids
@@ -59,26 +53,34 @@ def scorer_in(folder: Path) -> Scorer:
     """Teacher and student in `folder`, loaded as a run loads them."""
     save_tokenizer(folder / "student", STUDENT)
     ids = save_tokenizer(folder / "teacher", TEACHER)
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(ids), bos_token_id=0, eos_token_id=1, **shape))
-    table = torch.full((len(ids), 16), -30.0)
+    prob = torch.full((len(ids), 16), 1e-13)
     for last, row in NEXT.items():
         for token, p in row.items():
-            table[ids[token], ids[last]] = math.log(p)
-    with torch.no_grad():  # the state of a token is 4 in its own place; there the head reads the table
+            prob[ids[token], ids[last]] = p
+    with torch.no_grad():  # the last state of a token is 4 in its own place and 0 elsewhere
         for name, weight in model.named_parameters():
             weight.fill_(1.0 if "norm" in name else 0.0)
         model.model.embed_tokens.weight.copy_(100 * torch.eye(len(ids), 16))
-        model.lm_head.weight.copy_(table / 4)
+        model.lm_head.weight.copy_(prob.log() / 4)
     model.save_pretrained(folder / "teacher")
+    run = {"output": "unused", "corpus": {"paths": ["unused"]}, "student": [{"name": "s", "tokenizer": "student"}]}
     teacher = {"model": "teacher", "dtype": "float32", "device": "cpu", "bos": True}
-    student = [{"name": "s", "tokenizer": "student"}]
-    run = {"output": "unused", "teacher": teacher, "corpus": {"paths": ["unused"]}, "student": student}
-    return Scorer(parse_run(run, base_dir=folder))
+    return Scorer(parse_run(run | {"teacher": teacher}, base_dir=folder))
 
 
 def show(data: bytes | None) -> str:
     return "end" if data is None else repr(data.decode())
+
+
+def does(v: int, open_: bool, student: list[bytes | None]) -> str:
+    return "excluded" if v < 0 else f"{'open, closed to' if open_ else 'decided'} {show(student[v])}"
 
 
 def leaves(scorer: Scorer, document: Document) -> None:
@@ -97,15 +99,8 @@ def leaves(scorer: Scorer, document: Document) -> None:
         print(f"  context {' '.join(show(pieces[tree.token[n]]) for n in path[-2::-1])}, w = {weight:.3f}")
         for token, v, open_, _ in zip(*scorer.aligners[PRODUCT].book.resolved(rule, boundary.last), strict=True):
             string = (pieces[token] or b"")[boundary.place - tree.end[node] :]
-            kind = (
-                "excluded"
-                if v < 0
-                else f"open, closed to {show(student[v])}"
-                if open_
-                else f"decided {show(student[v])}"
-            )
             if (mass := weight * prob[node, token]) > 1e-6:
-                print(f"    {mass:.3f}  {show(string)}: {kind}")
+                print(f"    {mass:.3f}  {show(string)}: {does(v, open_, student)}")
 
 
 def row(scorer: Scorer, document: Document, budget: float) -> None:
@@ -122,8 +117,7 @@ def row(scorer: Scorer, document: Document, budget: float) -> None:
             print(f"  split {show(item.s)}, share {item.mass:.3f}, by the row behind {show(pieces[item.token])}")
             for v, mass, open_ in list(zip(out.first, out.mass, out.open, strict=True))[begin:]:
                 if mass > 1e-6:
-                    kind = "excluded" if v < 0 else f"{'open' if open_ else 'decided'} {show(student[v])}"
-                    print(f"    {mass * item.mass / item.prob:.3f}  {kind}")
+                    print(f"    {mass * item.mass / item.prob:.3f}  {does(v, open_, student)}")
             for new in made:
                 print(f"    {new.mass:.3f}  open, a new leaf {show(new.s)}")
         return made
@@ -140,10 +134,9 @@ def row(scorer: Scorer, document: Document, budget: float) -> None:
 def main() -> None:
     document = Document(doc_id="worked", doc_row=0, text=TEXT, source="examples", place="1")
     with tempfile.TemporaryDirectory() as folder:
-        scorer = scorer_in(Path(folder))
-        leaves(scorer, document)
-        for budget in (0.0, 6.0):
-            row(scorer, document, budget)
+        leaves(scorer := scorer_in(Path(folder)), document)
+        row(scorer, document, 0.0)
+        row(scorer, document, 6.0)
 
 
 if __name__ == "__main__":
