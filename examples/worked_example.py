@@ -53,13 +53,9 @@ def scorer_in(folder: Path) -> Scorer:
     """Teacher and student in `folder`, loaded as a run loads them."""
     save_tokenizer(folder / "student", STUDENT)
     ids = save_tokenizer(folder / "teacher", TEACHER)
-    shape: dict[str, Any] = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(ids), bos_token_id=0, eos_token_id=1, **shape))
+    shape: dict[str, Any] = dict.fromkeys(("hidden_size", "intermediate_size"), 16)
+    config = LlamaConfig(vocab_size=len(ids), num_hidden_layers=1, num_attention_heads=2, eos_token_id=1, **shape)
+    model = LlamaForCausalLM(config)
     prob = torch.full((len(ids), 16), 1e-13)
     for last, row in NEXT.items():
         for token, p in row.items():
