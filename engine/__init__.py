@@ -34,22 +34,28 @@ The teacher (section 3):
   growth       trees scored in rounds, with keys and values kept
   selfcheck    which way a loaded model may be run, found by trying
   windows      trees that fit the teacher's context, batched and packed
-
   prune        contexts of small weight left out: the trunk first, branches in rounds
   evaluate     a group of documents -> hidden states of all their contexts
 
-From teacher to student (section 4); "exact" for students that refine the teacher and for bytes, "fast" for all others:
+From teacher to student (sections 4 to 6); "exact" for students that refine the teacher and for bytes, "beam" for all others (the
+regimes beam and fast):
   softmax      hidden states -> probability rows, chunk by chunk, and the weights of all contexts
   expansion    exact: what each teacher token is in student tokens, and the proof that this suffices
   trie         exact: all expansions as one trie
   exact        exact: one document as pairs of contexts and states of the trie
   exact_rows   exact: probability rows -> rows of the student, or of bytes
-  ranges       fast: what a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer
-  openness     fast: whether anything that follows can still change that token
-  rules        fast: which student token each teacher token begins at a boundary
-  boundaries   fast: one document seen by one student
-  pushforward  fast: teacher distributions -> student distributions, with what is open, excluded, pruned
-  fast_rows    fast: probability rows -> rows of the student
+  ranges       beam: what a range of teacher tokens brings after a boundary, cut by the student
+  openness     beam: whether anything that follows can still change that token
+  rules        beam: which student token each teacher token begins at a boundary
+  outcomes     beam: the same for single strings, and the first units of tokens that settle what is before them
+  boundaries   beam: one document seen by one student
+  sketch       beam: a probability row as its heaviest tokens and sums by first units
+  leaves       beam: the open leaves of every boundary
+  calibrate    beam: how each teacher token is usually continued, from a sample of the corpus
+  beam         beam: which open leaves are split, and what comes of them
+  widen        beam: rounds of teacher evaluations for a group of documents
+  pushforward  beam: teacher distributions -> student distributions, with the mass that is open, excluded, pruned
+  fast_rows    beam: probability rows -> rows of a student
   positions    masses of a position -> top-k, tail, gold, shares
   emit         hidden states -> rows of every product, chunk by chunk
   tables       rows of a group -> tables, parts put back into their documents
