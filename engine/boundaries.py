@@ -99,6 +99,7 @@ class Aligner:
                 boundary.end_counts = not (k and ends[k - 1] == 0) and self._may_end(lefts[k])
         self._add_leaves(tree, data, out, lefts)
         if self.outcomes is not None:
+            self.outcomes.trim()
             for k, boundary in enumerate(out):
                 if boundary.leaves:
                     boundary.gate = self._gate(self.outcomes, k, lefts[k], boundary.last)

@@ -20,6 +20,8 @@ from engine.vocab import Vocabulary, valid_utf8_prefix
 
 _HEAD_UNITS = 3  # characters of a token's beginning; longer look-ahead at the end of a piece has no known pattern
 _MOST_STRINGS = 3_000_000
+_MOST_KINDS = 50_000  # of boundaries
+_MOST_CLOSING = 20_000  # class strings, at a byte for each head
 NO_HEAD = (
     0  # tokens that close nothing for sure: not a text, inside a character, or may be composed with what is before
 )
@@ -100,12 +102,14 @@ class Strings:
                 if number != NO_HEAD and not begun:
                     ends = splitter.certain(splitter.join(whole, head))
                     known[number] = n in ends and tuple(e for e in ends if e <= n) == alone
+            if len(self._closing) >= _MOST_CLOSING:
+                self._closing.clear()
             self._closing[whole] = known
         return known
 
 
 class Outcomes:
-    """All strings of one (teacher vocabulary, student) pair. `trim` between groups bounds what is remembered."""
+    """All strings of one (teacher vocabulary, student) pair. `trim` between documents bounds what is remembered."""
 
     def __init__(self, teacher: Vocabulary, book: RuleBook) -> None:
         self.book, self.heads = book, Heads(teacher, book)
@@ -120,8 +124,8 @@ class Outcomes:
         return self._strings[key]
 
     def trim(self) -> None:
-        """Forget everything when it is too much. No `Gate` may be in use."""
-        if sum(len(s) for s in self._strings.values()) > _MOST_STRINGS:
+        """Forget everything when it is too much. What gates hold stays with them."""
+        if len(self._strings) > _MOST_KINDS or sum(len(s) for s in self._strings.values()) > _MOST_STRINGS:
             self._strings.clear()
 
 
