@@ -83,6 +83,7 @@ class Front:
         self.boundaries, self.text = boundaries, text
         self.items: list[Item] = []
         self.open = np.zeros(len(boundaries))  # [n] share of each boundary whose token is not certain
+        self.gone = np.zeros(len(boundaries))  # [n] share that splits have shown to have no token there
         self.splits: dict[int, _Split] = {}
         for boundary in boundaries:  # a group that failed is scored again in parts
             boundary.skip, boundary.extra = {}, None
@@ -121,14 +122,16 @@ class Front:
         _, open_ = self._gate(k).answers([pieces[t][z:] for t in tokens])
         return {t: known[t] for t, o in zip(tokens, open_.tolist(), strict=True) if o}
 
-    def choose(self, turn: int) -> list[Item]:
-        """Heaviest items of boundaries that are not certain enough, the first of them to be paid first.
+    def choose(self, turn: int, fits: Callable[[Item], bool]) -> list[Item]:
+        """Heaviest items of boundaries that are not certain enough, the first of them to be paid first. fits: whether the
+        teacher's window has room for one more token.
 
         How many in which turn does not depend on the budget: what a smaller budget pays, a larger one pays too, so that
         no width grows with it.
         """
-        wide = self.open > self.spending.tolerance
-        candidates = [i for i in self.items if wide[i.k] and i.mass > LEAST_MASS]
+        enough = self.spending.tolerance * (1 - self.gone)
+        wide = self.open > enough
+        candidates = [i for i in self.items if wide[i.k] and i.mass > LEAST_MASS and fits(i)]
         if not candidates or self.left < 1:
             return []
         k, mass = np.array([i.k for i in candidates]), np.array([i.mass for i in candidates])
@@ -136,7 +139,7 @@ class Front:
         before = np.cumsum(mass[order]) - mass[order]
         begin = np.flatnonzero(np.diff(k[order], prepend=-1))
         before -= np.repeat(before[begin], np.diff(np.append(begin, len(order))))
-        needed = order[self.open[k[order]] - before > self.spending.tolerance]
+        needed = order[self.open[k[order]] - before > enough[k[order]]]
         most = math.ceil(self.begun * FIRST_TURN * 2 ** max(0, turn - 1))
         best = needed[np.argsort(-mass[needed], kind="stable")[:most]]
         return [candidates[i] for i in best]
@@ -188,6 +191,8 @@ class Front:
                 out.open.append(estimate)
         if not estimate:
             self.open[item.k] += still - item.mass
+            nothing = float(prob[(first[1:] < 0) & ~open_[1:]].sum()) + (closed if first[0] < 0 else 0.0)
+            self.gone[item.k] += item.mass * nothing
         return made
 
     def _gate(self, k: int) -> Gate:

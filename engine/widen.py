@@ -181,11 +181,11 @@ class Widener:
         """New nodes for what the fronts want most, each paid for by the first that asks."""
         made = []
         for front in fronts:
-            for item in front.choose(turn):
+            for item in front.choose(turn, lambda i: document.depth[i.parent] + 1 < self.max_length):
                 key = (item.parent, item.token)
                 if front.left < 1:
                     break
-                if key not in document.child and document.depth[item.parent] + 1 < self.max_length:
+                if key not in document.child:
                     node = document.child[key] = len(document.depth)
                     document.depth.append(document.depth[item.parent] + 1)
                     document.tokens[node] = key
