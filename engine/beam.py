@@ -20,13 +20,14 @@ import numpy as np
 
 from engine.boundaries import Boundary, Extra
 from engine.leaves import Use
-from engine.outcomes import Gate, Outcomes
+from engine.outcomes import Gate, Outcomes, Strings
 from engine.sketch import Row
 from schemas.errors import IdentityError
 
-NO_NODE = -1
 LEAST_MASS = 1e-13  # of a boundary: below this nothing is split, whatever the budget; it stays open
 LEAST_CLOSED = 1e-2  # of a boundary: lighter leaves are closed as if a boundary followed, which costs little
+LEAST_FOLLOWED = 0.04  # of a leaf: lighter parts of it are not followed from one mean row to the next
+MOST_FOLLOWED = 4  # tokens
 FIRST_TURN = 0.5  # evaluations for each boundary in the first turn, and in the second; then twice as many in each
 _SLACK = 1e-6
 
@@ -144,18 +145,15 @@ class Front:
         best = needed[np.argsort(-mass[needed], kind="stable")[:most]]
         return [candidates[i] for i in best]
 
-    def split(self, item: Item, row: Row, node: int, known: dict[int, float], *, estimate: bool = False) -> list[Item]:
-        """Replace a leaf by the next tokens in `row` (of the context `node` that it leads to). Returns the items among them.
-
-        estimate: the row is a mean of other contexts: it says where mass goes, and all of it stays open.
-        """
+    def split(self, item: Item, row: Row, node: int, known: dict[int, float]) -> list[Item]:
+        """Replace a leaf by the next tokens in `row` (of the context `node` that it leads to). Returns the items among them."""
         gate = self._gate(item.k)
         if item.node == item.parent:
             self.boundaries[item.k].skip.setdefault(item.node, []).append(item.token)
         closing = gate.strings.closing(item.s)
         closed = float(row.heads[self.product] @ closing) + row.special
         scale = item.mass / item.prob
-        heavy = row.prob * item.mass > (LEAST_CLOSED / 4 if estimate else self.spending.least)
+        heavy = row.prob * item.mass > self.spending.least
         heavy &= ~closing[self.outcomes.heads.of_token[row.ids]] & self.outcomes.is_text[row.ids]
         tokens, prob = row.ids[heavy], row.prob[heavy]
         if known:
@@ -175,7 +173,7 @@ class Front:
         out.node += [item.node] * 2
         out.first += [int(first[0])] * 2
         out.mass += [item.prob * closed, item.prob * max(rest, 0.0)]
-        out.open += [estimate, True]
+        out.open += [False, True]
         made = []
         still = item.prob * max(rest, 0.0) * scale
         for token, p, s, v, o in zip(
@@ -188,11 +186,10 @@ class Front:
                 out.node.append(item.node)
                 out.first.append(v)
                 out.mass.append(item.prob * p)
-                out.open.append(estimate)
-        if not estimate:
-            self.open[item.k] += still - item.mass
-            nothing = float(prob[(first[1:] < 0) & ~open_[1:]].sum()) + (closed if first[0] < 0 else 0.0)
-            self.gone[item.k] += item.mass * nothing
+                out.open.append(False)
+        self.open[item.k] += still - item.mass
+        nothing = float(prob[(first[1:] < 0) & ~open_[1:]].sum()) + (closed if first[0] < 0 else 0.0)
+        self.gone[item.k] += item.mass * nothing
         return made
 
     def _gate(self, k: int) -> Gate:
@@ -203,22 +200,59 @@ class Front:
     def finish(self, mean: Callable[[int], Row | None]) -> None:
         """Close what is left open, by the mean row of its last token or as if a boundary followed; hand the boundaries
         their extras."""
-        queue, blind = self.items, {}
-        while queue:
-            item = queue.pop()
-            row = mean(item.token) if item.mass > LEAST_CLOSED else None
-            if row is not None:
-                queue += self.split(item, row, NO_NODE, {}, estimate=True)
-            elif item.parent != item.node:  # a leaf of a context is closed by its rule
-                blind.setdefault(item.k, []).append(item)
-        for k, items in blind.items():
-            first, _ = self._gate(k).answers([item.s for item in items])
-            out = self.splits[k]
-            out.node += [item.node for item in items]
-            out.first += first.tolist()
-            out.mass += [item.prob for item in items]
-            out.open += [True] * len(items)
+        by_boundary: dict[int, list[Item]] = {}
+        for item in self.items:
+            by_boundary.setdefault(item.k, []).append(item)
+        for k, items in by_boundary.items():
+            self._close(k, items, mean)
         self.items = []
         for k, out in self.splits.items():
+            if not out.node:
+                continue
             arrays = (np.array(out.node), np.array(out.first), np.array(out.mass), np.array(out.open, bool))
             self.boundaries[k].extra = Extra(*arrays)
+
+    def _close(self, k: int, items: list[Item], mean: Callable[[int], Row | None]) -> None:
+        """What stands for the open leaves of one boundary: strings that count as closed, with their shares of each leaf."""
+        gate, strings = self._gate(k), []
+        out = self.splits.setdefault(k, _Split())
+        for item in items:
+            if item.mass > LEAST_CLOSED and mean(item.token) is not None:
+                parts, shares = self._spread(gate.strings, item.s, item.token, mean)
+                if item.node == item.parent:
+                    self.boundaries[k].skip.setdefault(item.node, []).append(item.token)
+            elif item.node == item.parent:
+                continue  # a leaf of a context is closed by its rule
+            else:
+                parts, shares = [item.s], [1.0]
+            strings += parts
+            out.node += [item.node] * len(parts)
+            out.mass += [item.prob * share for share in shares]
+        if strings:
+            out.first += gate.answers(strings)[0].tolist()
+            out.open += [True] * len(strings)
+
+    def _spread(
+        self, table: Strings, s: bytes, token: int, mean: Callable[[int], Row | None]
+    ) -> tuple[list[bytes], list[float]]:
+        """(strings, shares) of an open leaf that goes on as its last token usually does, token by token while a part is
+        heavy. It depends on the kind of boundary only, so it is remembered there."""
+        made = table.spread.get((s, token))
+        if made is not None:
+            return made
+        strings, shares, queue, outcomes = [], [], [(s, token, 1.0, 0)], self.outcomes
+        while queue:
+            s_now, last, share, depth = queue.pop()
+            row = mean(last) if share > LEAST_FOLLOWED and depth < MOST_FOLLOWED else None
+            listed = 0.0
+            if row is not None:
+                closing = table.closing(s_now)
+                heavy = (row.prob * share > LEAST_FOLLOWED / 2) & outcomes.is_text[row.ids]
+                heavy &= ~closing[outcomes.heads.of_token[row.ids]]
+                listed = float(row.prob[heavy].sum())
+                parts = zip(row.ids[heavy].tolist(), row.prob[heavy].tolist(), strict=True)
+                queue += [(s_now + outcomes.pieces[t], t, share * p, depth + 1) for t, p in parts]
+            strings.append(s_now)
+            shares.append(share * (1 - listed))  # what closes s, and what is not listed: both get the answer of s
+        made = table.spread[s, token] = (strings, shares)
+        return made

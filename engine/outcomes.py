@@ -58,11 +58,12 @@ class Strings:
         self.open: list[bool] = []
         self.variant: list[int] = []
         self.variants: dict[Cuts, int] = {}
+        self.spread: dict[tuple[bytes, int], tuple[list[bytes], list[float]]] = {}  # engine/beam.py: closed by means
         self._slot: dict[bytes, int] = {}
         self._closing: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self._slot)
+        return len(self._slot) + len(self.spread)
 
     def slots(self, strings: Sequence[bytes]) -> list[int]:
         """One for each string, asked for all at once."""
