@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.beam import LEAST_CLOSED, Spending
+from engine.beam import Spending
 from engine.boundaries import Aligner
 from engine.bpe import build_merge_table
 from engine.canonical import CanonicalNext
@@ -165,8 +165,7 @@ class Scorer:
     def _make_widener(self, real: torch.Tensor, specials: list[int]) -> Widener:
         targets, device, size = self.run.targets, self.teacher.device, self.vocabulary.size
         budget = 0.0 if targets.regime == "fast" else targets.max_nodes_per_token
-        least = LEAST_SHARE if budget else LEAST_CLOSED / 4  # nothing to spend: only what mean rows may place
-        spending = Spending(targets.tolerance, budget, least if targets.tolerance else 0.0)
+        spending = Spending(targets.tolerance, budget, LEAST_SHARE if targets.tolerance else 0.0)
         top = KEPT_TOKENS if targets.tolerance else size
         finders = {
             product: LeafFinder(aligner.book, size, device, top=top, least=spending.least)
