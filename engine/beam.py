@@ -152,6 +152,7 @@ class Front:
             self.boundaries[item.k].skip.setdefault(item.node, []).append(item.token)
         closing = gate.strings.closing(item.s)
         closed = float(row.heads[self.product] @ closing) + row.special
+        unsure = not gate.strings.final(item.s)  # then no head closes it, and of an end only the place is known
         scale = item.mass / item.prob
         heavy = row.prob * item.mass > self.spending.least
         heavy &= ~closing[self.outcomes.heads.of_token[row.ids]] & self.outcomes.is_text[row.ids]
@@ -173,22 +174,22 @@ class Front:
         out.node += [item.node] * 2
         out.first += [int(first[0])] * 2
         out.mass += [item.prob * closed, item.prob * max(rest, 0.0)]
-        out.open += [False, True]
+        out.open += [unsure, True]
         made = []
-        still = item.prob * max(rest, 0.0) * scale
+        still = item.prob * (max(rest, 0.0) + closed * unsure) * scale
         for token, p, s, v, o in zip(
             tokens.tolist(), prob.tolist(), strings[1:], first[1:].tolist(), open_[1:].tolist(), strict=True
         ):
-            if o:
+            if o and item.prob * p > 0:
                 made.append(Item(item.k, item.node, node, token, item.prob * p, item.mass * p, s))
                 still += item.mass * p
             else:
                 out.node.append(item.node)
                 out.first.append(v)
                 out.mass.append(item.prob * p)
-                out.open.append(False)
+                out.open.append(o)
         self.open[item.k] += still - item.mass
-        nothing = float(prob[(first[1:] < 0) & ~open_[1:]].sum()) + (closed if first[0] < 0 else 0.0)
+        nothing = float(prob[(first[1:] < 0) & ~open_[1:]].sum()) + (closed if first[0] < 0 and not unsure else 0.0)
         self.gone[item.k] += item.mass * nothing
         return made
 

@@ -19,6 +19,8 @@ from engine.sketch import Row
 from schemas.settings import CorpusConfig
 
 SAMPLE_BYTES = 1_000_000
+LONGEST = 100_000  # characters; a longer document is no part of a sample
+TAKEN = 64  # heaviest tokens of each row that enter a mean
 KEPT = 32  # heaviest next tokens of a mean row; the rest is closed as if a boundary followed
 
 
@@ -44,32 +46,31 @@ class Continuations:
         known = self._sums.setdefault(token, _Sum())
         known.count += 1
         known.special += row.special
-        for t, p in zip(row.ids.tolist(), row.prob.tolist(), strict=True):
+        for t, p in zip(row.ids[:TAKEN].tolist(), row.prob[:TAKEN].tolist(), strict=True):
             known.tokens[t] = known.tokens.get(t, 0.0) + p
         for product, heads in row.heads.items():
             known.heads[product] = known.heads[product] + heads if product in known.heads else heads
-        self._means.pop(token, None)
 
-    def mean(self, token: int) -> Row | None:
-        """The mean row behind `token`, None when the sample does not have it."""
-        known = self._sums.get(token)
-        if known is None:
-            return None
-        made = self._means.get(token)
-        if made is None:
+    def close(self) -> None:
+        """Make the means; what they were made from is given up."""
+        for token, known in self._sums.items():
             best = sorted(known.tokens.items(), key=lambda item: (-item[1], item[0]))[:KEPT]
-            made = self._means[token] = Row(
+            self._means[token] = Row(
                 ids=np.array([t for t, _ in best], np.int64),
                 prob=np.array([p for _, p in best]) / known.count,
                 heads={product: heads / known.count for product, heads in known.heads.items()},
                 special=known.special / known.count,
                 total=1.0,
             )
-        return made
+        self._sums = {}
+
+    def mean(self, token: int) -> Row | None:
+        """The mean row behind `token`, None when the sample does not have it."""
+        return self._means.get(token)
 
 
 def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
-    """The first `count` documents of the corpus, fewer where their texts pass SAMPLE_BYTES. Raises CorpusError."""
+    """The first `count` documents of the corpus, fewer where texts are long. Raises CorpusError."""
     found: list[Document] = []
     units, rows = set(), 0
     for unit in scan.units():
@@ -81,5 +82,6 @@ def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]
         for document in documents:
             if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
                 return found
-            found.append(document)
+            if len(document.text) <= LONGEST:
+                found.append(document)
     return found

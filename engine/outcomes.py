@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from engine.ranges import JOIN, TokenRange, may_compose
+from engine.ranges import JOIN, TokenRange, is_composed, may_compose
 from engine.rules import RuleBook
 from engine.vocab import Vocabulary, valid_utf8_prefix
 
@@ -61,9 +61,10 @@ class Strings:
         self.spread: dict[tuple[bytes, int], tuple[list[bytes], list[float]]] = {}  # engine/beam.py: closed by means
         self._slot: dict[bytes, int] = {}
         self._closing: dict[str, np.ndarray] = {}
+        self._never = np.zeros(heads.count, bool)
 
     def __len__(self) -> int:
-        return len(self._slot) + len(self.spread)
+        return len(self._slot) + len(self.spread) + len(self._closing)
 
     def slots(self, strings: Sequence[bytes]) -> list[int]:
         """One for each string, asked for all at once."""
@@ -85,6 +86,10 @@ class Strings:
         self.open += rule.open.tolist()
         self.variant += number[rule.variant].tolist()
 
+    def final(self, s: bytes) -> bool:
+        """Whether the answer of s as a whole text is that of its bytes: with NFC a text may be written with other ones."""
+        return not self.book.student.nfc or is_composed(self.partial + self.lead + s)
+
     def closing(self, s: bytes) -> np.ndarray:
         """bool [H]: heads behind which all cuts up to the end of s are certain, the last one there, and those of s as a
         whole text: every token with such a head makes the answer of s final."""
@@ -92,6 +97,8 @@ class Strings:
         data = self.partial + self.lead + s
         units = splitter.canonical(splitter.classes(data))
         whole = splitter.join(self.left, units)
+        if not self.final(s):
+            return self._never
         known = self._closing.get(whole)
         if known is None:
             known = np.zeros(self.heads.count, bool)

@@ -191,10 +191,11 @@ class Scorer:
         for document in documents:
             try:
                 parts = self._work(document).parts
-            except (BadDocument, IdentityError):
-                continue
-            hidden = hidden_states(self.teacher, parts, self.run.teacher)
-            self.widener.calibrate(parts, hidden, self.teacher.logits)
+                hidden = hidden_states(self.teacher, parts, self.run.teacher)
+                self.widener.calibrate(parts, hidden, self.teacher.logits)
+            except (BadDocument, IdentityError, torch.OutOfMemoryError):
+                continue  # it goes to quarantine when its own unit is scored
+        self.widener.continuations.close()
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
