@@ -25,7 +25,7 @@ def test_every_interval_holds_the_truth(mode: str, tmp_path: Path, record_proper
     rng = random.Random(f"bounds {mode}")
     proved = rows_seen = 0
     distance, width = {b: 0.0 for b in BUDGETS}, {b: 0.0 for b in BUDGETS}
-    for case in finite_cases(rng, tmp_path, 70 * EFFORT, mode):
+    for case in finite_cases(rng, tmp_path, 40 * EFFORT, mode):
         found = targets_of(case)
         if found is None:
             continue
@@ -55,7 +55,7 @@ def test_every_interval_holds_the_truth(mode: str, tmp_path: Path, record_proper
     figures = {b: (round(distance[b] / rows_seen, 5), round(width[b] / rows_seen, 5)) for b in BUDGETS}
     record_property("budget -> mean total variation to the truth, mean width", figures)
     print(f"{mode}: {proved} documents, {rows_seen} rows; budget -> mean total variation, mean width: {figures}")
-    assert proved >= 40 and rows_seen > 200
+    assert proved >= 22 and rows_seen > 110
     assert width[4.0] < 0.5 * width[0.0]
 
 
