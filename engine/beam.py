@@ -1,8 +1,8 @@
-"""Stage 9c (beam): open leaves are split by the teacher's own next tokens, where that buys the most.
+"""Stage 8d (beam): open leaves are split by the teacher's own next tokens, where that buys the most.
 
 In: a group of documents with the sketches of all their contexts. Out: `Boundary.extra`, masses that replace those of the
-leaves that were split (`Boundary.skip`). One `Front` holds the open leaves of one document and one student; `Beam.run` takes
-all fronts of a group through rounds. Leaves whose context is evaluated already (the document's own path, or for another
+leaves that were split (`Boundary.skip`). One `Front` holds the open leaves of one document and one student; `Widener.widen`
+takes all fronts of a group through rounds. Leaves whose context is evaluated already (the document's own path, or for another
 student or boundary) are split for nothing; the others cost one teacher evaluation each, heaviest first, until every boundary
 is known to `tolerance` or the document's budget is spent. What is left open is closed by the mean row of its last token, where
 a calibration sample has one (engine/calibrate.py), else as if a boundary followed; it counts as open all the same.

@@ -1,4 +1,4 @@
-"""Stage 9c (fast, beam): how each teacher token is usually continued, for leaves that nobody evaluates.
+"""Stage 8c (fast, beam): how each teacher token is usually continued, for leaves that nobody evaluates.
 
 An open leaf that is not split must be closed somehow. "As if a boundary followed" is wrong for most pieces of words; better
 is the mean of the teacher's own rows behind the same last token, over the paths of a calibration sample. The sample is the

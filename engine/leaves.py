@@ -1,4 +1,4 @@
-"""Stage 9b (beam): the open leaves of every boundary, and how much mass each context brings there.
+"""Stage 8b (beam): the open leaves of every boundary, and how much mass each context brings there.
 
 One pass over the probability rows of the contexts. For each context and each boundary that it serves: the mass that begins a
 student token there, and the heaviest leaves whose student token is still open.

@@ -1,4 +1,4 @@
-"""Stage 6b (fast, beam): what a string of bytes behind a boundary means to the student, string by string.
+"""Stage 6c (fast, beam): what a string of bytes behind a boundary means to the student, string by string.
 
 Rules (engine/rules.py) answer definition 7 for all teacher tokens behind a context at once. Where leaves are split further,
 the strings are too many for that: r, then every next token behind it. Here each string is asked for by itself and

@@ -193,8 +193,8 @@ class Scorer:
                 parts = self._work(document).parts
                 hidden = hidden_states(self.teacher, parts, self.run.teacher)
                 self.widener.calibrate(parts, hidden, self.teacher.logits)
-            except (BadDocument, IdentityError, torch.OutOfMemoryError):
-                continue  # it goes to quarantine when its own unit is scored
+            except (BadDocument, IdentityError):  # the same in every actor; it goes to quarantine with its own unit
+                continue
         self.widener.continuations.close()
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:

@@ -1,4 +1,4 @@
-"""Stage 9d (beam): a group of documents -> their boundaries with open leaves split, by rounds of teacher evaluations.
+"""Stage 8e (beam): a group of documents -> their boundaries with open leaves split, by rounds of teacher evaluations.
 
     hidden states ─ softmax ─▶ rows of all contexts ─ leaves, sketch ─▶ fronts ─ rounds over the open batches ─▶ extras
 
