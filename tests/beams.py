@@ -23,7 +23,7 @@ from engine.sketch import Sketcher
 from engine.vocab import Vocabulary
 from engine.widen import Widener
 from schemas.settings import TeacherConfig
-from tests.oracle import encode_closed
+from tests.oracle import encode_closed, is_text
 from tests.pairs import STUDENT, Pair, path_of
 from tests.table_model import TableModel
 from tests.toys import TableTeacher, completions
@@ -280,7 +280,7 @@ class Truth:
                 if piece is None:
                     if here == before or (k == 0 and not context):
                         role, text = teacher.specials[token], before[prefix:]
-                        if role == "eos" and _is_text(text) and encode_closed(student, text) == s_ids[:k]:
+                        if role == "eos" and is_text(text) and encode_closed(student, text) == s_ids[:k]:
                             mass[student.eos_id] += p
                         else:
                             excluded += p
@@ -296,11 +296,3 @@ class Truth:
     def _reaches(self, context: Tokens, place: int) -> bool:
         """Nothing is asked of the teacher before its given token."""
         return len(self.table.bytes_of(self.given)) <= place
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -178,9 +178,7 @@ def _leaves(
             answer = encode_closed(student, here[prefix:])
         elif piece is None and (here == before or (k == 0 and not context)):  # here; no token at all is the empty text
             role = table.vocabulary.specials[int(token)]
-            counts = (
-                role == "eos" and _is_text(before[prefix:]) and encode_closed(student, before[prefix:]) == s_ids[:k]
-            )
+            counts = role == "eos" and is_text(before[prefix:]) and encode_closed(student, before[prefix:]) == s_ids[:k]
             yield Leaf(context, int(token), mass, student.eos_id if counts else None)
             continue
         else:
@@ -189,7 +187,7 @@ def _leaves(
         yield Leaf(context, int(token), mass, answer[k] if same else None)
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
     """A text does not end inside a character."""
     try:
         data.decode()

@@ -53,14 +53,6 @@ def scorer(teacher: Path, students: dict[str, Path], corpus: dict[str, Any] | No
     return Scorer(parse_run(run, base_dir=teacher))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chat")

@@ -93,14 +93,6 @@ def check(unit: UnitResult, scorer: Scorer, docs: Sequence[Document], top_k: int
     assert unit.stats["documents"] == len(docs) and unit.stats["quarantined"] == len(refused)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def ready() -> Scorer:
     return demo()

@@ -39,14 +39,6 @@ def document(text: str, number: int = 0) -> Document:
     return Document(f"d{number}", number, text, "c.jsonl", f"line {number + 1}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def ready() -> Scorer:
     return scorer("boundary")
