@@ -7,28 +7,11 @@ import pickle
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from schemas.errors import RunFileError
 from schemas.runfile import RunConfig, load_run, locate
-from schemas.runfile_errors import wanted
-from schemas.settings import CorpusConfig, RayConfig, StudentConfig, TargetsConfig, TeacherConfig
-
-PAGE = Path(__file__).parent.parent / "docs" / "runfile.md"
-TABLES: dict[str, type[BaseModel]] = {
-    "top of the file": RunConfig,
-    "[teacher]": TeacherConfig,
-    "[corpus]": CorpusConfig,
-    "[[student]]": StudentConfig,
-    "[targets]": TargetsConfig,
-    "[ray]": RayConfig,
-}
-ALL_FIELDS = [
-    pytest.param(name, key, field, id=f"{name} {key}")
-    for name, table in TABLES.items()
-    for key, field in table.model_fields.items()
-]
+from schemas.settings import RayConfig, TargetsConfig
 
 MINIMAL = """
 output = "out"
@@ -341,41 +324,3 @@ def test_semantic_follows_what_changes_something(tmp_path: Path, old: str, new: 
 def test_the_order_of_students_is_free(tmp_path: Path) -> None:
     one, two = ('[[student]]\nname = "a"\ntokenizer = "t"\n', '[[student]]\nname = "b"\ntokenizer = "u"\n')
     assert load(tmp_path, MINIMAL + one + two).semantic() == load(tmp_path, MINIMAL + two + one).semantic()
-
-
-# ==== every field is described
-
-
-@pytest.mark.parametrize(("name", "key", "field"), ALL_FIELDS)
-def test_every_field_is_marked_and_described(name: str, key: str, field: FieldInfo) -> None:
-    extra = field.json_schema_extra
-    assert isinstance(extra, dict) and isinstance(extra["semantic"], bool)
-    assert field.description and field.description.endswith(".")
-
-
-def page_row(key: str, field: FieldInfo) -> str:
-    """The line of docs/runfile.md for a plain key."""
-    if field.is_required():
-        default = "required"
-    elif field.default is None:
-        default = "not given"
-    elif isinstance(field.default, BaseModel):
-        default = "as below"
-    else:
-        default = f"`{json.dumps(field.default)}`"
-    extra = field.json_schema_extra
-    assert isinstance(extra, dict)
-    results = "yes" if extra["semantic"] else "no"
-    return f"| `{key}` | {wanted(field)} | {default} | {results} | {field.description} |"
-
-
-@pytest.mark.parametrize(("name", "key", "field"), ALL_FIELDS)
-def test_the_page_has_every_field_in_its_section(name: str, key: str, field: FieldInfo) -> None:
-    sections = dict(part.split("\n", 1) for part in PAGE.read_text(encoding="utf-8").split("\n## ")[1:])
-    section = next(body for title, body in sections.items() if title.replace("`", "").lower() == name)
-    assert page_row(key, field) in section.splitlines(), f"put into docs/runfile.md, {name}:\n{page_row(key, field)}"
-
-
-def test_the_example_of_the_page_loads(tmp_path: Path) -> None:
-    example = PAGE.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
-    assert load(tmp_path, example).student[0].name == "small"
