@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from schemas.runfile import RunConfig
 from schemas.runfile_errors import wanted
 from schemas.settings import CorpusConfig, RayConfig, StudentConfig, TargetsConfig, TeacherConfig
 from tests.test_runfile import load
