@@ -82,29 +82,27 @@ def byte_rows(
 
     A token of bytes has one row for each. The student's end token (`end_id`) has one row, the 256 that ends where it
     ends: the last row of a text, the row behind a scored content in a conversation. All other tokens have length 0:
-    template tokens without bytes, ends where the bytes have none or several (of empty contents), specials in a text.
+    template tokens without bytes, or over white space that a template strips, with a 256 in between; ends where the bytes
+    have none or several (of empty contents); specials that end a text, where they are not `end_id`.
 
     All arguments int64 of one document, without padding: token_ids and byte_end of the student, and of `bytes`. Raises
-    ValueError where tokens reach beyond the last byte row (cut the tokens of a document whose bytes are cut), or over a
-    256 between bytes: rows of another document.
+    ValueError where the tokens reach beyond the last byte row: cut the tokens of a document whose bytes are cut.
     """
     device, byte_N = byte_ids_N.device, byte_ids_N < 256
     size = int(byte_end_N[-1]) if len(byte_end_N) else 0
     if len(byte_end_S) and int(byte_end_S[-1]) > size:
         raise ValueError(f"the tokens end at byte {int(byte_end_S[-1])}, the byte rows at byte {size}: cut the tokens")
-    row_at = torch.full((size + 1,), -1, device=device)  # row of each byte of the text; one place more, for empty tokens
+    row_at = torch.full(
+        (size + 1,), -1, device=device
+    )  # row of each byte of the text; one place more, for empty tokens
     row_at[byte_end_N[byte_N] - 1] = byte_N.nonzero()[:, 0]
     known = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), (row_at >= 0).cumsum(0)])
     start_S = torch.cat([torch.zeros_like(byte_end_S[:1]), byte_end_S[:-1]])
     length_S = known[byte_end_S] - known[start_S]
     first_S = torch.where(length_S > 0, row_at[start_S], 0)
     last_S = torch.where(length_S > 0, row_at[byte_end_S - 1], -1)
-    torn_S = (length_S > 0) & ((length_S != byte_end_S - start_S) | (last_S - first_S + 1 != length_S))
-    if torn_S.any():
-        s = int(torn_S.nonzero()[0])
-        raise ValueError(
-            f"token {s}, bytes {int(start_S[s])} to {int(byte_end_S[s])}, has no unbroken byte rows: of another document?"
-        )
+    whole_S = (length_S == byte_end_S - start_S) & (last_S - first_S + 1 == length_S)
+    first_S, length_S = torch.where(whole_S, first_S, 0), torch.where(whole_S, length_S, 0)
     end_rows = (~byte_N).nonzero()[:, 0]
     end_at = byte_end_N[end_rows]
     before_S, after_S = (torch.searchsorted(end_at, byte_end_S, right=right) for right in (False, True))

@@ -2,8 +2,7 @@
 
 Source: arXiv 2406.17328 and its released code. One document at a time: its attention is over one document anyhow, and
 nothing here depends on what else is in the batch. Where the released code divides by standard deviations of the batch at
-hand, padding included, these are constants of the data set. Version 2 (arXiv 2504.11426) and its exact alignment (ETA) are
-left out.
+hand, padding included, these are constants of the data set. Version 2 and its exact alignment (ETA) are left out.
 
 Letters: L positions of a side (S the student's, T the teacher's), d and D hidden sizes of student and teacher, E either,
 V vocabulary of a side.
