@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,17 +19,35 @@ from engine.losses.sparse import forward_kl, jsd, reverse_kl
 R, D, V, K = 48, 3, 401, 4
 
 
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives back, the backward pass included."""
+class Memory(TorchDispatchMode):
+    """The largest tensor that any operation gives back, and the peak of all that are alive; the backward pass included."""
 
-    elements = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0  # elements
+        self.held = self.peak = 0  # bytes
+        self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
+                self.largest = max(self.largest, tensor.numel())
+                self._track(tensor.untyped_storage())
         return out
+
+    def _track(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._freed, key, size)  # the wrapper lives as long as the memory
+
+    def _freed(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.held -= size
 
 
 def case(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.nn.Linear, tuple[torch.Tensor, ...]]:
@@ -82,13 +101,13 @@ def test_the_largest_tensor_is_one_chunk(name: str) -> None:
     assert R * K < rows_per_chunk * V and D * V < rows_per_chunk * V  # so that nothing else is as large
     for chunks, limit in ((True, rows_per_chunk * (V + 1)), (False, R * (V + 1))):
         hidden, head, rows = case()
-        with Largest() as seen:
+        with Memory() as seen:
             if chunks:
                 value = chunked(loss, hidden, head, *choose(rows), rows_per_chunk=rows_per_chunk)
             else:
                 value = loss(head(hidden), *choose(rows))
             value.mean().backward()
-        assert limit * V <= seen.elements * (V + 1) <= limit * (V + 1)
+        assert limit * V <= seen.largest * (V + 1) <= limit * (V + 1)
         assert hidden.grad is not None
 
 
@@ -105,7 +124,9 @@ def test_nothing_as_wide_as_the_vocabulary_is_saved_for_the_backward_pass() -> N
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             value = (
-                chunked(forward_kl, hidden, head, *rows, rows_per_chunk=6) if chunks else forward_kl(head(hidden), *rows)
+                chunked(forward_kl, hidden, head, *rows, rows_per_chunk=6)
+                if chunks
+                else forward_kl(head(hidden), *rows)
             )
         value.mean().backward()
         assert hidden.grad is not None
@@ -115,22 +136,20 @@ def test_nothing_as_wide_as_the_vocabulary_is_saved_for_the_backward_pass() -> N
 
 
 def test_a_chunk_is_let_go_before_the_next_one() -> None:
-    """Peak of all memory that torch's profiler counts, forward and backward: of one chunk, however many there are."""
+    """Peak of all tensors alive at one time, forward and backward: that of one chunk, however many rows there are."""
 
-    def peak(rows_per_chunk: int) -> int:
+    def peak(n: int, rows_per_chunk: int) -> int:
         hidden, head, rows = case(torch.float32)
-        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            chunked(forward_kl, hidden, head, *rows, rows_per_chunk=rows_per_chunk).mean().backward()
-        held, most = 0, 0
-        for event in sorted(profile.events() or [], key=lambda event: event.time_range.start):
-            if event.name == "[memory]":
-                held += event.cpu_memory_usage
-                most = max(most, held)
-        return most
+        with Memory() as memory:
+            part = [row[:n] for row in rows]
+            chunked(forward_kl, hidden[:n], head, *part, rows_per_chunk=rows_per_chunk).mean().backward()
+        return memory.peak
 
     chunk = 4 * V * 4
-    assert chunk < peak(4) < 12 * chunk
-    assert peak(R) > R * V * 4 * 2
+    weights = 2 * (D + 1) * V * 4  # gradients of the head: their sum, and one chunk's part
+    assert 2 * chunk < peak(R, 4) < 7 * chunk + weights
+    assert peak(R, 4) < 1.1 * peak(8, 4)
+    assert peak(R, R) > 5 * R * V * 4
 
 
 def test_no_rows_and_one_row() -> None:

@@ -71,7 +71,9 @@ def twin(loss: Callable[..., torch.Tensor], row: Row, temperature: float = 1.0) 
     return torch.stack(out)
 
 
-def same_with_gradient(found: torch.Tensor, wanted: torch.Tensor, logits: torch.Tensor, tolerance: float = 1e-12) -> None:
+def same_with_gradient(
+    found: torch.Tensor, wanted: torch.Tensor, logits: torch.Tensor, tolerance: float = 1e-12
+) -> None:
     weight = torch.arange(1.0, len(found) + 1, dtype=found.dtype)
     (found_grad,) = torch.autograd.grad((found * weight).sum(), logits, retain_graph=True)
     (wanted_grad,) = torch.autograd.grad((wanted * weight).sum(), logits, retain_graph=True)
@@ -115,7 +117,9 @@ def test_gradcheck(loss, k: int) -> None:
         assert gradcheck(lambda x, t=temperature: loss(x, ids, logp, tail, temperature=t), (logits,))
     gold = torch.tensor([5, 0])
     assert gradcheck(lambda x: partial_kl(x, ids, logp, tail, gold, candidates=2), (logits,))
-    assert gradcheck(lambda x: sampled_ce(x, torch.tensor([[1, 3], [2, 0]]), torch.tensor([[3, 2], [5, 0]]), 5), (logits,))
+    assert gradcheck(
+        lambda x: sampled_ce(x, torch.tensor([[1, 3], [2, 0]]), torch.tensor([[3, 2], [5, 0]]), 5), (logits,)
+    )
 
 
 @pytest.mark.parametrize("loss", DIVERGENCES, ids=NAMES)
@@ -173,7 +177,9 @@ def test_half_precision_is_widened_first(dtype: torch.dtype) -> None:
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, loss(half.float(), ids, logp.float(), tail.float()), rtol=0, atol=0)
         assert torch.autograd.grad(value.sum(), half)[0].dtype == dtype
-    torch.testing.assert_close(sampled_ce(half, ids, drawn, 12), sampled_ce(half.float(), ids, drawn, 12), rtol=0, atol=0)
+    torch.testing.assert_close(
+        sampled_ce(half, ids, drawn, 12), sampled_ce(half.float(), ids, drawn, 12), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -260,7 +266,9 @@ def test_partial_kl_is_the_papers_formula(candidates: int | None) -> None:
     wanted = []
     for r in range(4):
         p = logits[r].softmax(0)
-        known = [(int(i), math.exp(q)) for i, q in zip(ids[r, :candidates], logp[r, :candidates], strict=True) if q > -INF]
+        known = [
+            (int(i), math.exp(q)) for i, q in zip(ids[r, :candidates], logp[r, :candidates], strict=True) if q > -INF
+        ]
         rest_q, rest_p = 1 - sum(q for _, q in known), 1 - sum(p[i] for i, _ in known)
         pkl = -(sum(q * p[i].log() for i, q in known) + rest_q * torch.as_tensor(rest_p).log())
         wanted.append(0.8 * pkl - 0.2 * p[gold[r]].log())
