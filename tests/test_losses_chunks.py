@@ -17,6 +17,7 @@ from engine.losses.sampled import sampled_ce
 from engine.losses.sparse import forward_kl, jsd, reverse_kl
 
 R, D, V, K = 48, 3, 401, 4
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Memory(TorchDispatchMode):
@@ -50,7 +51,7 @@ class Memory(TorchDispatchMode):
         self.held -= size
 
 
-def case(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.nn.Linear, tuple[torch.Tensor, ...]]:
+def case(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.nn.Linear, Rows]:
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(R, D, dtype=dtype, generator=draw).requires_grad_()
     head = torch.nn.Linear(D, V, dtype=dtype)
