@@ -233,13 +233,6 @@ def test_equal_distributions_have_divergence_0_and_unscored_rows_do_no_harm() ->
             assert torch.autograd.grad(value.sum(), logits)[0].abs().max() < 1e-12
 
 
-def test_jsd_lies_between_the_two_kl() -> None:
-    """At both ends of beta, divided by it, it is the forward and the reverse KL."""
-    row = make(4)
-    torch.testing.assert_close(jsd(*row, beta=1e-7) / 1e-7, forward_kl(*row), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(jsd(*row, beta=1 - 1e-7) / 1e-7, reverse_kl(*row), rtol=1e-4, atol=1e-5)
-
-
 def test_arguments_out_of_range() -> None:
     row = make(3)
     for loss in (forward_kl, reverse_kl, jsd):
