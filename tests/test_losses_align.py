@@ -87,7 +87,7 @@ def random_side(rng: random.Random, size: int) -> list[Token]:
     for end in [0, *cuts]:
         if end:
             tokens.append((end, rng.choices([TEXT, CONTEXT, END], [30, 1, 1])[0], rng.random() < 0.95))
-        while rng.random() < 0.15:
+        while rng.random() < (0.6 if end == size else 0.15):
             tokens.append((end, rng.choice([TEXT, END, END, CONTEXT]), rng.random() < 0.95))
     return tokens[: rng.randrange(len(tokens) + 1)] if rng.random() < 0.3 else tokens
 
@@ -105,7 +105,7 @@ def test_alignment_is_that_of_the_two_pointers() -> None:
         firsts, lasts = first_and_last(found.chunk_of_s, len(found.is_end))
         assert list(zip(firsts.tolist(), lasts.tolist(), strict=True)) == [(s[0], s[-1]) for _, s in chunks_of(found)]
         count, ends = count + len(found.is_end), ends + int(found.is_end.sum())
-    assert count > 2000 and ends > 500
+    assert count > 2000 and ends > 300
 
 
 def test_what_an_alignment_keeps_and_drops() -> None:
@@ -260,7 +260,8 @@ def test_alm_of_a_certain_teacher_is_exact_and_nonsense_raises() -> None:
     both = torch.zeros(1, requires_grad=True)
     loss = binary_cross_entropy(zero, both, 100.0, none)
     assert loss.item() == 0 and torch.autograd.grad(loss.sum(), both)[0].isfinite().all()
-    assert X.approx(0.02)
+    rounded = binary_cross_entropy(torch.tensor([9e-7]), l_s, 100.0, torch.tensor([1e-6]))
+    assert rounded.item() == pytest.approx(0.02)
     with pytest.raises(ValueError, match="wanted at most 1e-6 per term"):
         binary_cross_entropy(torch.tensor([3e-6]), l_s, 100.0, torch.tensor([1e-6]))
     case = Case(0)

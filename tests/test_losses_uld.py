@@ -204,14 +204,9 @@ def test_sinkhorn_is_the_plain_scaling_with_its_marginals() -> None:
 
 def test_what_multilevel_refuses() -> None:
     teacher, logits = Dense(random_logits(1, 4, 30), 9), random_logits(2, 4, 25)
-    stored_too_much = (teacher.ids, teacher.logp + 0.5, *teacher.stored()[2:])
+    ids, logp, *statistics = Dense(teacher.logits, 30).stored()
     with pytest.raises(ValueError, match="adds up to"):
-        multilevel_ot(
-            logits,
-            *(Dense(teacher.logits, 30).stored()[:1]),
-            Dense(teacher.logits, 30).logp + 0.5,
-            *stored_too_much[2:],
-        )
+        multilevel_ot(logits, ids, logp + 0.5, *statistics, columns=8)
     with pytest.raises(ValueError, match="standard deviation"):
         multilevel_ot(torch.zeros_like(logits), *teacher.stored(), columns=8)
     with pytest.raises(ValueError, match="25 student tokens for 25 columns"):

@@ -101,7 +101,7 @@ def continuation(gold_logp_N: Tensor, chunk_of: Tensor, first: Tensor) -> Tensor
 
 
 def split_off(first_G: Tensor, continued_G: Tensor) -> Tensor:
-    """log P(first token, but not the group), [G]: -inf for groups of one token. 0 <= the exact value."""
+    """log P(first token, but not the group), [G]: -inf for groups of one token."""
     whole = continued_G >= 0  # above 0 only by the rounding of stored values, which split_teacher checks
     return torch.where(whole, -torch.inf, first_G + log1mexp(torch.where(whole, -1.0, continued_G)))
 
@@ -122,7 +122,7 @@ def split_teacher(teacher: TeacherRows, first_t: Tensor, continued_t: Tensor) ->
     gold_G, tail_G = (x[first_t].to(continued_t) for x in (teacher.gold_logp, teacher.tail_logp))
     logp_GK, token_G = teacher.logp[first_t].to(continued_t), teacher.token_ids[first_t]
     ids_GK = torch.where(logp_GK.isneginf(), NONE, teacher.ids[first_t])
-    stored = (ids_GK == token_G[:, None]).any(1)
+    stored = (ids_GK == token_G[:, None]).any(1) | gold_G.isneginf()  # a token without mass needs no cell
     over = torch.maximum(continued_t, torch.where(stored, -torch.inf, gold_G - tail_G))
     slack = 1e-6 * len(teacher.token_ids) + MANTISSA * torch.where(stored, 0.0, gold_G.abs() + tail_G.abs())
     if (over > slack).any():

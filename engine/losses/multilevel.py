@@ -45,11 +45,12 @@ def multilevel_ot(
     0 where a side has no rows. Raises ValueError where a row's std is 0, where stored probabilities add up to more than
     rounding explains, and where the student has no more tokens than columns.
     """
+    rows = min(len(logits_SV), len(ids_TK))
+    if rows == 0:
+        return wide(logits_SV).sum() * 0  # with a gradient, of zeros
     logp_S, rest_S = student_columns(logits_SV, columns)
     p_T = teacher_columns(ids_TK, logp_TK, logz_T, logit_std_T, logz_scaled_T, columns).to(logp_S)
-    p_S, rows = logp_S.exp(), min(len(logp_S), len(p_T))
-    if rows == 0:
-        return logp_S.sum() * 0  # with a gradient, of zeros
+    p_S = logp_S.exp()
     absolute = (p_S[:rows] - p_T[:rows]).abs().sum(1).mean()
     transport = sinkhorn_cost(torch.cdist(p_S, p_T, p=1.0))
     if kl == "forward":
