@@ -114,7 +114,7 @@ class Cells(NamedTuple):
     logp: Tensor  # [G, K + 1] nats
     group: Tensor  # [G] nats, of the realised group
     tail: Tensor  # [G] nats, of what is in no other cell
-    least: Tensor  # [G] probability that no token of the tail exceeds
+    least: Tensor  # [G] nats, of the K-th token: no token of the tail exceeds it
 
 
 def split_teacher(teacher: TeacherRows, first_t: Tensor, continued_t: Tensor) -> Cells:
@@ -132,7 +132,7 @@ def split_teacher(teacher: TeacherRows, first_t: Tensor, continued_t: Tensor) ->
     left_G = split_off(gold_G, continued_t)
     logp_GC = torch.where(ids_GC == token_G[:, None], left_G[:, None], logp_GC)
     tail_G = torch.where(stored, tail_G, split_off(tail_G, gold_G - tail_G))
-    return Cells(ids_GC, logp_GC, gold_G + continued_t, tail_G, logp_GK[:, -1].exp())
+    return Cells(ids_GC, logp_GC, gold_G + continued_t, tail_G, logp_GK[:, -1])
 
 
 def jsd_with_rest(teacher: Cells, student_GV: Tensor, group_s: Tensor, target_GC: Tensor, beta: float) -> Tensor:
@@ -153,14 +153,13 @@ def unmatched_l1(teacher: Cells, student_GV: Tensor, target_GC: Tensor, matched:
     The teacher's ranks are exact down to its K-th probability c; of what lies behind, each is in [0, c], and the least
     difference to the student's s is counted: max(s - c, 0).
     """
-    p_t = teacher.logp.exp()
-    known = (target_GC == NONE) & (teacher.ids != NONE) & (p_t >= teacher.least[:, None]) & (p_t > 0)
-    t_GC = torch.where(known, p_t, 0.0).sort(1, descending=True).values
+    known = (target_GC == NONE) & ~teacher.logp.isneginf() & (teacher.logp >= teacher.least[:, None])
+    t_GC = torch.where(known, teacher.logp.exp(), 0.0).sort(1, descending=True).values
     others = torch.ones(student_GV.shape[1], dtype=torch.bool, device=matched.device).index_fill(0, matched, False)
     left_GV = student_GV[:, others]
     ranks = t_GC.shape[1]
     s_GC = torch.topk(left_GV, min(ranks, left_GV.shape[1]), 1).values.exp()
     s_GC = torch.nn.functional.pad(s_GC, (0, ranks - s_GC.shape[1]))
     rank_C = torch.arange(ranks, device=matched.device)
-    beyond_GC = s_GC - torch.minimum(s_GC, teacher.least[:, None])
+    beyond_GC = s_GC - torch.minimum(s_GC, teacher.least[:, None].exp())
     return torch.where(rank_C < known.sum(1, keepdim=True), (s_GC - t_GC).abs(), beyond_GC).sum(1)
