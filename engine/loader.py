@@ -68,7 +68,8 @@ class TargetsDataset(torch.utils.data.IterableDataset[Batch]):
         }
         # Shared memory: workers that live for several epochs see the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._cursor, self._resume = Cursor(0), None
+        self._resume: Cursor | None = None
+        self._place = (-1, Cursor(0))  # epoch and cursor of the pass under way
         targets.group_table  # noqa: B018 the footers are read here, once, and not in each worker
 
     @property
@@ -87,16 +88,22 @@ class TargetsDataset(torch.utils.data.IterableDataset[Batch]):
         start, stop = self._range()
         if self._resume is not None:
             start, self._resume = self._resume, None
-        epoch, self._cursor = self.epoch, start
+        self._place = (self.epoch, start)  # here and not in the generator: a loader asks for the state before it begins
+        return self._pass(self.epoch, start, stop)
+
+    def _pass(self, epoch: int, start: Cursor, stop: int) -> Iterator[Batch]:
         for batch, cursor in self.targets.walk(self.batch_size, epoch=epoch, start=start, stop=stop, **self._how):
             if self.drop_last and len(batch["lengths"]) < self.batch_size:
                 return
-            self._cursor = cursor
+            self._place = (epoch, cursor)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON: where the pass stands, behind the last batch given, and what the place depends on."""
-        cursor = self._cursor if self._resume is None else self._resume
+        cursor = self._resume
+        if cursor is None:
+            of_epoch, cursor = self._place
+            cursor = cursor if of_epoch == self.epoch else self._range()[0]
         return {**self._identity(), "epoch": self.epoch, "document": cursor.document, "piece": cursor.piece}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -261,7 +261,7 @@ class Targets:
         for first in range(0, len(groups), pool_groups):
             pool = groups[first : first + pool_groups]
             count = int(pool[:, 2].sum())
-            if before + count > start and before < stop:
+            if max(before, start) < min(before + count, stop):
                 places = np.arange(count)
                 if seed is not None:
                     places = np.random.default_rng([seed, epoch, first]).permutation(count)
