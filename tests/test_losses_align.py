@@ -316,6 +316,19 @@ def test_merging_is_the_plain_loop_and_the_mean_is_over_merged_chunks(seed: int)
     assert chunks_of(again) == want
 
 
+@pytest.mark.parametrize("where", ["teacher", "student"])
+def test_nothing_is_merged_over_a_special_of_one_side(where: str) -> None:
+    plain: list[Token] = [(1, TEXT, True), (2, TEXT, True), (2, END, True)]
+    broken: list[Token] = [plain[0], (1, CONTEXT, False), *plain[1:]]
+    left, right = (broken, plain) if where == "teacher" else (plain, broken)
+    alignment = align(teacher(left), student(right))
+    assert len(alignment.is_end) == 3
+    space_logp_T = torch.full((len(left),), -9.0)
+    space_logp_T[-1] = -0.1  # certain behind the second chunk only
+    merged = merge_at_spaces(alignment, space_logp_T, torch.ones(len(left), dtype=torch.bool), len(right))
+    assert chunks_of(merged) == chunks_of(alignment)[1:]
+
+
 def test_a_document_without_chunks_has_no_losses() -> None:
     case = Case(1)
     empty = keep(case.alignment, torch.zeros_like(case.alignment.is_end))

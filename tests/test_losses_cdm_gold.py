@@ -243,6 +243,11 @@ def test_near_tokens_are_mapped_once_each_and_never_by_marks_of_space() -> None:
     assert found[0] == {0: 0.5, 2: 0.2} and found[1] == pytest.approx(0.3)  # 1 / 12, 1 / 11: both below; 1 / 5
     by_role = mapped_tokens(({2: 0.7}, 0.3), [3], teacher, student, ids_of(student), {2: 3})
     assert by_role == ({3: 0.7}, 0.3)
+    unlike = cdm_module.TeacherRows(
+        *map(torch.tensor, ([3, 3], [[3], [3]], [[-math.log(2)], [-math.log(2)]], [-math.log(2)] * 2, [1.0, 2.0]))
+    )
+    unmapped = cdm(torch.zeros(2, 5), torch.tensor([4, 4]), unlike, teacher, student, ids_of(student))
+    torch.testing.assert_close(unmapped, torch.zeros(2), atol=1e-6, rtol=0)  # all is rest on both sides
     empty = torch.zeros(0, 5, dtype=F64)
     rows = cdm_module.TeacherRows(
         *(torch.zeros(0), torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0), torch.zeros(0))
@@ -340,6 +345,13 @@ def test_what_gold_refuses() -> None:
     rows = gold_module.TeacherRows(torch.tensor(case.ids_t), case.ids, case.logp, case.tail, case.gold_logp)
     with pytest.raises(ValueError, match="2 tokens are matched to 1 student ids"):
         gold(case.logits, torch.tensor(case.ids_s), rows, torch.tensor([3, 3, NONE]), case.alignment())
+
+
+def test_a_document_without_groups_has_no_losses() -> None:
+    case = Case(7)
+    case.ends_s = [100 + i for i in range(len(case.ends_s))]  # no boundary in common
+    loss = case.gold(case.logits.requires_grad_())
+    assert len(loss) == 0 and loss.sum().requires_grad
 
 
 def test_float32_losses_are_near_those_of_float64() -> None:

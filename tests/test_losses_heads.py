@@ -36,6 +36,10 @@ def test_bytes_of_a_text() -> None:
     assert first.tolist() == [0, 2, 6, 7] and length.tolist() == [2, 4, 1, 1]
     first, length = byte_rows(*of_text(b"", []), end_id=99)
     assert first.tolist() == [0] and length.tolist() == [1]
+    spelled = byte_rows(
+        ints([99, 99]), *of_text(b"</s>", [4])[1:], end_id=99
+    )  # its string as text, then the end itself
+    assert [x.tolist() for x in spelled] == [[0, 4], [4, 1]]
     assert byte_rows(*of_text(b"abc", [3]), end_id=None)[1].tolist() == [3, 0]  # a student without an end
 
 

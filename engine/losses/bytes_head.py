@@ -82,8 +82,9 @@ def byte_rows(
 
     A token of bytes has one row for each. The student's end token (`end_id`) has one row, the 256 that ends where it
     ends: the last row of a text, the row behind a scored content in a conversation. All other tokens have length 0:
-    template tokens without bytes, or over white space that a template strips, with a 256 in between; ends where the bytes
-    have none or several (of empty contents); specials that end a text, where they are not `end_id`.
+    tokens without bytes (of a template, or a lone space before a text), or over white space that a template strips, with
+    a 256 in between; ends where the bytes have none or several (of empty contents); specials that end a text, where they
+    are not `end_id`.
 
     All arguments int64 of one document, without padding: token_ids and byte_end of the student, and of `bytes`. Raises
     ValueError where the tokens reach beyond the last byte row: cut the tokens of a document whose bytes are cut.

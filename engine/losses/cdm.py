@@ -50,7 +50,8 @@ def cdm(
 
     teacher_bytes, student_bytes: the bytes of each token id, b"" for those that are no text; student_id_of: bytes -> id
     (strings.ids_of); specials: teacher id -> student id of tokens with the same role, such as ends. Runs in Python per row of
-    the document: about 0.5 to 2 ms each at K = 64, from the edit distances. Gradients go to the student's logits only.
+    the document, for the edit distances: 7 ms each at K = 64 where hardly a token has the same bytes on the other side, less
+    in proportion where they have. Gradients go to the student's logits only.
     """
     logits_SV, device = wide(logits_SV), logits_SV.device
     if len(logits_SV) == 0 or len(teacher.token_ids) == 0:

@@ -54,7 +54,8 @@ def forward_kl(
     """KL(teacher || student) = sum_c t_c (log t_c - log s_c) over the K + 1 outcomes: [R], nats.
 
     logits_RV float, ids_RK int64 (anything beside -inf), logp_RK and tail_logp_R float, nats. A lower bound of the KL of
-    the full distributions. +inf where the teacher has mass on an outcome and the student has exactly none.
+    the full distributions. +inf where the teacher has mass on an outcome and the student has exactly none (logits of
+    -inf); the gradient is then that of the other outcomes.
     Raises ValueError for a temperature that is not above 0. Source: arXiv 1503.02531, on K + 1 outcomes.
     """
     teacher_RC, student_RC = _both(logits_RV, ids_RK, logp_RK, tail_logp_R, temperature)
@@ -108,10 +109,8 @@ def jsd(
         raise ValueError(f"beta {beta}: wanted a number between 0 and 1; at its ends use forward_kl or reverse_kl")
     teacher_RC, student_RC = _both(logits_RV, ids_RK, logp_RK, tail_logp_R, temperature)
     neither_RC = (teacher_RC == -torch.inf) & (student_RC == -torch.inf)
-    middle_RC = torch.logaddexp(
-        teacher_RC.masked_fill(neither_RC, 0.0) + math.log(beta),
-        student_RC.masked_fill(neither_RC, 0.0) + math.log1p(-beta),
-    )
+    filled_RC = teacher_RC.masked_fill(neither_RC, 0.0)  # the gradient of log(0 + 0) is NaN, used or not
+    middle_RC = torch.logaddexp(filled_RC + math.log(beta), student_RC + math.log1p(-beta))
     return beta * _kl(teacher_RC, middle_RC) + (1 - beta) * _kl(student_RC, middle_RC)
 
 
