@@ -1,7 +1,7 @@
 """Documents -> tensors: padded (a document a row) or packed (several documents a row, each a segment of its own).
 
 Shapes: B = rows of a batch, L = positions of a row, K = top_k, U = most unique samples of a position, H = hidden size,
-P = pieces of documents. Every key is filled by one gather over the batch: the pool's last row is the padding.
+P = pieces of documents.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.rowgroups import Pool, ranges
+from engine.rowgroups import LEFT_OUT, WIDE, Pool, ranges
 
 Batch = dict[str, Any]
 """Key -> tensor; and name of a product read beside -> a dict of tensors."""
 
-_WIDE_INTEGERS = ("token_ids", "byte_end", "ids", "counts", "roles")  # int64 in a batch
+_INTEGERS = ("token_ids", "byte_end", "roles")  # int64 in a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +90,68 @@ def collate(pool: Pool, layout: Layout, first: int, *, pin: bool = False) -> dic
     """
     shape, size = layout.shape, layout.shape[0] * layout.shape[1]
     document = layout.document + first
-    into = ranges(layout.row * shape[1] + layout.column, layout.length)
+    at = layout.row * shape[1] + layout.column
+    into = ranges(at, layout.length)
     source = np.full(size, pool.size, np.int64)  # the row of padding
     source[into] = ranges(pool.starts[document] + layout.start, layout.length)
+    group, start = pool.group[document].tolist(), (pool.within[document] + layout.start).tolist()
+    pieces = list(zip(group, start, layout.length.tolist(), at.tolist(), strict=True))
 
     batch: dict[str, torch.Tensor] = {}
     for key, array in pool.arrays.items():
-        taken = torch.from_numpy(np.take(array, source, axis=0, mode="clip")).view(*shape, *array.shape[1:])
-        if key == "counts" or (key == "ids" and "counts" in pool.arrays):
-            width = max(1, int((np.take(pool.arrays["counts"], source, axis=0) != 0).any(0).sum()))
-            taken = taken[..., :width]
-        if key in _WIDE_INTEGERS:
-            taken = taken.to(torch.int64)
-        elif key == "hidden":
-            taken = taken.view(torch.bfloat16)
-        batch[key] = taken.contiguous().pin_memory() if pin else taken.contiguous()
-    batch["left_out"] = torch.from_numpy(np.take(pool.wide, source).reshape(shape).sum(1))
+        batch[key] = torch.from_numpy(array.take(source, mode="clip").reshape(shape))
+        if key in _INTEGERS:
+            batch[key] = batch[key].to(torch.int64)
+    batch["left_out"] = batch.pop(LEFT_OUT).sum(1)
+    gaps = np.flatnonzero(source == pool.size)
+    for key, column in WIDE.items():
+        if column in pool.groups[0].columns:
+            batch[key] = _wide(pool, key, column, pieces, gaps, size, pin).view(*shape, -1)
+    if "sample_ids" in pool.groups[0].columns:
+        batch.update(_samples(pool, pieces, into, shape))
     if layout.packed:
         batch["lengths"] = torch.from_numpy(np.bincount(layout.row, layout.length, shape[0]).astype(np.int64))
         batch.update(_segments(pool.doc_rows[document], layout, into))
     else:
         batch["lengths"] = torch.from_numpy(layout.length.copy())
         batch["doc_row"] = torch.from_numpy(pool.doc_rows[document])
-    return batch
+    return {key: tensor.pin_memory() for key, tensor in batch.items()} if pin else batch
+
+
+_Pieces = list[tuple[int, int, int, int]]  # row group, first position in it, positions, first place in the batch
+
+
+def _wide(
+    pool: Pool, key: str, column: str, pieces: _Pieces, gaps: npt.NDArray[np.int64], size: int, pin: bool
+) -> torch.Tensor:
+    """[B * L, K or H]: a copy per piece, from the row group's memory straight into the batch's."""
+    dtype = {"ids": torch.int64, "logps": torch.float32, "hidden": torch.uint16}[key]
+    tensor = torch.empty((size, pool.groups[0].columns[column].shape[1]), dtype=dtype, pin_memory=pin)
+    array = tensor.numpy()  # the same memory
+    for group, start, length, at in pieces:
+        part = pool.groups[group].columns[column][start : start + length]
+        array[at : at + length] = np.maximum(part, 0) if key == "ids" else part  # PAD_ID -> 0: safe to gather with
+    array[gaps] = -np.inf if key == "logps" else 0
+    return tensor.view(torch.bfloat16) if key == "hidden" else tensor
+
+
+def _samples(
+    pool: Pool, pieces: _Pieces, into: npt.NDArray[np.int64], shape: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """ids and counts [B, L, U] from the ragged columns: one scatter each."""
+    cuts = [(pool.groups[group], start, start + length) for group, start, length, _ in pieces]
+    sizes = np.concatenate([group.columns["sample_sizes"][start:stop] for group, start, stop in cuts]).astype(np.int64)
+    width = max(1, int(sizes.max(initial=0)))
+    places = ranges(into * width, sizes)
+    found = {}
+    for key, column in (("ids", "sample_ids"), ("counts", "sample_counts")):
+        flat = np.concatenate(
+            [group.columns[column][group.samples[start] : group.samples[stop]] for group, start, stop in cuts]
+        )
+        array = np.zeros(shape[0] * shape[1] * width, np.int64)
+        array[places] = flat
+        found[key] = torch.from_numpy(array.reshape(*shape, width))
+    return found
 
 
 def _segments(doc_rows: npt.NDArray[np.int64], layout: Layout, into: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:

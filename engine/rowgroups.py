@@ -20,45 +20,56 @@ PAD_ID = -1
 FLAG_CONTEXT = 64
 
 STATISTICS = ("logz", "entropy", "logit_std", "logz_scaled", "space_logp", "end_logp")
-WIDE = "(wide)"
+LEFT_OUT = "(left out)"
 """Made while reading: scored, but wider than max_width."""
 
 _SAMPLE_LISTS = ("sample_ids", "sample_counts")
 
-# Batch key -> (column it is made of, dtype in a pool, what stands in the padding).
-KEYS: dict[str, tuple[str, type[np.generic], float]] = {
+# Batch key -> (column it is made of, dtype in a pool, what stands in the padding). One value a position.
+NARROW: dict[str, tuple[str, type[np.generic], float]] = {
     "token_ids": ("token_ids", np.int32, 0),
     "byte_end": ("byte_end", np.int32, 0),
     "mask": ("scored", np.bool_, False),
     "loss_mask": ("flags", np.bool_, False),
     "gold_logp": ("gold_logp", np.float32, -np.inf),
     "err": ("err", np.float32, 0),
-    "ids": ("topk_ids", np.int32, 0),
-    "logps": ("topk_logps", np.float32, -np.inf),
     "tail_logp": ("tail_logp", np.float32, 0),
     **{name: (name, np.float32, 0) for name in STATISTICS},
     "roles": ("roles", np.uint8, 0),
-    "hidden": ("hidden", np.uint16, 0),
 }
-BATCH_COLUMNS = ("doc_row", *(column for column, _, _ in KEYS.values()), "sample_sizes", *_SAMPLE_LISTS)
+# Batch key -> column, with several values a position.
+WIDE = {"ids": "topk_ids", "logps": "topk_logps", "hidden": "hidden"}
+BATCH_COLUMNS = (
+    "doc_row", *(column for column, _, _ in NARROW.values()), *WIDE.values(), "sample_sizes", *_SAMPLE_LISTS
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A decoded row group. `columns`: flat array [N], [N, K] or [N, H]; [D] for doc_row; list of str for strings."""
+    """A decoded row group.
+
+    columns  flat array [N], [N, K] or [N, H]; [sum of sizes] for the ragged sample columns; [D] for doc_row; list of str
+    samples  [N + 1], where the samples of a position begin; zeros without that codec
+    """
 
     bounds: npt.NDArray[np.int64]  # [D + 1]
     columns: dict[str, Any]
-    sample_bounds: npt.NDArray[np.int64] | None = None  # [D + 1], of the ragged sample columns
+    samples: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, bounds: npt.NDArray[np.int64], columns: dict[str, Any]) -> Group:
+        samples = np.zeros(int(bounds[-1]) + 1, np.int64)
+        if "sample_sizes" in columns:
+            np.cumsum(columns["sample_sizes"], out=samples[1:])
+        return cls(bounds, columns, samples)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
     def cut(self, name: str, document: int) -> npt.NDArray[Any]:
         """The column's part of one document, a view."""
-        bounds = self.sample_bounds if name in _SAMPLE_LISTS else self.bounds
-        assert bounds is not None
-        return self.columns[name][bounds[document] : bounds[document + 1]]
+        bounds = self.bounds[document : document + 2]
+        return self.columns[name][slice(*(self.samples[bounds] if name in _SAMPLE_LISTS else bounds))]
 
 
 def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: str) -> Group:
@@ -92,8 +103,7 @@ def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: s
             width = 0
         wanted = bounds * width
         if name in _SAMPLE_LISTS:
-            ends = np.cumsum(columns["sample_sizes"], dtype=np.int64)
-            wanted = np.concatenate([np.zeros(1, np.int64), ends])[bounds]
+            wanted = np.append(0, np.cumsum(columns["sample_sizes"], dtype=np.int64))[bounds]
         if not np.array_equal(found, wanted):
             at = int(np.flatnonzero(found != wanted)[0])
             raise TargetsError(
@@ -107,8 +117,8 @@ def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: s
     if max_width is not None and "err" in columns:
         wide = scored & (columns["err"].astype(np.float64) > max_width)  # in float32 the limit would be rounded
         columns["scored"] = scored & ~wide
-    columns[WIDE] = wide
-    return Group(bounds, columns, offsets.get("sample_ids"))
+    columns[LEFT_OUT] = wide
+    return Group.of(bounds, columns)
 
 
 def spread(flat: npt.NDArray[Any], sizes: npt.NDArray[np.uint8], width: int, fill: int = 0) -> npt.NDArray[Any]:
@@ -125,83 +135,63 @@ def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt
 
 
 class Pool:
-    """Documents that batches are taken from: one array per batch key, with the padding as last row (index -1).
+    """Documents that batches are taken from.
 
-    starts, lengths, doc_rows  [D] int64, of the documents in the order of delivery
-    arrays                     batch key -> [N + 1], [N + 1, K or U or H]
-    wide                       [N + 1] bool, positions that only max_width left out; None without max_width
+    Columns of one value a position are joined (the copies are small), with the padding as last row, so that a batch is one
+    gather. The others, which are most of the bytes, stay where Arrow has put them: they are copied once, into the batch.
+
+    lengths, doc_rows, starts  [D] int64, of the documents in the order of delivery; starts: in the joined arrays
+    group, within              [D] int64, where a document begins: row group, position in it
+    arrays                     batch key -> [N + 1]; LEFT_OUT too
+    groups                     the row groups
     """
 
-    def __init__(self, parts: Sequence[tuple[Group, npt.NDArray[np.int64]]], rest: Pool | None = None) -> None:
+    def __init__(self, parts: Sequence[tuple[Group, npt.NDArray[np.int64]]], rest: Group | None = None) -> None:
         """parts: row groups and, of each, places (in the order of delivery) of its documents, -1 for those not wanted.
 
-        rest: a pool whose documents, all of them, come first.
+        rest: documents that come before them, all of them and in their order.
         """
-        groups = [group for group, _ in parts]
-        sizes = [int(group.bounds[-1]) for group in groups]
-        first = 0 if rest is None else rest.size
-        shifts = first + np.cumsum([0, *sizes])
-        starts = np.concatenate([group.bounds[:-1] + at for group, at in zip(groups, shifts[:-1], strict=True)])
-        lengths = np.concatenate([np.diff(group.bounds) for group in groups])
-        rows = np.concatenate([group.columns["doc_row"] for group in groups])
+        if rest is not None:
+            before = np.arange(len(rest))
+            later = [(group, np.where(places < 0, -1, places + len(rest))) for group, places in parts]
+            parts = [(rest, before), *later]
+        self.groups = [group for group, _ in parts]
+        sizes = [int(group.bounds[-1]) for group in self.groups]
+        shifts = np.cumsum([0, *sizes])
+        self.size = int(shifts[-1])
         places = np.concatenate([place for _, place in parts])
         order = np.argsort(places, kind="stable")[(places < 0).sum() :]
-        self.starts, self.lengths, self.doc_rows = starts[order], lengths[order], rows[order]
-        if rest is not None:
-            self.starts = np.concatenate([rest.starts, self.starts])
-            self.lengths = np.concatenate([rest.lengths, self.lengths])
-            self.doc_rows = np.concatenate([rest.doc_rows, self.doc_rows])
-        self.size = int(shifts[-1])
+        self.group = np.repeat(np.arange(len(parts)), [len(group) for group in self.groups])[order]
+        self.within = np.concatenate([group.bounds[:-1] for group in self.groups])[order]
+        self.starts = shifts[self.group] + self.within
+        self.lengths = np.concatenate([np.diff(group.bounds) for group in self.groups])[order]
+        self.doc_rows = np.concatenate([group.columns["doc_row"] for group in self.groups])[order]
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        for key, (column, dtype, pad) in KEYS.items():
-            if column in groups[0].columns:
-                kept = None if rest is None else rest.arrays[key]
-                self.arrays[key] = _joined(key, [group.columns.pop(column) for group in groups], kept, dtype, pad)
-        if "sample_sizes" in groups[0].columns:
-            self._join_samples(groups, rest)
-        kept = None if rest is None else rest.wide
-        self.wide = _joined(WIDE, [group.columns.pop(WIDE) for group in groups], kept, np.bool_, False)
+        for key, (column, dtype, pad) in {**NARROW, LEFT_OUT: (LEFT_OUT, np.bool_, False)}.items():
+            if column in self.groups[0].columns:
+                joined: npt.NDArray[Any] = np.concatenate(
+                    [*(group.columns[column] for group in self.groups), np.empty(1, dtype)]
+                )
+                self.arrays[key] = (joined & FLAG_CONTEXT) == 0 if key == "loss_mask" else joined
+                self.arrays[key][-1] = pad
 
-    def _join_samples(self, groups: Sequence[Group], rest: Pool | None) -> None:
-        widths = [int(group.columns["sample_sizes"].max(initial=0)) for group in groups]
-        width = max([*widths, 1 if rest is None else rest.arrays["ids"].shape[1]])
-        for key, column in (("ids", "sample_ids"), ("counts", "sample_counts")):
-            blocks = [spread(group.columns[column], group.columns["sample_sizes"], width) for group in groups]
-            kept = None
-            if rest is not None:
-                kept = rest.arrays[key]
-                kept = np.pad(kept, ((0, 0), (0, width - kept.shape[1])))
-            self.arrays[key] = _joined(key, blocks, kept, blocks[0].dtype.type, 0)
-
-    def after(self, document: int) -> Pool:
-        """A small pool of the documents from this one on, with arrays of its own."""
-        new = object.__new__(Pool)
-        starts, new.lengths, new.doc_rows = self.starts[document:], self.lengths[document:], self.doc_rows[document:]
-        index = np.append(ranges(starts, new.lengths), self.size)
-        new.starts = np.cumsum(new.lengths) - new.lengths
-        new.size = len(index) - 1
-        new.arrays = {key: array[index] for key, array in self.arrays.items()}
-        new.wide = self.wide[index]
-        return new
-
-
-def _joined(
-    key: str, parts: Sequence[npt.NDArray[Any]], kept: npt.NDArray[Any] | None, dtype: type[np.generic], pad: float
-) -> npt.NDArray[Any]:
-    """The parts behind each other, behind `kept` (without its padding), and one row of padding."""
-    first = 0 if kept is None else len(kept) - 1
-    out = np.empty((first + sum(map(len, parts)) + 1, *parts[0].shape[1:]), dtype)
-    if kept is not None:
-        out[:first] = kept[:-1]
-    at = first
-    for part in parts:
-        into = out[at : at + len(part)]
-        if key == "ids":
-            np.maximum(part, 0, out=into)  # PAD_ID -> 0: safe to gather with
-        elif key == "loss_mask":
-            np.equal(part & FLAG_CONTEXT, 0, out=into)
-        else:
-            into[...] = part
-        at += len(part)
-    out[-1] = pad
-    return out
+    def after(self, document: int) -> Group:
+        """The documents from this one on as a row group with arrays of its own."""
+        cuts = [
+            (
+                self.groups[group],
+                slice(start, start + length),
+                slice(*self.groups[group].samples[[start, start + length]]),
+            )
+            for group, start, length in zip(
+                self.group[document:].tolist(),
+                self.within[document:].tolist(),
+                self.lengths[document:].tolist(),
+                strict=True,
+            )
+        ]
+        columns: dict[str, Any] = {"doc_row": self.doc_rows[document:]}
+        for name in self.groups[0].columns.keys() - columns.keys():
+            ragged = name in _SAMPLE_LISTS
+            columns[name] = np.concatenate([g.columns[name][samples if ragged else at] for g, at, samples in cuts])
+        return Group.of(np.concatenate([[0], np.cumsum(self.lengths[document:])]), columns)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from engine.collate import Batch, collate, packed_layout, padded_layout, to_device
-from engine.rowgroups import BATCH_COLUMNS, PAD_ID, WIDE, Group, Pool, decode, spread
+from engine.rowgroups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, Group, Pool, decode, spread
 from engine.shardfiles import SCHEMA_NAME, SCHEMA_VERSIONS, ProductFiles, Run, Store, TargetsError
 
 __all__ = ["PAD_ID", "SCHEMA_NAME", "SCHEMA_VERSIONS", "Cursor", "Document", "Targets", "TargetsError"]
@@ -210,7 +210,7 @@ class Targets:
                 raise ValueError(f"{name} {value}: wanted a number >= 1")
         cursor, stop = start or Cursor(0), self.rows if stop is None else stop
         pin = device is not None and torch.device(device).type == "cuda"
-        waiting: list[Pool] | None = None
+        waiting: list[Group] | None = None
         for parts in self._order(seed, epoch, cursor.document, stop, pool_groups):
             pools, done = self._read(parts, waiting), 0
             count = len(pools[0].lengths)
@@ -274,7 +274,7 @@ class Targets:
                 ]
             before += count
 
-    def _read(self, parts: list[tuple[int, int, npt.NDArray[np.int64]]], waiting: list[Pool] | None) -> list[Pool]:
+    def _read(self, parts: list[tuple[int, int, npt.NDArray[np.int64]]], waiting: list[Group] | None) -> list[Pool]:
         """The pool of each product, behind the documents that still wait."""
         pools: list[Pool] = []
         for number, files in enumerate((self._main, *self._beside.values())):
@@ -330,7 +330,7 @@ def _documents(group: Group) -> Iterator[Document]:
             text=group.columns["text"][i],
             ids=ids,
             logps=cut.pop("topk_logps", nothing),
-            left_out=int(cut.pop(WIDE).sum()),
+            left_out=int(cut.pop(LEFT_OUT).sum()),
             **{name: cut.pop(name, np.empty(0, np.float32)) for name in _LISTS},
             extra=cut,
         )

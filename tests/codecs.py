@@ -111,9 +111,16 @@ def write_output(
 
 
 def write_shard(
-    out: Path, name: str, table: pa.Table, product: str, unit: int, group_rows: int, version: int = 3
+    out: Path,
+    name: str,
+    table: pa.Table,
+    product: str,
+    unit: int,
+    group_rows: int,
+    version: int = 3,
+    encoding: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One Parquet file with its footer; returns its record."""
+    """One Parquet file with its footer; returns its record. encoding: more arguments of `write_table`."""
     footer = {
         "schema": "targetsmith.targets",
         "schema_version": str(version),
@@ -126,7 +133,9 @@ def write_shard(
         footer["top_k"] = str(FACTS[product]["top_k"])
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     table = table.replace_schema_metadata({f"targetsmith.{key}": value for key, value in footer.items()})
-    pq.write_table(table, out / name, row_group_size=group_rows, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table, out / name, row_group_size=group_rows, compression="zstd", write_page_checksum=True, **encoding or {}
+    )
     data = (out / name).read_bytes()
     return {
         "name": name,
