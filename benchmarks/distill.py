@@ -1,4 +1,4 @@
-"""What targets are worth to a student: python -m benchmarks.distill --out FOLDER
+"""What stored targets are worth to a student: python -m benchmarks.distill --out FOLDER
 
 The same small student, from the same weights per seed, with the same batches in the same order, optimiser and schedule, is
 trained by every method of distill_methods.py on what one scoring run has stored, in two settings (distill_data.py). Measured
@@ -35,7 +35,7 @@ from benchmarks.distill_methods import METHODS, View, make_context
 from engine.stream import Targets
 
 RUNS = {"topk": "bytes = true", "sample": 'codec = "sample"'}  # [targets] of each scoring run
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (4e-3, 8e-3, 16e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Protocol:
     steps: int
     hidden: int = 64
     layers: int = 3
+    device: str = "cpu"
 
 
 def make_student(protocol: Protocol, vocab_size: int, begin: int, end: int, seed: int) -> LlamaForCausalLM:
@@ -61,13 +62,13 @@ def make_student(protocol: Protocol, vocab_size: int, begin: int, end: int, seed
         bos_token_id=begin,
         eos_token_id=end,
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)  # on the CPU, so that weights do not depend on the device
 
 
-def epochs(targets: Targets, batch: int, seed: int) -> Iterator[dict[str, Any]]:
+def epochs(targets: Targets, batch: int, seed: int, device: str) -> Iterator[dict[str, Any]]:
     epoch = 0
     while True:
-        yield from targets.batches(batch, seed=seed, epoch=epoch)
+        yield from targets.batches(batch, seed=seed, epoch=epoch, device=device)
         epoch += 1
 
 
@@ -80,13 +81,14 @@ def train(setting: Setting, name: str, seed: int, rate: float, protocol: Protoco
     tokenizer = AutoTokenizer.from_pretrained(place)
     begin, end = begin_id(tokenizer), end_id(tokenizer)
     model = make_student(protocol, targets.vocab_size, begin, end, seed)
+    torch.nn.Module.to(model, protocol.device)
     context = make_context(out, setting.teacher, place, targets, model)
     weights = list(model.parameters())
     if method.make_module is not None:
-        context.module = method.make_module(context, protocol.hidden)
+        context.module = method.make_module(context, protocol.hidden).to(protocol.device)
         weights += list(context.module.parameters())
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-    batches, warm = epochs(targets, setting.batch, seed), max(1, protocol.steps // 20)
+    batches, warm = epochs(targets, setting.batch, seed, protocol.device), max(1, protocol.steps // 20)
     began, last = time.process_time(), []
     for step in range(protocol.steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, protocol.steps - warm))
@@ -188,6 +190,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=1000, help="of training")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--hidden", type=int, default=64, help="hidden size of the student, in heads of 32")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="of the student; cuda pays from some ten million parameters on")
     parser.add_argument("--rate", type=float, help="learning rate; default: the best of three for cross-entropy")
     parser.add_argument("--quick", action="store_true", help="200 documents, 100 steps, one seed")
     args = parser.parse_args()
@@ -199,7 +204,7 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out / "results.jsonl")
-    protocol = Protocol(args.documents, args.steps)
+    protocol = Protocol(args.documents, args.steps, args.hidden, args.layers, args.device)
     for kind in args.setting or SETTINGS:
         folder = args.out / f"{kind}-{protocol.documents}"
         setting = SETTINGS[kind](protocol.documents, folder)

@@ -44,8 +44,10 @@ def total_nats(model: PreTrainedModel, rows: Sequence[Sequence[int]], batch: int
     with torch.inference_mode():
         for chunk in (by_length[i : i + batch] for i in range(0, len(by_length), batch)):
             longest = max(map(len, chunk))  # right padding needs no attention mask: attention is causal
-            ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in chunk])
-            labels = torch.tensor([[*row[1:], *[-100] * (longest - len(row) + 1)] for row in chunk])
+            ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in chunk], device=model.device)
+            labels = torch.tensor(
+                [[*row[1:], *[-100] * (longest - len(row) + 1)] for row in chunk], device=model.device
+            )
             logits = model(input_ids=ids, use_cache=False).logits
             total += cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
     return total
@@ -64,8 +66,8 @@ def continuations(
     end = end_id(tokenizer)
     for chunk in (rows[i : i + batch] for i in range(0, len(rows), batch)):
         widest = max(map(len, chunk))
-        ids = torch.tensor([[*[end] * (widest - len(row)), *row] for row in chunk])
-        mask = torch.tensor([[0] * (widest - len(row)) + [1] * len(row) for row in chunk])
+        ids = torch.tensor([[*[end] * (widest - len(row)), *row] for row in chunk], device=model.device)
+        mask = torch.tensor([[0] * (widest - len(row)) + [1] * len(row) for row in chunk], device=model.device)
         with torch.inference_mode():
             grown = model.generate(  # pyright: ignore[reportCallIssue]
                 input_ids=ids,

@@ -203,7 +203,7 @@ def alm_loss(view: View, context: Context) -> Tensor:
     for b, logits_SV, student, teacher in documents(view):
         chunks = context.alignment(b, view.batch, merged=True)
         statistics = (teacher["gold_logp"], teacher["space_logp"], teacher["mask"])
-        parts.append(alm(logits_SV, student["token_ids"], *statistics, context.space_V, chunks))
+        parts.append(alm(logits_SV, student["token_ids"], *statistics, context.space_V.to(logits_SV.device), chunks))
     return TAU * mean_of(parts) + view.ce()
 
 
@@ -249,7 +249,9 @@ def gold_loss(view: View, context: Context) -> Tensor:
             *(teacher[key] for key in ("token_ids", "ids", "logps", "tail_logp", "gold_logp"))
         )
         chunks = context.alignment(b, view.batch, merged=False)
-        parts.append(gold_losses.gold(logits_SV, student["token_ids"], rows, context.match_W, chunks))
+        parts.append(
+            gold_losses.gold(logits_SV, student["token_ids"], rows, context.match_W.to(logits_SV.device), chunks)
+        )
     return 0.5 * mean_of(parts) + 0.5 * view.ce()
 
 
@@ -291,7 +293,7 @@ def dskd_loss(view: View, context: Context) -> Tensor:
     for b, n in enumerate(view.batch["lengths"].tolist()):
         student, seen = document(b, view.batch), document(b, view.batch["hidden"])
         begin = context.teacher.eos_id if context.teacher.bos_id is None else context.teacher.bos_id
-        read = torch.cat([torch.tensor([begin]), seen["token_ids"][:-1]])
+        read = torch.cat([seen["token_ids"].new_tensor([begin]), seen["token_ids"][:-1]])
         teacher = HiddenSide(seen["hidden"], read, seen["token_ids"], seen["mask"], head["embedding"], head["lm_head"])
         own = HiddenSide(
             view.hidden_BLD[b, :n], view.input_ids_BL[b, :n], student["token_ids"], student["loss_mask"], *table
@@ -306,7 +308,7 @@ def _teacher_head(context: Context) -> dict[str, Tensor]:
     key = str(context.out)
     if key not in _HEADS:
         tensors = load_file(context.out / "_engine" / "teacher_head.safetensors")
-        _HEADS[key] = {name: tensor.float() for name, tensor in tensors.items()}
+        _HEADS[key] = {name: tensor.float().to(context.model.device) for name, tensor in tensors.items()}
     return _HEADS[key]
 
 

@@ -25,13 +25,14 @@ from transformers import Trainer, TrainingArguments
 from engine.losses.sparse import forward_kl
 from engine.stream import Targets
 
-COLUMNS = ["token_ids", "scored", "topk_ids", "topk_logps", "tail_logp"]
+COLUMNS = ["token_ids", "scored", "flags", "topk_ids", "topk_logps", "tail_logp"]
+FLAG_CONTEXT = 64  # of `flags`: not asked for (chat template, other roles)
 
 
 @dataclass(frozen=True, slots=True)
 class Collator:
     """Rows of a product -> input_ids, attention_mask, labels int64 [B, L + 1], target_ids int64 and target_logps float32
-    [B, L, K], target_tail_logp float32 and target_mask bool [B, L]. Rows that are not scored have label -100."""
+    [B, L, K], target_tail_logp float32 and target_mask (scored) bool [B, L]. Labels are -100 where nobody asked."""
 
     begin: int
     pad: int
@@ -43,8 +44,10 @@ class Collator:
         shape = (len(rows), max(rows))
         ids, logps = np.zeros((*shape, self.top_k), np.int64), np.full((*shape, self.top_k), -np.inf, np.float32)
         tail, mask, tokens = np.zeros(shape, np.float32), np.zeros(shape, np.bool_), np.full(shape, self.pad, np.int64)
+        asked = np.zeros(shape, np.bool_)
         for b, (feature, n) in enumerate(zip(features, rows, strict=True)):
             tokens[b, :n], mask[b, :n], tail[b, :n] = (feature[key][:n] for key in ("token_ids", "scored", "tail_logp"))
+            asked[b, :n] = np.asarray(feature["flags"][:n]) & FLAG_CONTEXT == 0
             stored = np.asarray(feature["topk_ids"][: n * self.top_k]).reshape(n, self.top_k)
             ids[b, :n] = np.maximum(stored, 0)  # -1, no token: its log-probability is -inf
             logps[b, :n] = np.asarray(feature["topk_logps"][: n * self.top_k]).reshape(n, self.top_k)
@@ -53,7 +56,7 @@ class Collator:
         batch = {
             "input_ids": np.concatenate([first, tokens], 1),
             "attention_mask": seen.astype(np.int64),
-            "labels": np.concatenate([np.full_like(first, -100), np.where(mask, tokens, -100)], 1),
+            "labels": np.concatenate([np.full_like(first, -100), np.where(asked, tokens, -100)], 1),
             "target_ids": ids,
             "target_logps": logps,
             "target_tail_logp": tail,
@@ -63,7 +66,7 @@ class Collator:
 
 
 class StudentTrainer(Trainer):
-    """kd * KL(teacher || student) + (1 - kd) * cross-entropy, nats per scored position of all batches of a step together."""
+    """kd * KL(teacher || student) + (1 - kd) * cross-entropy, nats per position asked for, of all batches of a step together."""
 
     kd = 0.8
 
@@ -74,13 +77,13 @@ class StudentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        mask = inputs["target_mask"]
+        mask, labels = inputs["target_mask"], inputs["labels"][:, 1:]
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        logits = outputs.logits[:, :-1][mask].float()
+        logits = outputs.logits[:, :-1].float()
         ids, logps, tail_logp = (inputs[f"target_{name}"][mask] for name in ("ids", "logps", "tail_logp"))
-        ce = cross_entropy(logits, inputs["labels"][:, 1:][mask], reduction="sum")
-        loss = self.kd * forward_kl(logits, ids, logps, tail_logp).sum() + (1 - self.kd) * ce
-        loss = loss / (mask.sum() if num_items_in_batch is None else num_items_in_batch)
+        ce = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        loss = self.kd * forward_kl(logits[mask], ids, logps, tail_logp).sum() + (1 - self.kd) * ce
+        loss = loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 

@@ -50,11 +50,11 @@ def student_inputs(token_ids: torch.Tensor, begin: int) -> torch.Tensor:
 
 
 def losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], begin: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(divergence, cross-entropy), nats, each a mean over the scored positions of the batch."""
-    mask, ids = batch["mask"], batch["token_ids"]
-    logits = model(input_ids=student_inputs(ids, begin), use_cache=False).logits[mask].float()
-    divergence = forward_kl(logits, batch["ids"][mask], batch["logps"][mask], batch["tail_logp"][mask])
-    return divergence.mean(), cross_entropy(logits, ids[mask])
+    """(divergence, cross-entropy), nats: means over the positions with a distribution, and over those asked for."""
+    scored, asked, ids = batch["mask"], batch["loss_mask"], batch["token_ids"]
+    logits = model(input_ids=student_inputs(ids, begin), use_cache=False).logits.float()
+    divergence = forward_kl(logits[scored], batch["ids"][scored], batch["logps"][scored], batch["tail_logp"][scored])
+    return divergence.mean(), cross_entropy(logits[asked], ids[asked])
 
 
 def epochs(
