@@ -11,7 +11,7 @@ from engine.card import dataset_card
 from engine.outfolder import load_manifest, manifest_path, own_seal, put, sealed_units
 from engine.publish import output_errors
 from schemas.errors import OutputError
-from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord
+from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, add_stats
 
 LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 
@@ -74,8 +74,7 @@ def _manifest(plan: Plan, seals: Sequence[Seal], engine_version: str, versions: 
         )
     stats: dict[str, float] = {}
     for seal in seals:
-        for key, value in seal.stats.items():
-            stats[key] = stats.get(key, 0.0) + value
+        add_stats(stats, seal.stats)
     return Manifest(
         fingerprint=plan.fingerprint,
         engine_version=engine_version,

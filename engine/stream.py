@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 SCHEMA_NAME = "targetsmith.targets"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PAD_ID = -1
 
 _POOL_GROUPS = 8

@@ -18,7 +18,8 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, fi
 
 from schemas.errors import RunFileError
 from schemas.runfile_errors import Fault, Faults, explain, show
-from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TargetsConfig, TeacherConfig, key
+from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
+from schemas.settings_targets import TargetsConfig
 
 __all__ = [
     "CorpusConfig",

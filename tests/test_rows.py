@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import rows, shards
-from engine.rows import check_rows, mass_tolerance, round_rows
+from engine.checks import check_rows, mass_tolerance
+from engine.rows import round_rows, row_groups
 from schemas.errors import IdentityError
 from schemas.target import MANTISSA_BITS, PAD_ID, ROW_SCHEMA
-from tests.tables import targets_table
+from tests.tables import facts_of, targets_table
 
 # ---- rounding --------------------------------------------------------------------------------------------------------
 
@@ -68,7 +69,7 @@ def test_round_up_refuses_what_is_no_probability(bad: float) -> None:
 def test_round_trip_with_large_ids_and_the_footer() -> None:
     rng = np.random.default_rng(1)
     table = round_rows(targets_table(rng, [3, 200, 1, 90] * 40, top_k=64, vocab_size=262_144))
-    data = shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, 64)
+    data = shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, row_groups([table]))
     file = pq.ParquetFile(pa.BufferReader(data))
     assert file.read().equals(table)
     assert np.max(file.read()["topk_ids"].combine_chunks().flatten().to_numpy()) > 262_000
@@ -79,20 +80,20 @@ def test_round_trip_with_large_ids_and_the_footer() -> None:
         for i in range(file.metadata.num_columns)
     }
     assert "BYTE_STREAM_SPLIT" in encodings["topk_logps.list.element"]
-    assert shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, 64) == data
+    assert shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, row_groups([table])) == data
 
 
 def test_large_documents_get_row_groups_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_GROUP_BYTES", 1 << 20)
     table = round_rows(targets_table(np.random.default_rng(1), [700] * 5 + [5000, 700], top_k=64, vocab_size=2_000))
-    file = pq.ParquetFile(pa.BufferReader(shards.table_to_parquet_bytes(table, {}, 64)))
+    file = pq.ParquetFile(pa.BufferReader(shards.table_to_parquet_bytes(table, {}, row_groups([table]))))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 1, 1, 1]
     assert file.read().equals(table)
 
 
 def test_page_checksums_catch_every_flipped_bit() -> None:
     table = round_rows(targets_table(np.random.default_rng(2), [100] * 5, top_k=8, vocab_size=500))
-    data = shards.table_to_parquet_bytes(table, {}, 8)
+    data = shards.table_to_parquet_bytes(table, {}, row_groups([table]))
     column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(7)
     assert column.path_in_schema == "topk_logps.list.element"
     rng = np.random.default_rng(3)
@@ -130,13 +131,13 @@ def altered(table: pa.Table, name: str, at: int, value: float) -> pa.Table:
 )
 def test_broken_identities_are_refused_with_document_and_position(name: str, at: int, value: float, says: str) -> None:
     table = round_rows(targets_table(np.random.default_rng(5), [20], top_k=8, vocab_size=500))
-    check_rows(table, top_k=8, vocab_size=500, where="unit 0, teacher")
+    check_rows(table, facts_of(8, 500), where="unit 0, teacher")
     with pytest.raises(IdentityError, match=rf"unit 0, teacher: document 'corpus.jsonl#0', position 3.*{says}"):
-        check_rows(altered(table, name, at, value), top_k=8, vocab_size=500, where="unit 0, teacher")
+        check_rows(altered(table, name, at, value), facts_of(8, 500), where="unit 0, teacher")
 
 
 def test_mass_tolerance_is_met_by_rounding_and_is_tight() -> None:
     for top_k in (1, 8, 64, 1024):
         table = targets_table(np.random.default_rng(6), [200], top_k=top_k, vocab_size=50_000)
-        check_rows(round_rows(table), top_k=top_k, vocab_size=50_000, where="rounded")
+        check_rows(round_rows(table), facts_of(top_k, 50_000), where="rounded")
     assert mass_tolerance(64) < 2.2e-3
