@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from engine.corpus import Document, Unit
+from engine.head import publish_head
 from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
 from jobs.events import Died
@@ -26,6 +27,8 @@ class UnitWorker:
         self._plan = plan
         self._scorer = Scorer(run)
         self._scorer.calibrate(sample)
+        if run.targets.hidden:
+            publish_head(run.output, self._scorer.teacher)
         teacher = self._scorer.teacher
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""

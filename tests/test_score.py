@@ -38,7 +38,13 @@ HOSTILE = (
 
 
 def scorer(
-    teacher: Path, students: dict[str, Path], *, top_k: int = 16, settings: dict[str, Any] | None = None, **targets: Any
+    teacher: Path,
+    students: dict[str, Path],
+    /,
+    *,
+    top_k: int = 16,
+    settings: dict[str, Any] | None = None,
+    **targets: Any,
 ) -> Scorer:
     run = {
         "output": "out",
