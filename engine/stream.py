@@ -1,56 +1,58 @@
-"""Read the targets of a run: documents as numpy arrays, or batches as padded torch tensors. Stands alone.
-
-This file needs the standard library, pyarrow, numpy and torch, and nothing else of the project: copy it into a trainer.
+"""Read the targets of a run: documents as numpy arrays, or batches as torch tensors. Stands alone.
 
     for batch in Targets("out", "small").batches(8, seed=0, device="cuda"):
         ...  # batch["ids"] [B, L, K] int64, batch["logps"] [B, L, K] float32, batch["mask"] [B, L] bool ...
 
-Shapes: T = positions of a document, B = documents of a batch, L = longest of them, K = top_k. Row i predicts token i
-given tokens < i: in a usual causal model, row i goes with the logits at position i - 1. Log-probabilities are in nats.
+This file and shardfiles.py, rowgroups.py, collate.py, loader.py need the standard library, pyarrow, numpy, torch and
+fsspec, and nothing else of the project: copy the five into a folder `engine` of a trainer.
+
+Shapes: T = positions of a document, B = rows of a batch, L = positions of the longest, K = top_k, U = most unique samples
+of a position, H = hidden size. Row i predicts token i given tokens < i: in a usual causal model, row i goes with the
+logits at position i - 1. Log-probabilities are in nats.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-SCHEMA_NAME = "targetsmith.targets"
-SCHEMA_VERSION = 3
-PAD_ID = -1
+from engine.collate import Batch, collate, packed_layout, padded_layout, to_device
+from engine.rowgroups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, Group, Pool, decode, spread
+from engine.shardfiles import SCHEMA_NAME, SCHEMA_VERSIONS, ProductFiles, Run, Store, TargetsError
 
-_POOL_GROUPS = 8
-"""Row groups (at most 64 documents each) that are mixed with each other when a seed is given."""
+__all__ = ["PAD_ID", "SCHEMA_NAME", "SCHEMA_VERSIONS", "Cursor", "Document", "Targets", "TargetsError"]
 
-_BATCH_COLUMNS = ("token_ids", "scored", "topk_ids", "topk_logps", "tail_logp", "gold_logp", "err")
-_SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
-_WIDE = "(wide)"  # made while reading: scored, but wider than max_width
-_ALL_COLUMNS = ("doc_id", "text", "byte_end", "flags", *_SHARES, *_BATCH_COLUMNS)
+_LISTS = (
+    "token_ids", "byte_end", "scored", "tail_logp", "gold_logp", "err",
+    "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass", "flags",
+)  # fmt: skip
 
-
-class TargetsError(Exception):
-    """The folder cannot be read as targets; the message says where, what was found and what to do."""
+POOL_GROUPS = 8
+"""Row groups (at most 64 documents each) whose documents are mixed with each other when a seed is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document. The arrays are read-only views into a row group: copy what you keep for long."""
+    """One document. The arrays are read-only views into a row group: copy what you keep for long.
+
+    Columns that the product does not store are empty, [0] or [T, 0]. `extra` has, by their column names, those of its
+    codec (sample_sizes, sample_ids, sample_counts), its statistics (logz .. roles) and its hidden states.
+    """
 
     doc_id: str
+    doc_row: int
     text: str
     token_ids: npt.NDArray[np.int32]  # [T]
     byte_end: npt.NDArray[np.int32]  # [T]
     scored: npt.NDArray[np.bool_]  # [T]
-    ids: npt.NDArray[np.int32]  # [T, K], PAD_ID where fewer than K tokens have mass
+    ids: npt.NDArray[np.int32]  # [T, K] (codec sample: [T, U]), PAD_ID where there are fewer
     logps: npt.NDArray[np.float32]  # [T, K] nats, falling; -inf beside PAD_ID
     tail_logp: npt.NDArray[np.float32]  # [T] nats
     gold_logp: npt.NDArray[np.float32]  # [T] nats
@@ -61,32 +63,34 @@ class Document:
     noncanonical_mass: npt.NDArray[np.float32]  # [T]
     flags: npt.NDArray[np.uint8]  # [T]
     left_out: int  # positions that only `max_width` made unscored
+    extra: dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """A decoded row group: flat arrays and the documents' bounds in them."""
+class Cursor:
+    """A place in the order of an epoch: documents before it, and pieces used of the next one (packing only)."""
 
-    bounds: npt.NDArray[np.int64]  # [documents + 1]
-    columns: dict[str, Any]  # name -> flat array [N], [N, K] for the top-k columns, list of str for strings
-
-    def cut(self, name: str, document: int) -> np.ndarray:
-        return self.columns[name][self.bounds[document] : self.bounds[document + 1]]
+    document: int
+    piece: int = 0
 
 
 class Targets:
     """The shards of one product of one run.
 
-    out            the output folder
-    product        "teacher", "bytes", a student's name, or "student/<name>"; may be left out when there is one student, or
-                   one product. A student called "teacher" or "bytes" is "student/teacher", "student/bytes"
-    allow_partial  also read a run that is not finished (its sealed shards)
-    verify         compare the sha256 of each file with its seal before reading (sizes and page checksums always are)
-    max_width      positions with a certified width `err` above this are read as unscored: `scored` and `mask` are False
-                   there, all else stays, and `left_out` counts them. 0 keeps the exact ones. None: no limit
+    out              the output folder, or its URL on any fsspec store (s3://bucket/out)
+    product          "teacher", "bytes", "hidden", a student's name, or "student/<name>"; may be left out when there is one
+                     student, or one product. A student called "teacher" is "student/teacher"
+    allow_partial    also read a run that is not finished (its sealed shards)
+    verify           compare the sha256 of each file with its seal before reading (sizes and page checksums always are)
+    max_width        positions with a certified width `err` above this are read as unscored: `scored` and `mask` are False
+                     there, all else stays, and `left_out` counts them. 0 keeps the exact ones. None: no limit
+    beside           other products of the same documents, in batch[name]; max_width holds for each
+    storage_options  for fsspec
 
-    `top_k`, `vocab_size`, `regime`, `semantics`, `rows`, `positions` and `files` say what is there. The vocabulary of
-    "bytes": ids 0..255 are bytes, 256 is the end of the text. Raises TargetsError.
+    `top_k`, `draws`, `codec`, `vocab_size`, `regime`, `semantics`, `facts`, `rows`, `positions` and `files` say what is
+    there (top_k is 0 and draws None where the codec has none). The vocabulary of "bytes": ids 0..255 are bytes, 256 is
+    the end of the text.
+    Raises TargetsError, ValueError for arguments out of range.
     """
 
     def __init__(
@@ -97,49 +101,59 @@ class Targets:
         allow_partial: bool = False,
         verify: bool = False,
         max_width: float | None = None,
+        beside: Sequence[str] = (),
+        storage_options: dict[str, Any] | None = None,
     ) -> None:
         if max_width is not None and not max_width >= 0:  # NaN too
             raise ValueError(f"max_width {max_width}: wanted a number >= 0, or None for no limit")
-        self.out = Path(out)
-        self.verify, self.max_width = verify, max_width
-        facts, shards = self._load(allow_partial)
-        self.product = self._choose(product, sorted(facts))
-        self.top_k: int = facts[self.product]["top_k"]
-        self.vocab_size: int = facts[self.product]["vocab_size"]
-        self.regime: str = facts[self.product]["regime"]
-        self.semantics: str = facts[self.product]["semantics"]
-        self._files = [file for shard in shards if (file := shard["files"][self.product]) is not None]
-        self.rows: int = sum(file["rows"] for file in self._files)
-        self.positions: int = sum(file["positions"] for file in self._files)
+        self._store = Store(out, storage_options)
+        run = Run(self._store, allow_partial)
+        self.out = self._store.local if self._store.local is not None else self._store.url
+        self.max_width = max_width
+        self.product = run.choose(product)
+        names = {name: run.choose(name) for name in beside}
+        if len({self.product, *names.values()}) != 1 + len(beside):
+            raise ValueError(f"product {self.product} and beside {list(names)}: wanted different products")
+        self._main = ProductFiles(run, self.product, verify=verify)
+        self._beside = {name: ProductFiles(run, full, verify=verify) for name, full in names.items()}
+        for name, files in self._beside.items():
+            if files.units != self._main.units:
+                raise TargetsError(
+                    f"{self._store.url}: {name} has files of other units than {self.product}; copy it again"
+                )
+        self.fingerprint: str = run.fingerprint
+        self.facts = self._main.facts
+        self.codec = self._main.codec
+        self.top_k: int = self.facts.get("top_k") or 0
+        self.draws: int | None = self.facts.get("draws")
+        self.vocab_size: int = self.facts.get("vocab_size") or 0
+        self.regime: str = self.facts.get("regime") or ""
+        self.semantics: str = self.facts.get("semantics") or ""
+        self.rows: int = sum(file["rows"] for file in self._main.records)
+        self.positions: int = sum(file["positions"] for file in self._main.records)
 
     @property
     def files(self) -> list[Path]:
+        """The Parquet files of a local run, in corpus order."""
+        if self._store.local is None:
+            raise TargetsError(f"{self._store.url}: no local folder; `urls` names the files")
+        return [self._store.local / file["name"] for file in self._main.records]
+
+    @property
+    def urls(self) -> list[str]:
         """The Parquet files, in corpus order."""
-        return [self.out / file["name"] for file in self._files]
+        return [self._store.place(file["name"]) for file in self._main.records]
+
+    # ---- documents ----
 
     def documents(self) -> Iterator[Document]:
         """Every document, in corpus order."""
-        for group in self._groups(_ALL_COLUMNS, None):
-            column = group.columns
-            for i in range(len(group.bounds) - 1):
-                yield Document(
-                    doc_id=column["doc_id"][i],
-                    text=column["text"][i],
-                    token_ids=group.cut("token_ids", i),
-                    byte_end=group.cut("byte_end", i),
-                    scored=group.cut("scored", i),
-                    ids=group.cut("topk_ids", i),
-                    logps=group.cut("topk_logps", i),
-                    tail_logp=group.cut("tail_logp", i),
-                    gold_logp=group.cut("gold_logp", i),
-                    err=group.cut("err", i),
-                    open_mass=group.cut("open_mass", i),
-                    excluded_mass=group.cut("excluded_mass", i),
-                    pruned_mass=group.cut("pruned_mass", i),
-                    noncanonical_mass=group.cut("noncanonical_mass", i),
-                    flags=group.cut("flags", i),
-                    left_out=int(group.cut(_WIDE, i).sum()),
-                )
+        for index in range(len(self._main.records)):
+            columns = self._main.open(index).schema_arrow.names
+            for group in range(self._main.open(index).num_row_groups):
+                yield from _documents(self._group(self._main, index, group, columns))
+
+    # ---- batches ----
 
     def batches(
         self,
@@ -148,184 +162,175 @@ class Targets:
         seed: int | None = None,
         max_length: int | None = None,
         device: str | torch.device | None = None,
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """Padded batches; every document once, the last batch may be smaller.
+        epoch: int = 0,
+        pack_length: int | None = None,
+    ) -> Iterator[Batch]:
+        """Batches of every document, each once; the last may be smaller.
 
-        seed        None: corpus order. Else files, row groups, and the documents of _POOL_GROUPS row groups at a time
-                    are shuffled, the same way at every call with this seed.
-        max_length  keep the first so many positions of a document (the rest of it is left out).
+        seed         None: corpus order. Else the row groups of all files are shuffled, and the documents of POOL_GROUPS
+                     of them at a time, the same way at every call with this seed and epoch.
+        max_length   keep the first so many positions of a document (the rest of it is left out).
+        pack_length  None: a document a row, padded to the longest. L: batch_size rows of L positions, documents laid one
+                     behind another, each a segment of its own; one longer than L is cut into pieces of L.
 
-        Keys (in brackets the padding): token_ids [B, L] int64 (0), ids [B, L, K] int64 (0, also where no token is
-        stored: safe to gather with), logps [B, L, K] float32 nats (-inf, also where no token is stored),
-        tail_logp [B, L] nats (0), gold_logp [B, L] nats (-inf), err [B, L] (0), mask [B, L] bool: scored (within
-        max_width) and not padding, lengths [B] int64, left_out [B] int64: positions that only max_width left out.
+        Keys (in brackets the padding): token_ids [B, L] int64 (0), byte_end [B, L] int64 (0), mask [B, L] bool: scored
+        (within max_width) and not padding, loss_mask [B, L] bool: asked for (flag 64 is not set) and not padding, lengths
+        [B] int64, left_out [B] int64: positions that only max_width left out, doc_row [B] int64, gold_logp [B, L] nats
+        (-inf), err [B, L] (0).
+        Codec topk: ids [B, L, K] int64 (0, also where no token is stored: safe to gather with), logps [B, L, K] float32
+        nats (-inf, also where no token is stored), tail_logp [B, L] nats (0).
+        Codec sample: ids [B, L, U] int64 (0), counts [B, L, U] int64 (0).
+        Where stored: logz, entropy, logit_std, logz_scaled, space_logp, end_logp [B, L] float32 (0), roles [B, L] int64
+        (0), hidden [B, L, H] bfloat16 (0).
+        Packed: segments [B, L] int64: 1, 2 .. for the documents of a row (0), positions [B, L] int64: within the document
+        (0), and doc_row [B, L] (-1); lengths counts the filled positions of a row. Products beside others are packed only
+        where all have the same positions, else ValueError.
         """
-        if batch_size < 1 or (max_length is not None and max_length < 1):
-            raise ValueError(f"batch_size {batch_size} and max_length {max_length}: wanted numbers >= 1")
-        rng = None if seed is None else np.random.default_rng(seed)
-        waiting: list[tuple[_Group, int]] = []
-        for member in self._members(rng):
-            waiting.append(member)
-            if len(waiting) == batch_size:
-                yield self._collate(waiting, max_length, device)
-                waiting = []
-        if waiting:
-            yield self._collate(waiting, max_length, device)
+        for batch, _ in self.walk(
+            batch_size, seed=seed, max_length=max_length, device=device, epoch=epoch, pack_length=pack_length
+        ):
+            yield batch
 
-    # ---- decoding ----
-
-    def _members(self, rng: np.random.Generator | None) -> Iterator[tuple[_Group, int]]:
-        """(row group, document) in the order of the batches."""
-        pool: list[_Group] = []
-        for group in self._groups(_BATCH_COLUMNS, rng):
-            pool.append(group)
-            if rng is None or len(pool) == _POOL_GROUPS:
-                yield from _mixed(pool, rng)
-                pool = []
-        yield from _mixed(pool, rng)
-
-    def _groups(self, columns: tuple[str, ...], rng: np.random.Generator | None) -> Iterator[_Group]:
-        order = np.arange(len(self._files)) if rng is None else rng.permutation(len(self._files))
-        for index in order:
-            path, record = self.out / self._files[index]["name"], self._files[index]
-            self._check_file(path, record)
-            try:
-                with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    self._check_footer(path, file)
-                    groups = np.arange(file.num_row_groups) if rng is None else rng.permutation(file.num_row_groups)
-                    for number in groups:
-                        yield self._decode(file.read_row_group(int(number), columns=list(columns)))
-            except (OSError, pa.ArrowException) as error:
-                raise TargetsError(
-                    f"{path}: damaged or unreadable ({error}); restore the file from a copy, or remove it, its seal in "
-                    "_engine/shards and _engine/manifest.json, and score again"
-                ) from error
-
-    def _decode(self, table: pa.Table) -> _Group:
-        columns: dict[str, Any] = {}
-        bounds = np.zeros(1, np.int64)
-        for name in table.column_names:
-            column = table.column(name).combine_chunks()
-            if not isinstance(column, pa.ListArray):
-                columns[name] = column.to_pylist()
-                continue
-            # flatten() is a view without copy for all types but bool, which Arrow keeps in bits
-            values = column.flatten().to_numpy(zero_copy_only=False)
-            columns[name] = values.reshape(-1, self.top_k) if name.startswith("topk_") else values
-            if name == "token_ids":
-                bounds = np.asarray(column.offsets.to_numpy(), np.int64)
-                bounds = bounds - bounds[0]
-        scored, wide = columns["scored"], np.zeros_like(columns["scored"])
-        if self.max_width is not None:
-            wide = scored & (
-                columns["err"].astype(np.float64) > self.max_width
-            )  # in float32 the limit would be rounded
-        columns["scored"], columns[_WIDE] = scored & ~wide, wide
-        return _Group(bounds, columns)
-
-    def _collate(
-        self, members: list[tuple[_Group, int]], max_length: int | None, device: str | torch.device | None
-    ) -> dict[str, torch.Tensor]:
-        lengths_B = np.array([group.bounds[i + 1] - group.bounds[i] for group, i in members], np.int64)
-        if max_length is not None:
-            lengths_B = np.minimum(lengths_B, max_length)
-        shape = (len(members), int(lengths_B.max()))
-
-        def padded(name: str, dtype: torch.dtype, fill: float, width: tuple[int, ...] = ()) -> torch.Tensor:
-            tensor = torch.empty((*shape, *width), dtype=dtype, pin_memory=pinned)
-            array = tensor.numpy()  # the same memory
-            for row, ((group, i), length) in enumerate(zip(members, lengths_B, strict=True)):
-                array[row, :length] = group.cut(name, i)[:length]
-                array[row, length:] = fill
-            return tensor
-
-        pinned = device is not None and torch.device(device).type == "cuda"
-        batch = {
-            "token_ids": padded("token_ids", torch.int64, 0),
-            "ids": padded("topk_ids", torch.int64, 0, (self.top_k,)).clamp_(min=0),  # PAD_ID -> 0
-            "logps": padded("topk_logps", torch.float32, -torch.inf, (self.top_k,)),
-            "tail_logp": padded("tail_logp", torch.float32, 0.0),
-            "gold_logp": padded("gold_logp", torch.float32, -torch.inf),
-            "err": padded("err", torch.float32, 0.0),
-            "mask": padded("scored", torch.bool, False),
-            "lengths": torch.from_numpy(lengths_B),
-            "left_out": padded(_WIDE, torch.bool, False).sum(1),
-        }
-        if device is None:
-            return batch
-        return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
-
-    # ---- finding and checking ----
-
-    def _load(self, allow_partial: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """(facts per product, one record with `files` per unit), from the manifest, or from plan and seals."""
-        engine = self.out / "_engine"
-        if (engine / "manifest.json").is_file():
-            manifest = _read_json(engine / "manifest.json")
-            return manifest["products"], manifest["shards"]
-        if not (engine / "plan.json").is_file():
-            raise TargetsError(f"{self.out}: no _engine/plan.json here: no output of targetsmith")
-        plan = _read_json(engine / "plan.json")
-        seals = sorted((engine / "shards").glob("*.json"), key=lambda path: int(path.stem))
-        if not allow_partial:
-            raise TargetsError(
-                f"{self.out}: the run is not finished ({len(seals)} of {len(plan['units'])} units): finish it with "
-                "`targetsmith score`, or read what is there with allow_partial=True"
-            )
-        return plan["products"], [_read_json(path) for path in seals]
-
-    def _choose(self, product: str | None, known: list[str]) -> str:
-        students = [name for name in known if name.startswith("student/")]
-        if product is None:
-            candidates = students or known
-            if len(candidates) == 1:
-                return candidates[0]
-        else:
-            for name in (product, f"student/{product}"):
-                if name in known:
-                    return name
-        raise TargetsError(f"{self.out}: got product {product!r}; this run has {', '.join(known)}: name one of them")
-
-    def _check_file(self, path: Path, record: dict[str, Any]) -> None:
-        size = path.stat().st_size if path.is_file() else None
-        if size != record["bytes"]:
-            found = "missing" if size is None else f"{size:,} bytes"
-            raise TargetsError(
-                f"{path}: {found}, sealed with {record['bytes']:,} bytes: an incomplete copy, copy it again"
-            )
-        if self.verify:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != record["sha256"]:
-                raise TargetsError(
-                    f"{path}: sha256 {digest[:12]}…, sealed with {record['sha256'][:12]}…: damaged; copy the file again"
+    def walk(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        max_length: int | None = None,
+        device: str | torch.device | None = None,
+        epoch: int = 0,
+        pack_length: int | None = None,
+        start: Cursor | None = None,
+        stop: int | None = None,
+        pool_groups: int = POOL_GROUPS,
+    ) -> Iterator[tuple[Batch, Cursor]]:
+        """`batches` over documents [start, stop) of the epoch's order, each with the cursor behind it."""
+        for value, name in ((batch_size, "batch_size"), (max_length, "max_length"), (pack_length, "pack_length")):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: wanted a number >= 1")
+        cursor, stop = start or Cursor(0), self.rows if stop is None else stop
+        pin = device is not None and torch.device(device).type == "cuda"
+        waiting: list[Group] | None = None
+        for parts in self._order(seed, epoch, cursor.document, stop, pool_groups):
+            pools, done = self._read(parts, waiting), 0
+            count = len(pools[0].lengths)
+            last = cursor.document + count == stop
+            while done < count:
+                if pack_length is None:
+                    if done + batch_size > count and not last:
+                        break
+                    layouts = [padded_layout(pool.lengths[done : done + batch_size], max_length) for pool in pools]
+                else:
+                    layout = packed_layout(
+                        pools[0].lengths[done:], batch_size, pack_length, max_length, cursor.piece, last=last
+                    )
+                    if layout is None:
+                        break
+                    layouts = [layout] * len(pools)
+                    self._check_same_lengths(pools)
+                batch, *others = (
+                    collate(pool, layout, done, pin=pin) for pool, layout in zip(pools, layouts, strict=True)
                 )
+                done += layouts[0].consumed
+                cursor = Cursor(cursor.document + layouts[0].consumed, layouts[0].piece)
+                yield to_device({**batch, **dict(zip(self._beside, others, strict=True))}, device), cursor
+            waiting = [pool.after(done) for pool in pools] if done < count else None
 
-    def _check_footer(self, path: Path, file: pq.ParquetFile) -> None:
-        footer = file.metadata.metadata or {}
-        found = tuple(footer.get(f"targetsmith.{key}".encode(), b"").decode() for key in ("product", "top_k"))
-        if found != (self.product, str(self.top_k)):
+    # ---- order and reading ----
+
+    @cached_property
+    def group_table(self) -> npt.NDArray[np.int64]:
+        """[G, 3]: file, number in the file and documents of every row group, in corpus order. Reads all footers."""
+        rows = self._main.group_rows()
+        table = [(index, number, count) for index, counts in enumerate(rows) for number, count in enumerate(counts)]
+        return np.array(table, np.int64).reshape(-1, 3)
+
+    def _order(
+        self, seed: int | None, epoch: int, start: int, stop: int, pool_groups: int
+    ) -> Iterator[list[tuple[int, int, npt.NDArray[np.int64]]]]:
+        """Per pool, its row groups: (file, number, place of each document in the pool's order; -1: not wanted).
+
+        The order of all documents depends on seed and epoch alone; [start, stop) is a part of it.
+        """
+        groups = self.group_table
+        if seed is None:
+            pool_groups = 1
+        else:
+            groups = groups[np.random.default_rng([seed, epoch]).permutation(len(groups))]
+        before = 0
+        for first in range(0, len(groups), pool_groups):
+            pool = groups[first : first + pool_groups]
+            count = int(pool[:, 2].sum())
+            if max(before, start) < min(before + count, stop):
+                places = np.arange(count)
+                if seed is not None:
+                    places = np.random.default_rng([seed, epoch, first]).permutation(count)
+                places[(places < start - before) | (places >= stop - before)] = -1
+                blocks = np.split(places, np.cumsum(pool[:-1, 2]))
+                yield [
+                    (int(index), int(number), block)
+                    for (index, number, _), block in zip(pool, blocks, strict=True)
+                    if (block >= 0).any()
+                ]
+            before += count
+
+    def _read(self, parts: list[tuple[int, int, npt.NDArray[np.int64]]], waiting: list[Group] | None) -> list[Pool]:
+        """The pool of each product, behind the documents that still wait."""
+        pools: list[Pool] = []
+        for number, files in enumerate((self._main, *self._beside.values())):
+            groups = []
+            for index, group, places in parts:
+                decoded = self._group(files, index, group, BATCH_COLUMNS)
+                if len(decoded) != len(places):
+                    raise TargetsError(
+                        f"{files.place(index, group)}: {len(decoded)} documents, but {len(places)} in the same row group "
+                        f"of {self.product}: files of different runs; copy the folder again"
+                    )
+                groups.append((decoded, places))
+            pools.append(Pool(groups, waiting[number] if waiting else None))
+            if not np.array_equal(pools[0].doc_rows, pools[-1].doc_rows):
+                raise TargetsError(
+                    f"{files.place(parts[0][0], parts[0][1])} and other row groups: other documents (doc_row) than in "
+                    f"{self.product}: files of different runs; copy the folder again"
+                )
+        return pools
+
+    def _group(self, files: ProductFiles, index: int, group: int, columns: Sequence[str]) -> Group:
+        stored = files.open(index).schema_arrow.names
+        if lacking := files.lacking(stored):
             raise TargetsError(
-                f"{path}: its footer says product and top_k {found}, wanted {(self.product, str(self.top_k))}: "
+                f"{files.place(index)}: no columns {', '.join(lacking)}, which the codec {files.codec!r} has: "
                 "a file of another run lies here; copy the folder again"
             )
+        table = files.read(index, group, [name for name in dict.fromkeys(columns) if name in stored])
+        return decode(table, files.facts.get("top_k"), self.max_width, files.place(index, group))
+
+    def _check_same_lengths(self, pools: list[Pool]) -> None:
+        for name, pool in zip(self._beside, pools[1:], strict=True):
+            if not np.array_equal(pools[0].lengths, pool.lengths):
+                raise ValueError(
+                    f"pack_length with beside={name!r}: its documents have other positions than those of "
+                    f"{self.product}, so one row cannot hold both; leave out one of the two"
+                )
 
 
-def _mixed(pool: list[_Group], rng: np.random.Generator | None) -> Iterator[tuple[_Group, int]]:
-    members = [(group, i) for group in pool for i in range(len(group.bounds) - 1)]
-    order = range(len(members)) if rng is None else rng.permutation(len(members))
-    return (members[i] for i in order)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise TargetsError(f"{path}: cannot be read ({error}); restore the file from a copy") from error
-    version = (content.get("schema_name"), content.get("schema_version")) if isinstance(content, dict) else None
-    if version != (SCHEMA_NAME, SCHEMA_VERSION):
-        raise TargetsError(
-            f"{path}: schema {version}, this reader knows {(SCHEMA_NAME, SCHEMA_VERSION)}: "
-            "use the stream.py of the version that wrote it"
+def _documents(group: Group) -> Iterator[Document]:
+    lists = [name for name, values in group.columns.items() if isinstance(values, np.ndarray) and name != "doc_row"]
+    for i in range(len(group)):
+        cut = {name: group.cut(name, i) for name in lists}
+        count = len(cut["token_ids"])
+        nothing = np.empty((count, 0), np.float32)
+        ids = cut.pop("topk_ids", nothing.astype(np.int32))
+        if "sample_sizes" in cut:
+            sizes = cut["sample_sizes"]
+            ids = spread(cut["sample_ids"], sizes, int(sizes.max(initial=0)), PAD_ID)
+        yield Document(
+            doc_id=group.columns["doc_id"][i],
+            doc_row=int(group.columns["doc_row"][i]),
+            text=group.columns["text"][i],
+            ids=ids,
+            logps=cut.pop("topk_logps", nothing),
+            left_out=int(cut.pop(LEFT_OUT).sum()),
+            **{name: cut.pop(name, np.empty(0, np.float32)) for name in _LISTS},
+            extra=cut,
         )
-    return content

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from engine import shards, stream
+from engine import rowgroups, shards, stream
 from engine.rows import round_rows
 from engine.stream import Targets, TargetsError
 from schemas import target
@@ -44,25 +44,35 @@ def copy_of(out: Path, folder: Path) -> Path:
     return Path(shutil.copytree(out, folder / "copy"))
 
 
+READER = ("shardfiles.py", "rowgroups.py", "collate.py", "stream.py", "loader.py")
+
+
 def test_constants_are_those_of_the_schema() -> None:
-    assert (stream.SCHEMA_NAME, stream.SCHEMA_VERSION, stream.PAD_ID) == (
-        target.SCHEMA_NAME,
-        target.SCHEMA_VERSION,
-        target.PAD_ID,
-    )
-    assert set(stream._ALL_COLUMNS) <= set(target.ROW_SCHEMA.names)
+    assert (stream.SCHEMA_NAME, stream.PAD_ID) == (target.SCHEMA_NAME, target.PAD_ID)
+    assert target.SCHEMA_VERSION in stream.SCHEMA_VERSIONS
+    assert rowgroups.FLAG_CONTEXT == target.FLAG_CONTEXT
 
 
 def test_imports_nothing_of_the_project_and_runs_alone(finished: Path, tmp_path: Path) -> None:
-    tree = ast.parse(Path(stream.__file__).read_text())
-    roots = {
-        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-    }
-    roots |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert roots <= set(sys.stdlib_module_names) | {"pyarrow", "numpy", "torch"}
-    shutil.copy(stream.__file__, tmp_path / "stream.py")
-    code = f"from stream import Targets; print(sum(len(d.token_ids) for d in Targets({str(finished)!r}).documents()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    """The five files in a folder `engine` and nothing else of the project on the path."""
+    roots, folder = set(), Path(stream.__file__).parent
+    (tmp_path / "engine").mkdir()
+    for name in READER:
+        tree = ast.parse((folder / name).read_text())
+        roots |= {
+            alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+        }
+        roots |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        shutil.copy(folder / name, tmp_path / "engine" / name)
+    assert roots - set(sys.stdlib_module_names) == {"engine", "fsspec", "pyarrow", "numpy", "torch"}
+    code = (
+        "from engine.loader import TargetsDataset; from engine.stream import Targets; "
+        f"print(sum(int(b['lengths'].sum()) for b in TargetsDataset(Targets({str(finished)!r}), 4)))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) == Targets(finished).positions
 
 
@@ -212,7 +222,7 @@ def test_damage_is_found(finished: Path, tmp_path: Path) -> None:
     foreign = Targets(out, "teacher").files[1].read_bytes()
     path.write_bytes(foreign)
     targets = Targets(out)
-    record = next(file for file in targets._files if out / file["name"] == path)
+    record = next(file for file in targets._main.records if out / file["name"] == path)
     record["bytes"] = len(foreign)
     with pytest.raises(TargetsError, match="a file of another run"):
         list(targets.documents())

@@ -1,0 +1,205 @@
+"""Documents -> tensors: padded (a document a row) or packed (several documents a row, each a segment of its own).
+
+Shapes: B = rows of a batch, L = positions of a row, K = top_k, U = most unique samples of a position, H = hidden size,
+P = pieces of documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.rowgroups import LEFT_OUT, WIDE, Pool, ranges
+
+Batch = dict[str, Any]
+"""Key -> tensor; and name of a product read beside -> a dict of tensors."""
+
+_INTEGERS = ("token_ids", "byte_end", "roles")  # int64 in a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which piece of which document lies where in a batch."""
+
+    shape: tuple[int, int]  # B, L
+    document: npt.NDArray[np.int64]  # [P] number in the pool's order
+    start: npt.NDArray[np.int64]  # [P] first position within the document
+    length: npt.NDArray[np.int64]  # [P]
+    row: npt.NDArray[np.int64]  # [P]
+    column: npt.NDArray[np.int64]  # [P]
+    packed: bool
+    consumed: int  # documents of the pool that are used up by this batch
+    piece: int  # pieces used of the document behind them
+
+
+def padded_layout(lengths: npt.NDArray[np.int64], max_length: int | None) -> Layout:
+    """All documents given, a row each, as wide as the longest: its first max_length positions."""
+    count = len(lengths)
+    if max_length is not None:
+        lengths = np.minimum(lengths, max_length)
+    documents, zeros = np.arange(count), np.zeros(count, np.int64)
+    return Layout((count, int(lengths.max())), documents, zeros, lengths, documents, zeros, False, count, 0)
+
+
+def packed_layout(
+    lengths: npt.NDArray[np.int64], rows: int, width: int, max_length: int | None, piece: int, *, last: bool
+) -> Layout | None:
+    """First fit: each document goes into the first row with room for all of it; when none has, the batch is full.
+
+    A document longer than `width` is cut into pieces of `width` positions; each is a segment of its own.
+
+    lengths     [D] of the waiting documents
+    piece       pieces of the first document that earlier batches had
+    last        no document comes after these: give what there is
+    None: the documents do not fill a batch.
+    """
+    used: list[int] = []
+    pieces: list[tuple[int, int, int, int, int]] = []
+    for document, whole in enumerate(lengths.tolist()):
+        length = whole if max_length is None else min(whole, max_length)
+        for number, start in enumerate(range(0, length, width)):
+            if document == 0 and number < piece:
+                continue
+            size = min(width, length - start)
+            row = next((row for row, taken in enumerate(used) if taken + size <= width), None)
+            if row is None:
+                if len(used) == rows:
+                    return _packed(pieces, len(used), width, document, number)
+                used.append(0)
+                row = len(used) - 1
+            pieces.append((document, start, size, row, used[row]))
+            used[row] += size
+    return _packed(pieces, len(used), width, len(lengths), 0) if last and pieces else None
+
+
+def _packed(pieces: list[tuple[int, int, int, int, int]], rows: int, width: int, consumed: int, piece: int) -> Layout:
+    columns = np.array(pieces, np.int64).T
+    columns = columns[:, np.argsort(columns[3] * width + columns[4])]  # row by row: segments are numbered so
+    document, start, length, row, column = columns
+    return Layout((rows, width), document, start, length, row, column, True, consumed, piece)
+
+
+def collate(pool: Pool, layout: Layout, first: int, *, pin: bool = False) -> dict[str, torch.Tensor]:
+    """The batch of a layout, whose document 0 is document `first` of the pool; keys and paddings as in `Targets.batches`.
+
+    pin: in page-locked memory, from where a GPU copies without waiting.
+    """
+    shape, size = layout.shape, layout.shape[0] * layout.shape[1]
+    document = layout.document + first
+    at = layout.row * shape[1] + layout.column
+    into = ranges(at, layout.length)
+    source = np.full(size, pool.size, np.int64)  # the row of padding
+    source[into] = ranges(pool.starts[document] + layout.start, layout.length)
+    group, start = pool.group[document].tolist(), (pool.within[document] + layout.start).tolist()
+    pieces = list(zip(group, start, layout.length.tolist(), at.tolist(), strict=True))
+
+    batch: dict[str, torch.Tensor] = {}
+    for key, array in pool.arrays.items():
+        batch[key] = torch.from_numpy(array.take(source, mode="clip").reshape(shape))
+        if key in _INTEGERS:
+            batch[key] = batch[key].to(torch.int64)
+    batch["left_out"] = batch.pop(LEFT_OUT).sum(1)
+    gaps = np.flatnonzero(source == pool.size)
+    for key, column in WIDE.items():
+        if column in pool.groups[0].columns:
+            batch[key] = _wide(pool, key, column, pieces, gaps, size, pin).view(*shape, -1)
+    if "sample_ids" in pool.groups[0].columns:
+        batch.update(_samples(pool, pieces, into, shape))
+    if layout.packed:
+        batch["lengths"] = torch.from_numpy(np.bincount(layout.row, layout.length, shape[0]).astype(np.int64))
+        batch.update(_segments(pool.doc_rows[document], layout, into))
+    else:
+        batch["lengths"] = torch.from_numpy(layout.length.copy())
+        batch["doc_row"] = torch.from_numpy(pool.doc_rows[document])
+    return {key: tensor.pin_memory() for key, tensor in batch.items()} if pin else batch
+
+
+_Pieces = list[tuple[int, int, int, int]]  # row group, first position in it, positions, first place in the batch
+
+
+def _wide(
+    pool: Pool, key: str, column: str, pieces: _Pieces, gaps: npt.NDArray[np.int64], size: int, pin: bool
+) -> torch.Tensor:
+    """[B * L, K or H]: a copy per piece, from the row group's memory straight into the batch's."""
+    dtype = {"ids": torch.int64, "logps": torch.float32, "hidden": torch.uint16}[key]
+    tensor = torch.empty((size, pool.groups[0].columns[column].shape[1]), dtype=dtype, pin_memory=pin)
+    array = tensor.numpy()  # the same memory
+    for group, start, length, at in pieces:
+        part = pool.groups[group].columns[column][start : start + length]
+        array[at : at + length] = np.maximum(part, 0) if key == "ids" else part  # PAD_ID -> 0: safe to gather with
+    array[gaps] = -np.inf if key == "logps" else 0
+    return tensor.view(torch.bfloat16) if key == "hidden" else tensor
+
+
+def _samples(
+    pool: Pool, pieces: _Pieces, into: npt.NDArray[np.int64], shape: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """ids and counts [B, L, U] from the ragged columns: one scatter each."""
+    cuts = [(pool.groups[group], start, start + length) for group, start, length, _ in pieces]
+    sizes = np.concatenate([group.columns["sample_sizes"][start:stop] for group, start, stop in cuts]).astype(np.int64)
+    width = max(1, int(sizes.max(initial=0)))
+    places = ranges(into * width, sizes)
+    found = {}
+    for key, column in (("ids", "sample_ids"), ("counts", "sample_counts")):
+        flat = np.concatenate(
+            [group.columns[column][group.samples[start] : group.samples[stop]] for group, start, stop in cuts]
+        )
+        array = np.zeros(shape[0] * shape[1] * width, np.int64)
+        array[places] = flat
+        found[key] = torch.from_numpy(array.reshape(*shape, width))
+    return found
+
+
+def _segments(doc_rows: npt.NDArray[np.int64], layout: Layout, into: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    first = np.searchsorted(layout.row, layout.row)  # pieces lie row by row
+    number = np.arange(len(layout.row)) - first + 1
+    found = {}
+    for key, values, pad in (
+        ("segments", np.repeat(number, layout.length), 0),
+        ("positions", ranges(layout.start, layout.length), 0),
+        ("doc_row", np.repeat(doc_rows, layout.length), -1),
+    ):
+        flat = np.full(layout.shape[0] * layout.shape[1], pad, np.int64)
+        flat[into] = values
+        found[key] = torch.from_numpy(flat.reshape(layout.shape))
+    return found
+
+
+def to_device(batch: Batch, device: str | torch.device | None) -> Batch:
+    if device is None:
+        return batch
+    return {
+        key: to_device(value, device) if isinstance(value, dict) else value.to(device, non_blocking=True)
+        for key, value in batch.items()
+    }
+
+
+def attention_mask(segments_BL: torch.Tensor, *, causal: bool = True) -> torch.Tensor:
+    """[B, 1, L, L] bool, True where row i may attend to column j: same document, and j <= i (causal).
+
+    Padding attends to itself alone, so that no row of a softmax is empty. For
+    torch.nn.functional.scaled_dot_product_attention and for `attention_mask` of models that take 4 dimensions.
+    """
+    same = segments_BL[:, :, None] == segments_BL[:, None, :]
+    same &= segments_BL[:, :, None] > 0
+    if causal:
+        same = same.tril()
+    return (same | torch.eye(segments_BL.shape[1], dtype=torch.bool, device=segments_BL.device))[:, None]
+
+
+def student_inputs(batch: Batch, bos_id: int) -> torch.Tensor:
+    """[B, L] int64, what a causal student is fed so that its logits at i go with row i: bos, then token_ids[:-1].
+
+    Packed: each segment begins with bos. A piece of a cut document does too; its targets know more than the student.
+    """
+    tokens = batch["token_ids"]
+    inputs = torch.cat([torch.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], 1)
+    if "segments" in batch:
+        segments = batch["segments"]
+        begins = segments[:, 1:] != segments[:, :-1]
+        inputs[:, 1:][begins] = bos_id
+    return inputs
