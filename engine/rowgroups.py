@@ -31,6 +31,7 @@ NARROW: dict[str, tuple[str, type[np.generic], float]] = {
     "byte_end": ("byte_end", np.int32, 0),
     "mask": ("scored", np.bool_, False),
     "loss_mask": ("flags", np.bool_, False),
+    "flags": ("flags", np.uint8, FLAG_CONTEXT),
     "gold_logp": ("gold_logp", np.float32, -np.inf),
     "err": ("err", np.float32, 0),
     "tail_logp": ("tail_logp", np.float32, 0),

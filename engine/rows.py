@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.errors import IdentityError, OutputError
-from schemas.target import BOUND_COLUMNS, DICTIONARY_COLUMNS, LOGP_COLUMNS, MANTISSA_BITS
+from schemas.target import BOUND_COLUMNS, COARSER, DICTIONARY_COLUMNS, LOGP_COLUMNS, MANTISSA_BITS, WHOLE_COLUMNS
 
 MAX_GROUP_ROWS = 64
 """Documents per row group at most: the unit of streaming and of shuffling."""
@@ -33,28 +33,31 @@ _WRITER: dict[str, Any] = {
     "write_page_index": True,
 }
 
-_DROPPED = 23 - MANTISSA_BITS
-_MASK = np.uint32(0xFFFFFFFF << _DROPPED & 0xFFFFFFFF)
-_HALF = np.uint32((1 << (_DROPPED - 1)) - 1)
+
+def round_nearest(values: npt.ArrayLike, bits: int = MANTISSA_BITS) -> npt.NDArray[np.float32]:
+    """float32 values with so many mantissa bits, to nearest, ties to even. Same shape.
+
+    -inf and 0 stay as they are, order is kept (x <= y gives round(x) <= round(y)), and a second call changes nothing. NaN
+    is refused with IdentityError.
+    """
+    raw, dropped = _bits_of(np.asarray(values, dtype=np.float32), "a value"), 23 - bits
+    odd = (raw >> np.uint32(dropped)) & np.uint32(1)
+    half = np.uint32((1 << (dropped - 1)) - 1)
+    return ((raw + half + odd) & _mask(dropped)).view(np.float32)
 
 
 def round_logps(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """float32 values with MANTISSA_BITS mantissa bits, to nearest, ties to even; beyond 32 in steps of 2**-6. Same shape.
-
-    The error is at most 2**-11 |x| and at most 2**-7. -inf and 0 stay as they are, order is kept (x <= y gives
-    round(x) <= round(y)), and a second call changes nothing. NaN is refused with IdentityError.
-    """
+    """`round_nearest` to MANTISSA_BITS, and beyond 32 nats in steps of 2**-6: the error is at most 2**-11 |x| and at most
+    2**-7."""
     single = np.asarray(values, dtype=np.float32)
-    bits = _bits_of(single, "a log-probability")
-    odd = (bits >> np.uint32(_DROPPED)) & np.uint32(1)
-    rounded = ((bits + _HALF + odd) & _MASK).view(np.float32)
+    rounded = round_nearest(single)
     far = np.isfinite(single) & (np.abs(single) > 32)
     rounded[far] = np.rint(single[far] / _COARSEST) * _COARSEST
     return rounded
 
 
-def round_up(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """float32 values in [0, 1] with MANTISSA_BITS mantissa bits, never smaller than the input; same shape.
+def round_up(values: npt.ArrayLike, bits: int = MANTISSA_BITS) -> npt.NDArray[np.float32]:
+    """float32 values in [0, 1] with so many mantissa bits, never smaller than the input; same shape.
 
     For upper bounds (`err`, `pruned_mass`), which stay true that way. Input outside [0, 1] and NaN: IdentityError.
     """
@@ -66,16 +69,22 @@ def round_up(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
             f"an upper bound on a probability lies in [{np.min(wanted)}, {np.max(wanted)}], wanted within [0, 1]: "
             "a bug in the scorer; please report it with the run file"
         )
-    bits = _bits_of(single + np.float32(0), "an upper bound")  # + 0 turns -0 into 0
-    return ((bits + np.uint32((1 << _DROPPED) - 1)) & _MASK).view(np.float32)
+    raw, dropped = _bits_of(single + np.float32(0), "an upper bound"), 23 - bits  # + 0 turns -0 into 0
+    return ((raw + np.uint32((1 << dropped) - 1)) & _mask(dropped)).view(np.float32)
 
 
 def round_rows(table: pa.Table) -> pa.Table:
-    """The table with every float column at stored precision: bounds rounded up, all others to nearest. Idempotent."""
+    """The table at stored precision (schemas/target.py): bounds rounded up, other floats to nearest. Idempotent."""
     for column in table.schema:
-        if pa.types.is_list(column.type) and pa.types.is_floating(column.type.value_type):
-            rounded = (round_up if column.name in BOUND_COLUMNS else round_logps)(flat(table, column.name))
-            table = _replace(table, column, rounded)
+        if not (pa.types.is_list(column.type) and pa.types.is_floating(column.type.value_type)):
+            continue
+        values, bits = flat(table, column.name), COARSER.get(column.name, MANTISSA_BITS)
+        if column.name in LOGP_COLUMNS:
+            table = _replace(table, column, round_logps(values))
+        elif column.name in BOUND_COLUMNS:
+            table = _replace(table, column, round_up(values, bits))
+        elif column.name not in WHOLE_COLUMNS:
+            table = _replace(table, column, round_nearest(values, bits))
     return table
 
 
@@ -86,7 +95,8 @@ def rounding_error_nats(before: pa.Table, after: pa.Table) -> float:
         if name in before.schema.names:
             given = flat(before, name).astype(np.float64)
             finite = np.isfinite(given)
-            worst = max(worst, float(np.abs(given - flat(after, name))[finite].max(initial=0.0)))
+            moved = np.abs(given[finite] - flat(after, name)[finite])
+            worst = max(worst, float(moved.max(initial=0.0)))
     return worst
 
 
@@ -160,6 +170,10 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
         "use_dictionary": dictionary,
         "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in split},
     }
+
+
+def _mask(dropped: int) -> np.uint32:
+    return np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
 
 
 def _bits_of(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.uint32]:

@@ -37,6 +37,9 @@ FLAG_CONTEXT = 64  # unscored: not asked for (chat template, other roles, specia
 MANTISSA_BITS = 10
 """Stored float32 values are rounded to this many mantissa bits (to nearest, ties to even): relative error <= 2**-11."""
 
+COARSER = {"err": 7, "open_mass": 5, "pruned_mass": 5, "noncanonical_mass": 5}
+"""Mantissa bits of columns that are looked at, not trained on; bounds are rounded up. Five bytes a position saved."""
+
 
 def _list(value: pa.DataType) -> pa.ListType:
     return pa.list_(pa.field("element", value, nullable=False))
@@ -104,6 +107,8 @@ ROW_SCHEMA = row_schema("topk")
 
 LOGP_COLUMNS = ("topk_logps", "tail_logp", "gold_logp", "space_logp", "end_logp")
 """Log-probabilities: never above 0 but for float sums, -inf allowed; stored to 0.01 nats or better."""
+WHOLE_COLUMNS = ("logz", "logit_std", "logz_scaled")
+"""Not rounded: exp((logp + logz) / logit_std - logz_scaled) would lose its last percent."""
 BOUND_COLUMNS = ("err", "pruned_mass")
 """Upper bounds: rounded up."""
 DICTIONARY_COLUMNS = ("flags", "roles", "sample_sizes", "sample_counts")
