@@ -236,6 +236,7 @@ class Targets:
                 cursor = Cursor(cursor.document + layouts[0].consumed, layouts[0].piece)
                 yield to_device({**batch, **dict(zip(self._beside, others, strict=True))}, device), cursor
             waiting = [pool.after(done) for pool in pools] if done < count else None
+            del pools  # before the next ones are read: half the memory
 
     # ---- order and reading ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from engine.stream import Targets
 from tests.codecs import TOP_K, write_output
@@ -72,29 +72,19 @@ def local_ray() -> Iterator[None]:
         yield
 
 
-def padded(rows: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """A collate function: ragged columns of a batch as padded tensors."""
-    tokens = [torch.as_tensor(np.array(values)) for values in rows["token_ids"]]
-    logps = [torch.as_tensor(np.array(values)).view(-1, TOP_K) for values in rows["topk_logps"]]
-    return {
-        "doc_row": torch.as_tensor(np.array(rows["doc_row"])),
-        "lengths": torch.tensor([len(values) for values in tokens]),
-        "token_ids": torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
-        "logps": torch.nn.utils.rnn.pad_sequence(logps, batch_first=True, padding_value=-torch.inf),
-    }
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_ray_data(out: Path, documents: dict[str, list[Any]]) -> None:
+    """The example of docs/format.md, and its batches against the documents."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    data = ray.data.read_parquet(
-        f"{out}/data/student/small", columns=["doc_row", "token_ids", "topk_logps"], file_extensions=["parquet"]
-    )
+    page = (Path(__file__).resolve().parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"OUT": str(out), "TOP_K": TOP_K}
+    exec(example, names)
     seen = []
-    for batch in data.iter_torch_batches(batch_size=5, collate_fn=padded):
+    for batch in names["data"].iter_torch_batches(batch_size=5, collate_fn=names["Padded"]()):
         for row, length, tokens, logps in zip(*(batch[key] for key in batch), strict=True):
             document = documents["student/small"][int(row)]
             assert np.array_equal(tokens[:length].numpy(), document.token_ids)
