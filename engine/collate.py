@@ -18,7 +18,7 @@ from engine.rowgroups import LEFT_OUT, WIDE, Pool, ranges
 Batch = dict[str, Any]
 """Key -> tensor; and name of a product read beside -> a dict of tensors."""
 
-_INTEGERS = ("token_ids", "byte_end", "roles")  # int64 in a batch
+_INTEGERS = ("token_ids", "byte_end", "flags", "roles")  # int64 in a batch
 
 
 @dataclass(frozen=True, slots=True)

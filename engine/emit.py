@@ -7,6 +7,7 @@ Every product takes its share of each chunk; `positions` keeps what is stored.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,16 @@ import torch
 from engine.boundaries import Boundary
 from engine.canonical import CanonicalNext
 from engine.contexts import ContextTree
+from engine.draws import Sample, key_of, row_keys
 from engine.exact import ExactSide
 from engine.exact_rows import ExactRows, Refinement
 from engine.fast_rows import FastRows
-from engine.positions import Rows
+from engine.positions import Rows, TopK
 from engine.pushforward import PushForward
-from engine.softmax import Chunk, Logits, Scored, Softmax
-from schemas.target import FLAG_EXACT, FLAG_NO_MASS
+from engine.softmax import Logits, Scored, Softmax
+from engine.teacher_rows import FILLS, HiddenStates, JoinedEnds, Statistics, TeacherRows
+
+TEACHER, BYTES, HIDDEN = "teacher", "bytes", "hidden"
 
 
 @dataclass(slots=True)
@@ -37,27 +41,13 @@ class Side:
     closed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class JoinedEnds:
-    """The teacher's ids that end a turn, and the one of them (or another special) that stands for all."""
-
-    ids: list[int]
-    end_id: int
-
-    def joined(self, prob: torch.Tensor) -> torch.Tensor:
-        """A copy of probability rows [R, Vt] with the mass of all ends on one id."""
-        out = prob.clone()
-        out[:, self.ids] = 0.0
-        out[:, self.end_id] = prob[:, self.ids].sum(1)
-        return out
-
-
 @dataclass(slots=True)
 class Prepared:
-    """One document ready to be scored.
+    """One document (or part of one) ready to be scored.
 
     data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
     kept: bool [nodes], False for contexts that were pruned; None: none was. bad: (reason, detail) once not finite.
+    place: (number of the document in the corpus, of the part in the document); what draws hang on.
     """
 
     tree: ContextTree
@@ -66,13 +56,16 @@ class Prepared:
     states: list[Any] | None = None
     kept: np.ndarray | None = None
     bad: tuple[str, str] | None = None
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Emitter:
     """Everything that stays the same between groups. fast, exact: product -> how it is made; a product in neither has
     the teacher's own tokens. top_k: product -> K. real: bool [Vt], ids that are tokens (some lm_heads have more rows).
-    canonical: finds non-canonical mass; masked: takes it out (`canonical-masked`)."""
+    canonical: finds non-canonical mass; masked: takes it out (`canonical-masked`). joined: products of the teacher's own
+    tokens with one end. draws: products that are drawn from, and how often; seed: of all draws. statistics: of the rows of
+    the product `teacher`."""
 
     top_k: dict[str, int]
     real: torch.Tensor
@@ -80,7 +73,10 @@ class Emitter:
     exact: dict[str, Refinement]
     canonical: CanonicalNext | None = None
     masked: bool = False
-    joined: dict[str, JoinedEnds] = field(default_factory=dict)  # products of the teacher's own tokens with one end
+    joined: dict[str, JoinedEnds] = field(default_factory=dict)
+    draws: dict[str, int] = field(default_factory=dict)
+    seed: int = 0
+    statistics: Statistics | None = None
 
     @torch.inference_mode()
     def emit(self, docs: list[Prepared], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, Rows]:
@@ -100,7 +96,10 @@ class Emitter:
         takers: list[TeacherRows | ExactRows | FastRows] = []
         for product in docs[0].sides:
             sides = [d.sides[product] for d in docs]
-            rows[product] = out = Rows.empty([np.asarray(s.ids) for s in sides], self.top_k[product])
+            if product == HIDDEN:
+                rows[product] = HiddenStates([s.ids for s in sides], hidden_ND.shape[1])
+                continue
+            rows[product] = out = self._rows(product, docs)
             if product in self.exact:
                 exact = [s.exact for s in sides if s.exact is not None]
                 takers.append(ExactRows(product, self.exact[product], softmax, exact, out))
@@ -108,46 +107,25 @@ class Emitter:
                 boundaries = [s.boundaries for s in sides if s.boundaries is not None]
                 takers.append(FastRows(product, self.fast[product], softmax, boundaries, out))
             else:
-                takers.append(TeacherRows(product, softmax, out, self.joined.get(product)))
+                statistics = self.statistics if product == TEACHER else None
+                takers.append(TeacherRows(product, softmax, out, self.joined.get(product), statistics))
         for chunk in softmax.run(hidden_ND, logits):
             for taker in takers:
                 taker.take(chunk)
         for doc, bad in zip(docs, group.bad, strict=True):
             doc.bad = bad
+        if isinstance(states := rows.get(HIDDEN), HiddenStates):
+            states.put(softmax, hidden_ND)
         return rows
 
-
-class TeacherRows:
-    """The teacher's own distributions along the trunk: exact by definition. joined: its ends as one event."""
-
-    def __init__(self, product: str, softmax: Softmax, rows: Rows, joined: JoinedEnds | None = None) -> None:
-        self.product, self.softmax, self.rows, self.joined = product, softmax, rows, joined
-        self.row_of = np.full(len(softmax.chunk_of), -1, np.int64)  # context -> the position that it predicts
-        for i, tree in enumerate(softmax.group.trees):
-            trunk = np.asarray(tree.trunk, np.int64)
-            first = np.asarray(tree.parent, np.int64)[trunk[:1]] if len(trunk) else np.array([tree.given])
-            before = np.concatenate([first, trunk])  # of each token and the end
-            count = rows.start[i + 1] - rows.start[i]
-            here = before[:count] >= 0
-            self.row_of[softmax.base[i] + before[:count][here]] = rows.start[i] + np.flatnonzero(here)
-
-    def take(self, chunk: Chunk) -> None:
-        """Write the positions that this chunk's contexts predict."""
-        softmax, rows = self.softmax, self.rows
-        fine = np.array([softmax.group.bad[i] is None for i in softmax.doc_of[chunk.nodes]], bool)
-        mass = chunk.prob.sum(1).double().cpu().numpy()
-        asked = (self.row_of[chunk.nodes] >= 0) & fine
-        rows.flags[self.row_of[chunk.nodes[asked & (mass <= 0)]]] = FLAG_NO_MASS  # masked: no canonical token has any
-        picked = np.flatnonzero(asked & (mass > 0))
-        if not len(picked):
-            return
-        nodes = chunk.nodes[picked]
-        at = self.row_of[nodes]
-        whole = len(picked) == len(chunk.nodes)
-        prob = chunk.prob if whole else chunk.prob[torch.from_numpy(picked).to(chunk.prob.device)]
-        if self.joined is not None:
-            prob = self.joined.joined(prob)
-        rows.write(self.product, at, prob, mass[picked])
-        rows.err[at] = 0.0
-        rows.noncanonical_mass[at] = softmax.noncanonical[nodes]
-        rows.flags[at] = FLAG_EXACT
+    def _rows(self, product: str, docs: list[Prepared]) -> Rows:
+        """All positions of a product, unscored, as its codec keeps them."""
+        golds = [np.asarray(d.sides[product].ids) for d in docs]
+        if product not in self.draws:
+            rows = TopK(golds, self.top_k[product])
+            if product == TEACHER and self.statistics is not None:
+                rows.statistics = {name: np.full(len(rows.gold), fill) for name, fill in FILLS.items()}
+            return rows
+        name = zlib.crc32(product.encode())
+        keys = [row_keys(key_of(self.seed, name, *d.place), len(gold)) for d, gold in zip(docs, golds, strict=True)]
+        return Sample(golds, self.draws[product], np.concatenate([np.empty(0, np.uint64), *keys]))

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.card import dataset_card
+from engine.head import head_path
 from engine.outfolder import load_manifest, manifest_path, own_seal, put, sealed_units
 from engine.publish import output_errors
 from schemas.errors import OutputError
-from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord
+from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, add_stats
 
 LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 
@@ -32,6 +33,11 @@ def finish(out: Path, plan: Plan, *, engine_version: str, versions: Mapping[str,
         )
     seals = [own_seal(out, plan, unit.index) for unit in plan.units]
     _check_files(out, seals)
+    if "hidden" in plan.products and not head_path(out).is_file():
+        raise OutputError(
+            f"{head_path(out)}: missing, and hidden states are of little use without it. It is written when an actor starts: "
+            "remove the seal of one unit (_engine/shards/<unit>.json) and run again"
+        )
     manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed())
     put(out, out / "README.md", dataset_card(manifest).encode())
     put(out, manifest_path(out), manifest.to_bytes())
@@ -74,8 +80,7 @@ def _manifest(plan: Plan, seals: Sequence[Seal], engine_version: str, versions: 
         )
     stats: dict[str, float] = {}
     for seal in seals:
-        for key, value in seal.stats.items():
-            stats[key] = stats.get(key, 0.0) + value
+        add_stats(stats, seal.stats)
     return Manifest(
         fingerprint=plan.fingerprint,
         engine_version=engine_version,

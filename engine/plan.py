@@ -19,6 +19,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig
 
 from engine.chat import ChatSide, chat_sides
 from engine.chat_files import template_text
@@ -177,13 +178,19 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
     regimes = check_tokenizers(run, teacher, students)
     products = {}
     if run.targets.teacher:
-        products["teacher"] = _facts(
-            run.teacher.tokenizer or run.teacher.model, teacher, hashes_of["teacher"], "own", run
-        )
+        own = _facts(run.teacher.tokenizer or run.teacher.model, teacher, hashes_of["teacher"], "own", run)
+        products["teacher"] = own.model_copy(update={"statistics": run.targets.teacher_stats})
     for student, (product, vocabulary) in zip(run.student, students.items(), strict=True):
-        products[product] = _facts(student.tokenizer, vocabulary, hashes_of[product], regimes[product], run)
+        facts = _facts(student.tokenizer, vocabulary, hashes_of[product], regimes[product], run)
+        if run.targets.codec == "sample":
+            facts = facts.model_copy(update={"codec": "sample", "top_k": 0, "draws": run.targets.draws})
+        products[product] = facts
     if run.targets.bytes:
         products["bytes"] = _byte_facts(run)
+    if run.targets.hidden:
+        own = _facts(run.teacher.tokenizer or run.teacher.model, teacher, hashes_of["teacher"], "own", run)
+        stored = {"codec": "hidden", "top_k": 0, "hidden_size": _hidden_size(run)}
+        products["hidden"] = own.model_copy(update=stored)
     semantic = {
         "engine_version": ENGINE_VERSION,
         "settings": _settings(run),
@@ -226,6 +233,12 @@ def _facts(name: str, vocabulary: Vocabulary, known: str, regime: Regime, run: R
         regime=regime,
         semantics=run.targets.semantics,
     )
+
+
+def _hidden_size(run: RunConfig) -> int:
+    """Numbers in a hidden state, from the model's configuration: the weights are not loaded here."""
+    config = AutoConfig.from_pretrained(teacher_folder(run), trust_remote_code=run.teacher.trust_remote_code)
+    return int(config.get_text_config().hidden_size)
 
 
 def _byte_facts(run: RunConfig) -> ProductFacts:

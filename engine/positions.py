@@ -1,4 +1,5 @@
-"""Stage 9c: masses of a batch of positions -> what is stored of them: top-k, tail, gold, and the shares beside.
+"""Stage 9c: masses of a batch of positions -> what is stored of them: top-k and tail (or draws: engine/draws.py), gold, and
+the shares beside.
 
 Letters: N positions of one product over a group of documents, J positions written at once, V ids, K top_k.
 """
@@ -6,7 +7,6 @@ Letters: N positions of one product over a group of documents, J positions writt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,46 +18,26 @@ SLACK = 1e-6
 """Probability identities hold to this much, relative to the mass that they are about."""
 
 
-@dataclass(slots=True)
 class Rows:
-    """Positions of one product over a group, in document order. Unscored ones keep these fills.
+    """Positions of one product over a group, in document order; a codec's subclass says what is kept of a distribution.
 
-    ids int32, logps float64 [N, K]; gold int64 [N], the token that the document has; all others [N].
+    golds: the token ids of each document. All positions begin as unscored; those that stay so keep these fills.
+    gold: int64 [N], the token that the document has; start: first position of each document, and the end; statistics:
+    name -> float64 [N], of the teacher's own rows; all others [N].
     """
 
-    gold: np.ndarray
-    ids: np.ndarray
-    logps: np.ndarray
-    tail_logp: np.ndarray
-    gold_logp: np.ndarray
-    err: np.ndarray
-    open_mass: np.ndarray
-    excluded_mass: np.ndarray
-    pruned_mass: np.ndarray
-    noncanonical_mass: np.ndarray
-    scored: np.ndarray
-    flags: np.ndarray
-    start: list[int] = field(default_factory=list)  # first position of each document, and the end
-
-    @classmethod
-    def empty(cls, golds: list[np.ndarray], top_k: int) -> Rows:
-        """All positions unscored. golds: the token ids of each document."""
-        n = sum(len(g) for g in golds)
-        return cls(
-            gold=np.concatenate([np.empty(0, np.int64), *golds]).astype(np.int64),
-            ids=np.full((n, top_k), PAD_ID, np.int32),
-            logps=np.full((n, top_k), -np.inf),
-            tail_logp=np.zeros(n),
-            gold_logp=np.full(n, -np.inf),
-            err=np.ones(n),
-            open_mass=np.zeros(n),
-            excluded_mass=np.zeros(n),
-            pruned_mass=np.zeros(n),
-            noncanonical_mass=np.zeros(n),
-            scored=np.zeros(n, bool),
-            flags=np.full(n, FLAG_GIVEN, np.uint8),
-            start=[0, *np.cumsum([len(g) for g in golds]).tolist()],
-        )
+    def __init__(self, golds: Sequence[np.ndarray]) -> None:
+        sizes = [len(g) for g in golds]
+        n = sum(sizes)
+        self.gold = np.concatenate([np.empty(0, np.int64), *golds]).astype(np.int64)
+        self.start: list[int] = [0, *np.cumsum(sizes).tolist()]
+        self.gold_logp = np.full(n, -np.inf)
+        self.err = np.ones(n)
+        self.open_mass, self.excluded_mass, self.pruned_mass, self.noncanonical_mass = np.zeros((4, n))
+        self.scored = np.zeros(n, bool)
+        self.flags = np.full(n, FLAG_GIVEN, np.uint8)
+        self.stored_mass = np.zeros(n)  # probability of the tokens that are stored
+        self.statistics: dict[str, np.ndarray] = {}
 
     def write(
         self,
@@ -67,10 +47,10 @@ class Rows:
         total_J: np.ndarray,
         ids_V: np.ndarray | None = None,
     ) -> None:
-        """Top-k, tail and gold of positions `at_J` from unnormalised masses with the given sums; marks them scored.
+        """Keep the distributions of positions `at_J` from unnormalised masses with the given sums; marks them scored.
 
         ids_V: the token of each column, rising, when the columns are not the whole vocabulary; other tokens have no mass.
-        `mass_JV` (float32 or float64) is as before afterwards. Raises IdentityError when top-k + tail is not the total.
+        `mass_JV` (float32 or float64) is as before afterwards. Raises IdentityError when the masses are not the total.
         """
         gold, known = self.gold[at_J], np.ones(len(at_J), bool)
         if ids_V is not None:
@@ -78,6 +58,41 @@ class Rows:
             gold, known = column, ids_V[column] == gold
         asked = torch.from_numpy(gold).to(mass_JV.device)
         gold_mass = mass_JV.gather(1, asked[:, None])[:, 0].double().cpu().numpy() * known
+        self._keep(product, at_J, mass_JV, total_J, ids_V)
+        with np.errstate(divide="ignore"):  # a zero is a probability too: its logarithm is -inf
+            self.gold_logp[at_J] = np.log(gold_mass) - np.log(total_J)
+        self.scored[at_J] = True
+
+    def _keep(
+        self, product: str, at_J: np.ndarray, mass_JV: torch.Tensor, total_J: np.ndarray, ids_V: np.ndarray | None
+    ) -> None:
+        raise NotImplementedError
+
+    def columns(self, place_P: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What the codec stores of positions `place_P` (-1: a position that was not asked for), flat, and how many values
+        each position has, [P]."""
+        raise NotImplementedError
+
+    def mark_ends(self, closed: Sequence[bool]) -> None:
+        """Set FLAG_END on the last row of every document that has a row for its end."""
+        for stop, has_end in zip(self.start[1:], closed, strict=True):
+            if has_end:
+                self.flags[stop - 1] |= FLAG_END
+
+
+class TopK(Rows):
+    """The K likeliest tokens and the tail. ids int32, logps float64 [N, K]; tail_logp [N]."""
+
+    def __init__(self, golds: Sequence[np.ndarray], top_k: int) -> None:
+        super().__init__(golds)
+        n = len(self.gold)
+        self.ids = np.full((n, top_k), PAD_ID, np.int32)
+        self.logps = np.full((n, top_k), -np.inf)
+        self.tail_logp = np.zeros(n)
+
+    def _keep(
+        self, product: str, at_J: np.ndarray, mass_JV: torch.Tensor, total_J: np.ndarray, ids_V: np.ndarray | None
+    ) -> None:
         k = min(self.ids.shape[1], mass_JV.shape[1])
         best = torch.topk(mass_JV, k, dim=1)
         rest = mass_JV.scatter_(1, best.indices, 0.0).sum(1).double().cpu().numpy()
@@ -85,22 +100,35 @@ class Rows:
         value, ids = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
         if ids_V is not None:
             ids = ids_V[ids]
-        gap = np.abs(value.sum(1) + rest - total_J)
-        if not ((gap <= SLACK * total_J) & (total_J > 0)).all():
-            worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
-            raise IdentityError(
-                f"{product}: stored {value[worst].sum()!r} + tail {rest[worst]!r} != {total_J[worst]!r}, want equality"
-            )
-        with np.errstate(divide="ignore"):  # a zero is a probability too: its logarithm is -inf
+        stored = value.sum(1)
+        check_total(product, "stored + tail", stored + rest, total_J)
+        with np.errstate(divide="ignore"):
             log_total = np.log(total_J)
             self.logps[at_J, :k] = np.log(value) - log_total[:, None]
             self.tail_logp[at_J] = np.log(rest) - log_total
-            self.gold_logp[at_J] = np.log(gold_mass) - log_total
         self.ids[at_J, :k] = np.where(value > 0, ids, PAD_ID)
-        self.scored[at_J] = True
+        self.stored_mass[at_J] = stored / total_J
 
-    def mark_ends(self, closed: Sequence[bool]) -> None:
-        """Set FLAG_END on the last row of every document that has a row for its end."""
-        for stop, has_end in zip(self.start[1:], closed, strict=True):
-            if has_end:
-                self.flags[stop - 1] |= FLAG_END
+    def columns(self, place_P: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """topk_ids, topk_logps, tail_logp."""
+        k, one = np.full(len(place_P), self.ids.shape[1]), np.ones(len(place_P), np.int64)
+        return {
+            "topk_ids": (taken(self.ids, place_P, PAD_ID).ravel(), k),
+            "topk_logps": (taken(self.logps, place_P, -np.inf).ravel(), k),
+            "tail_logp": (taken(self.tail_logp, place_P, 0.0), one),
+        }
+
+
+def check_total(product: str, found: str, sum_J: np.ndarray, total_J: np.ndarray) -> None:
+    """IdentityError unless the sums are the totals, relative to SLACK, and all are above 0."""
+    gap = np.abs(sum_J - total_J)
+    if not ((gap <= SLACK * total_J) & (total_J > 0)).all():
+        worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
+        raise IdentityError(f"{product}: {found}: sum {sum_J[worst]!r} != {total_J[worst]!r}, want equality")
+
+
+def taken(values: np.ndarray, place_P: np.ndarray, fill: float) -> np.ndarray:
+    """values[place_P], with `fill` where a place is -1."""
+    out = np.full((len(place_P), *values.shape[1:]), fill, values.dtype)
+    out[place_P >= 0] = values[place_P[place_P >= 0]]
+    return out

@@ -31,6 +31,7 @@ NARROW: dict[str, tuple[str, type[np.generic], float]] = {
     "byte_end": ("byte_end", np.int32, 0),
     "mask": ("scored", np.bool_, False),
     "loss_mask": ("flags", np.bool_, False),
+    "flags": ("flags", np.uint8, FLAG_CONTEXT),
     "gold_logp": ("gold_logp", np.float32, -np.inf),
     "err": ("err", np.float32, 0),
     "tail_logp": ("tail_logp", np.float32, 0),
@@ -156,6 +157,13 @@ class Pool:
             later = [(group, np.where(places < 0, -1, places + len(rest))) for group, places in parts]
             parts = [(rest, before), *later]
         self.groups = [group for group, _ in parts]
+        kinds = [{name: np.shape(values)[1:] for name, values in group.columns.items()} for group in self.groups]
+        if other := next((kind for kind in kinds if kind != kinds[0]), None):
+            differ = sorted(name for name in {*other, *kinds[0]} if other.get(name) != kinds[0].get(name))
+            raise TargetsError(
+                f"documents {self.groups[0].columns['doc_row'][0]} and on: row groups of one product differ in the columns "
+                f"{', '.join(differ)}: files of different runs; copy the folder again"
+            )
         sizes = [int(group.bounds[-1]) for group in self.groups]
         shifts = np.cumsum([0, *sizes])
         self.size = int(shifts[-1])

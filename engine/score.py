@@ -10,51 +10,26 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.beam import Spending
-from engine.boundaries import Aligner
-from engine.bpe import build_merge_table
-from engine.canonical import CanonicalNext
-from engine.chat import chat_sides, seen_by
-from engine.contexts import ContextBuilder
+from engine.chat import seen_by
 from engine.corpus import Document
-from engine.emit import Emitter, JoinedEnds, Prepared, Side
+from engine.emit import BYTES, HIDDEN, TEACHER, Prepared, Side
 from engine.evaluate import BEAM_DEPTH, Open, hidden_states
 from engine.exact import exact_side
-from engine.exact_rows import Refinement
-from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
-from engine.leaves import LeafFinder
+from engine.expansion import BYTES_END
 from engine.lines import Talk
-from engine.outcomes import Outcomes
+from engine.loaded import Loaded
 from engine.positions import Rows
-from engine.prune import Pruner
-from engine.pushforward import PushForward
-from engine.regime import bos_of, regimes_of
 from engine.rows import flat
-from engine.rules import RuleBook, TeacherTokens
-from engine.sketch import Sketcher
-from engine.specials import SpecialBorders
-from engine.split import build_splitter
 from engine.tables import Work, first_parts, table_of
-from engine.teacher import load_teacher
-from engine.trie import Trie, build_trie
-from engine.vocab import load_vocabulary
-from engine.widen import Widener
 from engine.windows import windows_of
-from schemas.errors import BadDocument, IdentityError, TeacherError
-from schemas.runfile import RunConfig
-from schemas.target import ROW_SCHEMA
-
-TEACHER = "teacher"
-BYTES = "bytes"
-KEPT_TOKENS = 128
-LEAST_SHARE = 1e-4
+from schemas.errors import BadDocument, IdentityError
 
 
 @dataclass(frozen=True)
@@ -66,122 +41,8 @@ class UnitResult:
     stats: dict[str, float]
 
 
-class Scorer:
-    """The loaded teacher and all that is derived from the tokenizers. Built once per actor."""
-
-    def __init__(self, run: RunConfig) -> None:
-        self.run = run
-        config = run.teacher
-        self.vocabulary = load_vocabulary(
-            run.locate(config.tokenizer or config.model),
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            where="[teacher]",
-        )
-        self.students = {
-            f"student/{s.name}": load_vocabulary(
-                run.locate(s.tokenizer),
-                revision=s.revision,
-                trust_remote_code=s.trust_remote_code,
-                where=f"[[student]] {s.name}",
-            )
-            for s in run.student
-        }
-        self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=self.vocabulary.eos_id)
-        self.chat = chat_sides(run, {TEACHER: self.vocabulary, **self.students})
-        self.bos = () if self.chat else bos_of(run, self.vocabulary)  # a conversation's BOS is its template's
-        if self.chat:  # from here on a text is a content, and its end the end of a turn
-            self.vocabulary = self.chat[TEACHER].vocabulary
-            self.students = {product: self.chat[product].vocabulary for product in self.students}
-            ends = (*self.teacher.end_ids, *([] if self.vocabulary.eos_id is None else [self.vocabulary.eos_id]))
-            self.teacher = replace(self.teacher, end_ids=tuple(dict.fromkeys(ends)))
-        self.regimes = regimes_of(run, self.vocabulary, self.students)
-        self._build()
-        self.borders: SpecialBorders | None = None
-        if run.corpus.specials == "boundary":
-            sides, ends = {TEACHER: self.vocabulary, **self.students}, self.teacher.end_ids
-            end, given = run.targets.end, bool(self.bos)
-            self.borders = SpecialBorders.make(sides, ends, end=end, given=given, bytes_end=BYTES_END)
-        if self.chat:
-            self.emitter = replace(self.emitter, joined=self._joined_ends())
-
-    def _joined_ends(self) -> dict[str, JoinedEnds]:
-        """In a conversation the teacher's ends are one event for every student, also for one with its tokenizer."""
-        ends = [i for i in self.teacher.end_ids if i in self.vocabulary.specials]
-        found = {p: self.students[p].eos_id for p, regime in self.regimes.items() if regime == "same"}
-        return {product: JoinedEnds(ends, end) for product, end in found.items() if end is not None}
-
-    def _build(self) -> None:
-        vocabulary, teacher, targets = self.vocabulary, self.teacher, self.run.targets
-        if teacher.vocab_rows < vocabulary.size:
-            raise TeacherError(
-                f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to "
-                f"{vocabulary.size - 1}; want one row per token. Check that model and tokenizer belong together."
-            )
-        is_token = [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)]
-        real = torch.tensor(is_token, device=teacher.device)
-        ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
-        specials = sorted(vocabulary.specials)
-        merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
-        self.builder = ContextBuilder(vocabulary, merges, splitter)
-        self.canonical = CanonicalNext(vocabulary, merges, splitter, device=teacher.device)
-        tokens = TeacherTokens(vocabulary)
-        self.aligners: dict[str, Aligner] = {}
-        self.expansions: dict[str, tuple[Expansion, Trie]] = {}
-        self.outcomes: dict[str, Outcomes] = {}
-        fast: dict[str, PushForward] = {}
-        for product, student in self.students.items():
-            if self.regimes[product] == "subset":
-                expansion = subset_expansion(vocabulary, student)
-                self.expansions[product] = (expansion, build_trie(expansion))
-            elif self.regimes[product] in ("fast", "beam"):
-                book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
-                self.outcomes[product] = Outcomes(vocabulary, book)
-                self.aligners[product] = Aligner(book, vocabulary.prefix_bytes, self.outcomes[product])
-                fast[product] = PushForward(
-                    book,
-                    teacher_rows=vocabulary.size,
-                    end_ids=ends,
-                    special_ids=specials,
-                    device=teacher.device,
-                    tolerance=targets.tolerance if self.regimes[product] == "beam" else None,
-                )
-        if targets.bytes:
-            expansion = byte_expansion(vocabulary)
-            self.expansions[BYTES] = (expansion, build_trie(expansion))
-        exact = {
-            product: Refinement.make(trie, expansion, ends, np.flatnonzero(is_token), teacher.device)
-            for product, (expansion, trie) in self.expansions.items()
-        }
-        self.pruner = None
-        if targets.eps > 0:
-            trie = self.expansions[BYTES][1] if targets.bytes else build_trie(byte_expansion(vocabulary))
-            self.pruner = Pruner(teacher, trie, real, targets.eps)
-        top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in self._products()}
-        masked = targets.semantics == "canonical-masked"
-        self.emitter = Emitter(top_k, real, fast, exact, self.canonical, masked)
-        self.widener = self._make_widener(real, specials) if self.aligners else None
-
-    def _make_widener(self, real: torch.Tensor, specials: list[int]) -> Widener:
-        targets, device, size = self.run.targets, self.teacher.device, self.vocabulary.size
-        budget = 0.0 if targets.regime == "fast" else targets.max_nodes_per_token
-        spending = Spending(targets.tolerance, budget, LEAST_SHARE if targets.tolerance else 0.0)
-        top = KEPT_TOKENS if targets.tolerance else size
-        finders = {
-            product: LeafFinder(aligner.book, size, device, top=top, least=spending.least)
-            for product, aligner in self.aligners.items()
-        }
-        heads = {p: (o.heads.of_token, o.heads.count) for p, o in self.outcomes.items()}
-        return Widener(
-            finders,
-            self.outcomes,
-            dict.fromkeys(self.aligners, spending),
-            Sketcher(heads, specials, top, size, device),
-            real,
-            self.canonical,
-            masked=targets.semantics == "canonical-masked",
-            max_length=self.teacher.max_length,
-        )
+class Scorer(Loaded):
+    """Scores units of documents. Built once per actor."""
 
     def calibrate(self, documents: Sequence[Document]) -> None:
         """Learn from these documents how open leaves are usually continued (engine/calibrate.py). The same documents give
@@ -201,7 +62,7 @@ class Scorer:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""
         stats: dict[str, float] = defaultdict(float)
         quarantine: list[dict[str, Any]] = []
-        done: dict[str, list[pa.Table]] = {product: [] for product in self._products()}
+        done: dict[str, list[pa.Table]] = {product: [] for product in self.products}
         group: list[Work] = []
 
         def flush() -> None:
@@ -230,12 +91,8 @@ class Scorer:
         stats["documents"] += len(documents)
         stats["quarantined"] += len(quarantine)
         quarantine.sort(key=lambda record: record["doc_row"])
-        tables = {p: pa.concat_tables([ROW_SCHEMA.empty_table(), *parts]) for p, parts in done.items()}
+        tables = {p: pa.concat_tables([self.schemas[p].empty_table(), *parts]) for p, parts in done.items()}
         return UnitResult(tables, quarantine, dict(stats))
-
-    def _products(self) -> list[str]:
-        targets = self.run.targets
-        return [*([TEACHER] if targets.teacher else []), *self.students, *([BYTES] if targets.bytes else [])]
 
     def _work(self, document: Document) -> Work:
         """A document as what is to be scored of it. Raises BadDocument."""
@@ -246,7 +103,9 @@ class Scorer:
         talk = None if self.borders is None else self.borders.parts(document.text)
         if talk is not None:
             return self._in_parts(document, talk)
-        return Work(document, [self._prepare(document)])
+        part = self._prepare(document)
+        part.place = (document.doc_row, 0)
+        return Work(document, [part])
 
     def _conversation(self, document: Document) -> Work:
         """One part per scored message; what stands before it, as the teacher's own template writes it, is given."""
@@ -256,18 +115,19 @@ class Scorer:
 
     def _in_parts(self, document: Document, talk: Talk) -> Work:
         """Each part behind what the teacher has read before it."""
-        parts, lines = [], talk.lines
+        parts, lines = [], {**talk.lines, HIDDEN: talk.lines[TEACHER]}
         for i, text in enumerate(talk.texts):
             given = np.array([*self.bos, *lines[TEACHER].ids[: lines[TEACHER].parts[i].begin]], np.int64)
-            closed = {product: lines[product].parts[i].closed for product in self._products()}
+            closed = {product: lines[product].parts[i].closed for product in self.products}
             part = self._see(text, tuple(given.tolist()), closed)
             self._refuse_long(part)
             for product, side in part.sides.items():
                 stretch = lines[product].parts[i]
                 if not np.array_equal(side.ids, lines[product].ids[stretch.begin : stretch.begin + stretch.rows]):
                     raise IdentityError(f"{product}: part {i} has other tokens alone than in the line of its document")
+            part.place = (document.doc_row, i)
             parts.append(part)
-        return Work(document, parts, {product: lines[product] for product in self._products()})
+        return Work(document, parts, {product: lines[product] for product in self.products})
 
     def _refuse_long(self, part: Prepared) -> None:
         """What is given stands before every window; without room for a text behind it nothing can be scored."""
@@ -284,7 +144,7 @@ class Scorer:
 
     def _prepare(self, document: Document) -> Prepared:
         """Tokens, tree and boundaries of one document. Raises BadDocument."""
-        return self._see(document.text, self.bos, {p: self._end_id(p) is not None for p in self._products()})
+        return self._see(document.text, self.bos, {p: self.end_id(p) is not None for p in self.products})
 
     def _see(self, words: str, given: tuple[int, ...], closed: dict[str, bool]) -> Prepared:
         """One text behind the teacher's given tokens. closed: products that have a row for the end behind it."""
@@ -292,6 +152,7 @@ class Scorer:
         sides = {TEACHER: self.vocabulary.encode(words) if words else ([], [])}
         for product, student in self.students.items():
             sides[product] = student.encode(words) if words else ([], [])
+        sides[HIDDEN] = sides[TEACHER]
         if self.run.targets.bytes:
             sides[BYTES] = (list(text), list(range(1, len(text) + 1)))
         ids = sides[TEACHER][0]
@@ -299,9 +160,9 @@ class Scorer:
         wanted = self._wanted(sides, len(text), len(prefix))
         tree = self.builder.build(prefix + text, ids, wanted, given, fringe=bool(self.aligners))
         out = {}
-        for product in self._products():
+        for product in self.products:
             token_ids, byte_ends = sides[product]
-            closing = ([self._end_id(product)], [len(text)]) if closed[product] else ([], [])
+            closing = ([self.end_id(product)], [len(text)]) if closed[product] else ([], [])
             side = Side(
                 np.array([*token_ids, *closing[0]], np.int64),
                 np.array([*byte_ends, *closing[1]], np.int64),
@@ -312,16 +173,12 @@ class Scorer:
             elif product == BYTES:
                 units = np.frombuffer(prefix + text, np.uint8)
                 places = np.arange(1, len(units) + 1)
-                side.exact = exact_side(tree, *self._refined(product), units, places, skip=len(prefix))
+                side.exact = exact_side(tree, *self.refined(product), units, places, skip=len(prefix))
             elif product in self.expansions:
                 places = np.array(byte_ends, np.int64) + len(prefix)
-                side.exact = exact_side(tree, *self._refined(product), np.array(token_ids, np.int64), places)
+                side.exact = exact_side(tree, *self.refined(product), np.array(token_ids, np.int64), places)
             out[product] = side
         return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text))
-
-    def _refined(self, product: str) -> tuple[Trie, Expansion]:
-        expansion, trie = self.expansions[product]
-        return trie, expansion
 
     def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int, shift: int) -> np.ndarray:
         """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students."""
@@ -329,13 +186,6 @@ class Scorer:
             return np.arange(shift, shift + size + 1)
         asked = [np.array(sides[p][1], np.int64) + shift for p in (*self.aligners, *self.expansions)]
         return np.unique(np.concatenate([[shift], *asked])) if asked else np.empty(0, np.int64)
-
-    def _end_id(self, product: str) -> int | None:
-        if not self.run.targets.end:
-            return None
-        if product == BYTES:
-            return BYTES_END
-        return (self.vocabulary if product == TEACHER else self.students[product]).eos_id
 
     def _score_group(self, group: list[Work], stats: dict[str, float]):
         """Yields (tables, quarantine). A group that fails is halved until the failing document stands alone."""
@@ -369,7 +219,13 @@ class Scorer:
             stats["teacher_evaluations"] += (len(tree.token) if kept is None else kept.sum()) - tree.given
         stats["text_bytes"] += sum(len(group[i].document.text.encode("utf-8")) for i in good)
         keep_text, first = self.run.targets.store_text, first_parts(group)
-        tables = {product: table_of(product, group, good, rows[product], keep_text=keep_text) for product in rows}
+        begin = self.vocabulary.bos_id
+        tables = {
+            product: table_of(
+                product, group, good, rows[product], schema=self.schemas[product], keep_text=keep_text, begin=begin
+            )
+            for product in rows
+        }
         good_parts = [part for i in good for part in range(first[i], first[i + 1])]
         for product, table in tables.items():
             _add_sums(stats, product, rows[product], good_parts, table)
@@ -396,7 +252,9 @@ def _add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int]
     stats[f"{product}.documents"] += table.num_rows
     stats[f"{product}.positions"] += len(flat(table, "token_ids"))
     stats[f"{product}.scored"] += len(scored)
-    stats[f"{product}.stored_mass_sum"] += float(np.exp(rows.logps[scored]).sum())
+    if product == HIDDEN:
+        return
+    stats[f"{product}.stored_mass_sum"] += float(rows.stored_mass[scored].sum())
     for name in ("err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
         stats[f"{product}.{name}_sum"] += float(getattr(rows, name)[scored].sum())
     gold = rows.gold_logp[scored]

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.checks import check_rows
 from engine.finish import finish
 from engine.outfolder import (
     claim_path,
@@ -39,17 +40,26 @@ from engine.outfolder import (
     shard_name,
 )
 from engine.publish import output_errors, read_published
-from engine.rows import check_rows, lengths_of, round_logps, round_rows, round_up, table_to_parquet_bytes
+from engine.rows import (
+    lengths_of,
+    round_logps,
+    round_rows,
+    round_up,
+    rounding_error_nats,
+    row_groups,
+    table_to_parquet_bytes,
+)
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import (
     COLUMNS,
+    MAXIMUM,
     Plan,
     PlanUnit,
     Seal,
     ShardFile,
     canonical_json,
 )
-from schemas.target import MANTISSA_BITS, ROW_SCHEMA, SCHEMA_NAME, SCHEMA_VERSION
+from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION
 
 # The whole vocabulary of the output folder is importable from here; reading lives in outfolder.py, rows in rows.py,
 # the end of the run in finish.py.
@@ -101,7 +111,7 @@ def publish_unit(
 ) -> Seal:
     """Round, check and publish one unit; returns its seal (the winner's, when another attempt was first). Idempotent.
 
-    `products`: one table of ROW_SCHEMA per product of the plan, rows in corpus order. `quarantine`: records with at
+    `products`: one table per product of the plan, with its columns, rows in corpus order. `quarantine`: records with at
     least doc_row and reason. Each document of the unit must be in every table or in quarantine, else ValueError.
     Raises IdentityError when an invariant of the rows is broken, OutputError when the folder cannot be written or
     holds a file that does not belong there. A call that raises has published no seal and can be repeated.
@@ -112,15 +122,13 @@ def publish_unit(
     if seal_path(out, unit_index).exists():
         return own_seal(out, plan, unit_index)
     own = {int(record["doc_row"]) for record in quarantine}
-    tables = {}
+    tables, sums = {}, dict(stats)
     for product, table in products.items():
         if problem := _incomplete(unit, table, own):
             raise ValueError(f"unit {unit_index}, {product}: {problem}")
         tables[product] = round_rows(table)
-        facts = plan.products[product]
-        check_rows(
-            tables[product], top_k=facts.top_k, vocab_size=facts.vocab_size, where=f"unit {unit_index}, {product}"
-        )
+        check_rows(tables[product], plan.products[product], where=f"unit {unit_index}, {product}")
+        sums[f"{product}.rounding_nats{MAXIMUM}"] = rounding_error_nats(table, tables[product])
 
     lines = sorted(quarantine, key=lambda record: record["doc_row"])
     put(out, claim_path(out, unit_index), b"".join(canonical_json(dict(line)).encode() + b"\n" for line in lines))
@@ -132,12 +140,13 @@ def publish_unit(
             f"no file of unit {unit_index} lies in data/, remove this file to let the next attempt decide"
         )
     files: dict[str, ShardFile | None] = {}
-    for product, table in tables.items():
-        kept = _without(table, claimed)
+    kept = {product: _without(table, claimed) for product, table in tables.items()}
+    groups = row_groups(list(kept.values()))
+    for product, table in kept.items():
         files[product] = (
-            _publish_product(out, plan, unit, product, kept, len(claimed), stats) if kept.num_rows else None
+            _publish_product(out, plan, unit, product, table, groups, len(claimed), sums) if groups else None
         )
-    return _seal(out, plan, unit_index, len(claimed), files, stats)
+    return _seal(out, plan, unit_index, len(claimed), files, sums)
 
 
 def recover(out: Path, plan: Plan) -> list[int]:
@@ -164,11 +173,18 @@ def recover(out: Path, plan: Plan) -> list[int]:
 
 
 def _publish_product(
-    out: Path, plan: Plan, unit: PlanUnit, product: str, table: pa.Table, quarantined: int, stats: Mapping[str, float]
+    out: Path,
+    plan: Plan,
+    unit: PlanUnit,
+    product: str,
+    table: pa.Table,
+    groups: Sequence[tuple[int, int]],
+    quarantined: int,
+    stats: Mapping[str, float],
 ) -> ShardFile:
     name = shard_name(product, unit.index, len(plan.units))
     footer = _footer(plan, unit.index, product, table, quarantined, stats)
-    data = table_to_parquet_bytes(table, footer, plan.products[product].top_k)
+    data = table_to_parquet_bytes(table, footer, groups)
     if put(out, out / name, data):
         return _shard_file(name, footer, data)
     rows = set(table.column("doc_row").to_pylist())
@@ -186,7 +202,7 @@ def _adopt(out: Path, plan: Plan, unit: PlanUnit, product: str, claimed: set[int
             table = file.read()
     except (OSError, pa.ArrowException) as error:
         raise OutputError(f"{out / name}: damaged ({error}); remove the file and run again to make it anew") from error
-    if not table.schema.equals(ROW_SCHEMA, check_metadata=False):
+    if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):
         raise OutputError(f"{out / name}: not a file of this run: other columns or types; move it away and run again")
     wanted = _footer(plan, unit.index, product, table, len(claimed), {})
     for key in ("schema", "schema_version", "fingerprint", "product", "unit", "rows", "positions", "quarantined"):
@@ -246,7 +262,10 @@ def _footer(
         "rows": table.num_rows,
         "positions": int(lengths_of(table).sum()),
         "quarantined": quarantined,
+        "codec": facts.codec,
         "top_k": facts.top_k,
+        "draws": facts.draws,
+        "hidden_size": facts.hidden_size,
         "vocab_size": facts.vocab_size,
         "tokenizer": facts.tokenizer,
         "tokenizer_hash": facts.tokenizer_hash,
@@ -256,7 +275,7 @@ def _footer(
         "semantics": facts.semantics,
         "mantissa_bits": MANTISSA_BITS,
         "logp_unit": "nats",
-        "columns": canonical_json(COLUMNS),
+        "columns": canonical_json({name: COLUMNS[name] for name in table.schema.names}),
         "stats": canonical_json({key: float(value) for key, value in stats.items()}),
     }
     return {f"targetsmith.{key}": str(value) for key, value in values.items()}

@@ -54,6 +54,7 @@ class Softmax:
     base: int64 [documents+1], global number of each document's first node. chunk_of: int64 [N], -1 for contexts that are
     not evaluated (before the given one, or pruned). top_pruned: int64 [N], the pruned ancestor nearest to the root, or -1.
     fringe_logp: (global node, token) -> log-probability of contexts that hang off the tree.
+    measures: after `measure`, of the contexts asked for, float64 [N]: logz, logit_std, logz_scaled (schemas/target.py).
     """
 
     def __init__(self, group: Scored, real_V: torch.Tensor, canonical: CanonicalNext | None, *, masked: bool) -> None:
@@ -82,6 +83,8 @@ class Softmax:
         self.logw[given] = 0.0
         self.noncanonical = np.zeros(self.base[-1])
         self.fringe_logp: dict[tuple[int, int], float] = {}
+        self.measured = np.zeros(self.base[-1], bool)
+        self.measures: dict[str, np.ndarray] = {}
         self._edges = self._collect_edges(np.array(given))
         self._all_real = bool(real_V.all())
 
@@ -115,6 +118,11 @@ class Softmax:
         cuts = np.searchsorted(self.chunk_of[parent], np.arange(self.chunks + 1))
         return [(parent[a:b], token[a:b], child[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
 
+    def measure(self, nodes_N: np.ndarray) -> None:
+        """Ask for the measures of the logits of these contexts, bool [N]; before `run`."""
+        self.measured |= nodes_N
+        self.measures = {name: np.zeros(self.base[-1]) for name in ("logz", "logit_std", "logz_scaled")}
+
     @property
     def chunks(self) -> int:
         return math.ceil(len(self.order) / self.step)
@@ -130,7 +138,12 @@ class Softmax:
         x = logits_RV[:, : len(self.real)]
         if not self._all_real:
             x = x.masked_fill(~self.real, -torch.inf)
-        x = x.sub_(x.amax(1, keepdim=True))
+        top = x.amax(1, keepdim=True)
+        x = x.sub_(top)
+        asked = np.flatnonzero(self.measured[nodes])
+        picked = torch.from_numpy(asked).to(x.device)
+        if len(asked):
+            self._measure_spread(x[picked], top[picked, 0], nodes[asked])
         place = {int(node): row for row, node in enumerate(nodes)}
         parent, token, child = self._edges[index]
         rows = torch.tensor([place[p] for p in parent.tolist()], dtype=torch.long, device=x.device)
@@ -144,8 +157,19 @@ class Softmax:
         log_total = torch.log(total.double())
         if self.canonical is not None:
             log_total += self._handle_noncanonical(prob, nodes)
+        if len(asked):  # with what was taken out: a logit is a log-probability + logz, also in canonical-masked
+            self.measures["logz"][nodes[asked]] = (log_total + top[:, 0].double())[picked].cpu().numpy()
         self._weigh(parent, token, child, (edge_E - log_total[rows]).cpu().tolist())
         return prob
+
+    def _measure_spread(self, x_rV: torch.Tensor, top_r: torch.Tensor, nodes_r: np.ndarray) -> None:
+        """logit_std and logz_scaled from logits less their maximum, -inf for rows of the lm_head without a token."""
+        x = (x_rV if self._all_real else x_rV[:, self.real]).double()
+        std = x.std(1, correction=0)
+        self.measures["logit_std"][nodes_r] = std.cpu().numpy()
+        scaled = torch.logsumexp(x / std[:, None], 1) + top_r.double() / std
+        self.measures["logz_scaled"][nodes_r] = scaled.cpu().numpy()
+        self._note_bad(nodes_r[~(std > 0).cpu().numpy()])  # NaN, or a teacher that gives all tokens one logit
 
     def _handle_noncanonical(self, prob: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
         """Notes each row's mass on tokens that no text has there. Masked: takes it out; returns log of what remains [R]."""

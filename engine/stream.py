@@ -174,7 +174,8 @@ class Targets:
                      behind another, each a segment of its own; one longer than L is cut into pieces of L.
 
         Keys (in brackets the padding): token_ids [B, L] int64 (0), byte_end [B, L] int64 (0), mask [B, L] bool: scored
-        (within max_width) and not padding, loss_mask [B, L] bool: asked for (flag 64 is not set) and not padding, lengths
+        (within max_width) and not padding, loss_mask [B, L] bool: asked for (flag 64 is not set) and not padding, flags [B, L]
+        int64 (64), lengths
         [B] int64, left_out [B] int64: positions that only max_width left out, doc_row [B] int64, gold_logp [B, L] nats
         (-inf), err [B, L] (0).
         Codec topk: ids [B, L, K] int64 (0, also where no token is stored: safe to gather with), logps [B, L, K] float32
@@ -235,6 +236,7 @@ class Targets:
                 cursor = Cursor(cursor.document + layouts[0].consumed, layouts[0].piece)
                 yield to_device({**batch, **dict(zip(self._beside, others, strict=True))}, device), cursor
             waiting = [pool.after(done) for pool in pools] if done < count else None
+            del pools  # before the next ones are read: half the memory
 
     # ---- order and reading ----
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 from engine.corpus import Document
 from engine.emit import Prepared
 from engine.lines import Line, rows_of
-from engine.positions import Rows
-from schemas.target import FLAG_CONTEXT, PAD_ID, ROW_SCHEMA
+from engine.positions import Rows, taken
+from engine.teacher_rows import FILLS
+from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES
 
-# What stands at a position that is not asked to be scored: no distribution, all of it is tail.
-_CONTEXT_FILLS = {"gold_logp": -np.inf, "err": 1.0, "flags": FLAG_CONTEXT, "ids": PAD_ID, "logps": -np.inf}
+_SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
 
 
 @dataclass(slots=True)
@@ -47,8 +47,18 @@ def first_parts(group: Sequence[Work]) -> list[int]:
     return [0, *np.cumsum([len(work.parts) for work in group]).tolist()]
 
 
-def table_of(product: str, group: Sequence[Work], good: Sequence[int], rows: Rows, *, keep_text: bool) -> pa.Table:
-    """The good documents of a group as a table of ROW_SCHEMA. rows: of all parts of the group, in order."""
+def table_of(
+    product: str,
+    group: Sequence[Work],
+    good: Sequence[int],
+    rows: Rows,
+    *,
+    schema: pa.Schema,
+    keep_text: bool,
+    begin: int | None,
+) -> pa.Table:
+    """The good documents of a group as a table of the product's schema. rows: of all parts of the group, in order. begin:
+    the token that begins a text, for the roles."""
     first = first_parts(group)
     ids, ends, at = [], [], []
     for i in good:
@@ -65,33 +75,41 @@ def table_of(product: str, group: Sequence[Work], good: Sequence[int], rows: Row
             at.append(rows_of(line, rows.start[first[i] : first[i + 1]]))
     empty = np.empty(0, np.int64)
     place = np.concatenate([empty, *at])
-    offsets = np.concatenate([[0], np.cumsum([len(a) for a in at])]).astype(np.int32)
-
-    def taken(name: str) -> np.ndarray:
-        values = getattr(rows, name)
-        out = np.full((len(place), *values.shape[1:]), _CONTEXT_FILLS.get(name, 0), values.dtype)
-        out[place >= 0] = values[place[place >= 0]]
-        return out
-
+    token_ids = np.concatenate([empty, *ids])
+    flags = taken(rows.flags, place, FLAG_CONTEXT)
     flat: dict[str, np.ndarray] = {
-        "token_ids": np.concatenate([empty, *ids]).astype(np.int32),
-        "byte_end": np.concatenate([empty, *ends]).astype(np.int32),
-        "scored": taken("scored"),
-        "topk_ids": taken("ids").reshape(-1),
-        "topk_logps": taken("logps").reshape(-1).astype(np.float32),
-        "flags": taken("flags"),
+        "token_ids": token_ids,
+        "byte_end": np.concatenate([empty, *ends]),
+        "scored": taken(rows.scored, place, False),
+        "gold_logp": taken(rows.gold_logp, place, -np.inf),
+        "err": taken(rows.err, place, 1.0),
+        "flags": flags,
+        "roles": roles_of(token_ids, flags, begin),
+        **{name: taken(getattr(rows, name), place, 0.0) for name in _SHARES},
+        **{name: taken(values, place, FILLS[name]) for name, values in rows.statistics.items()},
     }
-    for name in ("tail_logp", "gold_logp", "err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
-        flat[name] = taken(name).astype(np.float32)
+    one = np.ones(len(place), np.int64)
+    lists = {name: (values, one) for name, values in flat.items()} | rows.columns(place)
+    stops = np.cumsum([0, *(len(a) for a in at)])
     columns: dict[str, Any] = {
         "doc_id": pa.array([group[i].document.doc_id for i in good], pa.string()),
         "doc_row": pa.array([group[i].document.doc_row for i in good], pa.int64()),
         "text": pa.array([group[i].document.text if keep_text else "" for i in good], pa.string()),
     }
-    for name, values in flat.items():
-        width = rows.ids.shape[1] if name.startswith("topk") else 1
-        kind = ROW_SCHEMA.field(name).type
-        columns[name] = pa.ListArray.from_arrays(
-            pa.array(offsets * width), pa.array(values, kind.value_type), type=kind
-        )
-    return pa.Table.from_arrays([columns[name] for name in ROW_SCHEMA.names], schema=ROW_SCHEMA)
+    for column in schema:
+        if pa.types.is_list(column.type):
+            values, sizes = lists[column.name]
+            offsets = np.concatenate([[0], np.cumsum(sizes)])[stops]
+            typed = pa.array(values.astype(column.type.value_type.to_pandas_dtype()))
+            columns[column.name] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), typed, type=column.type)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def roles_of(token_ids: np.ndarray, flags: np.ndarray, begin: int | None) -> np.ndarray:
+    """The role of each token, uint8 (schemas/target.py ROLES)."""
+    context = (flags & FLAG_CONTEXT) != 0
+    roles = np.where(context, ROLES["template"], ROLES["text"]).astype(np.uint8)
+    if begin is not None:
+        roles[context & (token_ids == begin)] = ROLES["begin"]
+    roles[(flags & FLAG_END) != 0] = ROLES["end"]
+    return roles

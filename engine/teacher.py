@@ -172,10 +172,16 @@ def _check_logits(decoder: Decoder, log_probs: LogProbs, vocab: int, size: int, 
         )
 
 
-def _logits_function(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
+def logits_form(model: Any) -> tuple[float, float]:
+    """(scale, soft cap) between the lm_head's output and the logits; 1 and 0 where a model has none."""
+    config = model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return scale, float(cap or 0.0)
+
+
+def _logits_function(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    head, (scale, cap) = model.get_output_embeddings(), logits_form(model)
 
     def logits(hidden_CD: torch.Tensor) -> torch.Tensor:
         out = head(hidden_CD).float()

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
+import torch
 
 from engine.outfolder import load_plan
 from engine.stream import PAD_ID, Document, Targets, TargetsError
 from schemas.errors import OutputError, RunFileError
 
-View = Literal["student", "teacher", "bytes"]
+View = Literal["student", "teacher", "bytes", "hidden"]
 
 
 def cat(
@@ -67,7 +68,7 @@ def choose(out: Path, products: Sequence[str], student: str | None, view: View |
         )
     students = [name for name in products if name.startswith("student/")]
     listed = ", ".join(sorted(products))
-    if view in ("teacher", "bytes"):
+    if view in ("teacher", "bytes", "hidden"):
         if view not in products:
             raise OutputError(
                 f"{out}: no {view} view here, this run has {listed}; [targets] {view} = true stores it, in a new output"
@@ -81,22 +82,35 @@ def choose(out: Path, products: Sequence[str], student: str | None, view: View |
     candidates = students if students or view == "student" else products
     if len(candidates) == 1 or (candidates and first):
         return candidates[0]
-    how = "--student NAME" if students else "--view teacher or --view bytes"
+    how = "--student NAME" if students else "--view teacher, --view bytes or --view hidden"
     raise OutputError(f"{out}: this run has {listed}; say which by {how}")
 
 
 def as_json(document: Document) -> dict[str, Any]:
     """The document as JSON values: the keys and meanings that docs/format.md promises."""
-    present = document.ids != PAD_ID
-    return {
+    head = {
         "doc_id": document.doc_id,
         "text": document.text,
         "token_ids": document.token_ids.tolist(),
         "byte_end": document.byte_end.tolist(),
         "scored": document.scored.tolist(),
-        "ids": [ids[here].tolist() for ids, here in zip(document.ids, present, strict=True)],
-        "logps": [logps[here].tolist() for logps, here in zip(document.logps, present, strict=True)],
-        "tail_logp": _finite(document.tail_logp),
+    }
+    extra = dict(document.extra)
+    if "hidden" in extra:
+        states = torch.from_numpy(extra["hidden"].view(np.int16)).view(torch.bfloat16)
+        return {**head, "hidden": states.tolist(), "flags": document.flags.tolist()}
+    present = document.ids != PAD_ID
+    stored = {"ids": [ids[here].tolist() for ids, here in zip(document.ids, present, strict=True)]}
+    if "sample_sizes" in extra:
+        sizes, counts = extra.pop("sample_sizes"), extra.pop("sample_counts")
+        del extra["sample_ids"]
+        stored["counts"] = [part.tolist() for part in np.split(counts, np.cumsum(sizes)[:-1])]
+    else:
+        stored["logps"] = [logps[here].tolist() for logps, here in zip(document.logps, present, strict=True)]
+        stored["tail_logp"] = _finite(document.tail_logp)
+    return {
+        **head,
+        **stored,
         "gold_logp": _finite(document.gold_logp),
         "err": document.err.tolist(),
         "open_mass": document.open_mass.tolist(),
@@ -104,6 +118,7 @@ def as_json(document: Document) -> dict[str, Any]:
         "pruned_mass": document.pruned_mass.tolist(),
         "noncanonical_mass": document.noncanonical_mass.tolist(),
         "flags": document.flags.tolist(),
+        **{name: _finite(values) for name, values in extra.items()},
     }
 
 

@@ -49,8 +49,8 @@ app = typer.Typer(
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a run.")]
 View = Annotated[
-    Literal["student", "teacher", "bytes"] | None,
-    typer.Option(help="Over the student's vocabulary, over the teacher's own, or byte by byte."),
+    Literal["student", "teacher", "bytes", "hidden"] | None,
+    typer.Option(help="Over the student's vocabulary, over the teacher's own, byte by byte, or hidden states (cat)."),
 ]
 Student = Annotated[str | None, typer.Option(help="Name of the student, where the run has several.")]
 

@@ -23,9 +23,11 @@ from rich.table import Column, Table
 from engine.calibrate import sample
 from engine.corpus import CorpusScan, read_units, scan_corpus
 from engine.finish import finish
+from engine.head import hidden_size_note
 from engine.outfolder import read_quarantine, sealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.shards import open_output, publish_unit
+from engine.vocab import load_vocabulary
 from jobs.events import Done, Notice, Ready, Salvaged
 from jobs.progress import Counts, Display, clock
 from jobs.raypool import Pool, connect
@@ -67,6 +69,8 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
         display.say(f"products: {made}; {run.targets.semantics}")
         if sealed:
             display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
+        if run.targets.hidden:
+            display.say(_hidden_note(run, scan, plan))
         if len(sealed) < len(plan.units):
             _work(pin(run), scan, plan, sealed, counts, display, address)
     return Outcome(run, finish(run.output, plan, engine_version=ENGINE_VERSION), counts)
@@ -110,6 +114,18 @@ def _work(
             f"{run.output}: the actors published {len(missing)} units, but {len(unseen)} of them are not visible here "
             f"(first: unit {unseen[0]}). All nodes must share the output folder: name one on a shared disk."
         )
+
+
+def _hidden_note(run: RunConfig, scan: CorpusScan, plan: Plan) -> str:
+    teacher = run.teacher
+    vocabulary = load_vocabulary(
+        run.locate(teacher.tokenizer or teacher.model),
+        revision=teacher.revision if teacher.tokenizer is None else None,
+        trust_remote_code=teacher.trust_remote_code,
+    )
+    documents = sum(unit.n_rows for unit in plan.units)
+    first = sample(run.corpus, scan, run.targets.calibration_documents or 64)
+    return hidden_size_note(first, documents, vocabulary, plan.products["hidden"].hidden_size)
 
 
 def _closes(plan: Plan) -> bool:

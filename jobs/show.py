@@ -108,6 +108,10 @@ def show(
     window = _window(rows)
     plan = load_plan(out)
     product = choose(out, list(plan.products), student, view, first=True)
+    if plan.products[product].codec == "hidden":
+        raise OutputError(
+            f"{out}: hidden states are no distributions to look at; `targetsmith cat --view hidden` prints them"
+        )
     row = _find(out, plan, product, doc)
     places = [*near, Path.cwd(), out.resolve(), *out.resolve().parents]
     ours = _view(row, plan.products[product], places)
@@ -127,6 +131,7 @@ def _title(product: str, view: _View) -> str:
     name = product.replace("/", " ", 1)
     words = [view.facts.regime] if view.facts.regime != product else []
     words += [view.facts.semantics] if view.facts.semantics != "canonical-context" else []
+    words += [f"{view.facts.draws} draws"] if view.facts.codec == "sample" else []
     return f"{name} ({', '.join(words)})" if words else name
 
 
@@ -139,8 +144,10 @@ def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
         table.add_column("teacher tokens", overflow="fold")
         table.add_column("teacher's top-k", no_wrap=True)
     kinds = {"own": "teacher's top-k", "bytes": "next byte's top-k"}
-    table.add_column(kinds.get(ours.facts.regime, "student's top-k"), no_wrap=True)
-    for heading in ("gold p", "tail", "width"):
+    usual = "student's top-k" if ours.facts.codec == "topk" else "drawn (share)"
+    table.add_column(kinds.get(ours.facts.regime, usual), no_wrap=True)
+    known = {"gold p": "gold_logp", "tail": "tail_logp"} if ours.facts.codec == "topk" else {"gold p": "gold_logp"}
+    for heading in (*known, "width"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("flags")
     row = ours.row
@@ -159,10 +166,10 @@ def _table(ours: _View, theirs: _View | None, window: slice, top: int) -> Table:
             cells.append(inside if beside is None else theirs.best(beside, top))
         cells.append(ours.best(i, top))
         if row["scored"][i]:
-            cells += [f"{np.exp(row[name][i]):.4f}" for name in ("gold_logp", "tail_logp")]
+            cells += [f"{np.exp(row[name][i]):.4f}" for name in known.values()]
             cells.append(f"{row['err'][i]:.1e}")
         else:
-            cells += ["", "", ""]
+            cells += [""] * (len(known) + 1)
         cells.append("\n".join(word for bit, word in FLAG_WORDS.items() if row["flags"][i] & bit))
         table.add_row(*cells)
     return table
@@ -173,11 +180,13 @@ def _legend(view: _View, window: slice) -> str:
     scored = np.array(row["scored"], bool)
     total = len(scored)
     shown = len(range(*window.indices(total)))
-    stored = 1 - np.exp(np.array(row["tail_logp"])[scored])
     lines = [f"{shown} of {total} positions shown (--rows from:to), {scored.sum()} scored"]
     if scored.any():
         width = np.array(row["err"])[scored].mean()
-        lines[0] += f"; mean stored mass {stored.mean():.6f}, mean certified width {width:.2e}"
+        if view.facts.codec == "topk":
+            stored = 1 - np.exp(np.array(row["tail_logp"])[scored])
+            lines[0] += f"; mean stored mass {stored.mean():.6f}"
+        lines[0] += f", mean certified width {width:.2e}"
         shares = {name: np.array(row[f"{name}_mass"])[scored].mean() for name in ("noncanonical", "pruned")}
         lines.append(
             f"mean non-canonical mass {shares['noncanonical']:.2e} (the teacher's, on tokens that no text has there)"
@@ -198,10 +207,24 @@ def _covering(view: _View, start: int, end: int, is_end: bool) -> list[int]:
 
 
 def _view(row: dict[str, Any], facts: ProductFacts, places: Sequence[Path]) -> _View:
-    ids = np.array(row["topk_ids"], np.int64).reshape(-1, facts.top_k)
-    probs = np.exp(np.array(row["topk_logps"], np.float64)).reshape(-1, facts.top_k)
+    ids, probs = _drawn(row, facts) if facts.codec == "sample" else _likeliest(row, facts)
     vocabulary = None if facts.regime == "bytes" else _vocabulary(facts, places)
     return _View(facts, row, vocabulary, ids, probs, [0, *row["byte_end"][:-1]])
+
+
+def _likeliest(row: dict[str, Any], facts: ProductFacts) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.array(row["topk_ids"], np.int64).reshape(-1, facts.top_k)
+    return ids, np.exp(np.array(row["topk_logps"], np.float64)).reshape(-1, facts.top_k)
+
+
+def _drawn(row: dict[str, Any], facts: ProductFacts) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that were drawn, with the share of the draws that each has."""
+    sizes = np.array(row["sample_sizes"], np.int64)
+    ids = np.full((len(sizes), int(sizes.max(initial=1))), PAD_ID, np.int64)
+    shares = np.zeros(ids.shape)
+    here = np.arange(ids.shape[1]) < sizes[:, None]
+    ids[here], shares[here] = row["sample_ids"], np.array(row["sample_counts"]) / facts.draws
+    return ids, shares
 
 
 def _vocabulary(facts: ProductFacts, places: Sequence[Path]) -> Vocabulary | None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import torch
 
 from engine.corpus import Document, Unit
+from engine.head import publish_head
 from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
 from jobs.events import Died
-from schemas.manifest import Plan
+from schemas.manifest import Plan, add_stats
 from schemas.runfile import RunConfig
-from schemas.target import ROW_SCHEMA
 
 
 class UnitWorker:
@@ -28,6 +27,8 @@ class UnitWorker:
         self._plan = plan
         self._scorer = Scorer(run)
         self._scorer.calibrate(sample)
+        if run.targets.hidden:
+            publish_head(run.output, self._scorer.teacher)
         teacher = self._scorer.teacher
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""
@@ -46,17 +47,16 @@ class UnitWorker:
 def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Died]]) -> UnitResult:
     """One unit again from its documents scored one by one; Died instead of a result quarantines the document."""
     results = [outcome for _, outcome in outcomes if not isinstance(outcome, Died)]
-    stats: Counter[str] = Counter()
+    stats: dict[str, float] = {}
     for result in results:
-        stats.update(result.stats)
+        add_stats(stats, result.stats)
     quarantine = [record for result in results for record in result.quarantine]
     for document, outcome in outcomes:
         if isinstance(outcome, Died):
             quarantine.append(refusal(document, "worker_died", outcome.how))
-            stats.update({"documents": 1.0, "quarantined": 1.0})
-    products = {name: _join(result.products[name] for result in results) for name in plan.products}
-    return UnitResult(products=products, quarantine=quarantine, stats=dict(stats))
-
-
-def _join(tables: Iterable[pa.Table]) -> pa.Table:
-    return pa.concat_tables([ROW_SCHEMA.empty_table(), *tables])
+            add_stats(stats, {"documents": 1.0, "quarantined": 1.0})
+    products = {
+        name: pa.concat_tables([facts.schema_of_rows.empty_table(), *(result.products[name] for result in results)])
+        for name, facts in plan.products.items()
+    }
+    return UnitResult(products=products, quarantine=quarantine, stats=stats)

@@ -16,9 +16,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION
+from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION, Codec, row_schema
 
 REASONS: dict[str, str] = {
     "malformed_json": "the record is not valid JSON, or is not a JSON object",
@@ -55,6 +56,10 @@ COLUMNS: dict[str, str] = {
     "topk_ids": "[T*K] row-major, falling log-probability; -1 fills where fewer than K tokens have mass",
     "topk_logps": "[T*K] nats, beside topk_ids; -inf beside -1",
     "tail_logp": "[T] nats, log of the mass outside the top-k",
+    "sample_sizes": "[T] different tokens drawn at the position; 0 where unscored",
+    "sample_ids": "[sum of sample_sizes] the tokens drawn, per position by falling count, then rising id",
+    "sample_counts": "[sum of sample_sizes] how often each was drawn; their sum per position is the number of draws",
+    "hidden": "[T*D] row-major, bfloat16 bits of the state (after the final norm) that predicts the token; 0 where unscored",
     "gold_logp": "[T] nats, log-probability of the token itself; -inf where unscored",
     "err": "[T] width of the certified interval, probability, rounded up",
     "open_mass": "[T] share of live mass whose first token is not yet certain",
@@ -63,8 +68,15 @@ COLUMNS: dict[str, str] = {
     "noncanonical_mass": "[T] share of the mass after this row's contexts on tokens that no text has there",
     "flags": "[T] bits: 1 exact, 2 bounded, 4 budget spent, 8 given (unscored), 16 end token, 32 no mass (unscored), "
     "64 not asked for (unscored: chat template, other roles)",
+    "logz": "[T] log of the sum of exp(logit): logit of a token = its log-probability + logz",
+    "entropy": "[T] nats, of the row's distribution",
+    "logit_std": "[T] standard deviation of the logits over all tokens",
+    "logz_scaled": "[T] log of the sum of exp(logit / logit_std) over all tokens",
+    "space_logp": "[T] nats, log of the row's mass on tokens that begin with white space, and on specials",
+    "end_logp": "[T] nats, log of the row's mass on tokens that end a text or turn",
+    "roles": "[T] what the token is: 0 text, 1 begin, 2 end, 3 template",
 }
-"""One line per column, written into every footer. Row i predicts token i given tokens < i."""
+"""One line per column; a footer has those of its product. Row i predicts token i given tokens < i."""
 
 Regime = Literal["own", "same", "subset", "bytes", "fast", "beam"]
 Semantics = Literal["canonical-context", "canonical-masked"]
@@ -118,11 +130,20 @@ class ProductFacts(_Frozen):
     tokenizer: str = Field(description="as named in the run file; for people, not part of the fingerprint")
     tokenizer_hash: str = Field(description="content hash of the vocabulary that the ids belong to")
     vocab_size: int = Field(ge=1, description="ids are in [0, vocab_size)")
-    top_k: int = Field(ge=1, description="K: ids and log-probabilities stored per position")
+    codec: Codec = Field(default="topk", description="what is kept of a distribution: topk, sample, hidden")
+    top_k: int = Field(ge=0, description="K: ids and log-probabilities stored per position; 0 unless codec is topk")
+    draws: int = Field(default=0, description="codec sample: tokens drawn per position")
+    hidden_size: int = Field(default=0, description="codec hidden: numbers per state")
+    statistics: bool = Field(default=False, description="the teacher's statistics stand beside its rows")
     bos_id: int | None = Field(default=None, description="begin token, if the vocabulary has one")
     eos_id: int | None = Field(default=None, description="token that closes a document, if one is appended")
     regime: Regime = Field(description="a word of REGIMES")
     semantics: Semantics = Field(description="a word of SEMANTICS")
+
+    @property
+    def schema_of_rows(self) -> pa.Schema:
+        """The columns of the product's files."""
+        return row_schema(self.codec, self.statistics)
 
 
 class Plan(_Frozen):
@@ -204,7 +225,9 @@ class Seal(_Frozen):
     unit: int = Field(ge=0)
     quarantined: int = Field(ge=0, description="documents of the unit that are in quarantine instead")
     files: dict[str, ShardFile | None]
-    stats: dict[str, float] = Field(description="sums over the unit, as counted by the scorer")
+    stats: dict[str, float] = Field(
+        description="sums over the unit, as counted by the scorer; maxima where the name says so"
+    )
 
 
 class ProductTotal(_Frozen):
@@ -239,6 +262,19 @@ class Manifest(_Frozen):
     totals: dict[str, ProductTotal]
     stats: dict[str, float] = Field(description="sums of the statistics of all units")
     shards: tuple[ShardRecord, ...]
+
+
+MAXIMUM = "_max"
+"""Statistics whose names end so are the largest value, not a sum."""
+
+
+def add_stats(into: dict[str, float], stats: Mapping[str, float]) -> None:
+    """Put one unit's statistics to those of others."""
+    for name, value in stats.items():
+        if name.endswith(MAXIMUM):
+            into[name] = max(into.get(name, value), value)
+        else:
+            into[name] = into.get(name, 0.0) + value
 
 
 _ABSENT = object()

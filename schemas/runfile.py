@@ -18,7 +18,8 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, fi
 
 from schemas.errors import RunFileError
 from schemas.runfile_errors import Fault, Faults, explain, show
-from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TargetsConfig, TeacherConfig, key
+from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
+from schemas.settings_targets import TargetsConfig
 
 __all__ = [
     "CorpusConfig",
@@ -52,7 +53,7 @@ class RunConfig(Table):
         validate_default=True,
         wanted="at least one [[student]] table",
         about="The students' vocabularies; the teacher runs once for all of them. May be absent where `[targets]` says "
-        "`bytes = true` or `teacher = true` in so many words.",
+        "`bytes = true`, `hidden = true` or `teacher = true` in so many words.",
     )
     ray: RayConfig = key(RayConfig(), semantic=False, about="Where the work runs.")
 
@@ -73,14 +74,15 @@ class RunConfig(Table):
         """Without students a run must say itself what it stores; that one was forgotten is likelier."""
         targets = info.data.get("targets")  # None: wrong itself, and reported
         if students in ([], ()) and targets is not None:
-            if not targets.bytes and not (targets.teacher and "teacher" in targets.model_fields_set):
+            named = targets.teacher and "teacher" in targets.model_fields_set
+            if not (targets.bytes or targets.hidden or named):
                 raise Faults(
                     Fault(
                         "",
                         "nothing: the table is missing" if students == () else "an empty list",
-                        "at least one [[student]] table, or another product: bytes, or the teacher's own view",
-                        "add [[student]] with name = ... and tokenizer = ..., or write bytes = true or teacher = true "
-                        "under [targets]",
+                        "at least one [[student]] table, or another product: bytes, hidden, or the teacher's own view",
+                        "add [[student]] with name = ... and tokenizer = ..., or write bytes = true, hidden = true or "
+                        "teacher = true under [targets]",
                     )
                 )
         return students

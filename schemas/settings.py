@@ -278,67 +278,6 @@ class StudentConfig(Table):
     )
 
 
-class TargetsConfig(Table):
-    """[targets]: what is stored."""
-
-    regime: Literal["auto", "exact", "fast", "beam"] = key(
-        "auto",
-        semantic=True,
-        about="How a student's distribution is computed. `exact`: the definition, without open or pruned mass; `fast`: "
-        "one step, no evaluations beside the contexts; `beam`: open mass is split by more evaluations until `tolerance` is "
-        "reached or `max_nodes_per_token` are spent. `auto`: exact where that is proven for the pair of tokenizers, else beam.",
-    )
-    semantics: Literal["canonical-context", "canonical-masked"] = key(
-        "canonical-context",
-        semantic=True,
-        about="Which probability is meant. `canonical-context`: contexts are canonical, the next token is as the model "
-        "gives it. `canonical-masked`: every step renormalised over the tokens that keep the text canonical, a proper "
-        "distribution over texts.",
-    )
-    tolerance: float = key(
-        0.02,
-        semantic=True,
-        ge=0,
-        lt=1,
-        wanted="a number, 0 or more and below 1",
-        about="Beam: certified width (`err`) at which a position is good enough and no more is spent on it. 0: until nothing "
-        "is open (with a large `max_nodes_per_token` that is the lossless value).",
-    )
-    max_nodes_per_token: float = key(
-        6.0,
-        semantic=True,
-        ge=0,
-        about="Beam: teacher evaluations that a document may cost for each of its student tokens, beside those of its contexts. "
-        "Spent over the document where they buy the most.",
-    )
-    calibration_documents: int = key(
-        64,
-        semantic=True,
-        ge=0,
-        about="Fast and beam: the first so many documents are read by the teacher beforehand, to learn how each of its tokens is "
-        "usually continued. Mass left open is placed by that. 0: as if every open token ended there.",
-    )
-    eps: float = key(
-        0.0,
-        semantic=True,
-        ge=0,
-        lt=1,
-        wanted="a number, 0 or more and below 1",
-        about="Contexts whose weight relative to the text's own probability is below this are not evaluated; the mass given "
-        "up is bounded in `pruned_mass` and `err` of every position. 0: all are evaluated.",
-    )
-    top_k: int = key(64, semantic=True, ge=1, le=1024, about="Tokens stored per position; the rest is one tail mass.")
-    bytes: bool = key(
-        False,
-        semantic=True,
-        about="Also store the distribution of the next byte (256 values and the end) at every byte.",
-    )
-    bytes_top_k: int = key(8, semantic=True, ge=1, le=257, about="Values stored per byte; the rest is one tail mass.")
-    teacher: bool = key(True, semantic=True, about="Also store the teacher's own top-k over its own vocabulary.")
-    store_text: bool = key(True, semantic=True, about="Store the text of each document in its row.")
-    end: bool = key(True, semantic=True, about="Append the end token to each document and score it.")
-
-
 class RayConfig(Table):
     """[ray]: where the work runs. Nothing here changes the results."""
 

@@ -18,7 +18,7 @@ from engine.beam import Spending
 from engine.emit import Emitter, Prepared
 from engine.evaluate import Open, hidden_states
 from engine.leaves import LeafFinder
-from engine.positions import Rows
+from engine.positions import TopK
 from engine.sketch import Sketcher
 from engine.vocab import Vocabulary
 from engine.widen import Widener
@@ -63,7 +63,7 @@ def widener_of(
 class Scored:
     """Rows by product, evaluations by document, and the contexts that were scored for them, in order."""
 
-    rows: dict[str, Rows]
+    rows: dict[str, TopK]
     spent: np.ndarray
     asked: list[Tokens]
 
@@ -97,7 +97,7 @@ def score(
     widener = widener_of(pairs, budget=budget, tolerance=tolerance, top=top, least=least, length=max_length)
     spent = widener.widen(docs, hidden, batches, model.logits)
     rows = emitter_of(pairs).emit(docs, hidden, model.logits)
-    return Scored(rows, spent, model.asked)
+    return Scored(cast(dict[str, TopK], rows), spent, model.asked)
 
 
 def emitter_of(pairs: dict[str, Pair]) -> Emitter:

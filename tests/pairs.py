@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from engine.exact import exact_side
 from engine.exact_rows import Refinement
 from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion, subset_gap
 from engine.outcomes import Outcomes
-from engine.positions import Rows
+from engine.positions import TopK
 from engine.pushforward import PushForward
 from engine.rules import RuleBook, TeacherTokens
 from engine.split import build_splitter
@@ -124,7 +125,7 @@ class Pair:
 
     def emit(
         self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
-    ) -> dict[str, Rows]:
+    ) -> dict[str, TopK]:
         """The real Emitter; `broken`: (document, node) whose row of log-probabilities is NaN."""
         where = [(i, node) for i, doc in enumerate(docs) for node in range(len(doc.tree.token))]
 
@@ -138,7 +139,8 @@ class Pair:
                     rows.append(table.logp(path_of(docs[i].tree, node, self.teacher)))
             return torch.from_numpy(np.array(rows))
 
-        return self.emitter.emit(docs, torch.arange(len(where), dtype=torch.float64)[:, None], logits)
+        rows = self.emitter.emit(docs, torch.arange(len(where), dtype=torch.float64)[:, None], logits)
+        return cast(dict[str, TopK], rows)
 
 
 def path_of(tree: ContextTree, node: int, vocabulary: Vocabulary) -> tuple[int, ...]:
@@ -245,7 +247,7 @@ def cases(
             yield Case(pair, table, text, bos, every_byte, doc)
 
 
-def stored(rows: Rows, at: int, size: int) -> np.ndarray:
+def stored(rows: TopK, at: int, size: int) -> np.ndarray:
     q = np.zeros(size)
     here = rows.ids[at] >= 0
     q[rows.ids[at][here]] = np.exp(rows.logps[at][here])

@@ -70,6 +70,12 @@ def targets_table(
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
 
 
+def facts_of(top_k: int = 8, vocab_size: int = 1000, **more: Any) -> ProductFacts:
+    """The facts of a product, as far as they are given."""
+    named = {"tokenizer": "a", "tokenizer_hash": "a" * 64, "regime": "own", "semantics": "canonical-context"}
+    return ProductFacts(**{**named, "top_k": top_k, "vocab_size": vocab_size, **more})
+
+
 def small_plan(
     units: int = 3,
     rows: int = 4,

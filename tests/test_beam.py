@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from engine.emit import Prepared
-from engine.positions import Rows
+from engine.positions import TopK
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
 from tests.beams import FiniteTeacher, Truth, score
@@ -79,7 +79,7 @@ def targets_of(case: BeamCase) -> list[tuple[np.ndarray, float]] | None:
     return None if case.truth.rules.lost else found
 
 
-def pruned_share(rows: Rows, k: int, mass: float, excluded: float) -> float:
+def pruned_share(rows: TopK, k: int, mass: float, excluded: float) -> float:
     """The width that contexts which were not evaluated leave at a row without open mass."""
     share = float(rows.pruned_mass[k])
     bound = share / (1 - share) * (mass + excluded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from engine.emit import Prepared
 from engine.evaluate import Open, hidden_states
 from engine.forest import Window
 from engine.growth import Growth, RescoredGrowth
-from engine.positions import Rows
+from engine.positions import TopK
 from engine.score import Scorer
 from engine.teacher import Teacher
 from tests.test_score import documents, scorer
@@ -56,13 +56,13 @@ def _last_state(model: Any, path: tuple[int, ...]) -> torch.Tensor:
     return _KNOWN[path]
 
 
-def rows_of(made: Scorer, docs: list[Prepared]) -> tuple[Rows, int]:
+def rows_of(made: Scorer, docs: list[Prepared]) -> tuple[TopK, int]:
     """What Scorer._score_group does, before anything is rounded: rows, and the evaluations spent on splits."""
     assert made.widener is not None
     batches: list[Open] = []
     hidden = hidden_states(made.teacher, docs, made.run.teacher, made.pruner, grow=batches)
     spent = made.widener.widen(docs, hidden, batches, made.teacher.logits)
-    return made.emitter.emit(docs, hidden, made.teacher.logits)[STUDENT], int(spent.sum())
+    return cast(TopK, made.emitter.emit(docs, hidden, made.teacher.logits)[STUDENT]), int(spent.sum())
 
 
 def alone(made: Scorer) -> Scorer:

@@ -11,15 +11,17 @@ import pyarrow as pa
 import pytest
 import torch
 
+from engine.checks import check_rows
 from engine.columns import Message
 from engine.corpus import Document
-from engine.rows import check_rows, round_rows
+from engine.rows import round_rows
 from engine.score import BYTES, TEACHER, Scorer
 from engine.vocab import Vocabulary
 from schemas.runfile import parse_run
 from schemas.target import FLAG_CONTEXT, FLAG_END, FLAG_EXACT
 from tests.chats import END_OF_TURN, chat_teacher, with_template
 from tests.runs import ASSETS, write_subset
+from tests.tables import facts_of
 
 TALK = (
     Message("user", "How many apples? <|im_end|><|eot_id|>"),
@@ -104,7 +106,7 @@ def check(ready: Scorer, product: str, table: pa.Table, talk: Sequence[Message],
     row, vocabulary = row_of(table), vocabulary_of(ready, product)
     k = len(row["topk_ids"]) // len(row["token_ids"])
     size = 257 if vocabulary is None else vocabulary.size
-    check_rows(round_rows(table), top_k=k, vocab_size=size, where=product)
+    check_rows(round_rows(table), facts_of(k, size), where=product)
     ids, ends = np.array(row["token_ids"]), np.array(row["byte_end"])
     scored, flags = np.array(row["scored"]), np.array(row["flags"])
     assert row["text"] == "".join(content for _, content in talk)

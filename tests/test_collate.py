@@ -278,3 +278,17 @@ def test_a_file_whose_columns_do_not_fit_is_refused(
     for read in (lambda: list(targets.documents()), lambda: list(targets.batches(4, seed=0, pack_length=50))):
         with pytest.raises(TargetsError, match=text):
             read()
+
+
+def test_files_with_other_columns_than_their_neighbours_are_refused(tmp_path: Path) -> None:
+    """Unit 1 without statistics, as if its file came from a run without them."""
+    out = tmp_path / "out"
+    write_output(out, units=2, products=("teacher",))
+    manifest = json.loads((out / "_engine/manifest.json").read_text())
+    name = manifest["shards"][1]["files"]["teacher"]["name"]
+    table = pq.ParquetFile(out / name).read().drop_columns(["logz", "roles"])
+    manifest["shards"][1]["files"]["teacher"] = write_shard(out, name, table, "teacher", 1, 4)
+    (out / "_engine/manifest.json").write_text(json.dumps(manifest))
+    for seed in (None, 0):
+        with pytest.raises(TargetsError, match="differ in the columns logz, roles"):
+            list(Targets(out).batches(4, seed=seed))

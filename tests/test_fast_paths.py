@@ -14,7 +14,7 @@ import engine.boundaries
 import engine.pushforward
 import engine.rules
 from engine.boundaries import Aligner
-from engine.positions import Rows
+from engine.positions import TopK
 from engine.pushforward import Job, Pushed, PushForward
 from schemas.errors import BadDocument
 from tests.pairs import STUDENT, cases, random_pair
@@ -130,7 +130,7 @@ def test_rows_from_few_columns_are_rows_from_all(seed: int):
     dense = np.zeros((count, size))
     dense[:, ids] = mass
     gold, total, at = rng.integers(0, size, count), mass.sum(1), rng.permutation(count)
-    narrow, wide = Rows.empty([gold], k), Rows.empty([gold], k)
+    narrow, wide = TopK([gold], k), TopK([gold], k)
     narrow.write("x", at, torch.from_numpy(mass), total, ids)
     wide.write("x", at, torch.from_numpy(dense), total)
     np.testing.assert_array_equal(narrow.ids, wide.ids)

@@ -2,7 +2,7 @@
 
 Teachers: two Llama-2-style ones (SentencePiece, byte fallback), the demo's (byte-level, a pattern that looks ahead), and a
 random model under the real Qwen2.5 tokenizer. Students: the beginning of the teacher's own merges, bytes, and the
-teacher's own tokenizer. Rows are taken from the engine before anything is rounded.
+teacher's own tokenizer. TopK are taken from the engine before anything is rounded.
 
 Specials that end no text (unknown, BOS, chat marks) are in the teacher's own distributions and in nobody's bytes; where
 both are compared, the model is made to give them nothing (`without_specials`).
@@ -16,13 +16,14 @@ import shutil
 import unicodedata
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 from engine.evaluate import hidden_states
-from engine.positions import Rows
+from engine.positions import TopK
 from engine.score import BYTES, TEACHER, Scorer
 from engine.vocab import Vocabulary, load_vocabulary, valid_utf8_prefix
 from schemas.runfile import parse_run
@@ -133,17 +134,17 @@ def masked(name: str, folder: Path) -> Scorer:
     return without_specials(make(name, students, semantics="canonical-masked"))
 
 
-def rows_of(made: Scorer, text: str) -> dict[str, Rows]:
+def rows_of(made: Scorer, text: str) -> dict[str, TopK]:
     """float64 rows of every product, before rounding."""
     doc = made._prepare(documents([text])[0])
     out = made.emitter.emit(
         [doc], hidden_states(made.teacher, [doc], made.run.teacher, made.pruner), made.teacher.logits
     )
     assert doc.bad is None
-    return out
+    return cast(dict[str, TopK], out)
 
 
-def dense(rows: Rows, size: int) -> np.ndarray:
+def dense(rows: TopK, size: int) -> np.ndarray:
     """float64 [positions, size] probabilities; all 0 where unscored."""
     q = np.zeros((len(rows.ids), size))
     row, column = np.nonzero(rows.ids >= 0)
@@ -181,9 +182,8 @@ def test_the_teachers_own_tokenizer_as_a_student_is_the_teacher(name: str, tmp_p
     assert made.regimes == {product: "same"}
     for text in HARD:
         rows = rows_of(made, text)
-        for column in dataclasses.fields(Rows):
-            ours, theirs = getattr(rows[product], column.name), getattr(rows[TEACHER], column.name)
-            np.testing.assert_array_equal(ours, theirs, err_msg=f"{text!r} {column.name}")
+        for name, theirs in vars(rows[TEACHER]).items():
+            np.testing.assert_array_equal(getattr(rows[product], name), theirs, err_msg=f"{text!r} {name}")
     made.regimes[product] = "subset"
     made._build()
     widened(made)

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("schemas", "engine", "jobs")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"schemas": {"schemas"}, "engine": {"schemas", "engine"}, "jobs": {"schemas", "engine", "jobs"}}
-READER_LIBRARIES = {"pyarrow", "numpy", "torch"}
+READER = ("stream", "shardfiles", "rowgroups", "collate", "loader")
+READER_LIBRARIES = {"pyarrow", "numpy", "torch", "fsspec"}
 
 
 def imports(path: Path) -> set[str]:
@@ -61,8 +62,17 @@ def test_schemas_need_neither_torch_nor_transformers() -> None:
 
 
 def test_the_reader_stands_alone() -> None:
-    outside = tops(ROOT / "engine/stream.py") - set(sys.stdlib_module_names)
+    """Its files need each other and four libraries, so that they can be copied into a trainer."""
+    found = {name for file in READER for name in imports(ROOT / "engine" / f"{file}.py")}
+    ours = {name.split(".")[1] for name in found if name.partition(".")[0] == "engine"}
+    assert ours <= set(READER)
+    outside = {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - {"engine"}
     assert outside == READER_LIBRARIES
+
+
+def test_losses_need_torch_and_numpy_only() -> None:
+    found = {top for path in (ROOT / "engine/losses").glob("*.py") for top in tops(path)}
+    assert found - set(sys.stdlib_module_names) == {"torch", "numpy", "engine"}
 
 
 def test_the_readme_lists_every_file() -> None:

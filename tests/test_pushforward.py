@@ -15,7 +15,7 @@ import pytest
 import engine.fast_rows
 import engine.pushforward
 import engine.softmax
-from engine.positions import Rows
+from engine.positions import TopK
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
 from tests.beams import score
@@ -25,7 +25,7 @@ from tests.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, completions, ran
 from tests.vocabularies import EFFORT
 
 
-def probabilities(rows: Rows, at: int, size: int) -> np.ndarray:
+def probabilities(rows: TopK, at: int, size: int) -> np.ndarray:
     """The stored row as a vector; everything is in the top-k here."""
     q = np.zeros(size)
     here = rows.ids[at] >= 0
@@ -249,7 +249,7 @@ def group(rng: random.Random, folder: Path, count: int) -> tuple[Pair, TableTeac
     return pair, table, texts, bos
 
 
-def same(a: Rows, b: Rows, size: int) -> None:
+def same(a: TopK, b: TopK, size: int) -> None:
     np.testing.assert_array_equal(a.scored, b.scored)
     np.testing.assert_array_equal(a.flags, b.flags)
     for name in ("err", "open_mass", "excluded_mass", "pruned_mass"):
@@ -281,8 +281,9 @@ def test_the_way_of_computing_changes_nothing(seed: int, change: str, tmp_path: 
         rows = together[STUDENT]
         for i, text in enumerate(texts):
             span = slice(rows.start[i], rows.start[i + 1])
-            names = (n for n in Rows.__dataclass_fields__ if n != "start")
-            part = Rows(**{n: getattr(rows, n)[span] for n in names})
+            part = TopK([rows.gold[span]], rows.ids.shape[1])
+            for name in (n for n, v in vars(rows).items() if isinstance(v, np.ndarray)):
+                setattr(part, name, getattr(rows, name)[span])
             same(part, pair.emit([pair.prepare(text, bos)], table)[STUDENT], size)
 
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from schemas.errors import RunFileError
 from schemas.runfile import RunConfig, load_run, locate
-from schemas.settings import RayConfig, TargetsConfig
+from schemas.settings import RayConfig
+from schemas.settings_targets import TargetsConfig
 
 MINIMAL = """
 output = "out"

@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from schemas.runfile import RunConfig
 from schemas.runfile_errors import wanted
-from schemas.settings import CorpusConfig, RayConfig, StudentConfig, TargetsConfig, TeacherConfig
+from schemas.settings import CorpusConfig, RayConfig, StudentConfig, TeacherConfig
+from schemas.settings_targets import TargetsConfig
 from tests.test_runfile import load
 
 PAGE = Path(__file__).parent.parent / "docs" / "runfile.md"

@@ -14,13 +14,15 @@ import pyarrow as pa
 import pytest
 import torch
 
+from engine.checks import check_rows
 from engine.corpus import Document
-from engine.rows import check_rows, flat, lengths_of, round_rows
+from engine.rows import flat, lengths_of, round_rows
 from engine.score import Scorer, UnitResult
 from schemas.errors import RunFileError, TeacherError
 from schemas.runfile import parse_run
 from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_EXACT, FLAG_GIVEN, ROW_SCHEMA
 from tests.runs import write_subset
+from tests.tables import facts_of
 from tests.vocabularies import SHARED, needs_shared
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +38,13 @@ HOSTILE = (
 
 
 def scorer(
-    teacher: Path, students: dict[str, Path], *, top_k: int = 16, settings: dict[str, Any] | None = None, **targets: Any
+    teacher: Path,
+    students: dict[str, Path],
+    /,
+    *,
+    top_k: int = 16,
+    settings: dict[str, Any] | None = None,
+    **targets: Any,
 ) -> Scorer:
     run = {
         "output": "out",
@@ -80,7 +88,7 @@ def check(unit: UnitResult, scorer: Scorer, docs: Sequence[Document], top_k: int
         mass = np.exp(flat(table, "topk_logps").astype(np.float64)).reshape(-1, top_k).sum(1)
         mass += np.exp(flat(table, "tail_logp").astype(np.float64))
         np.testing.assert_allclose(mass, 1, rtol=0, atol=1e-6)
-        check_rows(round_rows(table), top_k=top_k, vocab_size=vocabulary.size, where=product)
+        check_rows(round_rows(table), facts_of(top_k, vocabulary.size), where=product)
         by_id = {d.doc_id: d for d in docs}
         ends = np.cumsum(lengths_of(table)) - 1
         assert (flat(table, "flags")[ends] & FLAG_END != 0).all()

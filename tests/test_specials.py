@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.checks import check_rows
 from engine.corpus import Document
-from engine.rows import check_rows, round_rows
+from engine.rows import round_rows
 from engine.score import BYTES, TEACHER, Scorer
 from engine.specials import SpecialBorders
 from engine.vocab import load_vocabulary
@@ -19,6 +20,7 @@ from schemas.runfile import parse_run
 from schemas.target import FLAG_CONTEXT, FLAG_END
 from tests.chats import with_template
 from tests.runs import ASSETS, write_subset
+from tests.tables import facts_of
 
 STUDENTS = {"bl": ASSETS / "student_bl", "sp": ASSETS / "student_sp", "same": ASSETS / "teacher"}
 TEXT = "Anna has 3.<|eos|>Naïve ☃?\n<|bos|>9 apples"
@@ -59,9 +61,7 @@ def test_a_special_is_a_boundary_on_every_side(ready: Scorer) -> None:
     for product, table in unit.products.items():
         row = table.to_pylist()[0]
         vocabulary = None if product == BYTES else ready.vocabulary if product == TEACHER else ready.students[product]
-        check_rows(
-            round_rows(table), top_k=len(row["topk_ids"]) // len(row["token_ids"]), vocab_size=3000, where=product
-        )
+        check_rows(round_rows(table), facts_of(len(row["topk_ids"]) // len(row["token_ids"]), 3000), where=product)
         ids, ends = row["token_ids"], row["byte_end"]
         eos, bos = (256, None) if vocabulary is None else (vocabulary.eos_id, vocabulary.bos_id)
         after_end, after_bos = (len(TEXT.encode()[: TEXT.encode().index(mark)]) for mark in (b"Na", b"9 app"))

@@ -1,0 +1,63 @@
+"""What belongs to stored hidden states: the teacher's lm_head and embedding as one file, and how large the states will be.
+
+A loss on hidden states (engine/losses/dskd.py) needs the two matrices once; with them no teacher is loaded while a student
+trains. OUT/_engine/teacher_head.safetensors: `lm_head` [Vt, D] and `embedding` [Vt, D], bfloat16; in its metadata `scale`
+and `softcap`: logits = lm_head(h) * scale, then softcap * tanh(logits / softcap) unless softcap is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from engine.corpus import Document
+from engine.outfolder import put
+from engine.teacher import Teacher, logits_form
+from engine.vocab import Vocabulary
+from schemas.errors import BadDocument
+
+
+def head_path(out: Path) -> Path:
+    """Where the file lies."""
+    return out / "_engine" / "teacher_head.safetensors"
+
+
+def publish_head(out: Path, teacher: Teacher) -> None:
+    """Write the file unless it is there: any actor may be the first, all would write the same bytes. Raises OutputError."""
+    if head_path(out).exists():
+        return
+    model = teacher.model
+    weights = {"lm_head": model.get_output_embeddings().weight, "embedding": model.get_input_embeddings().weight}
+    scale, softcap = logits_form(model)
+    # clone: tied weights are one tensor, which safetensors refuses to store under two names
+    tensors = {name: weight.detach().to("cpu", torch.bfloat16).clone() for name, weight in weights.items()}
+    put(out, head_path(out), save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
+
+
+def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Vocabulary, size: int) -> str:
+    """How large the hidden states of a corpus will be, in words, from a sample of its documents. size: numbers per state."""
+    counts = []
+    for document in sample:
+        with suppress(BadDocument):
+            counts.append(len(vocabulary.encode(document.text)[0]) if document.text else 0)
+    if not counts:
+        return (
+            f"hidden states: {size} numbers of 2 bytes at each teacher token; no document to estimate their number from"
+        )
+    tokens = sum(counts) / len(counts) * documents
+    return (
+        f"hidden states: {size} numbers of 2 bytes at each teacher token, about {tokens:,.0f} tokens (from the first "
+        f"{len(counts)} documents): about {_in_units(tokens * size * 2)} before compression"
+    )
+
+
+def _in_units(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
