@@ -34,7 +34,14 @@ from benchmarks.distill_measure import begin_id, bits_per_byte, end_id, exact_an
 from benchmarks.distill_methods import METHODS, View, make_context
 from engine.stream import Targets
 
-RUNS = {"topk": "bytes = true", "sample": 'codec = "sample"'}  # [targets] of each scoring run
+RUNS = {  # [targets] of each scoring run
+    "topk": "top_k = 64\nbytes = true\nteacher_stats = true\nhidden = true",
+    "sample": 'codec = "sample"\ndraws = 50\nteacher = false',
+}
+DOCUMENTS = {
+    "arithmetic": 1000,
+    "stories": 400,
+}  # of training: few, as what a student learns from the text alone is the question
 RATES = (4e-3, 8e-3, 16e-3)
 
 
@@ -188,7 +195,7 @@ def main() -> None:
     parser.add_argument("--setting", action="append", choices=sorted(SETTINGS), help="default: all")
     parser.add_argument("--methods", help=f"comma-separated; default: {','.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=1000, help="of training")
+    parser.add_argument("--documents", type=int, help=f"of training; default: {DOCUMENTS}")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--hidden", type=int, default=64, help="hidden size of the student, in heads of 32")
     parser.add_argument("--layers", type=int, default=3)
@@ -204,8 +211,8 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out / "results.jsonl")
-    protocol = Protocol(args.documents, args.steps, args.hidden, args.layers, args.device)
     for kind in args.setting or SETTINGS:
+        protocol = Protocol(args.documents or DOCUMENTS[kind], args.steps, args.hidden, args.layers, args.device)
         folder = args.out / f"{kind}-{protocol.documents}"
         setting = SETTINGS[kind](protocol.documents, folder)
         for run in dict.fromkeys(METHODS[name].run for name in names):

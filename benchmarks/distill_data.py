@@ -31,7 +31,6 @@ from schemas.runfile import load_run
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "jobs" / "demo_assets"
 SHARED = Path(os.environ.get("TARGETSMITH_SHARED", "../shared"))
-TOP_K = 64
 STORY_END = "<|endoftext|>"
 EVENTS = 6  # of a longer problem
 
@@ -97,7 +96,7 @@ def arithmetic(documents: int, _folder: Path, held: int = 300, problems: int = 3
     )
 
 
-def stories(documents: int, folder: Path, held: int = 200, longest: int = 800) -> Setting:
+def stories(documents: int, folder: Path, held: int = 200, longest: int = 700) -> Setting:
     """The first `documents` stories of at most `longest` bytes for training, the next `held` held out. The tokenizers of the
     shared models are one (stories260K, vachan-gpt2-280K) or single characters (babyllama): the student's own is learnt here
     from its training texts, byte-level, 1,000 tokens."""
@@ -166,7 +165,6 @@ unit_documents = 128
 name = "small"
 tokenizer = {json.dumps(str(setting.tokenizer.resolve()))}
 [targets]
-top_k = {TOP_K}
 {targets}
 """,
         encoding="utf-8",

@@ -110,15 +110,12 @@ class Context:
         key = (int(batch["doc_row"][b]), merged)
         if key not in self._aligned:
             student, teacher = document(b, batch), document(b, batch["teacher"])
-            roles = torch.zeros(len(teacher["token_ids"]), dtype=torch.int64)
-            flags = torch.zeros(len(student["token_ids"]), dtype=torch.int64)
-            roles[-1], flags[-1] = 2, 16  # plain texts: the last token is the end, all others are text
             found = align(
-                Side.teacher(teacher["byte_end"], roles, teacher["mask"]),
-                Side.student(student["byte_end"], flags, student["loss_mask"]),
+                Side.teacher(teacher["byte_end"], teacher["roles"], teacher["mask"]),
+                Side.student(student["byte_end"], student["flags"], student["loss_mask"]),
             )
             if merged:
-                found = merge_at_spaces(found, teacher["space_logp"], teacher["mask"], len(flags))
+                found = merge_at_spaces(found, teacher["space_logp"], teacher["mask"], len(student["flags"]))
             self._aligned[key] = found
         return self._aligned[key]
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from benchmarks.distill import Protocol, Results, make_student, table, train
+from benchmarks.distill import RUNS, Protocol, Results, make_student, table, train
 from benchmarks.distill_data import Problem, Setting, arithmetic, stored_bytes
 from benchmarks.distill_measure import answered, begin_id, bits_per_byte, continuations, encode, end_id, exact_answers
 from benchmarks.distill_methods import METHODS
@@ -111,15 +111,15 @@ def test_the_problems_are_right_and_held_out_texts_are_not_trained_on(tmp_path: 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setting, Path]:
     folder = tmp_path_factory.mktemp("distill")
-    out = score_here(write_run(folder, students={"small": ASSETS / "student_bl"}, targets="top_k = 64\nbytes = true"))
-    out.rename(folder / "topk")
+    for name, targets in RUNS.items():
+        place = folder / f"{name}-run"
+        place.mkdir()
+        out = score_here(write_run(place, students={"small": ASSETS / "student_bl"}, targets=targets))
+        out.rename(folder / name)
     return Setting("small", ASSETS / "teacher", ASSETS / "student_bl", TEXTS, TEXTS[:2], batch=3), folder
 
 
-STORED_NOW = ("ce", "forward_kl", "reverse_kl", "jsd", "partial_kl", "bld", "uld", "gold", "own_ce", "own_kl")
-
-
-@pytest.mark.parametrize("method", STORED_NOW)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_gives_the_same_twice(method: str, scored: tuple[Setting, Path]) -> None:
     """Three steps; equal seeds give equal figures, and the loss did change the student."""
     first, second = (train(scored[0], method, 0, 0.01, SMALL, scored[1]) for _ in range(2))
