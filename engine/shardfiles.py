@@ -31,7 +31,11 @@ _OPEN_FILES = 64
 
 _FOOTERS_AT_ONCE = 16
 
-_CODECS = {"topk": ("topk_ids", "topk_logps", "tail_logp"), "sample": ("sample_sizes", "sample_ids", "sample_counts")}
+_CODECS = {
+    "topk": ("topk_ids", "topk_logps", "tail_logp"),
+    "sample": ("sample_sizes", "sample_ids", "sample_counts"),
+    "hidden": ("hidden",),
+}
 
 
 class TargetsError(Exception):
@@ -242,8 +246,8 @@ class ProductFiles:
         return self.store.place(self.records[index]["name"]) + within
 
     def lacking(self, stored: list[str]) -> list[str]:
-        """Columns of the codec that a file does not have. A product of hidden states has no codec."""
-        return [] if "hidden" in stored else [name for name in _CODECS.get(self.codec, ()) if name not in stored]
+        """Columns of the codec that a file does not have."""
+        return [name for name in _CODECS[self.codec] if name not in stored]
 
     def _checked(self, index: int) -> pq.ParquetFile:
         record = self.records[index]

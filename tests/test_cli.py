@@ -198,7 +198,7 @@ def test_cat_bytes_are_the_bytes_of_the_text(out: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("verb", "arguments", "code", "wanted"),
     [
-        ("cat", [], 1, "this run has bytes, teacher; say which by --view teacher or --view bytes"),
+        ("cat", [], 1, "this run has bytes, teacher; say which by --view teacher, --view bytes or --view hidden"),
         ("cat", ["--view", "student"], 1, "this run has bytes, teacher"),
         ("cat", ["--student", "x"], 1, "no student 'x' here; this run has no student, but bytes, teacher"),
         ("show", ["--student", "x", "--view", "bytes"], 2, "leave out one of the two"),

@@ -79,7 +79,7 @@ def test_the_readme_lists_every_file() -> None:
     tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2]
     listed, folder = set(), ""
     for line in tree.splitlines():
-        folder = line.partition(" ")[0] if re.match(r"[a-z]+/", line) else folder
+        folder = line.partition(" ")[0] if re.match(r"[a-z/]+/ ", line) else folder
         listed |= {folder + name for name in re.findall(r"\w+\.py", line.partition("  ")[2])}
     missing = {name_of(path) for path in MODULES if path.name != "__init__.py"} - listed
     assert not missing, f"README.md, tree of files, lacks {sorted(missing)}"

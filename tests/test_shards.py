@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -135,7 +136,10 @@ def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
         shards.load_manifest(tmp_path)
     manifest = shards.finish(tmp_path, plan, engine_version="0.1.0")
     assert manifest == shards.finish(tmp_path, plan, engine_version="0.1.0") == shards.load_manifest(tmp_path)
-    assert (manifest.documents, manifest.quarantined, manifest.stats) == (12, 1, {"documents": 12.0})
+    moved = {name: value for name, value in manifest.stats.items() if name.endswith(".rounding_nats_max")}
+    assert (manifest.documents, manifest.quarantined) == (12, 1) and manifest.stats == {"documents": 12.0, **moved}
+    assert set(moved) == {f"{product}.rounding_nats_max" for product in plan.products}
+    assert all(0 < value <= 2.0**-7 for value in moved.values())
     assert manifest.totals["student/small"].rows == 11 and "pyarrow" in manifest.versions
     assert shards.read_quarantine(tmp_path, 1) == [quarantine_record(5)] and shards.read_quarantine(tmp_path, 0) == []
     paths = list(shards.iter_shards(tmp_path, "student/small"))
@@ -148,7 +152,8 @@ def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
     assert footer[b"targetsmith.fingerprint"].decode() == plan.fingerprint
     assert footer[b"targetsmith.regime"] == b"fast" and footer[b"targetsmith.semantics"] == b"canonical-context"
     assert footer[b"targetsmith.product"] == b"student/small" and footer[b"targetsmith.logp_unit"] == b"nats"
-    assert list(COLUMNS) == ROW_SCHEMA.names
+    told = json.loads(footer[b"targetsmith.columns"])
+    assert set(told) == set(ROW_SCHEMA.names) and told["flags"] == COLUMNS["flags"]
 
 
 def test_unit_without_a_good_row_has_no_file(tmp_path: Path) -> None:
@@ -261,7 +266,7 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
     for broken, says in (
         (text.replace('"targets":{"regime":"fast"', '"targets":{"regime":"beam"'), "edited or damaged"),
         (text[: len(text) // 2], "damaged"),
-        (text.replace('"schema_version":2', '"schema_version":99'), "99"),
+        (text.replace('"schema_version":3', '"schema_version":99'), "99"),
     ):
         plan_file.write_text(broken)
         with pytest.raises(OutputError, match=says):
