@@ -1,8 +1,9 @@
 """What belongs to stored hidden states: the teacher's lm_head and embedding as one file, and how large the states will be.
 
 A loss on hidden states (engine/losses/dskd.py) needs the two matrices once; with them no teacher is loaded while a student
-trains. OUT/_engine/teacher_head.safetensors: `lm_head` [Vt, D] and `embedding` [Vt, D], bfloat16; in its metadata `scale`
-and `softcap`: logits = lm_head(h) * scale, then softcap * tanh(logits / softcap) unless softcap is 0.
+trains. OUT/_engine/teacher_head.safetensors: `lm_head` [Vt, D] and `embedding` [Vt, D], bfloat16, and `bias` [Vt], float32,
+where the lm_head has one; in its metadata `scale` and `softcap`: logits = (lm_head h + bias) * scale, then
+softcap * tanh(logits / softcap) unless softcap is 0.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ def publish_head(out: Path, teacher: Teacher) -> None:
     if head_path(out).exists():
         return
     model = teacher.model
-    weights = {"lm_head": model.get_output_embeddings().weight, "embedding": model.get_input_embeddings().weight}
+    head = model.get_output_embeddings()
+    weights = {"lm_head": head.weight, "embedding": model.get_input_embeddings().weight}
     scale, softcap = logits_form(model)
     # clone: tied weights are one tensor, which safetensors refuses to store under two names
     tensors = {name: weight.detach().to("cpu", torch.bfloat16).clone() for name, weight in weights.items()}
+    if (bias := getattr(head, "bias", None)) is not None:
+        tensors["bias"] = bias.detach().to("cpu", torch.float32).clone()
     put(out, head_path(out), save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
 
 

@@ -101,14 +101,20 @@ def rounding_error_nats(before: pa.Table, after: pa.Table) -> float:
 
 
 def flat(table: pa.Table, name: str) -> np.ndarray:
-    """All elements of a list column, [N] for those with one value per position."""
-    return table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    """All elements of a list column, [N] for those with one value per position.
+
+    Chunk by chunk here and below: as one Arrow array a column has at most 2**31 - 1 elements, and a unit's hidden states may
+    be more (524,288 tokens of 4,096 numbers).
+    """
+    column = table.column(name)
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, column.type.value_type.to_pandas_dtype()), *parts])
 
 
 def lengths_of(table: pa.Table, name: str = "token_ids") -> npt.NDArray[np.int64]:
     """Elements per document, [rows] int64."""
-    column = table.column(name).combine_chunks()
-    return np.diff(column.offsets.to_numpy()).astype(np.int64)
+    parts = [np.diff(chunk.offsets.to_numpy()) for chunk in table.column(name).chunks]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def table_to_parquet_bytes(table: pa.Table, metadata: Mapping[str, str], groups: Sequence[tuple[int, int]]) -> bytes:
@@ -127,7 +133,7 @@ def table_to_parquet_bytes(table: pa.Table, metadata: Mapping[str, str], groups:
     writer.close()
     data = sink.getvalue()
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as reopened:
-        back = reopened.read()
+        back = read_whole(reopened)
         footer = reopened.metadata.metadata or {}
     stored = {key: footer.get(key.encode(), b"").decode() for key in metadata}
     if not back.equals(table) or not back.schema.equals(table.schema) or stored != dict(metadata):
@@ -136,6 +142,12 @@ def table_to_parquet_bytes(table: pa.Table, metadata: Mapping[str, str], groups:
             "Suspect the memory of this machine: run again, elsewhere if it comes back"
         )
     return data.to_pybytes()
+
+
+def read_whole(file: pq.ParquetFile) -> pa.Table:
+    """All rows, a chunk for each row group: `read` would join them, and fail beyond 2**31 - 1 elements."""
+    groups = [file.read_row_group(group) for group in range(file.num_row_groups)]
+    return pa.concat_tables(groups) if groups else file.read()
 
 
 def row_groups(tables: Sequence[pa.Table]) -> list[tuple[int, int]]:
@@ -184,6 +196,13 @@ def _bits_of(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.uint3
 
 
 def _replace(table: pa.Table, field: pa.Field, values: npt.NDArray[np.float32]) -> pa.Table:
-    offsets = table.column(field.name).combine_chunks().offsets.to_numpy()
-    rebuilt = pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), pa.array(values), type=field.type)
+    chunks, first = [], 0
+    for chunk in table.column(field.name).chunks:
+        offsets = chunk.offsets.to_numpy()
+        offsets, stop = offsets - offsets[0], first + int(offsets[-1] - offsets[0])
+        chunks.append(
+            pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values[first:stop]), type=field.type)
+        )
+        first = stop
+    rebuilt = pa.chunked_array(chunks, type=field.type)
     return table.set_column(table.schema.get_field_index(field.name), field, rebuilt)

@@ -42,6 +42,7 @@ from engine.outfolder import (
 from engine.publish import output_errors, read_published
 from engine.rows import (
     lengths_of,
+    read_whole,
     round_logps,
     round_rows,
     round_up,
@@ -199,7 +200,7 @@ def _adopt(out: Path, plan: Plan, unit: PlanUnit, product: str, claimed: set[int
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
-            table = file.read()
+            table = read_whole(file)
     except (OSError, pa.ArrowException) as error:
         raise OutputError(f"{out / name}: damaged ({error}); remove the file and run again to make it anew") from error
     if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):

@@ -125,7 +125,7 @@ class Targets:
         self.facts = self._main.facts
         self.codec = self._main.codec
         self.top_k: int = self.facts.get("top_k") or 0
-        self.draws: int | None = self.facts.get("draws")
+        self.draws: int | None = self.facts.get("draws") or None
         self.vocab_size: int = self.facts.get("vocab_size") or 0
         self.regime: str = self.facts.get("regime") or ""
         self.semantics: str = self.facts.get("semantics") or ""

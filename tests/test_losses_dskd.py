@@ -236,3 +236,14 @@ def test_constants_and_rows_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="temperature 0"):
         module(student, teacher, logits, temperature=0.0)
     assert set(module.state_dict()) >= {"std_h", "std_e"}
+
+
+def test_logits_are_those_of_a_model_with_bias_scale_and_soft_cap() -> None:
+    module, student, teacher, logits = dskd_case()
+    bias = torch.randn(V_T, dtype=F64)
+    bent = replace(teacher, bias_V=bias, scale=0.5, softcap=3.0)
+    want = 3 * torch.tanh((teacher.hidden_LE @ teacher.head_VE.T + bias) * 0.5 / 3)
+    torch.testing.assert_close(bent.logits(teacher.hidden_LE), want)
+    plain, terms = module(student, teacher, logits), module(student, bent, logits)
+    torch.testing.assert_close(terms.t2s_ce_S, plain.t2s_ce_S)
+    assert not torch.allclose(terms.s2t_kd_T, plain.s2t_kd_T)

@@ -159,3 +159,25 @@ def test_the_rounding_error_that_is_reported_is_the_largest() -> None:
         for before, after in zip(table[name].to_pylist(), stored[name].to_pylist(), strict=True):
             worst = max([worst, *(abs(a - b) for a, b in zip(before, after, strict=True) if a > -np.inf)])
     assert rounding_error_nats(table, stored) == pytest.approx(worst, abs=1e-12) and 0 < worst <= 2.0**-7
+
+
+def test_columns_beyond_the_reach_of_one_arrow_array() -> None:
+    """2**31 elements are too many for one list array; hidden states of a unit may be more. Nulls take no memory."""
+    many = 2**30
+    chunk = pa.ListArray.from_arrays(pa.array([0, 1, many], pa.int32()), pa.nulls(many))
+    table = pa.table({"hidden": pa.chunked_array([chunk] * 3)})
+    with pytest.raises(pa.ArrowInvalid, match="overflow"):
+        table.column("hidden").combine_chunks()
+    assert rows.lengths_of(table, "hidden").tolist() == [1, many - 1] * 3
+
+
+def test_chunks_change_nothing() -> None:
+    table = round_rows(targets_table(np.random.default_rng(0), [3, 1, 4, 2], top_k=8, vocab_size=1000))
+    parts = pa.concat_tables([table.slice(0, 1), table.slice(1, 0), table.slice(1, 3), table.slice(0, 0)])
+    assert parts.column("topk_logps").num_chunks > 1
+    for name in ("topk_logps", "scored", "token_ids"):
+        assert np.array_equal(rows.flat(parts, name), rows.flat(table, name))
+        assert np.array_equal(rows.lengths_of(parts, name), rows.lengths_of(table, name))
+    assert round_rows(parts).equals(table)
+    groups = row_groups([parts])
+    assert rows.table_to_parquet_bytes(parts, {}, groups) == rows.table_to_parquet_bytes(table, {}, groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,11 @@ from safetensors.torch import load_file
 
 from engine.checks import check_rows
 from engine.corpus import Document
-from engine.head import head_path, hidden_size_note
+from engine.head import head_path, hidden_size_note, publish_head
 from engine.rows import flat, round_rows
 from engine.score import Scorer
+from engine.teacher import Teacher
+from engine.teacher_rows import JoinedEnds
 from schemas.errors import IdentityError, RunFileError
 from schemas.runfile import load_run
 from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, row_schema
@@ -128,6 +131,27 @@ def test_a_run_with_hidden_states_has_the_head_beside_them(tmp_path: Path) -> No
     logp = (states.float() @ head["lm_head"].float().T).log_softmax(-1)
     gold = logp.gather(1, torch.tensor(own["token_ids"])[:, None])[:, 0]
     np.testing.assert_allclose(gold, own["gold_logp"], atol=0.1)  # bfloat16 states and weights
+
+
+def test_the_head_has_its_bias(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from transformers import PhiConfig, PhiForCausalLM
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = PhiForCausalLM(PhiConfig(vocab_size=11, **shape))
+    torch.nn.init.normal_(model.lm_head.bias)
+    publish_head(tmp_path, cast(Teacher, SimpleNamespace(model=model)))
+    head = load_file(head_path(tmp_path))
+    states = torch.randn(5, 8)
+    want = states @ model.lm_head.weight.to(torch.bfloat16).float().T + model.lm_head.bias
+    torch.testing.assert_close(states @ head["lm_head"].float().T + head["bias"], want)
+
+
+def test_an_end_that_is_none_of_the_teachers_keeps_its_own_mass() -> None:
+    prob = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    torch.testing.assert_close(JoinedEnds([1, 2], 2).joined(prob), torch.tensor([[0.4, 0.0, 0.5, 0.1]]))
+    torch.testing.assert_close(JoinedEnds([1, 2], 3).joined(prob), torch.tensor([[0.4, 0.0, 0.0, 0.6]]))
 
 
 def test_row_groups_are_the_same_in_all_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

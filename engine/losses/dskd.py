@@ -30,6 +30,7 @@ class Side:
     token_ids_L   int64, the token that row i predicts
     mask_L        bool, the rows that count; all others have no part in anything, attention included
     embedding_VE, head_VE   float, the model's input embedding and lm_head (real ids only): never trained here
+    bias_V, scale, softcap  what else the model makes its logits with; of the teacher as `teacher_head.safetensors` has them
     """
 
     hidden_LE: torch.Tensor
@@ -38,6 +39,9 @@ class Side:
     mask_L: torch.Tensor
     embedding_VE: torch.Tensor
     head_VE: torch.Tensor
+    bias_V: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float = 0.0
 
     def embeddings(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """(of inputs, of predicted tokens), [rows that count, E], without gradient."""
@@ -46,7 +50,12 @@ class Side:
 
     def logits(self, hidden_LE: torch.Tensor) -> torch.Tensor:
         """Through the detached head, in the head's own precision."""
-        return (hidden_LE.to(self.head_VE.dtype) @ self.head_VE.detach().T).to(hidden_LE.dtype)
+        logits_LV = (hidden_LE.to(self.head_VE.dtype) @ self.head_VE.detach().T).to(hidden_LE.dtype)
+        if self.bias_V is not None:
+            logits_LV = logits_LV + self.bias_V.detach().to(logits_LV.dtype)
+        if self.scale != 1:
+            logits_LV = logits_LV * self.scale
+        return self.softcap * torch.tanh(logits_LV / self.softcap) if self.softcap else logits_LV
 
 
 class Terms(NamedTuple):

@@ -62,6 +62,7 @@ def gold(
     share = len(matched) / len(match_W)
     w_m, w_u = (share, 1 - share) if weights is None else weights
     logits_SV, device = wide(logits_SV), logits_SV.device
+    match_W, matched = match_W.to(device), matched.to(device)
     groups, known_S = len(alignment.is_end), (alignment.chunk_of_s != NONE).to(device)
     first_t, first_s = (first_and_last(chunk, groups)[0].to(device) for chunk in alignment[:2])
     gold_at_s = logits_SV.new_zeros(len(logits_SV)).masked_scatter(
