@@ -195,6 +195,8 @@ def student_inputs(batch: Batch, bos_id: int) -> torch.Tensor:
     """[B, L] int64, what a causal student is fed so that its logits at i go with row i: bos, then token_ids[:-1].
 
     Packed: each segment begins with bos. A piece of a cut document does too; its targets know more than the student.
+    Of conversations the begin token is in token_ids already, where the template writes one: feed those as they are, and let
+    logits[:, i - 1] go with row i (row 0 is context and never scored).
     """
     tokens = batch["token_ids"]
     inputs = torch.cat([torch.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], 1)

@@ -238,7 +238,8 @@ def _facts(name: str, vocabulary: Vocabulary, known: str, regime: Regime, run: R
 def _hidden_size(run: RunConfig) -> int:
     """Numbers in a hidden state, from the model's configuration: the weights are not loaded here."""
     config = AutoConfig.from_pretrained(teacher_folder(run), trust_remote_code=run.teacher.trust_remote_code)
-    return int(config.get_text_config().hidden_size)
+    config = config.get_text_config()  # OPT-350m projects its states before the lm_head
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def _byte_facts(run: RunConfig) -> ProductFacts:

@@ -108,7 +108,9 @@ def flat(table: pa.Table, name: str) -> np.ndarray:
     """
     column = table.column(name)
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, column.type.value_type.to_pandas_dtype()), *parts])
+    return (
+        parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, column.type.value_type.to_pandas_dtype()), *parts])
+    )
 
 
 def lengths_of(table: pa.Table, name: str = "token_ids") -> npt.NDArray[np.int64]:

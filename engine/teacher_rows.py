@@ -33,7 +33,9 @@ class JoinedEnds:
         """A copy of probability rows [R, Vt] with the mass of all ends on one id."""
         out = prob.clone()
         out[:, self.ids] = 0.0
-        out[:, self.end_id] += prob[:, self.ids].sum(1)  # beside what a special that is no end of the teacher has itself
+        out[:, self.end_id] += prob[:, self.ids].sum(
+            1
+        )  # beside what a special that is no end of the teacher has itself
         return out
 
 

@@ -336,3 +336,11 @@ def test_a_document_without_chunks_has_no_losses() -> None:
     assert len(merge_at_spaces(empty, case.space_logp, case.known, len(case.right)).is_end) == 0
     nothing = align(Side.teacher([], [], []), Side.student([], [], []))
     assert chunks_of(nothing) == []
+
+
+def test_a_chunk_of_which_only_the_student_is_certain_spoils_no_other() -> None:
+    l_S = torch.tensor([0.0, -2.0], requires_grad=True)
+    loss = binary_cross_entropy(torch.tensor([-1.0, -1.0]), l_S, 100.0, torch.tensor([1e-6, 1e-6]))
+    assert loss[0] == math.inf and loss[1].isfinite()
+    loss[loss.isfinite()].mean().backward()
+    assert l_S.grad is not None and l_S.grad.isfinite().all() and l_S.grad[0] == 0

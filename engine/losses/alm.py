@@ -102,14 +102,17 @@ def binary_cross_entropy(l_T: Tensor, l_S: Tensor, tau: float, rounding: Tensor)
 
     The public code takes 1e-6 off l/tau and clips it at 0. Here the student's l is below 0 as computed, see
     logmath.gold_logp. A teacher's l in (0, rounding] is a probability of 1 in stored values and counts as 1: then the
-    second term is 0. Raises ValueError above it. Infinite where the student is certain, to 100 nats, and the teacher not.
+    second term is 0. Raises ValueError above it. Infinite where the student is certain, to 100 nats, and the teacher not; the
+    gradient of such a chunk is 0, so that it spoils no other and can be left out.
     """
     if (l_T > rounding).any():
         raise ValueError(f"a teacher's log-probability of a chunk is {l_T.max().item()}: wanted at most 1e-6 per term")
     y_T, y_S = torch.where(l_T > 0, 0.0, l_T) / tau, l_S / tau
     rest = -torch.expm1(y_T)
+    certain = (y_S == 0) & (rest != 0)
     # where rest is 0 the term is 0 whatever the student says: -1 keeps 0 * inf out of the value and the gradient
-    return -(torch.exp(y_T) * y_S + rest * log1mexp(torch.where(rest == 0, -1.0, y_S)))
+    cross = -(torch.exp(y_T) * y_S + rest * log1mexp(torch.where((rest == 0) | certain, -1.0, y_S)))
+    return cross.masked_fill(certain, torch.inf)
 
 
 def space_logp(logits_RV: Tensor, space_V: Tensor) -> Tensor:

@@ -121,7 +121,9 @@ def mapped_tokens(
             left.append(i)
         else:
             q[target] = q.get(target, 0.0) + p
-    free = [j for j in student if j not in q and j < len(student_bytes) and student_bytes[j]]  # an lm_head may have more rows
+    free = [
+        j for j in student if j not in q and j < len(student_bytes) and student_bytes[j]
+    ]  # an lm_head may have more rows
     texts = [student_bytes[j] for j in free]
     pairs = []
     for rank, i in enumerate(left):
