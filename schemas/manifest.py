@@ -195,9 +195,8 @@ class Plan(_Frozen):
         mine, theirs = self._identity(), other._identity()
         lines = _unit_lines(mine.pop("units"), theirs.pop("units"))
         here, there = _leaves_of(mine), _leaves_of(theirs)
-        changed = [
-            key for key in sorted(here.keys() | there.keys()) if here.get(key, _ABSENT) != there.get(key, _ABSENT)
-        ]
+        changed = [key for key in here.keys() | there.keys() if here.get(key, _ABSENT) != there.get(key, _ABSENT)]
+        changed.sort(key=lambda key: (key.startswith("products."), key))  # the cause before what follows from it
         lines = [
             f"{key}: {_show(here.get(key, _ABSENT))} -> {_show(there.get(key, _ABSENT))}" for key in changed
         ] + lines
