@@ -219,13 +219,15 @@ def main() -> None:
         protocol = Protocol(args.documents or DOCUMENTS[kind], args.steps, args.hidden, args.layers, args.device)
         folder = args.out / f"{kind}-{protocol.documents}"
         setting = SETTINGS[kind](protocol.documents, folder)
-        for run in dict.fromkeys(METHODS[name].run for name in names):
-            scored(setting, folder, RUNS[run], run)
+        scored(setting, folder, RUNS["topk"], "topk")
         rate = args.rate or best_rate(results, setting, protocol, folder)
-        records = {
-            name: [results.get(setting, name, seed, rate, protocol, folder) for seed in range(args.seeds)]
-            for name in names
-        }
+        records, ready = {}, {"topk"}
+        for name in names:
+            if (run := METHODS[name].run) not in ready:
+                scored(setting, folder, RUNS[run], run)
+                ready.add(run)
+            seeds = range(args.seeds)
+            records[name] = [results.get(setting, name, seed, rate, protocol, folder) for seed in seeds]
         print(f"\n{kind}: {protocol}, rate {rate:g}, {args.seeds} seeds\n\n{table(records)}", flush=True)
 
 
