@@ -4,13 +4,14 @@ The same small student, from the same weights per seed, with the same batches in
 trained by every method of distill_methods.py on what one scoring run has stored, in two settings (distill_data.py). Measured
 on texts that no training saw (distill_measure.py): bits per byte and exact answers, mean and standard deviation over seeds;
 seconds of processor time per step, relative to cross-entropy alone; bytes on disk for each student position. The learning
-rate is the best of three for cross-entropy alone, by its held-out bits per byte, and is used for all: a choice in its favour.
+rate is the best of three for cross-entropy alone (of each tokenizer), by its held-out bits per byte, and is used for all: a
+choice in its favour.
 
 `own_ce` and `own_kl` train a student with the teacher's tokenizer, for which targets need no translation: the ceiling for
 what a translation can keep. Their vocabulary differs, hence compare their gain over each other, not their level.
 
 Finished (setting, method, seed) are kept in FOLDER/results.jsonl and not run again; scored runs neither. --quick takes
-minutes, the whole table about 40 minutes on two cores. Letters: B documents of a batch, L positions.
+minutes; the whole table two hours of processor time, a fifth of them CDM's: run one setting on each of two cores. Letters: B documents of a batch, L positions.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def best_rate(results: Results, setting: Setting, protocol: Protocol, folder: Path, method: str = "ce") -> float:
+def best_rate(results: Results, setting: Setting, protocol: Protocol, folder: Path, method: str) -> float:
     return min(RATES, key=lambda rate: results.get(setting, method, 0, rate, protocol, folder)["held"])
 
 
@@ -219,14 +220,20 @@ def main() -> None:
         protocol = Protocol(args.documents or DOCUMENTS[kind], args.steps, args.hidden, args.layers, args.device)
         folder = args.out / f"{kind}-{protocol.documents}"
         setting = SETTINGS[kind](protocol.documents, folder)
-        for run in dict.fromkeys(METHODS[name].run for name in names):
-            scored(setting, folder, RUNS[run], run)
-        rate = args.rate or best_rate(results, setting, protocol, folder)
-        records = {
-            name: [results.get(setting, name, seed, rate, protocol, folder) for seed in range(args.seeds)]
-            for name in names
+        scored(setting, folder, RUNS["topk"], "topk")
+        base = {name: "own_ce" if METHODS[name].product == "teacher" else "ce" for name in names}
+        tuned = {
+            ce: args.rate or best_rate(results, setting, protocol, folder, ce) for ce in dict.fromkeys(base.values())
         }
-        print(f"\n{kind}: {protocol}, rate {rate:g}, {args.seeds} seeds\n\n{table(records)}", flush=True)
+        records, ready = {}, {"topk"}
+        for name in names:
+            if (run := METHODS[name].run) not in ready:
+                scored(setting, folder, RUNS[run], run)
+                ready.add(run)
+            seeds = range(args.seeds)
+            rate = tuned[base[name]]
+            records[name] = [results.get(setting, name, seed, rate, protocol, folder) for seed in seeds]
+        print(f"\n{kind}: {protocol}, rates {tuned}, {args.seeds} seeds\n\n{table(records)}", flush=True)
 
 
 if __name__ == "__main__":
