@@ -11,7 +11,8 @@ choice in its favour.
 what a translation can keep. Their vocabulary differs, hence compare their gain over each other, not their level.
 
 Finished (setting, method, seed) are kept in FOLDER/results.jsonl and not run again; scored runs neither. --quick takes
-minutes; the whole table two hours of processor time, a fifth of them CDM's: run one setting on each of two cores. Letters: B documents of a batch, L positions.
+minutes; the whole table two hours of processor time, a fifth of them CDM's: run one setting on each of two cores. Letters:
+B documents of a batch, L positions.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -138,7 +138,7 @@ def test_the_head_has_its_bias(tmp_path: Path) -> None:
 
     from transformers import PhiConfig, PhiForCausalLM
 
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = PhiForCausalLM(PhiConfig(vocab_size=11, **shape))
     torch.nn.init.normal_(model.lm_head.bias)
     publish_head(tmp_path, cast(Teacher, SimpleNamespace(model=model)))
