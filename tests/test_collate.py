@@ -143,7 +143,7 @@ def test_sample_codec_by_hand(made: tuple[Path, Documents], seed: int | None) ->
 def test_keys_of_all_products(made: tuple[Path, Documents]) -> None:
     """Contract of the batch keys: byte ends, loss mask, statistics, hidden states, dtypes and paddings."""
     out, documents = made
-    common = {"token_ids", "byte_end", "mask", "loss_mask", "lengths", "left_out", "doc_row"}
+    common = {"token_ids", "byte_end", "mask", "loss_mask", "flags", "lengths", "left_out", "doc_row"}
     topk = {"gold_logp", "err", "ids", "logps", "tail_logp"}
     assert next(Targets(out, "small").batches(2)).keys() == common | topk
     assert next(Targets(out, "teacher").batches(2)).keys() == common | topk | {*STATISTICS, "roles"}
@@ -155,6 +155,7 @@ def test_keys_of_all_products(made: tuple[Path, Documents]) -> None:
                 assert batch[key][r].tolist() == padded([document[key]], width, 0)[0], key
             wanted = [flag & 64 == 0 for flag in document["flags"]]
             assert batch["loss_mask"][r].tolist() == padded([wanted], width, False)[0]
+            assert batch["flags"][r].tolist() == padded([document["flags"]], width, 64)[0]
         assert batch["byte_end"].dtype == batch["roles"].dtype == torch.int64 and batch["logz"].dtype == torch.float32
     for batch in Targets(out, "hidden").batches(5):
         assert batch["hidden"].dtype == torch.bfloat16 and batch["hidden"].shape[2] == HIDDEN
