@@ -34,6 +34,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from benchmarks.distill_data import SETTINGS, Setting, scored, stored_bytes
 from benchmarks.distill_measure import begin_id, bits_per_byte, end_id, exact_answers
 from benchmarks.distill_methods import METHODS, View, make_context
+from engine.collate import student_inputs
 from engine.stream import Targets
 
 RUNS = {  # [targets] of each scoring run
@@ -103,8 +104,7 @@ def train(setting: Setting, name: str, seed: int, rate: float, protocol: Protoco
         cosine = 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, protocol.steps - warm))
         optimizer.param_groups[0]["lr"] = rate * min((step + 1) / warm, cosine)
         batch = next(batches)
-        ids_BL = batch["token_ids"]
-        input_ids_BL = torch.cat([torch.full_like(ids_BL[:, :1], begin), ids_BL[:, :-1]], 1)
+        input_ids_BL = student_inputs(batch, begin)
         hidden_BLD = model.model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
         loss = method.loss(View(batch, input_ids_BL, hidden_BLD, model.lm_head(hidden_BLD)), context)
         if not loss.isfinite():

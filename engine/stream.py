@@ -174,10 +174,9 @@ class Targets:
                      behind another, each a segment of its own; one longer than L is cut into pieces of L.
 
         Keys (in brackets the padding): token_ids [B, L] int64 (0), byte_end [B, L] int64 (0), mask [B, L] bool: scored
-        (within max_width) and not padding, loss_mask [B, L] bool: asked for (flag 64 is not set) and not padding, flags [B, L]
-        int64 (64), lengths
-        [B] int64, left_out [B] int64: positions that only max_width left out, doc_row [B] int64, gold_logp [B, L] nats
-        (-inf), err [B, L] (0).
+        (within max_width) and not padding, loss_mask [B, L] bool: asked for (flag 64 is not set) and not padding,
+        flags [B, L] int64 (64), lengths [B] int64, left_out [B] int64: positions that only max_width left out,
+        doc_row [B] int64, gold_logp [B, L] nats (-inf), err [B, L] (0).
         Codec topk: ids [B, L, K] int64 (0, also where no token is stored: safe to gather with), logps [B, L, K] float32
         nats (-inf, also where no token is stored), tail_logp [B, L] nats (0).
         Codec sample: ids [B, L, U] int64 (0), counts [B, L, U] int64 (0).

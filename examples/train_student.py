@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from engine.collate import student_inputs
 from engine.losses.sparse import forward_kl
 from engine.stream import Targets
 
@@ -44,15 +45,10 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return begin
 
 
-def student_inputs(token_ids: torch.Tensor, begin: int) -> torch.Tensor:
-    """[B, L]: begin, then token_ids without the last. What stands behind a text (padding) is seen by no row that counts."""
-    return torch.cat([torch.full_like(token_ids[:, :1], begin), token_ids[:, :-1]], 1)
-
-
 def losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], begin: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(divergence, cross-entropy), nats: means over the positions with a distribution, and over those asked for."""
     scored, asked, ids = batch["mask"], batch["loss_mask"], batch["token_ids"]
-    logits = model(input_ids=student_inputs(ids, begin), use_cache=False).logits.float()
+    logits = model(input_ids=student_inputs(batch, begin), use_cache=False).logits.float()
     divergence = forward_kl(logits[scored], batch["ids"][scored], batch["logps"][scored], batch["tail_logp"][scored])
     return divergence.mean(), cross_entropy(logits[asked], ids[asked])
 
@@ -73,7 +69,7 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
         token_ids = torch.tensor([ids], device=model.device)
-        logits = model(input_ids=student_inputs(token_ids, begin), use_cache=False).logits
+        logits = model(input_ids=student_inputs({"token_ids": token_ids}, begin), use_cache=False).logits
         nats += cross_entropy(logits[0].float(), token_ids[0], reduction="sum").item()
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -153,8 +154,6 @@ def test_a_position_has_the_same_draws_in_any_company() -> None:
     ],
 )
 def test_broken_samples_are_found(name: str, at: int, value: int, says: str) -> None:
-    import pyarrow as pa
-
     made = scorer(ASSETS / "teacher", {"bl": ASSETS / "student_bl"}, codec="sample", draws=8)
     table = made.score_unit(documents(("Anna has 3 apples.",))).products["student/bl"]
     facts = facts_of(0, 600, codec="sample", draws=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PhiConfig, PhiForCausalLM
 
+from engine import rows
 from engine.checks import check_rows
 from engine.corpus import Document
 from engine.head import head_path, hidden_size_note, publish_head
 from engine.rows import flat, round_rows
 from engine.score import Scorer
+from engine.tables import roles_of
 from engine.teacher import Teacher
 from engine.teacher_rows import JoinedEnds
 from schemas.errors import IdentityError, RunFileError
@@ -134,10 +138,6 @@ def test_a_run_with_hidden_states_has_the_head_beside_them(tmp_path: Path) -> No
 
 
 def test_the_head_has_its_bias(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from transformers import PhiConfig, PhiForCausalLM
-
     shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = PhiForCausalLM(PhiConfig(vocab_size=11, **shape))
     torch.nn.init.normal_(model.lm_head.bias)
@@ -155,8 +155,6 @@ def test_an_end_that_is_none_of_the_teachers_keeps_its_own_mass() -> None:
 
 
 def test_row_groups_are_the_same_in_all_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine import rows
-
     monkeypatch.setattr(rows, "MAX_GROUP_BYTES", 20_000)
     targets = "hidden = true\nbytes = true\ntop_k = 16"
     texts = tuple(f"{i} apples and {i} pears. " * (1 + 7 * (i % 2)) for i in range(6))
@@ -186,8 +184,6 @@ def test_statistics_without_the_teacher_are_refused(tmp_path: Path) -> None:
 
 
 def test_roles_of_a_conversation() -> None:
-    from engine.tables import roles_of
-
     flags = np.array([FLAG_CONTEXT, FLAG_CONTEXT, 1, 17, FLAG_CONTEXT], np.uint8)
     assert roles_of(np.array([1, 5, 6, 2, 1]), flags, 1).tolist() == [1, 3, 0, 2, 1]
     assert roles_of(np.array([1, 5, 6, 2, 1]), flags, None).tolist() == [3, 3, 0, 2, 3]
