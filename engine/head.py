@@ -9,33 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
 from engine.corpus import Document
-from engine.outfolder import put
+from engine.store import Out, open_store
 from engine.teacher import Teacher, logits_form
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument
 
-
-def head_path(out: Path) -> Path:
-    """Where the file lies."""
-    return out / "_engine" / "teacher_head.safetensors"
+HEAD = "_engine/teacher_head.safetensors"
 
 
-def publish_head(out: Path, teacher: Teacher) -> None:
+def publish_head(out: Out, teacher: Teacher) -> None:
     """Write the file unless it is there: any actor may be the first, all would write the same bytes. Raises OutputError."""
-    if head_path(out).exists():
+    store = open_store(out)
+    if store.exists(HEAD):
         return
     model = teacher.model
     weights = {"lm_head": model.get_output_embeddings().weight, "embedding": model.get_input_embeddings().weight}
     scale, softcap = logits_form(model)
     # clone: tied weights are one tensor, which safetensors refuses to store under two names
     tensors = {name: weight.detach().to("cpu", torch.bfloat16).clone() for name, weight in weights.items()}
-    put(out, head_path(out), save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
+    store.put_if_absent(HEAD, save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
 
 
 def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Vocabulary, size: int) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from engine.checks import check_rows
 from engine.corpus import Document
-from engine.head import head_path, hidden_size_note
+from engine.head import HEAD, hidden_size_note
 from engine.rows import flat, round_rows
 from engine.score import Scorer
 from schemas.errors import IdentityError, RunFileError
@@ -118,7 +118,7 @@ def test_hidden_states_give_the_logits_back(made: Scorer, tmp_path: Path) -> Non
 
 def test_a_run_with_hidden_states_has_the_head_beside_them(tmp_path: Path) -> None:
     out = score_here(write_run(tmp_path, targets="hidden = true\nteacher_stats = true\ntop_k = 16"))
-    head = load_file(head_path(out))
+    head = load_file(out / HEAD)
     files = sorted((out / "data/hidden").glob("*.parquet"))
     size = int((pq.read_metadata(files[0]).metadata or {})[b"targetsmith.hidden_size"])
     assert {name: tuple(t.shape)[1] for name, t in head.items()} == {"lm_head": size, "embedding": size}
