@@ -41,7 +41,8 @@ _CREATE: dict[str, dict[str, Any]] = {  # s3fs: a chunk of any size, so that it 
     "az": {"mode": "create"},
 }
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Store(ABC):
