@@ -23,7 +23,7 @@ HEAD = "_engine/teacher_head.safetensors"
 
 
 def publish_head(out: Out, teacher: Teacher) -> None:
-    """Write the file unless it is there: any actor may be the first, all would write the same bytes. Raises OutputError."""
+    """Write the file unless it is there: any actor may be the first, all have the same numbers. Raises OutputError."""
     store = open_store(out)
     if store.exists(HEAD):
         return
