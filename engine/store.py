@@ -169,9 +169,9 @@ class ObjectStore(Store):
             return list(threads.map(call, items))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
-        if len(data) > _PUT_BYTES:
+        if len(data) >= _PUT_BYTES:
             raise OutputError(
-                f"{self.place(name)}: {len(data):,} bytes; a store takes at most {_PUT_BYTES:,} in one PUT: write this run "
+                f"{self.place(name)}: {len(data):,} bytes; a store takes less than {_PUT_BYTES:,} in one PUT: write this run "
                 "to a disk, and copy the finished output"
             )
         try:

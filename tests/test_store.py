@@ -1,12 +1,17 @@
-"""Outputs on an object store: a real server that speaks S3, with lost answers, races, liars and listings that are behind."""
+"""Outputs on an object store: a real server that speaks S3, with lost answers, races, liars and listings that are behind.
+
+TARGETSMITH_EFFORT=n kills n times as often.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +34,7 @@ from schemas.manifest import Plan
 from schemas.runfile import load_run
 from tests.runs import TEXTS, score_here, score_run, write_run
 from tests.tables import quarantine_record, small_plan, unit_tables
+from tests.vocabularies import EFFORT
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "a-very-secret-key"
@@ -306,6 +312,46 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
     assert first == second and len(list(sealed_shards(out, "teacher"))) == 4
     assert sum(1 for _ in Targets(out, "teacher", verify=True).documents()) == 16
     assert len([name for name in contents(out) if name.startswith("data/")]) == 8
+
+
+PUBLISH = """
+import sys
+from engine import shards
+from engine.store import open_store
+from tests.tables import quarantine_record, small_plan, unit_tables
+plan, store = small_plan(units=4, rows=2), open_store(sys.argv[1])
+print("begun", flush=True)
+shards.open_output(store, plan)
+for unit in plan.units:
+    shards.publish_unit(store, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": 2.0})
+shards.finish(store, plan, engine_version="test")
+"""
+
+
+def test_killed_at_any_time_then_repeated_gives_the_undisturbed_output(bucket: str) -> None:
+    """SIGKILL at random times: what is there is whole, and the same bytes as in the end."""
+    calm, out = open_store(f"{bucket}/calm"), open_store(f"{bucket}/out")
+    rng = random.Random(5)
+
+    def start(store: stores.Store) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PUBLISH, str(store)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    with start(calm) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        began = time.monotonic()
+        assert process.wait(120) == 0
+        seconds = time.monotonic() - began
+    wanted = contents(calm)
+    for _ in range(EFFORT):
+        with start(out) as process:
+            assert process.stdout is not None and process.stdout.readline() == "begun\n"
+            time.sleep(rng.uniform(0.2, 0.9) * seconds)
+            process.kill()
+        assert contents(out).items() <= wanted.items()
+    with start(out) as process:
+        assert process.wait(120) == 0
+    assert contents(out) == wanted
 
 
 def test_foreign_and_changed_outputs_are_refused(bucket: str) -> None:
