@@ -50,7 +50,7 @@ def scored(folder: Path, arguments: argparse.Namespace, targets: dict[str, objec
     worker = UnitWorker(pin(run), plan, sample(run.corpus, scan, run.targets.calibration_documents))
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
         worker.score(unit, documents)
-    return run.output, finish(run.output, plan, engine_version=ENGINE_VERSION)
+    return Path(run.output), finish(run.output, plan, engine_version=ENGINE_VERSION)
 
 
 def report(title: str, out: Path, manifest: Manifest) -> None:

@@ -176,8 +176,8 @@ def scored(setting: Setting, folder: Path, targets: str, name: str) -> Path:
     """Score what is not scored yet; the output folder. Raises what `targetsmith score` raises."""
     outcome = score(load_run(write_run(setting, folder, targets, name)))
     if outcome.manifest.quarantined:
-        raise SystemExit(f"{outcome.run.output}: {outcome.manifest.quarantined} documents in quarantine, wanted none")
-    return outcome.run.output
+        raise SystemExit(f"{outcome.store}: {outcome.manifest.quarantined} documents in quarantine, wanted none")
+    return Path(str(outcome.store))
 
 
 def stored_bytes(out: Path, needs: dict[str, tuple[str, ...]], per: str) -> float:

@@ -5,65 +5,63 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from engine.card import dataset_card
-from engine.head import head_path
-from engine.outfolder import load_manifest, manifest_path, own_seal, put, sealed_units
-from engine.publish import output_errors
+from engine.head import HEAD
+from engine.outfolder import MANIFEST, load_manifest, own_seal, unsealed_units
+from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, add_stats
 
 LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 
 
-def finish(out: Path, plan: Plan, *, engine_version: str, versions: Mapping[str, str] | None = None) -> Manifest:
+def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, str] | None = None) -> Manifest:
     """Close the run: README.md, then manifest.json. Idempotent; returns the manifest that is there in the end.
 
     Only when every unit is sealed, every sealed file is there with its sealed size, and data/ holds no other file;
     otherwise OutputError says which and what to do. `versions`: libraries that made the run, default those installed.
     """
-    if manifest_path(out).exists():
-        return load_manifest(out)
-    missing = sorted(set(range(len(plan.units))) - set(sealed_units(out)))
+    store = open_store(out)
+    if store.exists(MANIFEST):
+        return load_manifest(store)
+    missing = unsealed_units(store, plan)
     if missing:
         raise OutputError(
-            f"{out}: {len(missing)} of {len(plan.units)} units are not sealed (first: {missing[:5]}); run again to "
+            f"{store}: {len(missing)} of {len(plan.units)} units are not sealed (first: {missing[:5]}); run again to "
             "score them"
         )
-    seals = [own_seal(out, plan, unit.index) for unit in plan.units]
-    _check_files(out, seals)
-    if "hidden" in plan.products and not head_path(out).is_file():
+    seals = store.map(lambda unit: own_seal(store, plan, unit.index), plan.units)
+    _check_files(store, seals)
+    if "hidden" in plan.products and not store.exists(HEAD):
         raise OutputError(
-            f"{head_path(out)}: missing, and hidden states are of little use without it. It is written when an actor starts: "
+            f"{store.place(HEAD)}: missing, and hidden states are of little use without it. It is written when an actor starts: "
             "remove the seal of one unit (_engine/shards/<unit>.json) and run again"
         )
     manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed())
-    put(out, out / "README.md", dataset_card(manifest).encode())
-    put(out, manifest_path(out), manifest.to_bytes())
-    return load_manifest(out)
+    store.put_if_absent("README.md", dataset_card(manifest).encode())
+    store.put_if_absent(MANIFEST, manifest.to_bytes())
+    return load_manifest(store)
 
 
-def _check_files(out: Path, seals: Sequence[Seal]) -> None:
+def _check_files(store: Store, seals: Sequence[Seal]) -> None:
     sealed = {file.name: file.bytes for seal in seals for file in seal.files.values() if file is not None}
-    with output_errors(out / "data"):
-        found = {
-            path.relative_to(out).as_posix(): path.stat().st_size
-            for path in (out / "data").rglob("*")
-            if path.is_file()
-        }
+    found = dict(store.files("data"))
+    unlisted = [name for name in sealed if name not in found]  # a listing may be behind: ask for each by its name
+    sizes = zip(unlisted, store.map(store.size, unlisted), strict=True)
+    found |= {name: size for name, size in sizes if size is not None}
     wrong = [name for name in sealed if found.get(name) != sealed[name]]
     if wrong:
         got = found.get(wrong[0])
         raise OutputError(
-            f"{out / wrong[0]}: {'missing' if got is None else f'{got:,} bytes'}, sealed with {sealed[wrong[0]]:,} "
-            f"bytes ({len(wrong)} such files): changed by hand, or the disk lost data; remove these files and their "
+            f"{store.place(wrong[0])}: {'missing' if got is None else f'{got:,} bytes'}, sealed with {sealed[wrong[0]]:,} "
+            f"bytes ({len(wrong)} such files): changed by hand, or the disk or store lost data; remove these files and their "
             "seals (_engine/shards/<unit>.json), then run again"
         )
     extra = sorted(found.keys() - sealed.keys())
     if extra:
         raise OutputError(
-            f"{out / extra[0]}: not a file of this run ({len(extra)} such files), and readers of data/ would pick "
+            f"{store.place(extra[0])}: not a file of this run ({len(extra)} such files), and readers of data/ would pick "
             "it up: move it away and run again"
         )
 

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
 from engine.corpus import Document
-from engine.outfolder import put
+from engine.store import Out, open_store
 from engine.teacher import Teacher, logits_form
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument
 
-
-def head_path(out: Path) -> Path:
-    """Where the file lies."""
-    return out / "_engine" / "teacher_head.safetensors"
+HEAD = "_engine/teacher_head.safetensors"
 
 
-def publish_head(out: Path, teacher: Teacher) -> None:
-    """Write the file unless it is there: any actor may be the first, all would write the same bytes. Raises OutputError."""
-    if head_path(out).exists():
+def publish_head(out: Out, teacher: Teacher) -> None:
+    """Write the file unless it is there: any actor may be the first, all have the same numbers. Raises OutputError."""
+    store = open_store(out)
+    if store.exists(HEAD):
         return
     model = teacher.model
     head = model.get_output_embeddings()
@@ -39,7 +36,7 @@ def publish_head(out: Path, teacher: Teacher) -> None:
     tensors = {name: weight.detach().to("cpu", torch.bfloat16).clone() for name, weight in weights.items()}
     if (bias := getattr(head, "bias", None)) is not None:
         tensors["bias"] = bias.detach().to("cpu", torch.float32).clone()
-    put(out, head_path(out), save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
+    store.put_if_absent(HEAD, save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
 
 
 def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Vocabulary, size: int) -> str:

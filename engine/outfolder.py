@@ -1,132 +1,154 @@
-"""The output folder seen by a reader: where things lie, and the plan, seals, quarantine and manifest as typed values.
+"""The output seen by a reader: what the files are called, and the plan, seals, quarantine and manifest as typed values.
 
-Writing is in engine/shards.py, atomic publication in engine/publish.py. Normative text: docs/format.md.
+An output is given as a path, a URL or an open store (engine/store.py). Writing is in engine/shards.py. Normative text:
+docs/format.md.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from engine.publish import output_errors, put_if_absent, read_published
+from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal
 from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
+
+PLAN = "_engine/plan.json"
+MANIFEST = "_engine/manifest.json"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def shard_name(product: str, unit: int, units: int) -> str:
-    """'data/student/small/train-00017-of-00512.parquet': path relative to the output folder."""
+    """'data/student/small/train-00017-of-00512.parquet': the name of a file in the output."""
     width = max(5, len(str(units)))
     return f"data/{product}/train-{unit:0{width}d}-of-{units:0{width}d}.parquet"
 
 
-def plan_path(out: Path) -> Path:
-    return out / "_engine" / "plan.json"
+def seal_name(unit: int) -> str:
+    return f"_engine/shards/{unit:05d}.json"
 
 
-def manifest_path(out: Path) -> Path:
-    return out / "_engine" / "manifest.json"
+def claim_name(unit: int) -> str:
+    return f"_engine/quarantine/{unit:05d}.jsonl"
 
 
-def seal_path(out: Path, unit: int) -> Path:
-    return out / "_engine" / "shards" / f"{unit:05d}.json"
-
-
-def claim_path(out: Path, unit: int) -> Path:
-    return out / "_engine" / "quarantine" / f"{unit:05d}.jsonl"
-
-
-def put(out: Path, path: Path, data: bytes) -> bool:
-    """Put-if-absent with the folder's own staging; see engine/publish.py."""
-    return put_if_absent(path, data, staging=out / "_engine" / "tmp")
-
-
-def load_plan(out: Path) -> Plan:
-    """The plan of an output folder. OutputError when there is none, it is damaged, or of another schema version."""
-    path = plan_path(out)
-    if not path.is_file():
-        raise OutputError(f"{out}: no _engine/plan.json, so not an output of targetsmith; name the `output` of a run")
-    plan = load_json(path, Plan)
+def load_plan(out: Out) -> Plan:
+    """The plan of an output. OutputError when there is none, it is damaged, or of another schema version."""
+    store = open_store(out)
+    if not store.exists(PLAN):
+        raise OutputError(f"{store}: no {PLAN}, so not an output of targetsmith; name the `output` of a run")
+    plan = load_json(store, PLAN, Plan)
     if plan.recompute() != plan.fingerprint:
-        raise OutputError(f"{path}: content and fingerprint disagree: edited or damaged; restore it or start anew")
+        raise OutputError(
+            f"{store.place(PLAN)}: content and fingerprint disagree: edited or damaged; restore it or start anew"
+        )
     return plan
 
 
-def load_manifest(out: Path) -> Manifest:
-    """The manifest of a finished run. OutputError when the run is not finished, or the folder is no run."""
-    if not manifest_path(out).is_file():
-        units = len(load_plan(out).units)
+def load_manifest(out: Out) -> Manifest:
+    """The manifest of a finished run. OutputError when the run is not finished, or this is no output."""
+    store = open_store(out)
+    if not store.exists(MANIFEST):
+        units = len(load_plan(store).units)
         raise OutputError(
-            f"{out}: the run is not finished: {len(sealed_units(out))} of {units} units are sealed and there is no "
-            "_engine/manifest.json; run `targetsmith score` on the same run file to finish it"
+            f"{store}: the run is not finished: {len(sealed_units(store))} of {units} units are sealed and there is no "
+            f"{MANIFEST}; run `targetsmith score` on the same run file to finish it"
         )
-    return load_json(manifest_path(out), Manifest)
+    return load_json(store, MANIFEST, Manifest)
 
 
-def sealed_units(out: Path) -> list[int]:
-    """Units with a seal, ascending; one folder listing."""
-    folder = out / "_engine" / "shards"
-    with output_errors(folder):
-        return sorted(int(path.stem) for path in folder.glob("*.json"))
+def sealed_units(out: Out) -> list[int]:
+    """Units with a seal, ascending; one listing."""
+    return _numbered(open_store(out), "_engine/shards", "json")
 
 
-def load_seals(out: Path) -> Iterator[Seal]:
+def claimed_units(out: Out) -> list[int]:
+    """Units with a claim, ascending; one listing."""
+    return _numbered(open_store(out), "_engine/quarantine", "jsonl")
+
+
+def unsealed_units(out: Out, plan: Plan) -> list[int]:
+    """Units without a seal, ascending. A listing may be behind, so each unit that it lacks is asked for by its name."""
+    store = open_store(out)
+    lacking = sorted({unit.index for unit in plan.units} - set(sealed_units(store)))
+    found = store.map(lambda unit: store.exists(seal_name(unit)), lacking)
+    return [unit for unit, sealed in zip(lacking, found, strict=True) if not sealed]
+
+
+def load_seals(out: Out) -> Iterator[Seal]:
     """Every seal, in unit order."""
-    for unit in sealed_units(out):
-        yield load_json(seal_path(out, unit), Seal)
+    store = open_store(out)
+    for unit in sealed_units(store):
+        yield load_json(store, seal_name(unit), Seal)
 
 
-def own_seal(out: Path, plan: Plan, unit: int) -> Seal:
+def own_seal(out: Out, plan: Plan, unit: int) -> Seal:
     """The seal of a unit, checked to be of this run and this unit; else OutputError."""
-    seal = load_json(seal_path(out, unit), Seal)
+    store = open_store(out)
+    seal = load_json(store, seal_name(unit), Seal)
     if seal.fingerprint != plan.fingerprint or seal.unit != unit:
         raise OutputError(
-            f"{seal_path(out, unit)}: seal of unit {seal.unit}, run {seal.fingerprint[:12]}; wanted unit {unit}, "
+            f"{store.place(seal_name(unit))}: seal of unit {seal.unit}, run {seal.fingerprint[:12]}; wanted unit {unit}, "
             f"run {plan.fingerprint[:12]}: the file was copied from elsewhere; move it away and run again"
         )
     return seal
 
 
-def iter_shards(out: Path, product: str) -> Iterator[Path]:
-    """The Parquet files of one product that are sealed, in unit order; of an unfinished run, those that are ready.
+def sealed_shards(out: Out, product: str) -> Iterator[str]:
+    """Names of the Parquet files of one product that are sealed, in unit order; of an unfinished run, those that are ready.
 
     Raises OutputError when the run has no such product (the message lists those it has) or a sealed file is missing.
     """
-    known = load_plan(out).products
+    store = open_store(out)
+    known = load_plan(store).products
     if product not in known:
-        raise OutputError(f"{out}: no product {product!r}; this run has {', '.join(sorted(known))}")
-    for seal in load_seals(out):
+        raise OutputError(f"{store}: no product {product!r}; this run has {', '.join(sorted(known))}")
+    for seal in load_seals(store):
         file = seal.files[product]
         if file is None:
             continue
-        if not (out / file.name).is_file():
-            raise OutputError(f"{out / file.name}: sealed but missing; restore it, or remove its seal and run again")
-        yield out / file.name
+        if not store.exists(file.name):
+            raise OutputError(
+                f"{store.place(file.name)}: sealed but missing; restore it, or remove its seal and run again"
+            )
+        yield file.name
 
 
-def read_quarantine(out: Path, unit_index: int) -> list[dict[str, Any]]:
+def iter_shards(out: Path, product: str) -> Iterator[Path]:
+    """`sealed_shards` as paths, of an output that is a local folder."""
+    for name in sealed_shards(out, product):
+        yield out / name
+
+
+def read_quarantine(out: Out, unit_index: int) -> list[dict[str, Any]]:
     """The quarantine records of a unit, by doc_row; [] when none."""
-    path = claim_path(out, unit_index)
-    return [json.loads(line) for line in read_published(path).splitlines()] if path.exists() else []
+    store, name = open_store(out), claim_name(unit_index)
+    return [json.loads(line) for line in store.read(name).splitlines()] if store.exists(name) else []
 
 
-def load_json(path: Path, model: type[_Model]) -> _Model:
+def load_json(store: Store, name: str, model: type[_Model]) -> _Model:
     """One of our JSON files as its model. OutputError when it is damaged or of another schema version."""
-    data = read_published(path)
+    data, place = store.read(name), store.place(name)
     try:
         content = json.loads(data)
         version = (content.get("schema_name"), content.get("schema_version")) if isinstance(content, dict) else None
         if version != (SCHEMA_NAME, SCHEMA_VERSION):
             raise OutputError(
-                f"{path}: schema {version}, this program reads and writes {(SCHEMA_NAME, SCHEMA_VERSION)}; "
+                f"{place}: schema {version}, this program reads and writes {(SCHEMA_NAME, SCHEMA_VERSION)}; "
                 "use the version of targetsmith that wrote it, or a new `output`"
             )
         return model.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise OutputError(f"{path}: damaged: {error}; restore the file or start with a new `output`") from error
+        raise OutputError(f"{place}: damaged: {error}; restore the file or start with a new `output`") from error
+
+
+def _numbered(store: Store, folder: str, ending: str) -> list[int]:
+    wanted = re.compile(rf"{folder}/(\d+)\.{ending}")
+    return sorted({int(match[1]) for name, _ in store.files(folder) if (match := wanted.fullmatch(name))})

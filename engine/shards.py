@@ -1,8 +1,8 @@
-"""The output folder: begin or resume, publish a unit. Layout and JSON: docs/format.md.
+"""The output: begin or resume, publish a unit. Layout and JSON: docs/format.md.
 
     open_output -> publish_unit (any process, any number of times, per unit) -> finish
 
-Commit protocol of a unit; each step is put-if-absent (engine/publish.py), so repeats, races and zombies do no harm:
+Commit protocol of a unit; each step is put-if-absent (engine/store.py), so repeats, races and zombies do no harm:
 
     1  _engine/quarantine/<unit>.jsonl   the claim: who wins this name decides which documents are quarantined
     2  data/<product>/train-...parquet   one per product; the loser of a name checks and takes over the winner's
@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,20 +25,19 @@ import pyarrow.parquet as pq
 from engine.checks import check_rows
 from engine.finish import finish
 from engine.outfolder import (
-    claim_path,
+    PLAN,
+    claim_name,
+    claimed_units,
     iter_shards,
     load_manifest,
     load_plan,
     load_seals,
     own_seal,
-    plan_path,
-    put,
     read_quarantine,
-    seal_path,
+    seal_name,
     sealed_units,
     shard_name,
 )
-from engine.publish import output_errors, read_published
 from engine.rows import (
     lengths_of,
     read_whole,
@@ -50,6 +48,7 @@ from engine.rows import (
     row_groups,
     table_to_parquet_bytes,
 )
+from engine.store import STAGING, Out, Store, open_store
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import (
     COLUMNS,
@@ -72,38 +71,39 @@ __all__ = [
 # ---- begin or resume -------------------------------------------------------------------------------------------------
 
 
-def open_output(out: Path, plan: Plan) -> list[int]:
+def open_output(out: Out, plan: Plan) -> list[int]:
     """Begin the run in `out`, or resume it: the units that are sealed already, ascending ([] for a new run).
 
-    A new or empty folder gets plan.json. A folder with the same fingerprint goes on; units whose files were all
-    published but whose seal was not are sealed from the files. Raises FingerprintMismatch (listing what differs) when
-    the folder holds another run, OutputError when it holds something else or cannot be written.
+    A new or empty output gets plan.json. One with the same fingerprint goes on; units whose files were all published but
+    whose seal was not are sealed from the files. Raises FingerprintMismatch (listing what differs) when there is
+    another run, OutputError when there is something else, it cannot be written, or the store overwrites.
     """
-    with output_errors(out):
-        foreign = None if plan_path(out).exists() else _first_file(out)
-    if foreign is not None:
+    store = open_store(out)
+    store.check()
+    foreign = None if store.exists(PLAN) else _first_file(store)
+    if foreign is not None and not store.exists(PLAN):  # not the beginning of another command on this very run
         raise OutputError(
-            f"{out}: not empty and not an output of targetsmith (found {foreign}, no _engine/plan.json); set "
-            " `output` to a new or empty folder"
+            f"{store}: not empty and not an output of targetsmith (found {store.place(foreign)}, no {PLAN}); set "
+            "`output` to a new or empty folder or prefix"
         )
-    if put(out, plan_path(out), plan.to_bytes()):
+    if store.put_if_absent(PLAN, plan.to_bytes()):
         return []
-    found = load_plan(out)
+    found = load_plan(store)
     if found.fingerprint != plan.fingerprint:
         listed = "\n  ".join(found.difference(plan))
         raise FingerprintMismatch(
-            f"{out}: this folder was begun with other inputs or settings (folder -> this run):\n  {listed}\n"
+            f"{store}: this folder was begun with other inputs or settings (folder -> this run):\n  {listed}\n"
             "Set `output` to a new folder for this run, or undo the changes to resume the old one; nothing was changed."
         )
-    recover(out, plan)
-    return sealed_units(out)
+    recover(store, plan)
+    return sealed_units(store)
 
 
 # ---- publish ---------------------------------------------------------------------------------------------------------
 
 
 def publish_unit(
-    out: Path,
+    out: Out,
     plan: Plan,
     unit_index: int,
     products: Mapping[str, pa.Table],
@@ -117,11 +117,11 @@ def publish_unit(
     Raises IdentityError when an invariant of the rows is broken, OutputError when the folder cannot be written or
     holds a file that does not belong there. A call that raises has published no seal and can be repeated.
     """
-    unit = plan.units[unit_index]
+    store, unit = open_store(out), plan.units[unit_index]
     if products.keys() != plan.products.keys():
         raise ValueError(f"unit {unit_index}: got products {sorted(products)}, the plan has {sorted(plan.products)}")
-    if seal_path(out, unit_index).exists():
-        return own_seal(out, plan, unit_index)
+    if store.exists(seal_name(unit_index)):
+        return own_seal(store, plan, unit_index)
     own = {int(record["doc_row"]) for record in quarantine}
     tables, sums = {}, dict(stats)
     for product, table in products.items():
@@ -132,11 +132,12 @@ def publish_unit(
         sums[f"{product}.rounding_nats{MAXIMUM}"] = rounding_error_nats(table, tables[product])
 
     lines = sorted(quarantine, key=lambda record: record["doc_row"])
-    put(out, claim_path(out, unit_index), b"".join(canonical_json(dict(line)).encode() + b"\n" for line in lines))
-    claimed = _claimed_rows(out, unit_index)
+    claim = b"".join(canonical_json(dict(line)).encode() + b"\n" for line in lines)
+    store.put_if_absent(claim_name(unit_index), claim)
+    claimed = _claimed_rows(store, unit_index)
     if own - claimed:
         raise OutputError(
-            f"{claim_path(out, unit_index)}: an earlier attempt scored documents (rows {sorted(own - claimed)}) that "
+            f"{store.place(claim_name(unit_index))}: an earlier attempt scored documents (rows {sorted(own - claimed)}) that "
             "this attempt had to put in quarantine. Run again (after want of memory: on the larger machine); or, when "
             f"no file of unit {unit_index} lies in data/, remove this file to let the next attempt decide"
         )
@@ -145,36 +146,34 @@ def publish_unit(
     groups = row_groups(list(kept.values()))
     for product, table in kept.items():
         files[product] = (
-            _publish_product(out, plan, unit, product, table, groups, len(claimed), sums) if groups else None
+            _publish_product(store, plan, unit, product, table, groups, len(claimed), sums) if groups else None
         )
-    return _seal(out, plan, unit_index, len(claimed), files, sums)
+    return _seal(store, plan, unit_index, len(claimed), files, sums)
 
 
-def recover(out: Path, plan: Plan) -> list[int]:
+def recover(out: Out, plan: Plan) -> list[int]:
     """Seal the units whose files are all published but whose seal is missing (a kill in between); their indexes.
 
     Statistics come from the footer of the unit's first product. Units without a good row are simply scored again.
     """
-    sealed, recovered = set(sealed_units(out)), []
-    claims = out / "_engine" / "quarantine"
-    with output_errors(claims):
-        claimed_units = sorted(int(path.stem) for path in claims.glob("*.jsonl"))
-    for index in claimed_units:
-        paths = {product: out / shard_name(product, index, len(plan.units)) for product in plan.products}
-        if index in sealed or not all(path.exists() for path in paths.values()):
+    store = open_store(out)
+    sealed, recovered = set(sealed_units(store)), []
+    for index in claimed_units(store):
+        names = {product: shard_name(product, index, len(plan.units)) for product in plan.products}
+        if index in sealed or not all(store.exists(name) for name in names.values()):
             continue
-        claimed = _claimed_rows(out, index)
+        claimed = _claimed_rows(store, index)
         files, stats = {}, {}
-        for product in paths:
-            files[product], footer = _adopt(out, plan, plan.units[index], product, claimed)
+        for product in names:
+            files[product], footer = _adopt(store, plan, plan.units[index], product, claimed)
             stats = stats or json.loads(footer["targetsmith.stats"])
-        _seal(out, plan, index, len(claimed), files, stats)
+        _seal(store, plan, index, len(claimed), files, stats)
         recovered.append(index)
     return recovered
 
 
 def _publish_product(
-    out: Path,
+    store: Store,
     plan: Plan,
     unit: PlanUnit,
     product: str,
@@ -186,44 +185,56 @@ def _publish_product(
     name = shard_name(product, unit.index, len(plan.units))
     footer = _footer(plan, unit.index, product, table, quarantined, stats)
     data = table_to_parquet_bytes(table, footer, groups)
-    if put(out, out / name, data):
+    if store.most_bytes is not None and len(data) > store.most_bytes:
+        raise OutputError(
+            f"{store.place(name)}: {len(data):,} bytes, and a shard on an object store has at most {store.most_bytes:,}; "
+            "set [corpus] unit_bytes (or unit_documents) so much smaller, with a new `output`"
+        )
+    if store.put_if_absent(name, data):
         return _shard_file(name, footer, data)
     rows = set(table.column("doc_row").to_pylist())
     claimed = set(range(unit.doc_row, unit.doc_row + unit.n_rows)) - rows
-    return _adopt(out, plan, unit, product, claimed)[0]
+    return _adopt(store, plan, unit, product, claimed)[0]
 
 
-def _adopt(out: Path, plan: Plan, unit: PlanUnit, product: str, claimed: set[int]) -> tuple[ShardFile, dict[str, str]]:
+def _adopt(
+    store: Store, plan: Plan, unit: PlanUnit, product: str, claimed: set[int]
+) -> tuple[ShardFile, dict[str, str]]:
     """The file that another attempt published under this name, after checking that it is ours, whole and undamaged."""
     name = shard_name(product, unit.index, len(plan.units))
-    data = read_published(out / name)
+    data, place = store.read(name), store.place(name)
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
             table = read_whole(file)
     except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{out / name}: damaged ({error}); remove the file and run again to make it anew") from error
+        raise OutputError(f"{place}: damaged ({error}); remove the file and run again to make it anew") from error
     if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):
-        raise OutputError(f"{out / name}: not a file of this run: other columns or types; move it away and run again")
+        raise OutputError(f"{place}: not a file of this run: other columns or types; move it away and run again")
     wanted = _footer(plan, unit.index, product, table, len(claimed), {})
     for key in ("schema", "schema_version", "fingerprint", "product", "unit", "rows", "positions", "quarantined"):
         key = f"targetsmith.{key}"
         if footer.get(key) != wanted[key]:
             raise OutputError(
-                f"{out / name}: not a file of this run: its footer says {key} = {footer.get(key)!r}, wanted "
+                f"{place}: not a file of this run: its footer says {key} = {footer.get(key)!r}, wanted "
                 f"{wanted[key]!r}; move it away and run again"
             )
     if problem := _incomplete(unit, table, claimed):
-        raise OutputError(f"{out / name}: {problem}; move the file away and run again")
+        raise OutputError(f"{place}: {problem}; move the file away and run again")
     return _shard_file(name, footer, data), footer
 
 
 def _seal(
-    out: Path, plan: Plan, unit: int, quarantined: int, files: dict[str, ShardFile | None], stats: Mapping[str, float]
+    store: Store,
+    plan: Plan,
+    unit: int,
+    quarantined: int,
+    files: dict[str, ShardFile | None],
+    stats: Mapping[str, float],
 ) -> Seal:
     sums = {key: float(value) for key, value in stats.items()}
     seal = Seal(fingerprint=plan.fingerprint, unit=unit, quarantined=quarantined, files=files, stats=sums)
-    return seal if put(out, seal_path(out, unit), seal.to_bytes()) else own_seal(out, plan, unit)
+    return seal if store.put_if_absent(seal_name(unit), seal.to_bytes()) else own_seal(store, plan, unit)
 
 
 def _incomplete(unit: PlanUnit, table: pa.Table, quarantined: set[int]) -> str | None:
@@ -239,8 +250,8 @@ def _incomplete(unit: PlanUnit, table: pa.Table, quarantined: set[int]) -> str |
     )
 
 
-def _claimed_rows(out: Path, unit: int) -> set[int]:
-    return {int(record["doc_row"]) for record in read_quarantine(out, unit)}
+def _claimed_rows(store: Store, unit: int) -> set[int]:
+    return {int(record["doc_row"]) for record in read_quarantine(store, unit)}
 
 
 def _without(table: pa.Table, doc_rows: set[int]) -> pa.Table:
@@ -289,7 +300,6 @@ def _shard_file(name: str, footer: Mapping[str, str], data: bytes) -> ShardFile:
     )
 
 
-def _first_file(out: Path) -> Path | None:
-    """Any file below the folder that is not our own staging; None for a new or empty folder."""
-    staging = out / "_engine" / "tmp"
-    return next((path for path in out.rglob("*") if not path.is_dir() and path.parent != staging), None)
+def _first_file(store: Store) -> str | None:
+    """Any file that is not our own staging; None for a new or empty output."""
+    return next((name for name, _ in store.files() if not name.startswith(f"{STAGING}/")), None)

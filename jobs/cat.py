@@ -10,21 +10,22 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
 
 from engine.outfolder import load_plan
+from engine.store import Out, open_store
 from engine.stream import PAD_ID, Document, Targets, TargetsError
+from schemas.address import redact
 from schemas.errors import OutputError, RunFileError
 
 View = Literal["student", "teacher", "bytes", "hidden"]
 
 
 def cat(
-    out: Path,
+    out: Out,
     *,
     student: str | None,
     view: View | None,
@@ -39,10 +40,11 @@ def cat(
     """
     if max_width is not None and not max_width >= 0:  # NaN too
         raise RunFileError(f"--max-width {max_width}: a width is a probability; give a number >= 0, such as 0.05")
-    product = choose(out, list(load_plan(out).products), student, view)
+    store = open_store(out)
+    product = choose(store, list(load_plan(store).products), student, view)
     try:
         kept = left_out = 0
-        targets = Targets(out, product, allow_partial=True, max_width=max_width)
+        targets = Targets(store.url, product, allow_partial=True, max_width=max_width)
         for document in islice(targets.documents(), limit):
             record = as_json(document)
             if max_width is not None:
@@ -54,10 +56,10 @@ def cat(
                 f"targetsmith: {kept:,} of {kept + left_out:,} scored rows have a width of at most {max_width}\n"
             )
     except TargetsError as error:  # the reader stands alone and has an error of its own
-        raise OutputError(str(error)) from error
+        raise OutputError(redact(str(error))) from error
 
 
-def choose(out: Path, products: Sequence[str], student: str | None, view: View | None, *, first: bool = False) -> str:
+def choose(out: Out, products: Sequence[str], student: str | None, view: View | None, *, first: bool = False) -> str:
     """The product that `--student` and `--view` name. first: take the first student where several could be meant.
 
     Without options: the student where there is one, else the only product. OutputError says what the run has.

@@ -47,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a run.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Output of a run: a folder, or a URL such as s3://bucket/out.")]
 View = Annotated[
     Literal["student", "teacher", "bytes", "hidden"] | None,
     typer.Option(help="Over the student's vocabulary, over the teacher's own, byte by byte, or hidden states (cat)."),

@@ -41,6 +41,8 @@ PLACE_LIMIT_S = 600.0  # no actor found a place (an autoscaler may need minutes)
 LOAD_LIMIT_S = 3600.0  # no actor finished loading the teacher (hundreds of GB from a network disk)
 POLL_S = 1.0
 OBJECT_STORE_BYTES = 256 * 2**20  # local Ray only; units are a few MB, results are published by the actors themselves
+HANDED_ON = ("HF_HUB_OFFLINE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables that actors on other nodes get. No secrets: Ray shows them in its dashboard and logs."""
 LONGEST_TEMP = 40  # bytes; Ray adds about 65 for its sockets, and a Unix socket path has at most 103 to 107
 
 
@@ -81,7 +83,7 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     root = Path(__file__).resolve().parent.parent
-    env_vars = {"TOKENIZERS_PARALLELISM": "false"} | {k: v for k, v in os.environ.items() if k in ("HF_HUB_OFFLINE",)}
+    env_vars = {"TOKENIZERS_PARALLELISM": "false"} | {k: os.environ[k] for k in HANDED_ON if k in os.environ}
     runtime_env: dict[str, Any] = {"env_vars": env_vars}
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}
     if where != "local":

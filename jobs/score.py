@@ -24,9 +24,10 @@ from engine.calibrate import sample
 from engine.corpus import CorpusScan, read_units, scan_corpus
 from engine.finish import finish
 from engine.head import hidden_size_note
-from engine.outfolder import read_quarantine, sealed_units
+from engine.outfolder import read_quarantine, unsealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.shards import open_output, publish_unit
+from engine.store import Store, open_store
 from engine.vocab import load_vocabulary
 from jobs.events import Done, Notice, Ready, Salvaged
 from jobs.progress import Counts, Display, clock
@@ -45,26 +46,27 @@ _COLUMNS = ("docs", "positions", "scored", "stored mass", "width", "non-canonica
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished run: its manifest, and what this command itself did for it."""
+    """A finished run: where it lies, its manifest, and what this command itself did for it."""
 
-    run: RunConfig
+    store: Store
     manifest: Manifest
     counts: Counts
 
 
 def score(run: RunConfig, address: str | None = None) -> Outcome:
     """Do all that is missing of the run. Raises TargetsmithError; what is published by then stays."""
-    if _EPHEMERAL in run.output.as_posix():
+    if _EPHEMERAL in str(run.output):
         raise RunFileError(
-            f"output = {run.output.name!r} would lie in Ray's copy of the working folder, which Ray deletes. Under "
-            f"`ray job submit` write an absolute path on storage that all nodes share: output = '/shared/...'"
+            f"output = {Path(run.output).name!r} would lie in Ray's copy of the working folder, which Ray deletes. Under "
+            f"`ray job submit` write an absolute path on storage that all nodes share, or a URL: output = '/shared/...'"
         )
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
-    sealed = set(open_output(run.output, plan))
+    store = open_store(run.output)
+    sealed = set(open_output(store, plan))
     counts = Counts(units_total=len(plan.units), units_before=len(sealed))
     with Display(counts, sys.stderr) as display:
-        display.say(f"run {plan.fingerprint[:12]} -> {run.output}")
+        display.say(f"run {plan.fingerprint[:12]} -> {store}")
         made = ", ".join(f"{name} ({facts.regime})" for name, facts in plan.products.items())
         display.say(f"products: {made}; {run.targets.semantics}")
         if sealed:
@@ -72,8 +74,8 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
         if run.targets.hidden:
             display.say(_hidden_note(run, scan, plan))
         if len(sealed) < len(plan.units):
-            _work(pin(run), scan, plan, sealed, counts, display, address)
-    return Outcome(run, finish(run.output, plan, engine_version=ENGINE_VERSION), counts)
+            _work(pin(run), scan, plan, sealed, store, counts, display, address)
+    return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts)
 
 
 def _work(
@@ -81,6 +83,7 @@ def _work(
     scan: CorpusScan,
     plan: Plan,
     sealed: set[int],
+    store: Store,
     counts: Counts,
     display: Display,
     address: str | None,
@@ -98,7 +101,7 @@ def _work(
                     display.say(event.text)
                 elif isinstance(event, Salvaged):
                     joined = join_outcomes(plan, event.outcomes)
-                    publish_unit(run.output, plan, event.unit.index, joined.products, joined.quarantine, joined.stats)
+                    publish_unit(store, plan, event.unit.index, joined.products, joined.quarantine, joined.stats)
                     counts.add(joined.stats)
                 elif isinstance(event, Done):
                     counts.add(event.stats)
@@ -108,11 +111,12 @@ def _work(
                         said.add(event.note)
                         display.say(event.note)
                 display.update(unit_done=isinstance(event, Done | Salvaged))
-    unseen = sorted(missing - set(sealed_units(run.output)))
+    unseen = unsealed_units(store, plan)
     if unseen:
         raise OutputError(
-            f"{run.output}: the actors published {len(missing)} units, but {len(unseen)} of them are not visible here "
-            f"(first: unit {unseen[0]}). All nodes must share the output folder: name one on a shared disk."
+            f"{store}: the actors published {len(missing)} units, but {len(unseen)} of them are not visible here "
+            f"(first: unit {unseen[0]}). All nodes must share the output: name a folder on a shared disk, or a URL that is "
+            "the same store everywhere."
         )
 
 
@@ -138,8 +142,8 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     console = Console(file=stream, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    manifest, counts, out = outcome.manifest, outcome.counts, outcome.run.output
-    console.print(f"{out}: run {manifest.fingerprint[:12]} is complete", markup=False)
+    manifest, counts, store = outcome.manifest, outcome.counts, outcome.store
+    console.print(f"{store}: run {manifest.fingerprint[:12]} is complete", markup=False)
     headings = [
         Column("product", overflow="fold", min_width=12),
         Column("regime", no_wrap=True),
@@ -169,10 +173,10 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     console.print(
         f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
     )
-    for reason, count in quarantined_by_reason(out, manifest).most_common():
+    for reason, count in quarantined_by_reason(store, manifest).most_common():
         console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
     if manifest.quarantined:
-        console.print(f"  each with its place and detail: {out / '_engine' / 'quarantine'}/*.jsonl", markup=False)
+        console.print(f"  each with its place and detail: {store.place('_engine/quarantine')}/*.jsonl", markup=False)
     if counts.units:
         rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
         console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
@@ -180,10 +184,10 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
         console.print("this command: nothing to do, the run was complete")
 
 
-def quarantined_by_reason(out: Path, manifest: Manifest) -> Counter[str]:
+def quarantined_by_reason(store: Store, manifest: Manifest) -> Counter[str]:
     """Reason -> number of documents."""
     units = [shard.unit for shard in manifest.shards if shard.quarantined]
-    return Counter(record["reason"] for unit in units for record in read_quarantine(out, unit))
+    return Counter(record["reason"] for unit in units for record in read_quarantine(store, unit))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine.expansion import BYTES_END
-from engine.outfolder import iter_shards, load_plan, read_quarantine, shard_name
+from engine.outfolder import load_plan, read_quarantine, sealed_shards, shard_name
+from engine.store import Out, PosixStore, Store, open_store
 from engine.vocab import Vocabulary, load_vocabulary
 from jobs.cat import View, choose
 from schemas.errors import OutputError, RunFileError, TokenizerError
@@ -94,7 +95,7 @@ def visible(piece: bytes) -> str:
 
 
 def show(
-    out: Path,
+    out: Out,
     *,
     doc: str | None,
     rows: str,
@@ -105,19 +106,21 @@ def show(
     near: Sequence[Path] = (),
 ) -> None:
     """Print one document. `near`: more folders in which the tokenizers' relative paths may start."""
-    window = _window(rows)
-    plan = load_plan(out)
-    product = choose(out, list(plan.products), student, view, first=True)
+    window, store = _window(rows), open_store(out)
+    plan = load_plan(store)
+    product = choose(store, list(plan.products), student, view, first=True)
     if plan.products[product].codec == "hidden":
         raise OutputError(
-            f"{out}: hidden states are no distributions to look at; `targetsmith cat --view hidden` prints them"
+            f"{store}: hidden states are no distributions to look at; `targetsmith cat --view hidden` prints them"
         )
-    row = _find(out, plan, product, doc)
-    places = [*near, Path.cwd(), out.resolve(), *out.resolve().parents]
+    row = _find(store, plan, product, doc)
+    places = [*near, Path.cwd()]
+    if isinstance(store, PosixStore):
+        places += [store.root.resolve(), *store.root.resolve().parents]
     ours = _view(row, plan.products[product], places)
     theirs = None
     if "teacher" in plan.products and product != "teacher":
-        theirs = _view(_find(out, plan, "teacher", str(row["doc_row"])), plan.products["teacher"], places)
+        theirs = _view(_find(store, plan, "teacher", str(row["doc_row"])), plan.products["teacher"], places)
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -240,17 +243,17 @@ def _vocabulary(facts: ProductFacts, places: Sequence[Path]) -> Vocabulary | Non
     return None
 
 
-def _find(out: Path, plan: Plan, product: str, doc: str | None) -> dict[str, Any]:
+def _find(store: Store, plan: Plan, product: str, doc: str | None) -> dict[str, Any]:
     """The row of a document. OutputError says why it is not there: quarantine, not scored yet, unknown."""
     if doc is None:
-        for path in iter_shards(out, product):
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for name in sealed_shards(store, product):
+            with store.open(name) as data, pq.ParquetFile(data, page_checksum_verification=True) as file:
                 return next(file.iter_batches(batch_size=1)).to_pylist()[0]
-        raise OutputError(f"{out}: no document is ready yet (or all are in quarantine); run targetsmith score")
+        raise OutputError(f"{store}: no document is ready yet (or all are in quarantine); run targetsmith score")
     if not doc.isdecimal():
         doc_id = doc.removeprefix("id:")
-        for path in iter_shards(out, product):
-            if found := _read(path, "doc_id", doc_id):
+        for name in sealed_shards(store, product):
+            if found := _read(store, name, "doc_id", doc_id):
                 return found
         units = plan.units
         what = f"doc_id {doc_id!r}"
@@ -259,23 +262,24 @@ def _find(out: Path, plan: Plan, product: str, doc: str | None) -> dict[str, Any
         units = [unit for unit in plan.units if unit.doc_row <= number < unit.doc_row + unit.n_rows]
         if not units:
             last = plan.units[-1].doc_row + plan.units[-1].n_rows - 1
-            raise OutputError(f"{out}: no document {number}; the corpus has documents 0 to {last}")
-        path = out / shard_name(product, units[0].index, len(plan.units))
-        if path.exists() and (found := _read(path, "doc_row", number)):
+            raise OutputError(f"{store}: no document {number}; the corpus has documents 0 to {last}")
+        name = shard_name(product, units[0].index, len(plan.units))
+        if store.exists(name) and (found := _read(store, name, "doc_row", number)):
             return found
         what = f"document {number}"
     for unit in units:
-        for record in read_quarantine(out, unit.index):
+        for record in read_quarantine(store, unit.index):
             if doc in (str(record["doc_row"]), record["doc_id"], f"id:{record['doc_id']}"):
-                raise OutputError(f"{out}: {what} is in quarantine: {record['reason']}, {record['detail']}")
+                raise OutputError(f"{store}: {what} is in quarantine: {record['reason']}, {record['detail']}")
     raise OutputError(
-        f"{out}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong "
+        f"{store}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong "
         f"(a doc_id made of digits is written id:{doc})"
     )
 
 
-def _read(path: Path, column: str, value: str | int) -> dict[str, Any] | None:
-    table = pq.read_table(path, filters=[(column, "==", value)], page_checksum_verification=True)
+def _read(store: Store, name: str, column: str, value: str | int) -> dict[str, Any] | None:
+    with store.open(name) as data:
+        table = pq.read_table(data, filters=[(column, "==", value)], page_checksum_verification=True)
     return table.slice(0, 1).to_pylist()[0] if table.num_rows else None
 
 

@@ -11,6 +11,7 @@ from engine.corpus import Document, Unit
 from engine.head import publish_head
 from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
+from engine.store import open_store
 from jobs.events import Died
 from schemas.manifest import Plan, add_stats
 from schemas.runfile import RunConfig
@@ -23,12 +24,12 @@ class UnitWorker:
     def __init__(self, run: RunConfig, plan: Plan, sample: Sequence[Document] = ()) -> None:
         # Ray reserves cores, it does not enforce them: without this every actor would use all cores of the machine.
         torch.set_num_threads(max(1, int(run.ray.num_cpus)))
-        self._out = run.output
+        self._store = open_store(run.output)
         self._plan = plan
         self._scorer = Scorer(run)
         self._scorer.calibrate(sample)
         if run.targets.hidden:
-            publish_head(run.output, self._scorer.teacher)
+            publish_head(self._store, self._scorer.teacher)
         teacher = self._scorer.teacher
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""
@@ -36,7 +37,7 @@ class UnitWorker:
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         """Score and publish a unit. Returns its sums only: the targets never travel through Ray."""
         result = self._scorer.score_unit(documents)
-        publish_unit(self._out, self._plan, unit.index, result.products, result.quarantine, result.stats)
+        publish_unit(self._store, self._plan, unit.index, result.products, result.quarantine, result.stats)
         return result.stats
 
     def score_alone(self, document: Document) -> UnitResult:

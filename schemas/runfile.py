@@ -1,7 +1,7 @@
 """The run file: one TOML, parsed into frozen typed models. `schemas.settings` and docs/runfile.md describe every key.
 
 run = load_run("run.toml")      # RunConfig, or RunFileError that lists every wrong key
-run.teacher.model, run.student[0].name, run.output (absolute), run.base_dir (folder of the run file)
+run.teacher.model, run.student[0].name, run.output (absolute Path, or URL), run.base_dir (folder of the run file)
 run.semantic()                  # the settings that change bytes or meaning: they enter the fingerprint
 run.locate("models/tiny")       # absolute path if it is local, else the Hugging Face id unchanged
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
+from schemas.address import is_url, redact, url_fault
 from schemas.errors import RunFileError
 from schemas.runfile_errors import Fault, Faults, explain, show
 from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
@@ -35,13 +36,12 @@ __all__ = [
 
 
 class RunConfig(Table):
-    """The whole run file. `load_run` and `parse_run` build it: they also set `base_dir` and make `output` absolute."""
+    """The whole run file. `load_run` and `parse_run` build it: they also set `base_dir` and make a local `output` absolute."""
 
-    output: Path = key(
+    output: Path | str = key(
         semantic=False,
-        strict=False,
         wanted="a text: the folder of the results",
-        about="Folder of the results; relative to the folder of the run file.",
+        about="Folder of the results, relative to the folder of the run file; or a URL such as `s3://bucket/prefix`.",
     )
     teacher: TeacherConfig = key(semantic=True, about="The model whose distributions are stored.")
     corpus: CorpusConfig = key(semantic=True, about="The documents.")
@@ -59,9 +59,19 @@ class RunConfig(Table):
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
 
+    @field_validator("output", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: Any) -> Any:
+        """A URL stays a text, since a Path would take one of its slashes; all other texts become paths."""
+        if not isinstance(value, str) or not is_url(value):
+            return Path(value.removeprefix("file://")) if isinstance(value, str) else value
+        if fault := url_fault(value):
+            raise Faults(Fault("output", show(redact(value)), *fault))
+        return value.rstrip("/")
+
     @field_validator("output")
     @classmethod
-    def _own_folder(cls, value: Path) -> Path:
+    def _own_folder(cls, value: Path | str) -> Path | str:
         if value == Path("."):
             raise Faults(
                 Fault("output", '"" or "."', "a folder of its own: its files are managed", 'write output = "out"')
@@ -182,6 +192,7 @@ def parse_run(table: dict[str, Any], *, base_dir: Path, source: str = "run file"
         run = RunConfig.model_validate(table)
     except ValidationError as error:
         raise RunFileError(explain(error, RunConfig, source)) from None  # pydantic's words help nobody here
-    run = run.model_copy(update={"output": Path(os.path.normpath(base / run.output.expanduser()))})
+    if isinstance(run.output, Path):
+        run = run.model_copy(update={"output": Path(os.path.normpath(base / run.output.expanduser()))})
     run._base_dir = base
     return run

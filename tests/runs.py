@@ -12,7 +12,8 @@ from engine.finish import finish
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.shards import open_output
 from jobs.worker import UnitWorker
-from schemas.runfile import load_run
+from schemas.manifest import Manifest
+from schemas.runfile import RunConfig, load_run
 
 ASSETS = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"
 
@@ -36,6 +37,7 @@ def write_run(
     targets: str = "top_k = 16",
     lines: str = "",
     students: dict[str, Path] = STUDENTS,
+    output: str = "out",
 ) -> Path:
     """A run file in `folder` with its corpus: one line per text, then `lines` as they are. Two documents per unit."""
     corpus = "".join(json.dumps({"id": f"t{i}", "text": text}) + "\n" for i, text in enumerate(texts))
@@ -46,7 +48,7 @@ def write_run(
     run_file = folder / "run.toml"
     run_file.write_text(
         f"""
-output = "out"
+output = {json.dumps(output)}
 [teacher]
 model = {json.dumps(str(ASSETS / "teacher"))}
 [corpus]
@@ -82,8 +84,15 @@ def write_subset(folder: Path) -> Path:
 
 
 def score_here(run_file: Path) -> Path:
-    """Score a run in this process, without Ray; returns its output folder."""
+    """Score a run in this process, without Ray; returns its output, which is a local folder."""
     run = load_run(run_file)
+    assert isinstance(run.output, Path)
+    score_run(run)
+    return run.output
+
+
+def score_run(run: RunConfig) -> Manifest:
+    """Score a run in this process, without Ray."""
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
@@ -91,5 +100,4 @@ def score_here(run_file: Path) -> Path:
     worker = UnitWorker(pin(run), plan, learned)
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
         worker.score(unit, documents)
-    finish(run.output, plan, engine_version=ENGINE_VERSION)
-    return run.output
+    return finish(run.output, plan, engine_version=ENGINE_VERSION)

@@ -18,13 +18,13 @@ from engine.losses.chunks import chunked
 from engine.losses.sampled import sampled_ce
 from engine.losses.sparse import forward_kl
 from engine.outfolder import load_manifest
+from engine.store import open_store
 from engine.stream import Targets
 from jobs.cat import View, cat
 from jobs.progress import Counts
 from jobs.score import Outcome, print_summary
 from jobs.show import show
 from schemas.errors import OutputError
-from schemas.runfile import load_run
 from tests.runs import score_here, write_run
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "train.md"
@@ -83,8 +83,8 @@ def test_show_draws_and_refuses_hidden_states(everything: Path, drawn: Path) -> 
 
 def test_the_summary_and_the_card_name_every_product(everything: Path, drawn: Path) -> None:
     for out, words in ((everything, ("hidden", "bytes", "128 numbers", "top 16")), (drawn, ("sample", "20 draws"))):
-        stream, run = io.StringIO(), load_run(out.parent / "run.toml")
-        print_summary(Outcome(run, load_manifest(out), Counts(3, 3)), stream)
+        stream = io.StringIO()
+        print_summary(Outcome(open_store(out), load_manifest(out), Counts(3, 3)), stream)
         card = (out / "README.md").read_text(encoding="utf-8")
         for word in words:
             assert word in stream.getvalue() or word in card

@@ -17,7 +17,7 @@ from transformers import PhiConfig, PhiForCausalLM
 from engine import rows
 from engine.checks import check_rows
 from engine.corpus import Document
-from engine.head import head_path, hidden_size_note, publish_head
+from engine.head import HEAD, hidden_size_note, publish_head
 from engine.rows import flat, round_rows
 from engine.score import Scorer
 from engine.tables import roles_of
@@ -125,7 +125,7 @@ def test_hidden_states_give_the_logits_back(made: Scorer, tmp_path: Path) -> Non
 
 def test_a_run_with_hidden_states_has_the_head_beside_them(tmp_path: Path) -> None:
     out = score_here(write_run(tmp_path, targets="hidden = true\nteacher_stats = true\ntop_k = 16"))
-    head = load_file(head_path(out))
+    head = load_file(out / HEAD)
     files = sorted((out / "data/hidden").glob("*.parquet"))
     size = int((pq.read_metadata(files[0]).metadata or {})[b"targetsmith.hidden_size"])
     assert {name: tuple(t.shape)[1] for name, t in head.items()} == {"lm_head": size, "embedding": size}
@@ -142,7 +142,7 @@ def test_the_head_has_its_bias(tmp_path: Path) -> None:
     model = PhiForCausalLM(PhiConfig(vocab_size=11, **shape))
     torch.nn.init.normal_(model.lm_head.bias)
     publish_head(tmp_path, cast(Teacher, SimpleNamespace(model=model)))
-    head = load_file(head_path(tmp_path))
+    head = load_file(tmp_path / HEAD)
     states = torch.randn(5, 8)
     want = states @ model.lm_head.weight.to(torch.bfloat16).float().T + model.lm_head.bias
     torch.testing.assert_close(states @ head["lm_head"].float().T + head["bias"], want)

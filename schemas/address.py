@@ -1,0 +1,39 @@
+"""Where an output lies: a path, or the URL of an object store. What a URL may look like, and how secrets stay out of texts."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+STORES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
+"""Kinds of URL that can be written, with the fsspec library of each: the ones whose put can be told to create only."""
+
+_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+_QUERY = re.compile(r"(?<=\w)\?[^\s\"'<>)]+")
+
+
+def is_url(text: str) -> bool:
+    """Whether it is meant as a URL, not as a path; file:// is a path."""
+    return "://" in text and not text.startswith("file://")
+
+
+def redact(text: str) -> str:
+    """The text without user names, passwords and queries (signatures) of the URLs in it."""
+    return _QUERY.sub("?***", _USERINFO.sub("***@", text))
+
+
+def url_fault(url: str) -> tuple[str, str] | None:
+    """What is wrong with the URL of an output: (what is wanted, what to do); None when it can be used."""
+    kind, _, rest = url.partition("://")
+    if kind not in STORES:
+        known = ", ".join(f"{name}://" for name in STORES)
+        return f"a path, or a URL of {known}", "these stores can be told to create and never to overwrite; use one"
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment or "::" in rest:
+        return (
+            f"{kind}://bucket/prefix and nothing else",
+            "credentials belong into the environment or the store's own configuration (docs/operations.md)",
+        )
+    if not parts.netloc or not parts.path.strip("/"):
+        return f"{kind}://bucket/prefix", "add a prefix of its own: its files are managed"
+    return None
