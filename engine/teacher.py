@@ -11,7 +11,7 @@ Letters: B sequences, n nodes of one window, D hidden size, C rows of one chunk,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ class Teacher:
         if self.reuse:
             return CachedGrowth(self._decoder, windows)
         return RescoredGrowth(self.hidden, windows)
+
+    def sparing(self, batch_tokens: int, *, keep: bool) -> Teacher:
+        """The same teacher for want of memory: smaller passes of paths; keep: whether keys and values may be kept."""
+        decoder = replace(self._decoder, path_tokens=batch_tokens)
+        return replace(self, _decoder=decoder, reuse=self.reuse and keep)
 
 
 def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None) -> Teacher:

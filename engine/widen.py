@@ -100,10 +100,13 @@ class Widener:
         for i, doc in enumerate(docs):
             trunk = doc.tree.trunk[doc.tree.trunk >= doc.tree.given]
             token_of |= zip((int(softmax.base[i]) + trunk).tolist(), doc.tree.token[trunk].tolist(), strict=True)
+        found: list[tuple[int, Row]] = []  # added only when all are there: memory may run out in between
         for chunk in softmax.run(hidden_ND, logits):
             for node, row in zip(chunk.nodes.tolist(), self.sketcher.rows(chunk.prob), strict=True):
                 if node in token_of and row.total > 0:
-                    self.continuations.add(token_of[node], row)
+                    found.append((token_of[node], row))
+        for token, row in found:
+            self.continuations.add(token, row)
 
     def _softmax(self, docs: list[Prepared]) -> Softmax:
         asked = self.canonical if self.masked else None
