@@ -42,7 +42,7 @@ def demo_scorer(
         "teacher": {"model": str(ASSETS / "teacher"), "device": "cpu", "batch_tokens": batch_tokens},
         "corpus": {"paths": ["unused.jsonl"]},
         "student": [{"name": name, "tokenizer": str(path)} for name, path in named.items()],
-        "targets": {"top_k": 32, **targets},
+        "targets": {**({"top_k": 32} if targets.get("teacher", True) else {}), **targets},
     }
     scorer = Scorer(parse_run(table, base_dir=Path.cwd()))
     scorer.calibrate(demo_documents(calibrate))
@@ -117,7 +117,9 @@ def _by_token(ours: pa.Table, theirs: pa.Table) -> np.ndarray:
     for row in np.flatnonzero((ids != other).any(1)):
         mine = {t: p for t, p in zip(ids[row], a[row], strict=True) if t != PAD_ID}
         yours = {t: p for t, p in zip(other[row], b[row], strict=True) if t != PAD_ID}
-        floors = [min(side.values(), default=-np.inf) if len(side) == ids.shape[1] else -np.inf for side in (mine, yours)]
+        floors = [
+            min(side.values(), default=-np.inf) if len(side) == ids.shape[1] else -np.inf for side in (mine, yours)
+        ]
         pairs = [(mine.get(t, floors[0]), yours.get(t, floors[1])) for t in mine.keys() | yours.keys()]
         out[row] = _nats(*np.array(pairs, float).T).max()
     return out

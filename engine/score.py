@@ -179,7 +179,7 @@ class Scorer(Loaded):
                 places = np.array(byte_ends, np.int64) + len(prefix)
                 side.exact = exact_side(tree, *self.refined(product), np.array(token_ids, np.int64), places)
             out[product] = side
-        return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text))
+        return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text), lead=len(prefix))
 
     def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int, shift: int) -> np.ndarray:
         """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students."""
@@ -228,7 +228,8 @@ class Scorer(Loaded):
             stats["oom_retries"] += 1
         raise BadDocument(
             "oom",
-            f"{nodes} contexts in windows of up to {longest} tokens do not fit alone, nor in {len(tries) - 1} smaller ways: {said}",
+            f"{nodes} contexts in windows of up to {longest} tokens do not fit alone, nor in {len(tries) - 1} smaller ways: "
+            f"{said}",
         )
 
     def _score_group(self, group: list[Work], stats: Stats):

@@ -26,7 +26,7 @@ from engine.forest import Window
 from engine.leaves import LeafFinder, Use
 from engine.outcomes import Outcomes
 from engine.sketch import Row, Sketcher
-from engine.softmax import Logits, Scored, Softmax
+from engine.softmax import Logits, Scored, Softmax, not_finite
 
 _CHUNK_CELLS = 6_000_000  # R x Vt
 
@@ -111,7 +111,9 @@ class Widener:
     def _softmax(self, docs: list[Prepared]) -> Softmax:
         asked = self.canonical if self.masked else None
         states = [d.states or [] for d in docs] if asked else None
-        group = Scored([d.tree for d in docs], [d.kept for d in docs], states, [d.bad for d in docs])
+        group = Scored(
+            [d.tree for d in docs], [d.kept for d in docs], states, [d.bad for d in docs], [d.lead for d in docs]
+        )
         return Softmax(group, self.real, asked, masked=self.masked)
 
     def _begin(
@@ -248,9 +250,11 @@ class Widener:
             self.canonical.mask_(prob, states)
             left = prob.sum(1)
             prob.div_(torch.where(left > 0, left, 1.0)[:, None])
-        for (i, _), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):
+        for (i, node), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):
             if wrong and docs[i].bad is None:
-                docs[i].bad = ("nonfinite_logprob", "the teacher's distribution behind a split leaf is not finite")
+                context, tokens = _path(known[i], node)
+                reason, where = not_finite(int(docs[i].tree.end[context]), docs[i].lead, known[i].depth[node])
+                docs[i].bad = (reason, f"{where}, behind {len(tokens)} tokens that are not the text's")
         return torch.nan_to_num_(prob) if any(d.bad for d in docs) else prob
 
 

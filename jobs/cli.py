@@ -1,6 +1,7 @@
 """The command line: one command per verb. `targetsmith <verb>` and `python -m jobs.<verb>` are the same.
 
-Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 130 interrupted (Ctrl-C).
+Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 3 too many bad documents,
+130 interrupted (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ app = typer.Typer(
     cls=_Guard,
     help=(
         "A teacher language model's next-token distributions over a student's vocabulary, offline, into Parquet. "
-        "Exit codes: 0 done, 1 failed, 2 wrong run file or command line."
+        "Exit codes: 0 done, 1 failed, 2 wrong run file or command line, 3 too many bad documents."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -62,12 +63,23 @@ def score(
         str | None,
         typer.Option(help="Ray cluster: HOST:PORT or auto; 'local' for this machine. Overrides [ray] address."),
     ] = None,
+    retry_quarantined: Annotated[
+        bool,
+        typer.Option(
+            "--retry-quarantined", help="Score what a finished run has in quarantine again, into OUT-retry-N."
+        ),
+    ] = False,
 ) -> None:
     """Score a corpus: do all that is missing of the run, then print a summary."""
     from jobs import score as verb
     from schemas.runfile import load_run
 
-    verb.print_summary(verb.score(load_run(run_file), address), sys.stdout)
+    run = load_run(run_file)
+    outcome = verb.retry_quarantined(run, address) if retry_quarantined else verb.score(run, address)
+    if outcome is None:
+        print(f"{run.output}: nothing is in quarantine any more, nothing to retry")
+    else:
+        verb.print_summary(outcome, sys.stdout)
 
 
 @app.command()

@@ -18,11 +18,12 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, fi
 
 from schemas.errors import RunFileError
 from schemas.runfile_errors import Fault, Faults, explain, show
-from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
+from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
 from schemas.settings_targets import TargetsConfig
 
 __all__ = [
     "CorpusConfig",
+    "QuarantineConfig",
     "RayConfig",
     "RunConfig",
     "StudentConfig",
@@ -56,6 +57,9 @@ class RunConfig(Table):
         "`bytes = true`, `hidden = true` or `teacher = true` in so many words.",
     )
     ray: RayConfig = key(RayConfig(), semantic=False, about="Where the work runs.")
+    quarantine: QuarantineConfig = key(
+        QuarantineConfig(), semantic=False, about="How many bad documents the run may have."
+    )
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
 

@@ -45,7 +45,9 @@ def test_grouping_batches_and_order_change_nothing_beyond_rounding(
     with_batches(ready, batch_tokens)
     again = score(ready, demo_documents(COUNT), group, backwards=backwards)
     with_batches(ready, 8192)
-    assert {ready.regimes[p] for p in ready.students} == {"beam", "same", "subset"} and {"bytes", "hidden"} <= set(again)
+    assert {ready.regimes[p] for p in ready.students} == {"beam", "same", "subset"} and {"bytes", "hidden"} <= set(
+        again
+    )
     for product, table in again.items():
         for name, gap in gaps(whole[product], table).items():
             # a state is rounded to 8 bits of mantissa: a last bit may fall either way
