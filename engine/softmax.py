@@ -43,7 +43,10 @@ class Scored:
 def not_finite(end: int, lead: int, depth: int) -> tuple[str, str]:
     """(reason, detail) of a document whose teacher gave NaN or infinity. end: byte where the context ends, `lead` included."""
     place = max(0, end - lead)
-    return "nonfinite_logprob", f"the teacher's distribution after byte {place} of the text (depth {depth}) is not finite"
+    return (
+        "nonfinite_logprob",
+        f"the teacher's distribution after byte {place} of the text (depth {depth}) is not finite",
+    )
 
 
 @dataclass(frozen=True, slots=True)

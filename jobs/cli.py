@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from schemas.errors import TargetsmithError
+from schemas.redact import without_secrets
 
 # The verbs are imported inside their commands: torch, ray and transformers take seconds, `--help` should not.
 
@@ -27,7 +29,7 @@ class _Guard(TyperGroup):
         try:
             return super().invoke(ctx)
         except TargetsmithError as error:
-            print(f"targetsmith: {error}", file=sys.stderr)
+            print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("targetsmith: interrupted; what is published stays, resume by running again", file=sys.stderr)
@@ -127,7 +129,11 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script and of `python -m jobs.<verb>`. Exits; never returns."""
-    app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
+    except Exception:  # a bug: Python's own traceback would print every secret that a message holds
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

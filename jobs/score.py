@@ -37,6 +37,7 @@ from jobs.raypool import Pool, connect
 from jobs.worker import UnitWorker, join_outcomes, publish
 from schemas.errors import OutputError, RunFileError
 from schemas.manifest import REASONS, REGIMES, Manifest, Plan
+from schemas.redact import without_secrets
 from schemas.runfile import RunConfig
 from schemas.settings import QuarantineConfig
 
@@ -177,7 +178,7 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     manifest, counts, out = outcome.manifest, outcome.counts, outcome.run.output
-    console.print(f"{out}: run {manifest.fingerprint[:12]} is complete", markup=False)
+    console.print(f"{without_secrets(str(out))}: run {manifest.fingerprint[:12]} is complete", markup=False)
     headings = [
         Column("product", overflow="fold", min_width=12),
         Column("regime", no_wrap=True),
@@ -210,7 +211,7 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     if retried := manifest.stats.get("oom_retries"):
         console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
     if manifest.quarantined:
-        console.print(f"  each with its place and detail: {out / '_engine' / 'quarantine'}/*.jsonl", markup=False)
+        console.print("  each with its place and detail: _engine/quarantine/*.jsonl in the output", markup=False)
     if counts.units:
         rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
         console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
