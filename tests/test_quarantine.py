@@ -17,11 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.determinism import BOUND_NATS, gaps
 from engine.corpus import Document, Unit, scan_corpus
-from engine.outfolder import load_manifest, load_plan, read_quarantine, sealed_units
-from engine.plan import make_plan
+from engine.finish import finish
+from engine.outfolder import load_plan, read_quarantine, sealed_units
+from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.retry import KEY, find_retry, read_retried, retry_plan
+from engine.shards import open_output
+from engine.vocab import load_vocabulary
 from jobs import score as verb
-from jobs.worker import UnitWorker
+from jobs.worker import UnitWorker, publish
 from schemas.errors import OutputError, QuarantineError
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig, load_run
@@ -152,7 +155,7 @@ def test_what_a_retry_scores(tmp_path: Path) -> None:
 
 def test_a_retry_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     run = finished(tmp_path)
-    scan, base = scan_corpus(run.corpus, run.base_dir), load_plan(run.output)
+    base = load_plan(run.output)
     with (tmp_path / "corpus.jsonl").open("a") as corpus:
         corpus.write('{"id": "new", "text": "new"}\n')
     changed = scan_corpus(run.corpus, run.base_dir)
@@ -161,30 +164,31 @@ def test_a_retry_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "out" / "_engine" / "manifest.json").unlink()
     with pytest.raises(OutputError, match="the run is not finished"):
         find_retry(run.output)
-    score_here(tmp_path / "run.toml") if scan == changed else None
     with pytest.raises(OutputError, match="no _engine/plan.json"):
         find_retry(tmp_path / "nothing")
 
 
-@pytest.mark.ray
 def test_a_second_retry_takes_what_the_first_has_left(tmp_path: Path) -> None:
     """The documents are as bad as before; each retry has them all again, in quarantine, and is a finished run."""
-    run = finished(tmp_path, extra=ONE)
+    run = finished(tmp_path)
+    base, scan = load_plan(run.output), scan_corpus(run.corpus, run.base_dir)
+    worker: UnitWorker | None = None
     for number in (1, 2):
-        outcome = verb.retry_quarantined(run, "local")
-        assert outcome is not None and outcome.run.output.name == f"out-retry-{number}"
-        assert (outcome.manifest.documents, outcome.manifest.quarantined) == (3, 3)
-        assert load_plan(outcome.run.output).semantic[KEY]["rows"] == [5, 7, 8]
-        assert [(r["doc_row"], r["place"]) for r in quarantined(outcome.run.output)] == [
-            (0, "line 6"),
-            (1, "line 8"),
-            (2, "line 9"),
-        ]
-    other = tmp_path / "out-retry-3"
-    other.mkdir()
-    (tmp_path / "out" / "_engine").rename(other / "_engine")
-    (other / "_engine").rename(tmp_path / "out" / "_engine")
-    assert load_manifest(run.output).quarantined == 3
+        folder, found = find_retry(run.output)
+        plan = retry_plan(base, base, scan, found)
+        assert (folder.name, found) == (f"out-retry-{number}", [5, 7, 8]) and open_output(folder, plan) == []
+        assert find_retry(run.output) == (folder, found)  # begun and not finished: it goes on there
+        worker = worker or UnitWorker(pin(run), plan)
+        for unit, documents in read_retried(run.corpus, scan, found, range(len(plan.units))):
+            publish(folder, plan, unit, worker._scorer.score_unit(documents))
+        manifest = finish(folder, plan, engine_version=ENGINE_VERSION)
+        assert (manifest.documents, manifest.quarantined) == (3, 3)
+        places = [(record["doc_row"], record["place"]) for record in quarantined(folder)]
+        assert places == [(0, "line 6"), (1, "line 8"), (2, "line 9")]
+    other = retry_plan(base, base, scan, [5])
+    assert open_output(tmp_path / "out-retry-3", other) == []
+    with pytest.raises(OutputError, match="out-retry-3: holds another run than a retry of the 3 documents"):
+        find_retry(run.output)
 
 
 # ---- a real model with poisoned weights, from its files
@@ -201,9 +205,8 @@ def test_a_model_with_one_broken_token_names_the_place(tmp_path: Path, value: fl
     (teacher / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     weights = load_file(teacher / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    from engine.vocab import load_vocabulary
-
-    broken = load_vocabulary(str(teacher)).encode("£")[0][-1]
+    used = [set(load_vocabulary(str(teacher)).encode(text)[0]) for text in TEXTS]
+    broken = max(used[1] - set().union(used[0], *used[2:]))  # the start-up check takes small ids
     weights["model.embed_tokens.weight"][broken] = torch.tensor(value)
     save_file(weights, teacher / "model.safetensors", {"format": "pt"})
     run_file = write_run(tmp_path)
