@@ -27,7 +27,7 @@ bench-exact: $(STAMP)
 audit: $(STAMP)
 	$(BIN)/python -m venv .venv/audit
 	.venv/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit
-	.venv/audit/bin/pip-audit --requirement .ci/constraints.txt --no-deps --disable-pip $(ARGS)
+	.venv/audit/bin/pip-audit --strict --requirement .ci/constraints.txt --no-deps --disable-pip $(ARGS)
 
 clean:
 	rm -rf .venv demo_out
