@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from engine.outfolder import load_plan, read_quarantine, sealed_units
 from engine.plan import teacher_files
 from engine.stream import Targets
 from engine.teacher import load_teacher
+from jobs.show import show
 from schemas.errors import BadDocument, RunFileError, TeacherError
 from schemas.redact import redacted, without_secrets
 from schemas.runfile import load_run, parse_run
@@ -186,6 +188,10 @@ def test_document_ids_are_names_and_never_paths(tmp_path: Path) -> None:
     made = set(everything(tmp_path)) - before
     assert made and all(wanted.fullmatch(name) for name in made), made
     assert not list(tmp_path.parent.glob("escaped*"))
+    shown = io.StringIO()
+    for number in range(len(HOSTILE_IDS)):
+        show(out, doc=str(number), rows="0:2", top=1, student="sp", view=None, stream=shown)
+    assert "\x1b" not in shown.getvalue() and "\\x1b[2Jclear" in shown.getvalue()  # a name cannot clear the screen
 
 
 def test_a_weight_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
