@@ -1,12 +1,14 @@
 """The command line: one command per verb. `targetsmith <verb>` and `python -m jobs.<verb>` are the same.
 
-Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 130 interrupted (Ctrl-C).
+Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 3 too many bad documents,
+130 interrupted (Ctrl-C).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from schemas.errors import TargetsmithError
+from schemas.redact import without_secrets
 
 # The verbs are imported inside their commands: torch, ray and transformers take seconds, `--help` should not.
 
@@ -26,7 +29,7 @@ class _Guard(TyperGroup):
         try:
             return super().invoke(ctx)
         except TargetsmithError as error:
-            print(f"targetsmith: {error}", file=sys.stderr)
+            print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("targetsmith: interrupted; what is published stays, resume by running again", file=sys.stderr)
@@ -40,7 +43,7 @@ app = typer.Typer(
     cls=_Guard,
     help=(
         "A teacher language model's next-token distributions over a student's vocabulary, offline, into Parquet. "
-        "Exit codes: 0 done, 1 failed, 2 wrong run file or command line."
+        "Exit codes: 0 done, 1 failed, 2 wrong run file or command line, 3 too many bad documents."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -62,12 +65,23 @@ def score(
         str | None,
         typer.Option(help="Ray cluster: HOST:PORT or auto; 'local' for this machine. Overrides [ray] address."),
     ] = None,
+    retry_quarantined: Annotated[
+        bool,
+        typer.Option(
+            "--retry-quarantined", help="Score what a finished run has in quarantine again, into OUT-retry-N."
+        ),
+    ] = False,
 ) -> None:
     """Score a corpus: do all that is missing of the run, then print a summary."""
     from jobs import score as verb
     from schemas.runfile import load_run
 
-    verb.print_summary(verb.score(load_run(run_file), address), sys.stdout)
+    run = load_run(run_file)
+    outcome = verb.retry_quarantined(run, address) if retry_quarantined else verb.score(run, address)
+    if outcome is None:
+        print(f"{run.output}: nothing is in quarantine any more, nothing to retry")
+    else:
+        verb.print_summary(outcome, sys.stdout)
 
 
 @app.command()
@@ -115,7 +129,11 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script and of `python -m jobs.<verb>`. Exits; never returns."""
-    app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
+    except Exception:  # a bug: Python's own traceback would print every secret that a message holds
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
