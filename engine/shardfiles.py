@@ -35,7 +35,11 @@ _OPEN_FILES = 64
 _FOOTERS_AT_ONCE = 16
 
 _COLUMNS = ("doc_id", "doc_row", "text", "token_ids", "byte_end", "scored", "flags")
-_CODECS = {"topk": ("topk_ids", "topk_logps", "tail_logp"), "sample": ("sample_sizes", "sample_ids", "sample_counts")}
+_CODECS = {
+    "topk": ("topk_ids", "topk_logps", "tail_logp"),
+    "sample": ("sample_sizes", "sample_ids", "sample_counts"),
+    "hidden": ("hidden",),
+}
 
 
 class TargetsError(Exception):
