@@ -1,7 +1,7 @@
 # Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or .ci/constraints.txt changed.
 # A Python of your choice: make PYTHON=/path/to/python3.12 test
 
-.PHONY: demo test lint bench bench-exact clean
+.PHONY: demo test lint bench bench-exact bench-distill clean
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -22,6 +22,9 @@ bench: $(STAMP)
 
 bench-exact: $(STAMP)
 	$(BIN)/python -m benchmarks.exact $(ARGS)
+
+bench-distill: $(STAMP)
+	$(BIN)/python -m benchmarks.distill --out distill_out $(ARGS)
 
 clean:
 	rm -rf .venv demo_out

@@ -26,9 +26,9 @@ import torch
 
 from engine import shards
 from engine.rowgroups import BATCH_COLUMNS
+from engine.rows import encodings
 from engine.stream import Targets
 from schemas.manifest import Plan
-from schemas.target import BYTE_STREAM_SPLIT_COLUMNS
 from tests.codecs import FACTS, lists, write_shard
 from tests.tables import small_plan, targets_table
 
@@ -84,7 +84,7 @@ def write_sample(out: Path, files: int, positions: int) -> None:
             array = lists(values, width)
             table = table.append_column(pa.field(name, array.type, nullable=False), array)
         name = f"data/student/drawn/train-{unit:05d}-of-{files:05d}.parquet"
-        record = write_shard(out, name, table, "student/drawn", unit, 64, encoding=encodings(table))
+        record = write_shard(out, name, table, "student/drawn", unit, 64, encoding=encoding(table))
         kept.append({"unit": unit, "quarantined": 0, "files": {"student/drawn": record}})
         first += len(sizes)
     (out / "_engine").mkdir()
@@ -95,15 +95,9 @@ def write_sample(out: Path, files: int, positions: int) -> None:
     (out / "_engine/manifest.json").write_text(json.dumps(manifest))
 
 
-def encodings(table: pa.Table) -> dict[str, Any]:
-    """How the project's writer encodes, for `write_table`."""
-    split = [name for name in (*BYTE_STREAM_SPLIT_COLUMNS, "sample_ids") if name in table.column_names]
-    return {
-        "use_dictionary": False,
-        "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in split},
-        "compression_level": 3,
-        "write_page_index": True,
-    }
+def encoding(table: pa.Table) -> dict[str, Any]:
+    """As the project's writer encodes, for `write_table`."""
+    return {**encodings(table.schema), "compression_level": 3, "write_page_index": True}
 
 
 # ---- the readers: each goes once over all files and returns the positions that it saw --------------------------------

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from schemas.manifest import COLUMNS, REGIMES, SEMANTICS, Manifest
+from schemas.manifest import COLUMNS, REGIMES, SEMANTICS, Manifest, ProductFacts
+from schemas.target import Codec
+
+_EXAMPLES: dict[Codec, str] = {
+    "topk": 'logps = np.array(row["topk_logps"]).reshape(len(row["token_ids"]), -1)  # [T, K]',
+    "sample": 'counts = np.split(row["sample_counts"], np.cumsum(row["sample_sizes"])[:-1])  # one array a position',
+    "hidden": 'bits = np.array(row["hidden"], np.uint16).reshape(len(row["token_ids"]), -1)  # [T, D], bfloat16',
+}
 
 
 def config_name(product: str) -> str:
@@ -25,7 +32,7 @@ tags:
 Next-token distributions of a teacher language model, stored sparsely (top-k and tail) over the vocabularies below.
 One row is one document; row i of its lists predicts token i given tokens < i. Log-probabilities are in nats.
 
-| configuration | tokenizer | regime | vocabulary | top-k | documents | positions | bytes | bytes/position |
+| configuration | tokenizer | regime | vocabulary | stored | documents | positions | bytes | bytes/position |
 |---|---|---|---|---|---|---|---|---|
 {_table(manifest)}
 {_words(manifest)}
@@ -38,12 +45,16 @@ import pyarrow.dataset
 
 table = pyarrow.dataset.dataset("data/{_default(stored) if stored else "teacher"}").head(1)
 row = table.to_pylist()[0]
-logps = np.array(row["topk_logps"]).reshape(len(row["token_ids"]), -1)  # [T, K]
+{_EXAMPLES[manifest.products[_default(stored)].codec if stored else "topk"]}
 ```
 
 | column | meaning |
 |---|---|
-{"".join(f"| `{name}` | {text} |{chr(10)}" for name, text in COLUMNS.items())}"""
+{"".join(f"| `{name}` | {text} |{chr(10)}" for name, text in COLUMNS.items() if name in _columns(manifest))}"""
+
+
+def _columns(manifest: Manifest) -> set[str]:
+    return {name for facts in manifest.products.values() for name in facts.schema_of_rows.names}
 
 
 def _words(manifest: Manifest) -> str:
@@ -71,13 +82,19 @@ def _configs(products: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _stored(facts: ProductFacts) -> str:
+    """What of a distribution is stored, in words."""
+    words = {"topk": f"top {facts.top_k}", "sample": f"{facts.draws} draws", "hidden": f"{facts.hidden_size} numbers"}
+    return words[facts.codec]
+
+
 def _table(manifest: Manifest) -> str:
     lines = []
     for product, total in sorted(manifest.totals.items()):
         facts = manifest.products[product]
         each = f"{total.bytes / total.positions:.1f}" if total.positions else "-"
         lines.append(
-            f"| {config_name(product)} | {facts.tokenizer} | {facts.regime} | {facts.vocab_size:,} | {facts.top_k} | "
+            f"| {config_name(product)} | {facts.tokenizer} | {facts.regime} | {facts.vocab_size:,} | {_stored(facts)} | "
             f"{total.rows:,} | {total.positions:,} | {total.bytes:,} | {each} |\n"
         )
     return "".join(lines)

@@ -33,7 +33,7 @@ from schemas.errors import TeacherError
 from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
 from schemas.runfile import RunConfig
 
-ENGINE_VERSION = "0.3.0"
+ENGINE_VERSION = "0.4.0"
 """Raised whenever the numbers that the engine writes may change; the same as the version in pyproject.toml."""
 
 BYTES_HASH = "bytes 0..255, end 256"

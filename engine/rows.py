@@ -123,7 +123,7 @@ def table_to_parquet_bytes(table: pa.Table, metadata: Mapping[str, str], groups:
     """
     sink = pa.BufferOutputStream()
     # Never `with ParquetWriter(...)`: leaving it by an exception writes a valid footer over a part of the rows.
-    writer = pq.ParquetWriter(sink, table.schema, **_WRITER, **_encodings(table.schema))
+    writer = pq.ParquetWriter(sink, table.schema, **_WRITER, **encodings(table.schema))
     for start, count in groups:
         writer.write_table(table.slice(start, count), row_group_size=count)
     writer.add_key_value_metadata(dict(metadata))
@@ -164,7 +164,8 @@ def _raw_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
     return raw
 
 
-def _encodings(schema: pa.Schema) -> dict[str, Any]:
+def encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Arguments of `pq.ParquetWriter`: how each column is encoded."""
     lists = [column.name for column in schema if pa.types.is_list(column.type)]
     dictionary = [f"{name}.list.element" for name in lists if name in DICTIONARY_COLUMNS]
     plain = {name for name in lists if pa.types.is_boolean(schema.field(name).type.value_type)}

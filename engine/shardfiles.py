@@ -286,9 +286,8 @@ class ProductFiles:
         return self.store.place(self.records[index]["name"]) + within
 
     def lacking(self, stored: list[str]) -> list[str]:
-        """Columns that a file should have and does not. A product of hidden states has no codec."""
-        wanted = (*_COLUMNS, *(() if "hidden" in stored else _CODECS.get(self.codec, ())))
-        return [name for name in wanted if name not in stored]
+        """Columns that a file should have and does not."""
+        return [name for name in (*_COLUMNS, *_CODECS[self.codec]) if name not in stored]
 
     def _checked(self, index: int) -> pq.ParquetFile:
         record = self.records[index]

@@ -53,12 +53,12 @@ def count(n: int, item: str) -> str:
     return f"{n} {item}" if n == 1 else f"{n} {item}s"
 
 
-def inventory(rng: random.Random) -> Problem:
-    """Somebody has things; one to four events change their number."""
+def inventory(rng: random.Random, events: int = 0) -> Problem:
+    """Somebody has things; so many events change their number (0: one to four)."""
     name, other = rng.sample(NAMES, 2)
     item, have = rng.choice(ITEMS), number(rng)
     story, steps = [f"{name} {rng.choice(('has', 'starts the day with', 'owns'))} {count(have, item)}."], []
-    for _ in range(rng.choice((1, 2, 2, 3, 4))):
+    for _ in range(events or rng.choice((1, 2, 2, 3, 4))):
         kind = rng.choice(("gain", "gain", "lose", "lose", "times"))
         if kind == "lose" and have > 1:
             k = min(number(rng), have - 1)

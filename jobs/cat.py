@@ -97,7 +97,7 @@ def as_json(document: Document) -> dict[str, Any]:
     }
     extra = dict(document.extra)
     if "hidden" in extra:
-        states = torch.from_numpy(extra["hidden"].view(np.int16)).view(torch.bfloat16)
+        states = torch.tensor(extra["hidden"].view(np.int16)).view(torch.bfloat16)
         return {**head, "hidden": states.tolist(), "flags": document.flags.tolist()}
     present = document.ids != PAD_ID
     stored = {"ids": [ids[here].tolist() for ids, here in zip(document.ids, present, strict=True)]}

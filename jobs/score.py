@@ -149,17 +149,19 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     for name, total in manifest.totals.items():
         scored = manifest.stats.get(f"{name}.scored", 0.0)
         mass = width = outside = size = "-"
-        if scored:
+        if scored and manifest.products[name].codec != "hidden":
             mass = f"{manifest.stats[f'{name}.stored_mass_sum'] / scored:.6f}"
             width = f"{manifest.stats[f'{name}.err_sum'] / scored:.2e}"
             outside = f"{manifest.stats[f'{name}.noncanonical_mass_sum'] / scored:.2e}"
         if total.positions:
             size = f"{total.bytes / total.positions:.1f}"
         counted = (f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}")
-        table.add_row(name, manifest.products[name].regime, *counted, mass, width, outside, size)
+        facts = manifest.products[name]
+        made = facts.regime if facts.codec == "topk" else f"{facts.regime}, {facts.codec}"
+        table.add_row(name, made, *counted, mass, width, outside, size)
     console.print(table)
     console.print(
-        "Means over scored positions: stored mass, probability in the top-k; width, certified width; non-canonical, the\n"
+        "Means over scored positions: stored mass, probability of what is stored; width, certified width; non-canonical, the\n"
         "teacher's mass on tokens that no text has there. Regimes:"
     )
     for regime in sorted({facts.regime for facts in manifest.products.values()}):

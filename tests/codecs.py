@@ -24,7 +24,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "student/small": {"top_k": TOP_K, "vocab_size": 900},
     "student/drawn": {"codec": "sample", "draws": DRAWS, "vocab_size": 900},
     "teacher": {"codec": "topk", "top_k": TOP_K, "vocab_size": 900},
-    "hidden": {"hidden_size": HIDDEN},
+    "hidden": {"codec": "hidden", "hidden_size": HIDDEN},
 }
 
 

@@ -1,0 +1,147 @@
+"""Every product and codec from the run file to a batch, through the real writer, `cat`, `show` and the reader."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from engine.collate import student_inputs
+from engine.losses.chunks import chunked
+from engine.losses.sampled import sampled_ce
+from engine.losses.sparse import forward_kl
+from engine.outfolder import load_manifest
+from engine.stream import Targets
+from jobs.cat import View, cat
+from jobs.progress import Counts
+from jobs.score import Outcome, print_summary
+from jobs.show import show
+from schemas.errors import OutputError
+from schemas.runfile import load_run
+from tests.runs import score_here, write_run
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "train.md"
+EVERYTHING = "top_k = 16\nbytes = true\nhidden = true\nteacher_stats = true"
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return score_here(write_run(tmp_path_factory.mktemp("all"), targets=EVERYTHING))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return score_here(write_run(tmp_path_factory.mktemp("drawn"), targets='codec = "sample"\ndraws = 20'))
+
+
+def lines(out: Path, *, student: str | None = None, view: View | None = None) -> list[dict]:
+    stream = io.StringIO()
+    cat(out, student=student, view=view, limit=None, max_width=None, stream=stream, notes=io.StringIO())
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def rows(out: Path, product: str) -> list[dict]:
+    return [
+        row for file in sorted((out / "data" / product).glob("*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
+
+
+def test_cat_prints_hidden_states_and_statistics(everything: Path) -> None:
+    for line, row in zip(lines(everything, view="hidden"), rows(everything, "hidden"), strict=True):
+        assert line.keys() == {"doc_id", "text", "token_ids", "byte_end", "scored", "hidden", "flags"}
+        bits = np.array(row["hidden"], np.uint16).astype(np.uint32) << 16
+        assert line["hidden"] == bits.view(np.float32).reshape(len(line["token_ids"]), -1).tolist()
+    for line, row in zip(lines(everything, view="teacher"), rows(everything, "teacher"), strict=True):
+        names = ("logz", "entropy", "logit_std", "logz_scaled", "space_logp", "end_logp", "roles")
+        assert list(line)[-7:] == list(names)
+        for name in names:
+            assert line[name] == [None if value == -np.inf else value for value in row[name]]
+
+
+def test_cat_prints_draws(drawn: Path) -> None:
+    for line, row in zip(lines(drawn, student="sp"), rows(drawn, "student/sp"), strict=True):
+        assert "logps" not in line and "tail_logp" not in line
+        assert [n for counts in line["counts"] for n in counts] == row["sample_counts"]
+        assert [i for ids in line["ids"] for i in ids] == row["sample_ids"]
+        assert all(sum(counts) == 20 * scored for counts, scored in zip(line["counts"], row["scored"], strict=True))
+
+
+def test_show_draws_and_refuses_hidden_states(everything: Path, drawn: Path) -> None:
+    text = io.StringIO()
+    show(drawn, doc=None, rows="0:3", top=3, student="bl", view=None, stream=text)
+    assert "20 draws" in text.getvalue() and "drawn (share)" in text.getvalue()
+    with pytest.raises(OutputError, match="cat --view hidden"):
+        show(everything, doc=None, rows="0:3", top=3, student=None, view="hidden", stream=text)
+
+
+def test_the_summary_and_the_card_name_every_product(everything: Path, drawn: Path) -> None:
+    for out, words in ((everything, ("hidden", "bytes", "128 numbers", "top 16")), (drawn, ("sample", "20 draws"))):
+        stream, run = io.StringIO(), load_run(out.parent / "run.toml")
+        print_summary(Outcome(run, load_manifest(out), Counts(3, 3)), stream)
+        card = (out / "README.md").read_text(encoding="utf-8")
+        for word in words:
+            assert word in stream.getvalue() or word in card
+    assert "sample_counts" not in (everything / "README.md").read_text(encoding="utf-8")
+
+
+def test_products_beside_each_other_are_the_same_documents(everything: Path) -> None:
+    targets = Targets(everything, "sp", beside=("teacher", "bytes", "hidden"))
+    for batch in targets.batches(3, seed=1):
+        own = {row["doc_row"]: row for row in rows(everything, "teacher")}
+        for b, doc_row in enumerate(batch["doc_row"].tolist()):
+            n, row = int(batch["teacher"]["lengths"][b]), own[doc_row]
+            assert (
+                batch["teacher"]["token_ids"][b, :n].tolist()
+                == row["token_ids"]
+                == (batch["hidden"]["token_ids"][b, :n].tolist())
+            )
+            np.testing.assert_array_equal(batch["teacher"]["logz"][b, :n], np.array(row["logz"], np.float32))
+            assert batch["bytes"]["byte_end"][b].max() == batch["byte_end"][b].max()
+        assert batch["hidden"]["hidden"].dtype == torch.bfloat16
+
+
+def test_draws_train_a_student(drawn: Path) -> None:
+    targets = Targets(drawn, "sp")
+    torch.manual_seed(0)
+    head = torch.nn.Embedding(targets.vocab_size, targets.vocab_size)  # a bigram model: the next token by the last
+    optimizer, losses = torch.optim.Adam(head.parameters(), 0.1), []
+    for _ in range(12):
+        total = torch.zeros(())
+        for batch in targets.batches(4):
+            mask = batch["mask"]
+            logits = head(student_inputs(batch, 1))[mask]
+            total = total + sampled_ce(logits, batch["ids"][mask], batch["counts"][mask], targets.draws or 0).mean()
+        losses.append(total.item())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_examples_of_the_training_page(everything: Path) -> None:
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    student: Any = LlamaForCausalLM(LlamaConfig(vocab_size=Targets(everything, "sp").vocab_size, **small))
+    found = []
+    for code in PAGE.read_text(encoding="utf-8").split("```python\n")[1:]:
+        code = code.partition("```")[0].replace('Targets("out", "small")', f"Targets({str(everything)!r}, 'sp')")
+        found.append(code.replace(', device="cuda"', ""))
+    names = {"student": student, "bos_id": 1}
+    exec(found[0], names)
+    exec(found[1], names)
+    batch, mask = names["batch"], names["rows"]
+    logits = student(input_ids=student_inputs(batch, 1)).logits[mask]
+    stored = (batch[key][mask] for key in ("ids", "logps", "tail_logp"))
+    torch.testing.assert_close(names["loss"], forward_kl(logits, *stored).mean(), rtol=1e-4, atol=1e-5)
+    assert names["chunked"] is chunked
