@@ -8,7 +8,6 @@ manifest's record for a seal. Only a folder that has neither is an error.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,30 +15,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from safetensors import safe_open
 
 from engine.findings import Finding, Report, short
 from engine.head import head_path
 from engine.outfolder import claim_path, load_json, manifest_path, plan_path, seal_path, shard_name
-from engine.publish import output_errors, read_published
+from engine.publish import read_published
 from engine.verify_file import Contents, Expected, FileCheck, compare, same_tokens
+from engine.verify_records import files_below, head_findings, is_file, manifest_findings, quarantine_of, relative
 from schemas.errors import OutputError
 from schemas.manifest import (
     MAXIMUM,
-    REASONS,
     Manifest,
     Plan,
     PlanUnit,
-    ProductTotal,
     Seal,
     ShardRecord,
-    add_stats,
-    canonical_json,
 )
-from schemas.target import MANTISSA_BITS
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_QUARANTINE_KEYS = {"doc_id", "doc_row", "source", "place", "reason", "detail", "text_sha256"}
 
 
 def verify(out: Path, *, complete: bool = False, progress: Callable[[Report], None] | None = None) -> Report:
@@ -58,7 +51,7 @@ class _Verifier:
     def run(self) -> Report:
         began = time.perf_counter()
         report = self.report
-        report.finished = _is_file(manifest_path(self.out))
+        report.finished = is_file(manifest_path(self.out))
         manifest = self._json(manifest_path(self.out), Manifest) if report.finished else None
         plan = self._plan(manifest)
         report.fingerprint, report.units = plan.fingerprint, len(plan.units)
@@ -73,9 +66,9 @@ class _Verifier:
                 if self.progress is not None:
                     self.progress(report)
         if manifest is not None:
-            self._check_manifest(plan, seals, manifest)
-        if "hidden" in plan.products and (report.finished or _is_file(head_path(self.out))):
-            self._check_head(plan)
+            self.report.extend(manifest_findings(self.out, plan, seals, manifest))
+        if "hidden" in plan.products and (report.finished or is_file(head_path(self.out))):
+            self.report.extend(head_findings(self.out, plan))
         report.seconds = time.perf_counter() - began
         return report
 
@@ -83,7 +76,7 @@ class _Verifier:
 
     def _plan(self, manifest: Manifest | None) -> Plan:
         path = plan_path(self.out)
-        if not _is_file(path) and manifest is None:
+        if not is_file(path) and manifest is None:
             raise OutputError(
                 f"{self.out}: no _engine/plan.json"
                 + (", and its manifest cannot be read" if self.report.finished else ", so not an output of targetsmith")
@@ -93,10 +86,10 @@ class _Verifier:
         if plan is not None:
             if plan.recompute() != plan.fingerprint:
                 found = f"content and fingerprint {short(plan.fingerprint, 13)} disagree"
-                self.report.add(_relative(self.out, path), found, f"the fingerprint {plan.recompute()[:12]}…")
+                self.report.add(relative(self.out, path), found, f"the fingerprint {plan.recompute()[:12]}…")
                 plan = None
             elif wrong := _unit_gap(plan):
-                self.report.add(_relative(self.out, path), wrong, "units numbered from 0, without holes")
+                self.report.add(relative(self.out, path), wrong, "units numbered from 0, without holes")
                 plan = None
         if plan is not None:
             return plan
@@ -110,12 +103,12 @@ class _Verifier:
 
     def _seals(self, plan: Plan) -> dict[int, Seal]:
         folder, seals = seal_path(self.out, 0).parent, {}
-        for name in sorted(_files(folder)):
+        for name in sorted(files_below(folder)):
             path = folder / name
             unit = int(path.stem) if path.stem.isascii() and path.stem.isdecimal() and len(path.stem) < 10 else -1
             if path != seal_path(self.out, unit) or not 0 <= unit < len(plan.units):
                 self.report.add(
-                    _relative(self.out, path), "a file that is no seal of this run", "seals of its units only"
+                    relative(self.out, path), "a file that is no seal of this run", "seals of its units only"
                 )
                 continue
             seal = self._json(path, Seal)
@@ -132,14 +125,14 @@ class _Verifier:
                 wrong.append(f"products {', '.join(sorted(seal.files))}")
             if wrong:
                 wanted = f"unit {unit}, run {plan.fingerprint[:12]}, products {', '.join(sorted(plan.products))}"
-                self.report.add(_relative(self.out, path), f"a seal with {', '.join(wrong)}", wanted)
+                self.report.add(relative(self.out, path), f"a seal with {', '.join(wrong)}", wanted)
                 continue
             self._check_stats(path, seal)
             seals[unit] = seal
         return seals
 
     def _check_stats(self, path: Path, seal: Seal) -> None:
-        file, most = _relative(self.out, path), 2.0**-7 * 1.001
+        file, most = relative(self.out, path), 2.0**-7 * 1.001
         for name, value in seal.stats.items():
             if not (math.isfinite(value) and (value >= -1e-3 or name.endswith("gold_nats_sum"))):
                 self.report.add(file, f"stats {name} = {value}", "a finite number, not below 0")
@@ -161,7 +154,7 @@ class _Verifier:
                 wanted = shard_name(product, unit, len(plan.units))
                 if file is not None and file.name != wanted:
                     self.report.add(
-                        _relative(self.out, seal_path(self.out, unit)), f"a file named {short(file.name)}", wanted
+                        relative(self.out, seal_path(self.out, unit)), f"a file named {short(file.name)}", wanted
                     )
         return dict(sorted(records.items()))
 
@@ -169,9 +162,9 @@ class _Verifier:
         missing = [unit.index for unit in plan.units if unit.index not in records]
         if self.report.finished:
             for unit in (unit.index for unit in plan.units):
-                if not _is_file(seal_path(self.out, unit)):
-                    self.report.add(_relative(self.out, seal_path(self.out, unit)), "missing", "the unit's seal")
-            if not _is_file(self.out / "README.md"):
+                if not is_file(seal_path(self.out, unit)):
+                    self.report.add(relative(self.out, seal_path(self.out, unit)), "missing", "the unit's seal")
+            if not is_file(self.out / "README.md"):
                 self.report.add("README.md", "missing", "the dataset card, which is written before the manifest")
         elif self.complete:
             found = f"no manifest; {len(records)} of {len(plan.units)} units are sealed"
@@ -183,13 +176,13 @@ class _Verifier:
             )
 
     def _check_listing(self, plan: Plan, records: Mapping[int, ShardRecord]) -> None:
-        found = _files(self.out / "data")
+        found = files_below(self.out / "data")
         sealed = {file.name for record in records.values() for file in record.files.values() if file is not None}
         waiting = {
             shard_name(product, unit.index, len(plan.units))
             for unit in plan.units
             for product in plan.products
-            if unit.index not in records and not _is_file(seal_path(self.out, unit.index))
+            if unit.index not in records and not is_file(seal_path(self.out, unit.index))
         }
         unsealed = 0
         for name in sorted(f"data/{name}" for name in found):
@@ -201,70 +194,16 @@ class _Verifier:
             self.report.notes.append(f"{unsealed} files of units without a seal were not looked at")
         folder = claim_path(self.out, 0).parent
         known = {claim_path(self.out, unit.index).name for unit in plan.units}
-        for name in sorted(_files(folder).keys() - known):
-            self.report.add(
-                _relative(self.out, folder / name), "a file of no unit", "quarantine files of this run only"
-            )
-
-    def _check_manifest(self, plan: Plan, seals: Mapping[int, Seal], manifest: Manifest) -> None:
-        name = _relative(self.out, manifest_path(self.out))
-        facts = {product: one.model_dump(exclude={"tokenizer"}) for product, one in plan.products.items()}
-        stated = {product: one.model_dump(exclude={"tokenizer"}) for product, one in manifest.products.items()}
-        version = plan.semantic.get("engine_version", manifest.engine_version)
-        documents = sum(unit.n_rows for unit in plan.units)
-        totals = {product: _total(product, manifest.shards) for product in plan.products}
-        listed = [shard.unit for shard in manifest.shards]
-        for what, found, wanted in (
-            ("fingerprint", manifest.fingerprint, plan.fingerprint),
-            ("engine_version", manifest.engine_version, version),
-            ("mantissa_bits", manifest.mantissa_bits, MANTISSA_BITS),
-            ("products", stated, facts),
-            ("documents", manifest.documents, documents),
-            ("quarantined", manifest.quarantined, sum(shard.quarantined for shard in manifest.shards)),
-            ("totals", {key: value.model_dump() for key, value in manifest.totals.items()}, totals),
-            ("units of shards", listed, [unit.index for unit in plan.units]),
-        ):
-            if found != wanted:
-                self.report.add(name, f"{what} {short(_first_difference(found, wanted))}", "what plan and seals have")
-        for shard in manifest.shards:
-            seal = seals.get(shard.unit)
-            if seal is not None and (shard.quarantined, shard.files) != (seal.quarantined, seal.files):
-                self.report.add(
-                    name, f"another record of unit {shard.unit}", f"that of {seal_path(self.out, shard.unit).name}"
-                )
-        if len(seals) == len(plan.units):
-            stats: dict[str, float] = {}
-            for unit in sorted(seals):
-                add_stats(stats, seals[unit].stats)
-            same = stats.keys() == manifest.stats.keys() and all(
-                math.isclose(stats[key], value, rel_tol=1e-9, abs_tol=1e-12) for key, value in manifest.stats.items()
-            )
-            if not same:
-                self.report.add(name, f"stats {_first_difference(manifest.stats, stats)}", "the sums over all seals")
-
-    def _check_head(self, plan: Plan) -> None:
-        """Names, sizes and finite numbers: no checksum of this file is stored."""
-        path, size = head_path(self.out), plan.products["hidden"].hidden_size
-        name = _relative(self.out, path)
-        try:
-            with safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
-                metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
-            float(metadata["scale"]), float(metadata["softcap"])
-        except Exception as error:
-            self.report.add(name, f"not readable: {type(error).__name__}: {short(error)}", "lm_head and embedding")
-            return
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        if shapes.keys() != {"lm_head", "embedding"} or any(shape[1:] != (size,) for shape in shapes.values()):
-            self.report.add(name, f"tensors {shapes}", f"lm_head and embedding with {size} columns")
-        elif not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            self.report.add(name, "a number that is not finite", "finite numbers")
+        for name in sorted(files_below(folder).keys() - known):
+            self.report.add(relative(self.out, folder / name), "a file of no unit", "quarantine files of this run only")
 
     # ---- units
 
     def _check_unit(self, plan: Plan, unit: PlanUnit, record: ShardRecord, seal: Seal | None) -> None:
-        quarantined = self._quarantine(unit, record)
+        quarantined, wrong = quarantine_of(self.out, unit, record)
+        self.report.extend(wrong)
         self.report.quarantined += record.quarantined
-        seal_name = _relative(self.out, seal_path(self.out, unit.index))
+        seal_name = relative(self.out, seal_path(self.out, unit.index))
         if seal is not None:
             self._check_counts(seal_name, unit, seal)
         names, contents, by_product = [], [], {}
@@ -314,7 +253,7 @@ class _Verifier:
         try:
             data = read_published(self.out / expected.name)
         except Exception as error:
-            missing = not _is_file(self.out / expected.name)
+            missing = not is_file(self.out / expected.name)
             found = "missing" if missing else f"not readable: {short(error)}"
             self.report.add(expected.name, found, f"{expected.record.bytes:,} bytes, as sealed")
             return check.contents
@@ -325,37 +264,13 @@ class _Verifier:
         self.report.extend(check.findings)
         return check.contents
 
-    def _quarantine(self, unit: PlanUnit, record: ShardRecord) -> frozenset[int] | None:
-        """doc_rows in quarantine; None where the file cannot be relied on."""
-        path = claim_path(self.out, unit.index)
-        name = _relative(self.out, path)
-        if not _is_file(path):
-            self.report.add(name, "missing", "the unit's quarantine file (empty when there is nothing in it)")
-            return None
-        rows: list[int] = []
-        span = range(unit.doc_row, unit.doc_row + unit.n_rows)
-        try:
-            for number, line in enumerate(read_published(path).splitlines(keepends=True), 1):
-                entry = json.loads(line)
-                if wrong := _bad_entry(entry, line, span):
-                    self.report.add(f"{name}, line {number}", wrong, "a record as docs/format.md, section 5, has it")
-                    return None
-                rows.append(entry["doc_row"])
-        except Exception as error:
-            self.report.add(name, f"not readable: {type(error).__name__}: {short(error)}", "JSON lines")
-            return None
-        if len(rows) != record.quarantined or rows != sorted(set(rows)):
-            self.report.add(name, f"documents {rows[:10]}", f"{record.quarantined} different ones, in order, as sealed")
-            return None
-        return frozenset(rows)
-
     def _json(self, path: Path, model: type[_Model]) -> Any:
         """A JSON file of ours, None (and a finding) when it is missing, damaged or not as it was written."""
-        name = _relative(self.out, path)
+        name = relative(self.out, path)
         try:
             loaded, data = load_json(path, model), read_published(path)
         except Exception as error:
-            found = "missing" if not _is_file(path) else f"damaged: {_why(error)}"
+            found = "missing" if not is_file(path) else f"damaged: {_why(error)}"
             self.report.add(name, found, f"the {model.__name__.lower()} of a run")
             return None
         if loaded.to_bytes() != data:  # pyright: ignore[reportAttributeAccessIssue]
@@ -391,38 +306,6 @@ def _text_stored(plan: Plan) -> bool | None:
     return stored if isinstance(stored, bool) else None
 
 
-def _total(product: str, shards: tuple[ShardRecord, ...]) -> dict[str, int]:
-    files = [file for shard in shards if (file := shard.files.get(product)) is not None]
-    total = ProductTotal(
-        files=len(files),
-        rows=sum(file.rows for file in files),
-        positions=sum(file.positions for file in files),
-        bytes=sum(file.bytes for file in files),
-    )
-    return total.model_dump()
-
-
-def _bad_entry(entry: Any, line: bytes, span: range) -> str | None:
-    if not isinstance(entry, dict) or entry.keys() != _QUARANTINE_KEYS:
-        return "another kind of record"
-    if not isinstance(entry["doc_row"], int) or entry["doc_row"] not in span:
-        return f"doc_row {short(entry['doc_row'])}, not of this unit ({span.start} to {span.stop - 1})"
-    if entry["reason"] not in list(REASONS):
-        return f"reason {short(entry['reason'])}"
-    if not all(isinstance(entry[key], str) for key in ("doc_id", "source", "place", "detail")):
-        return "a value that is no text"
-    if canonical_json(entry).encode() + b"\n" != line:
-        return "no canonical JSON"
-    return None
-
-
-def _first_difference(found: Any, wanted: Any) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        key = next(key for key in [*wanted, *found] if found.get(key) != wanted.get(key))
-        return f"{key}: {_first_difference(found.get(key), wanted.get(key))}"
-    return f"{short(found, 60)}, not {short(wanted, 60)}"
-
-
 def _why(error: Exception) -> str:
     """The reason without path and advice, which stand in the finding already."""
     cause = error.__cause__
@@ -430,23 +313,6 @@ def _why(error: Exception) -> str:
         return short(error)
     lines = str(cause).splitlines()
     return short(" ".join(line.strip() for line in lines[:3]) if len(lines) > 1 else cause)
-
-
-def _relative(out: Path, path: Path) -> str:
-    return path.relative_to(out).as_posix()
-
-
-def _is_file(path: Path) -> bool:
-    with output_errors(path):
-        return path.is_file()
-
-
-def _files(folder: Path) -> dict[str, int]:
-    """Files below a folder: path in it -> size."""
-    with output_errors(folder):
-        return {
-            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-        }
 
 
 __all__ = ["Finding", "Report", "verify"]

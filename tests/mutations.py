@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.rows import flat, lengths_of, row_groups, table_to_parquet_bytes
+from engine.rows import _WRITER, encodings, flat, lengths_of, row_groups
 from schemas.manifest import canonical_json
 
 Rng = random.Random
@@ -240,7 +240,13 @@ def rewrite(path: Path, table: pa.Table) -> None:
     footer["targetsmith.rows"] = str(table.num_rows)
     footer["targetsmith.positions"] = str(int(lengths_of(table).sum()))
     table = table.replace_schema_metadata(None).combine_chunks()
-    path.write_bytes(table_to_parquet_bytes(table, footer, row_groups([table])))
+    sink = pa.BufferOutputStream()  # not table_to_parquet_bytes: that refuses NaN, which does not equal itself
+    writer = pq.ParquetWriter(sink, table.schema, **_WRITER, **encodings(table.schema))
+    for start, count in row_groups([table]):
+        writer.write_table(table.slice(start, count), row_group_size=count)
+    writer.add_key_value_metadata(footer)
+    writer.close()
+    path.write_bytes(sink.getvalue().to_pybytes())
 
 
 def rows(out: Path, rng: Rng) -> str:
