@@ -74,10 +74,10 @@ def test_a_finding_has_its_place(out: Path, capsys: pytest.CaptureFixture[str]) 
     (out / "data/teacher/more.parquet").write_bytes(b"")
     assert call("verify", out) == 1
     said = capsys.readouterr().out
-    assert f"{name}, document 't2', position 3, gold_logp: found gold log-probability 0.5; wanted <= 0" in said
+    assert f"{name}, document 't0', position 3, gold_logp: found gold log-probability 0.5; wanted <= 0" in said
     assert "data/teacher/more.parquet: found a file that is in no seal" in said
     places = {(f.file, f.document, f.position, f.column) for f in verify(out).findings}
-    assert (name, "t2", 3, "gold_logp") in places
+    assert (name, "t0", 3, "gold_logp") in places
 
 
 def test_a_damaged_file_stops_nothing_else(out: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_live_teacher_agrees_and_finds_a_forgery(
         name = change(out, "teacher", "topk_ids", at * 16 + 3, np.int32(unused))
         assert verify(out).sound
         assert call("verify", out, "--run", run_file, "--rescore", 9) == 1
-        assert f"{name}, document 't2', position 5, topk_ids" in capsys.readouterr().out
+        assert f"{name}, document 't0', position 5, topk_ids" in capsys.readouterr().out
     finally:
         (run_file.parent / "gone").rename(hidden)
 
