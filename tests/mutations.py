@@ -147,10 +147,12 @@ def swap(out: Path, rng: Rng) -> str:
     files = rng.choice([kinds[0], *kinds])
     a, b = rng.sample(files, 2)
     first, second = a.read_bytes(), b.read_bytes()
-    a.write_bytes(second), b.write_bytes(first)
+    a.write_bytes(second)
+    b.write_bytes(first)
     resealed = files is kinds[0] and rng.random() < 0.7
     if resealed:
-        reseal(out, a), reseal(out, b)
+        reseal(out, a)
+        reseal(out, b)
     return f"{a} and {b}: swapped{', resealed' if resealed else ''}"
 
 

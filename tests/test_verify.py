@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -117,7 +116,7 @@ def test_the_live_teacher_agrees_and_finds_a_forgery(
         at = 5
         unused = next(i for i in range(500) if i not in ids.reshape(-1, 16)[at] and i != tokens[at])
         assert tokens[at] != ids[at * 16 + 3]
-        name = change(out, "teacher", "topk_ids", at * 16 + 3, np.int32(unused))
+        name = change(out, "teacher", "topk_ids", at * 16 + 3, unused)
         assert verify(out).sound
         assert call("verify", out, "--run", run_file, "--rescore", 9) == 1
         assert f"{name}, document 't0', position 5, topk_ids" in capsys.readouterr().out
