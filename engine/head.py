@@ -8,6 +8,7 @@ softcap * tanh(logits / softcap) unless softcap is 0.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -19,6 +20,7 @@ from engine.store import Out, open_store
 from engine.teacher import Teacher, logits_form
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument
+from schemas.manifest import HeadFile
 
 HEAD = "_engine/teacher_head.safetensors"
 
@@ -37,6 +39,11 @@ def publish_head(out: Out, teacher: Teacher) -> None:
     if (bias := getattr(head, "bias", None)) is not None:
         tensors["bias"] = bias.detach().to("cpu", torch.float32).clone()
     store.put_if_absent(HEAD, save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
+
+
+def head_record(data: bytes) -> HeadFile:
+    """What the manifest says of the file. Two attempts may write other bytes of the same numbers, so what lies there counts."""
+    return HeadFile(name=HEAD, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Vocabulary, size: int) -> str:

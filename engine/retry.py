@@ -60,12 +60,9 @@ def _quarantined(out: Out, plan: Plan) -> list[int]:
     return sorted(found if rows is None else [rows[number] for number in found])
 
 
-def retry_plan(plan: Plan, base: Plan, scan: CorpusScan, rows: list[int]) -> Plan:
-    """The plan of a retry: that of the run file today, for these documents of the corpus only.
-
-    plan: of the whole corpus, as the run file says today; base: of the run that is retried. They may differ (a mended
-    setting, a newer engine), but the corpus must be the same: else OutputError, for rows would mean other documents.
-    """
+def check_corpus(plan: Plan, base: Plan) -> None:
+    """The corpus of the run that is retried must be that of the run file today: else rows would mean other documents.
+    Raises OutputError. Everything else may differ (a mended setting, a newer engine)."""
     ours, theirs = _files(plan.semantic["corpus"]), _files(base.semantic["corpus"])
     if ours != theirs:
         changed = next((a or b for a, b in zip(ours, theirs, strict=False) if a != b), (ours + theirs)[-1])
@@ -73,6 +70,11 @@ def retry_plan(plan: Plan, base: Plan, scan: CorpusScan, rows: list[int]) -> Pla
             f"the corpus is not the one whose documents are in quarantine (first difference: {changed[0]}); a mended corpus is a "
             "new run: score it into a new `output`"
         )
+
+
+def retry_plan(plan: Plan, of: str, scan: CorpusScan, rows: list[int]) -> Plan:
+    """The plan of a retry: that of the run file today (`plan`, of the whole corpus), for these documents only. of: the
+    fingerprint of the run that is retried."""
     units: list[PlanUnit] = []
     done = 0
     for unit, mine in _units(scan, rows):
@@ -81,7 +83,7 @@ def retry_plan(plan: Plan, base: Plan, scan: CorpusScan, rows: list[int]) -> Pla
         )
         units.append(at)
         done += len(mine)
-    return Plan.make({**plan.semantic, KEY: {"of": base.fingerprint, "rows": rows}}, units, plan.products)
+    return Plan.make({**plan.semantic, KEY: {"of": of, "rows": rows}}, units, plan.products)
 
 
 def _files(corpus: dict[str, Any]) -> list[tuple[str, str, int]]:

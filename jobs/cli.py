@@ -116,6 +116,45 @@ def cat(
 
 
 @app.command()
+def verify(
+    out: Out,
+    run_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN.toml", help="The run file, for --rescore and --oracle: where the teacher is."
+        ),
+    ] = None,
+    rescore: Annotated[int, typer.Option(min=0, help="So many documents are scored again and compared.")] = 0,
+    oracle: Annotated[
+        int, typer.Option(min=0, help="So many short documents are scored without tolerance: do the widths hold?")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Which documents are taken for --rescore and --oracle.")] = 0,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="--rescore: nats by which a log-probability may differ.")
+    ] = 0.011,
+    complete: Annotated[bool, typer.Option("--complete", help="An unfinished run is a finding.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> None:
+    """Check an output, from the plan to every row; exit code 1 and a list when anything is wrong."""
+    from jobs import verify as verb
+
+    sound = verb.verify(
+        out,
+        run_file=run_file,
+        rescore=rescore,
+        oracle=oracle,
+        seed=seed,
+        tolerance=tolerance,
+        complete=complete,
+        as_json=as_json,
+        stream=sys.stdout,
+        notes=sys.stderr,
+    )
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder; a finished or interrupted one is resumed.")] = Path(
         "demo_out"

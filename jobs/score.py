@@ -27,7 +27,7 @@ from engine.finish import finish
 from engine.head import hidden_size_note
 from engine.outfolder import MANIFEST, load_plan, read_quarantine, unsealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.retry import find_retry, read_retried, retry_plan
+from engine.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.shards import open_output
 from engine.store import PosixStore, Store, open_store
 from engine.vocab import load_vocabulary
@@ -76,11 +76,12 @@ def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | N
         return None
     scan, base = scan_corpus(run.corpus, run.base_dir), load_plan(run.output)
     whole = make_plan(run, scan)
+    check_corpus(whole, base)
     told = [f"retrying {len(rows):,} documents that are in quarantine in {run.output}"]
     if changed := base.difference(whole):
         told.append("other than that run: " + "; ".join(changed))
     run = run.model_copy(update={"output": store.root if isinstance(store, PosixStore) else str(store)})
-    return _score(_Job(run, scan, retry_plan(whole, base, scan, rows), store, rows), address, told)
+    return _score(_Job(run, scan, retry_plan(whole, base.fingerprint, scan, rows), store, rows), address, told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,14 @@ class ShardRecord(_Frozen):
     files: dict[str, ShardFile | None]
 
 
+class HeadFile(_Frozen):
+    """The teacher's lm_head and embedding, beside hidden states."""
+
+    name: str = Field(description="path relative to the output folder, with /")
+    bytes: int = Field(ge=1, description="size of the file")
+    sha256: str = Field(description="hex digest of the file")
+
+
 class Manifest(_Frozen):
     """The finished run."""
 
@@ -261,6 +269,7 @@ class Manifest(_Frozen):
     totals: dict[str, ProductTotal]
     stats: dict[str, float] = Field(description="sums of the statistics of all units")
     shards: tuple[ShardRecord, ...]
+    head: HeadFile | None = Field(default=None, description="only where hidden states are stored")
 
 
 MAXIMUM = "_max"

@@ -20,7 +20,7 @@ from engine.corpus import Document, Unit, scan_corpus
 from engine.finish import finish
 from engine.outfolder import load_plan, read_quarantine, sealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.retry import KEY, find_retry, read_retried, retry_plan
+from engine.retry import KEY, check_corpus, find_retry, read_retried, retry_plan
 from engine.shards import open_output
 from engine.store import Out
 from engine.vocab import load_vocabulary
@@ -149,7 +149,7 @@ def test_what_a_retry_scores(tmp_path: Path) -> None:
     folder, found = find_retry(run.output)
     assert (folder, found) == (tmp_path / "out-retry-1", [5, 7, 8])
     scan, base = scan_corpus(run.corpus, run.base_dir), load_plan(run.output)
-    plan = retry_plan(base, base, scan, found)
+    plan = retry_plan(base, base.fingerprint, scan, found)
     assert plan.fingerprint != base.fingerprint and plan.products == base.products
     assert [(unit.index, unit.n_rows, unit.doc_row) for unit in plan.units] == [(0, 1, 0), (1, 1, 1), (2, 1, 2)]
     read = list(read_retried(run.corpus, scan, found, {0, 2}))
@@ -164,7 +164,7 @@ def test_a_retry_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         corpus.write('{"id": "new", "text": "new"}\n')
     changed = scan_corpus(run.corpus, run.base_dir)
     with pytest.raises(OutputError, match=r"not the one whose documents are in quarantine.*corpus\.jsonl"):
-        retry_plan(make_plan(run, changed), base, changed, [5, 7, 8])
+        check_corpus(make_plan(run, changed), base)
     (tmp_path / "out" / "_engine" / "manifest.json").unlink()
     with pytest.raises(OutputError, match="the run is not finished"):
         find_retry(run.output)
@@ -179,12 +179,10 @@ def test_a_second_retry_takes_what_the_first_has_left(tmp_path: Path) -> None:
     worker: UnitWorker | None = None
     for number in (1, 2):
         folder, found = find_retry(run.output)
-        plan = retry_plan(base, base, scan, found)
+        plan = retry_plan(base, base.fingerprint, scan, found)
         assert (str(folder), found) == (f"{run.output}-retry-{number}", [5, 7, 8]) and open_output(folder, plan) == []
-        assert (str(find_retry(run.output)[0]), find_retry(run.output)[1]) == (
-            str(folder),
-            found,
-        )  # begun and not finished: it goes on there
+        again, same = find_retry(run.output)
+        assert (str(again), same) == (str(folder), found)  # begun and not finished: it goes on there
         worker = worker or UnitWorker(pin(run), plan)
         for unit, documents in read_retried(run.corpus, scan, found, range(len(plan.units))):
             publish(folder, plan, unit, worker._scorer.score_unit(documents))
@@ -192,7 +190,7 @@ def test_a_second_retry_takes_what_the_first_has_left(tmp_path: Path) -> None:
         assert (manifest.documents, manifest.quarantined) == (3, 3)
         places = [(record["doc_row"], record["place"]) for record in quarantined(folder)]
         assert places == [(0, "line 6"), (1, "line 8"), (2, "line 9")]
-    other = retry_plan(base, base, scan, [5])
+    other = retry_plan(base, base.fingerprint, scan, [5])
     assert open_output(tmp_path / "out-retry-3", other) == []
     with pytest.raises(OutputError, match="out-retry-3: holds another run than a retry of the 3 documents"):
         find_retry(run.output)
