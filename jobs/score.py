@@ -31,7 +31,8 @@ from engine.store import Store, open_store
 from engine.vocab import load_vocabulary
 from jobs.events import Done, Notice, Ready, Salvaged
 from jobs.progress import Counts, Display, clock
-from jobs.raypool import Pool, connect
+from jobs.rayconnect import connect
+from jobs.raypool import Pool
 from jobs.worker import UnitWorker, join_outcomes
 from schemas.errors import OutputError, RunFileError
 from schemas.manifest import REASONS, REGIMES, Manifest, Plan
