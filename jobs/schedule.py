@@ -22,9 +22,8 @@ from schemas.errors import WorkError
 
 DEATHS_PER_UNIT = 2  # deaths that one unit may cause before its documents are scored one by one
 STARTS_FAILED = 3  # actors that die in a row while loading the teacher: the machine, not the work, is to blame
-PATIENCE = (
-    2.0  # a unit is overdue after so many times the seconds that its size lets expect; docs/decisions.md says why
-)
+PATIENCE = 1.25  # an idle actor copies a unit after so many times the seconds that its size lets expect
+STUCK = 5.0  # an actor so many times too slow gets no more work, and another may be started
 RESUME = "What is published stays; running the same command again does only what is missing."
 _PACES = 101  # units that the pace is the median of
 
@@ -125,14 +124,18 @@ class Schedule:
                 yield slot, self._give(slot, Call("unit", task), now)
 
     def _hand_out_documents(self, now: float) -> Iterator[tuple[Slot, Call]]:
+        for slot in self.slots:
+            if slot.alone is not None and slot.alone.done:  # a call that was thought lost has landed
+                slot.alone = None
+            elif slot.alone is not None and self._stuck(slot, now):
+                self._alone.append(slot.alone)
+                slot.alone = None
         for slot in sorted(self.slots, key=lambda slot: len(slot.calls)) if self._alone else ():
-            while self._alone and self._alone[0].done:  # a call that was thought lost has landed
+            while self._alone and self._alone[0].done:
                 self._alone.popleft()
-            if slot.ready and slot.alone is None and self._alone:
+            if self._alone and slot.ready and slot.alone is None and not self._stuck(slot, now):
                 slot.alone = self._alone.popleft()
         for slot in self.slots:
-            if slot.alone is not None and slot.alone.done:
-                slot.alone = None
             if slot.alone is not None and not slot.calls:
                 yield slot, self._give(slot, Call("document", slot.alone), now)
 
@@ -145,7 +148,7 @@ class Schedule:
                     task = call.task
                     if task is None or task.done or call.kind != "unit":
                         continue
-                    if (place and task.held == 1) or (not place and self._overdue(task, now)):
+                    if (place and task.held == 1) or (not place and self._overdue(task, now, self._patience)):
                         rank = (place, now - other.calls[0].since)
                         best = max(best, (rank, task), key=lambda one: one[0]) if best else (rank, task)
             if best is None:
@@ -165,19 +168,18 @@ class Schedule:
         if call.task is not None:
             call.task.since = now
 
-    def _overdue(self, task: Task, now: float) -> bool:
+    def _overdue(self, task: Task, now: float, patience: float) -> bool:
         """Whether all calls of a task take too long. Each copy is waited for longer than the one before."""
         if not self._paces:
             return False
         if self._pace is None:
             self._pace = median(self._paces)
-        return now - task.since > self._patience * self._pace * task.size * max(1, task.held)
+        return now - task.since > patience * self._pace * task.size * max(1, task.held)
 
     def _stuck(self, slot: Slot, now: float) -> bool:
-        """Whether an actor is at a unit that others have finished, or that is overdue: it may be frozen."""
-        if not slot.calls or slot.calls[0].kind != "unit" or slot.calls[0].task is None:
-            return False
-        return slot.calls[0].task.done or self._overdue(slot.calls[0].task, now)
+        """Whether an actor is at a unit that others have finished, or far behind: it may be frozen."""
+        task = slot.calls[0].task if slot.calls else None
+        return task is not None and (task.done or self._overdue(task, now, STUCK))
 
     # ---- what comes of it
 
@@ -212,15 +214,14 @@ class Schedule:
         self.open_tasks -= 1
 
     def _outcome(self, slot: Slot, task: Task, outcome: Any) -> Salvaged | None:
-        """One document of a task that is scored one by one is decided."""
-        if not task.done:
+        """One document of a task that is scored one by one is decided, unless the task was taken from this actor."""
+        if slot.alone is task and not task.done:
             task.outcomes.append((task.documents[len(task.outcomes)], outcome))
             if len(task.outcomes) < len(task.documents):
                 return None
             self._finish(task)
             slot.alone = None
             return Salvaged(task.unit, task.outcomes)
-        slot.alone = None
         return None
 
     def died(self, slot: Slot, blame: bool, how: str) -> Iterator[Event]:
@@ -241,7 +242,7 @@ class Schedule:
         elif call.task is not None and call.kind == "unit":
             yield Notice(f"an actor died in unit {call.task.unit.index}: {how}")
             self._give_back(call.task, blame)
-        elif call.task is not None and not call.task.done and blame:
+        elif call.task is not None and call.task is slot.alone and not call.task.done and blame:
             document = call.task.documents[len(call.task.outcomes)]
             yield Notice(f"document {document.doc_id!r} ({document.source}, {document.place}) kills its process: {how}")
             if (event := self._outcome(slot, call.task, Died(how))) is not None:
