@@ -34,7 +34,8 @@ from engine.vocab import load_vocabulary
 from jobs.budget import Budget
 from jobs.events import Done, Notice, Ready, Salvaged
 from jobs.progress import Counts, Display, clock
-from jobs.raypool import Pool, connect
+from jobs.rayconnect import connect
+from jobs.raypool import Pool
 from jobs.worker import UnitWorker, join_outcomes, publish
 from schemas.errors import OutputError, RunFileError
 from schemas.manifest import REASONS, REGIMES, Manifest, Plan

@@ -9,6 +9,7 @@ import torch
 
 from engine.corpus import Document, Unit
 from engine.head import publish_head
+from engine.outfolder import own_seal, seal_name
 from engine.retry import renumbered
 from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
@@ -36,7 +37,12 @@ class UnitWorker:
         self.note = by_paths if teacher.attention == "paths" else ""
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
-        """Score and publish a unit. Returns its sums only: the targets never travel through Ray."""
+        """Score and publish a unit. Returns its sums only: the targets never travel through Ray.
+
+        A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
+        """
+        if self._store.exists(seal_name(unit.index)):
+            return own_seal(self._store, self._plan, unit.index).stats
         result = self._scorer.score_unit(documents)
         publish(self._store, self._plan, unit, result)
         return result.stats
