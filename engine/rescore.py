@@ -33,7 +33,7 @@ from schemas.runfile import RunConfig
 
 ORACLE_BYTES = 60
 """The oracle takes documents of at most this many bytes, where there are such: it asks the teacher for everything."""
-ORACLE_NODES = 8.0
+ORACLE_NODES = 16.0
 """Teacher evaluations for each student token at most; what is open even then is accounted for."""
 ORACLE_TOP_K = 4096
 _UNITS_SEARCHED = 16  # for short documents

@@ -248,7 +248,9 @@ class _Verifier:
         counts = {"teacher_tokens", "teacher_evaluations", "text_bytes"}
         counts |= {f"{product}.rounding_nats{MAXIMUM}" for product in seal.files}
         if not all_of and (lost := sorted(counts - seal.stats.keys())):
-            self.report.add(name, f"no {', '.join(lost)} in the stats", "all counts that docs/format.md, section 5, has")
+            self.report.add(
+                name, f"no {', '.join(lost)} in the stats", "all counts that docs/format.md, section 5, has"
+            )
         counted = seal.stats.get("quarantined")
         if counted is None or counted > seal.quarantined:
             self.report.add(name, f"stats quarantined = {counted}", f"at most {seal.quarantined}, as sealed")

@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import load, save
 
 from engine.head import HEAD, head_record
+from engine.outfolder import load_plan, load_seals
 from engine.rows import flat
-from schemas.manifest import canonical_json
+from engine.verify_rows import sums_of
+from schemas.manifest import add_stats, canonical_json
 
 Rng = random.Random
 
@@ -73,6 +75,22 @@ def reseal(out: Path, path: Path) -> None:
         sums = {key: sum(record[key] for record in records) for key in ("rows", "positions", "bytes")}
         content["totals"][product] = {"files": len(records), **sums}
         write_json(manifest, content)
+
+
+def recount(out: Path) -> None:
+    """All statistics that hang on stored rows anew, in seals and manifest, so that sums do not betray what was changed."""
+    plan, total = load_plan(out), {}
+    for path in parquet_files(out):
+        product, unit = place_of(out, path)
+        seal = out / "_engine" / "shards" / f"{unit:05d}.json"
+        content = json.loads(seal.read_text())
+        sums = sums_of(pq.read_table(path), plan.products[product])
+        content["stats"] |= {f"{product}.{name}": float(value) for name, value in sums.items()}
+        write_json(seal, content)
+    for seal in load_seals(out):
+        add_stats(total, seal.stats)
+    manifest = out / "_engine" / "manifest.json"
+    write_json(manifest, {**json.loads(manifest.read_text()), "stats": total})
 
 
 # ---- bytes
