@@ -40,7 +40,6 @@ class Comparison:
     positions: int = 0
     measures: dict[str, list[Array]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def put(self, name: str, values: Array) -> None:
         self.measures.setdefault(name, []).append(np.asarray(values, np.float64).ravel())
@@ -54,13 +53,11 @@ class Comparison:
         yield f"{self.how} {self.product}: {self.documents:,} documents, {self.positions:,} positions"
         for name, (mean, largest) in self.numbers().items():
             yield f"  {name}: mean {mean:.2e}, max {largest:.2e}"
-        for note in self.notes:
-            yield f"  {note}"
 
     def to_json(self) -> dict[str, Any]:
         numbers = {name: {"mean": mean, "max": largest} for name, (mean, largest) in self.numbers().items()}
         head = {"how": self.how, "product": self.product, "documents": self.documents, "positions": self.positions}
-        return {**head, "measures": numbers, "notes": self.notes, "findings": len(self.findings)}
+        return {**head, "measures": numbers, "findings": len(self.findings)}
 
 
 @dataclass(frozen=True, slots=True)

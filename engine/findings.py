@@ -29,7 +29,7 @@ class Finding:
         if self.column is not None:
             place.append(self.column)
         more = f" (and {self.count - 1:,} more such places in the file)" if self.count > 1 else ""
-        return f"{', '.join(place)}: found {self.found}; wanted {self.wanted}{more}"
+        return printable(f"{', '.join(place)}: found {self.found}; wanted {self.wanted}{more}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, every key always there."""
@@ -81,3 +81,8 @@ def short(value: object, limit: int = 200) -> str:
     """A value for a message: its first line, not too long."""
     text = str(value).strip().partition("\n")[0]
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def printable(text: str) -> str:
+    """One line that changes no terminal: control characters, and bytes that are no text, are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

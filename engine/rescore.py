@@ -7,28 +7,33 @@ the corpus is not needed; conversations and outputs without texts are read from 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from engine.calibrate import first_of, sample
 from engine.compare import Comparison, Pair, oracle, rescored
 from engine.corpus import CorpusScan, Document, read_units, scan_corpus
+from engine.emit import HIDDEN
 from engine.findings import Finding, short
-from engine.outfolder import load_plan, load_seals, read_quarantine
+from engine.head import HEAD, head_tensors
+from engine.outfolder import load_plan, read_quarantine
 from engine.plan import make_plan, pin
 from engine.retry import KEY, read_retried, renumbered, retry_plan
 from engine.score import Scorer
 from engine.store import Out, open_store
+from engine.verify_records import corpus_of, sound_seals
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import Plan, Seal
 from schemas.runfile import RunConfig
 
 ORACLE_BYTES = 60
 """The oracle takes documents of at most this many bytes, where there are such: it asks the teacher for everything."""
-ORACLE_NODES = 50.0
+ORACLE_NODES = 16.0
 """Teacher evaluations for each student token at most; what is open even then is accounted for."""
 ORACLE_TOP_K = 4096
 _UNITS_SEARCHED = 16  # for short documents
@@ -40,11 +45,11 @@ Place = tuple[int, int]  # (unit, row of its files)
 def open_rescorer(out: Out, run: RunConfig, *, seed: int, damaged: Collection[str] = ()) -> Rescorer:
     """Checks that the run file is that of the output. damaged: files that are not to be read. Raises TargetsmithError."""
     plan = load_plan(out)
-    seals = {seal.unit: seal for seal in _sound_seals(out, damaged)}
+    seals = sound_seals(open_store(out), plan, damaged)
     retried = plan.semantic.get(KEY)
     from_texts = run.targets.store_text and run.corpus.messages is None and _first_units(plan, run) <= seals.keys()
     from_texts = from_texts and retried is None  # its calibration sample lies in another output
-    scan = _scan_of(plan, run.base_dir) if from_texts else scan_corpus(run.corpus, run.base_dir)
+    scan = corpus_of(plan, run.base_dir) if from_texts else scan_corpus(run.corpus, run.base_dir)
     mine = make_plan(run, scan)
     if retried is not None:
         mine = retry_plan(mine, retried["of"], scan, retried["rows"])
@@ -60,7 +65,7 @@ def open_rescorer(out: Out, run: RunConfig, *, seed: int, damaged: Collection[st
 
 
 class Rescorer:
-    """Scores documents of an output once more. notes: what a person should know of how."""
+    """Scores documents of an output once more."""
 
     def __init__(
         self,
@@ -75,7 +80,6 @@ class Rescorer:
     ) -> None:
         self.store, self.plan, self.run, self.scan, self.seals = open_store(out), plan, run, scan, seals
         self.from_texts, self.seed = from_texts, seed
-        self.notes: list[str] = []
 
     def rescore(self, count: int, tolerance: float) -> list[Comparison]:
         """`count` random documents, as the run scored them. tolerance: nats."""
@@ -85,6 +89,8 @@ class Rescorer:
         comparisons = {product: Comparison("rescored", product) for product in self.plan.products}
         for product, pair in self._pairs(scorer, places, comparisons):
             rescored(comparisons[product], pair, tolerance)
+        if HIDDEN in comparisons and self.store.exists(HEAD):
+            comparisons[HIDDEN].findings += self._head(scorer)
         return list(comparisons.values())
 
     def oracle(self, count: int) -> list[Comparison]:
@@ -102,6 +108,19 @@ class Rescorer:
         for product, pair in self._pairs(Scorer(run), self._short(count), comparisons):
             oracle(comparisons[product], pair)
         return list(comparisons.values())
+
+    def _head(self, scorer: Scorer) -> Iterator[Finding]:
+        """The stored lm_head and embedding are the teacher's, to the bit. What cannot be read is a finding already."""
+        try:
+            stored = load(self.store.read(HEAD))
+        except (SafetensorError, ValueError):
+            return
+        mine = head_tensors(scorer.teacher)
+        for name in sorted(mine.keys() | stored.keys()):
+            if name not in stored or name not in mine or not torch.equal(stored[name], mine[name]):
+                yield Finding(
+                    HEAD, f"another {name} than the teacher's, or only one of both has it", "the teacher's own"
+                )
 
     # ---- documents
 
@@ -218,19 +237,6 @@ def _rows(seal: Seal) -> int:
     return max((file.rows for file in seal.files.values() if file is not None), default=0)
 
 
-def _sound_seals(out: Out, damaged: Collection[str]) -> Iterator[Seal]:
-    for seal in load_seals(out):
-        names = [file.name for file in seal.files.values() if file is not None]
-        if not set(names) & set(damaged):
-            yield seal
-
-
 def _first_units(plan: Plan, run: RunConfig) -> set[int]:
     """Units that have the documents of the calibration sample."""
     return {unit.index for unit in plan.units if unit.doc_row < run.targets.calibration_documents}
-
-
-def _scan_of(plan: Plan, base_dir: Path) -> CorpusScan:
-    """The scan of the corpus as the plan has it, without reading the corpus."""
-    files = [{**file, "path": file["label"]} for file in plan.semantic["corpus"]["files"]]
-    return CorpusScan.from_json({"files": files}, base_dir)

@@ -202,7 +202,8 @@ _FACTS = (*_NUMBERS, "codec", "regime", "semantics", "tokenizer_hash", "bos_id",
 def _malformed(content: dict[str, Any], shards: list[dict[str, Any]]) -> str | None:
     """What is wrong with a manifest or plan and its records; also AttributeError, KeyError, TypeError say so."""
     for product, facts in content["products"].items():
-        if any(not isinstance(facts[name], int) for name in _NUMBERS if facts.get(name) is not None):
+        lost = content["schema_version"] > 2 and not facts.keys() >= {*_FACTS}
+        if lost or any(not isinstance(facts[name], int) for name in _NUMBERS if facts.get(name) is not None):
             return f"facts of {product}"
     units, sums = [], dict.fromkeys(content["products"], 0)
     for shard in shards:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load, save
 
-from engine.rows import _WRITER, encodings, flat, lengths_of, row_groups
-from schemas.manifest import canonical_json
+from engine.head import HEAD, head_record
+from engine.outfolder import load_plan, load_seals
+from engine.rows import flat
+from engine.verify_rows import sums_of
+from schemas.manifest import add_stats, canonical_json
 
 Rng = random.Random
 
@@ -42,6 +47,11 @@ def place_of(out: Path, path: Path) -> tuple[str, int]:
     return path.parent.relative_to(out / "data").as_posix(), int(path.name.split("-")[1])
 
 
+def write_json(path: Path, content: Any) -> None:
+    """As the engine writes it."""
+    path.write_text(canonical_json(content) + "\n")
+
+
 def reseal(out: Path, path: Path) -> None:
     """Write the record of a file anew; what cannot be read of it stays as it was."""
     product, unit = place_of(out, path)
@@ -53,19 +63,34 @@ def reseal(out: Path, path: Path) -> None:
             new["positions"] = max(1, len(flat(file.read(columns=["token_ids"]), "token_ids")))
     except Exception:  # a broken file: whatever Arrow says of it
         pass
-    seal = out / "_engine" / "shards" / f"{unit:05d}.json"
-    content = json.loads(seal.read_text())
-    content["files"][product].update(new)
-    seal.write_text(canonical_json(content) + "\n")
+    seal, manifest = out / "_engine" / "shards" / f"{unit:05d}.json", out / "_engine" / "manifest.json"
+    if seal.exists():
+        content = json.loads(seal.read_text())
+        content["files"][product].update(new)
+        write_json(seal, content)
+    if manifest.exists():
+        content = json.loads(manifest.read_text())
+        next(shard for shard in content["shards"] if shard["unit"] == unit)["files"][product].update(new)
+        records = [shard["files"][product] for shard in content["shards"] if shard["files"][product]]
+        sums = {key: sum(record[key] for record in records) for key in ("rows", "positions", "bytes")}
+        content["totals"][product] = {"files": len(records), **sums}
+        write_json(manifest, content)
+
+
+def recount(out: Path) -> None:
+    """All statistics that hang on stored rows anew, in seals and manifest, so that sums do not betray what was changed."""
+    plan, total = load_plan(out), {}
+    for path in parquet_files(out):
+        product, unit = place_of(out, path)
+        seal = out / "_engine" / "shards" / f"{unit:05d}.json"
+        content = json.loads(seal.read_text())
+        sums = sums_of(pq.read_table(path), plan.products[product])
+        content["stats"] |= {f"{product}.{name}": float(value) for name, value in sums.items()}
+        write_json(seal, content)
+    for seal in load_seals(out):
+        add_stats(total, seal.stats)
     manifest = out / "_engine" / "manifest.json"
-    content = json.loads(manifest.read_text())
-    next(shard for shard in content["shards"] if shard["unit"] == unit)["files"][product].update(new)
-    records = [shard["files"][product] for shard in content["shards"] if shard["files"][product]]
-    content["totals"][product] = {
-        "files": len(records),
-        **{k: sum(r[k] for r in records) for k in ("rows", "positions", "bytes")},
-    }
-    manifest.write_text(canonical_json(content) + "\n")
+    write_json(manifest, {**json.loads(manifest.read_text()), "stats": total})
 
 
 # ---- bytes
@@ -232,169 +257,83 @@ def edit_quarantine(out: Path, rng: Rng) -> str:
     return f"{path}: {how}"
 
 
-# ---- valid Parquet files with other rows
+# ---- the teacher's head
 
 
-def rewrite(path: Path, table: pa.Table) -> None:
-    """The table under the file's own footer, rows and positions made true, as our writer writes it."""
-    footer = {k.decode(): v.decode() for k, v in (pq.read_metadata(path).metadata or {}).items()}
-    footer = {key: value for key, value in footer.items() if key.startswith("targetsmith.")}
-    footer["targetsmith.rows"] = str(table.num_rows)
-    footer["targetsmith.positions"] = str(int(lengths_of(table).sum()))
-    table = table.replace_schema_metadata(None).combine_chunks()
-    sink = pa.BufferOutputStream()  # not table_to_parquet_bytes: that refuses NaN, which does not equal itself
-    writer = pq.ParquetWriter(sink, table.schema, **_WRITER, **encodings(table.schema))
-    for start, count in row_groups([table]):
-        writer.write_table(table.slice(start, count), row_group_size=count)
-    writer.add_key_value_metadata(footer)
-    writer.close()
-    path.write_bytes(sink.getvalue().to_pybytes())
+def write_head(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], *, sealed: bool = True) -> None:
+    """The file anew; its checksum in the manifest anew, too."""
+    (out / HEAD).write_bytes(save(tensors, metadata))
+    manifest = out / "_engine" / "manifest.json"
+    if sealed and manifest.exists():
+        record = head_record((out / HEAD).read_bytes()).model_dump()
+        write_json(manifest, {**json.loads(manifest.read_text()), "head": record})
 
 
-def rows(out: Path, rng: Rng) -> str:
-    """Documents removed, doubled or reordered, in one product or in all of a unit."""
-    units = {place_of(out, path)[1] for path in parquet_files(out) if pq.read_metadata(path).num_rows > 1}
-    unit = rng.choice(sorted(units))
-    files = [path for path in parquet_files(out) if place_of(out, path)[1] == unit]
-    files = files if rng.random() < 0.5 else [rng.choice(files)]
-    count = pq.read_metadata(files[0]).num_rows
-    kept = list(range(count))
-    how = rng.choice(["removed", "doubled", "reordered"])
-    if how == "removed":
-        kept.pop(rng.randrange(count))
-    elif how == "doubled":
-        kept.insert(rng.randrange(count), rng.randrange(count))
-    else:
-        kept.reverse()
-    for path in files:
-        rewrite(path, pq.read_table(path).take(pa.array(kept)))
-        reseal(out, path)
-    return f"unit {unit}, {len(files)} products: a document {how}"
+def read_head(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata)"""
+    data = (out / HEAD).read_bytes()
+    return load(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
 
 
-def regroup(out: Path, rng: Rng) -> str:
-    """The same rows in other row groups: readers of two products beside each other rely on them."""
-    path = rng.choice([path for path in parquet_files(out) if pq.read_metadata(path).num_row_groups > 1])
-    rewrite(path, pq.read_table(path))
-    reseal(out, path)
-    return f"{path}: one row group"
-
-
-def recast(out: Path, rng: Rng) -> str:
-    """A column lost, added, renamed, of another type, or with nulls."""
-    path = rng.choice(parquet_files(out))
-    table = pq.read_table(path).replace_schema_metadata(None)
-    at = rng.randrange(table.num_columns)
-    column = table.schema.field(at)
-    how = rng.choice(["lost", "added", "renamed", "type", "nullable", "null", "order"])
-    if how == "lost":
-        table = table.remove_column(at)
-    elif how == "added":
-        table = table.append_column("more", pa.array([1] * table.num_rows))
+def head_file(out: Path, rng: Rng) -> str:
+    """A safetensors file that can be read and is not what docs/format.md says."""
+    tensors, metadata = read_head(out)
+    name = rng.choice(sorted(tensors))
+    how = rng.choice(["nan", "rows", "columns", "lost", "renamed", "added", "type", "scale", "softcap"])
+    if how == "nan":
+        tensors[name].view(-1)[rng.randrange(tensors[name].numel())] = float(rng.choice(["nan", "inf"]))
+    elif how == "rows":
+        tensors[name] = tensors[name][: rng.choice([0, 1, 500])].contiguous()
+    elif how == "columns":
+        tensors[name] = tensors[name][..., :-1].contiguous()
+    elif how == "lost":  # without its bias it would be the head of another teacher, which only that one can tell
+        del tensors[rng.choice(["lm_head", "embedding"])]
     elif how == "renamed":
-        table = table.rename_columns([f"{n}x" if i == at else n for i, n in enumerate(table.column_names)])
-    elif how == "order":
-        table = table.select(table.column_names[::-1])
-    elif how == "null":
-        values = [None, *table.column(at).to_pylist()[1:]]
-        table = table.set_column(at, pa.field(column.name, column.type), pa.array(values, column.type))
-    elif how == "type" and pa.types.is_list(column.type):
-        inner = pa.string() if pa.types.is_boolean(column.type.value_type) else pa.float64()
-        table = table.set_column(at, column.name, table.column(at).cast(pa.list_(inner)))
+        tensors[f"{name}x"] = tensors.pop(name)
+    elif how == "added":
+        tensors["more"] = tensors[name].clone()
+    elif how == "type":
+        tensors[name] = tensors[name].to(torch.float16)
     else:
-        table = table.set_column(at, pa.field(column.name, column.type, nullable=True), table.column(at))
-    footer = {k: v for k, v in (pq.read_metadata(path).metadata or {}).items() if k.startswith(b"targetsmith")}
-    pq.write_table(table.replace_schema_metadata(footer), path, compression="zstd", write_page_checksum=True)
-    reseal(out, path)
-    return f"{path}: {column.name} {how}"
+        metadata[how] = rng.choice(["", "x", "nan", "inf", "-1.0"])
+        if rng.random() < 0.2:
+            del metadata[how]
+    sealed = rng.random() < 0.8
+    write_head(out, tensors, metadata, sealed=sealed)
+    return f"{out / HEAD}: {name} {how}{', resealed' if sealed else ''}"
 
 
-# ---- valid Parquet files with other values: each breaks a sentence of docs/format.md
-
-NAN = float("nan")
-_VALUES: dict[str, list[Any]] = {
-    "token_ids": [-1, 2**31 - 1],
-    "byte_end": [-1, 2**31 - 1],
-    "scored": ["not"],
-    "topk_ids": [-2, 2**31 - 1, "next"],
-    "topk_logps": [NAN, 0.5, "ulp", "first"],
-    "tail_logp": [NAN, 0.5, "ulp"],
-    "gold_logp": [NAN, 0.5, "ulp"],
-    "err": [NAN, -0.5, 1.5, "ulp"],
-    "open_mass": [NAN, -0.5, 1.5, "ulp"],
-    "excluded_mass": [NAN, -0.5, 1.5, "ulp"],
-    "pruned_mass": [NAN, -0.5, 1.5, "ulp"],
-    "noncanonical_mass": [NAN, -0.5, 1.5, "ulp"],
-    "flags": [128, 3, 0, 4, 65],
-    "sample_counts": [0, "more"],
-    "sample_ids": [-1, 2**31 - 1, "next"],
-    "hidden": [0x7FC0, 0x7F80],
-    "logz": [NAN, float("inf")],
-    "entropy": [NAN, -1.0, "ulp"],
-    "logit_std": [NAN, 0.0, -1.0, float("inf")],
-    "logz_scaled": [NAN, float("inf")],
-    "space_logp": [NAN, 0.5, "ulp"],
-    "end_logp": [NAN, 0.5, "ulp"],
-    "roles": [4, 255],
-    "doc_row": ["more"],
-    "doc_id": ["same"],
-    "text": ["longer"],
-}
+def manifest_head(out: Path, rng: Rng) -> str:
+    """What the manifest says of the head, or that it says something where there is none."""
+    path = out / "_engine" / "manifest.json"
+    content = json.loads(path.read_text())
+    old = content.get("head") or {"name": HEAD, "bytes": 5, "sha256": "0" * 64}
+    new = rng.choice(
+        [None, {**old, "bytes": old["bytes"] + 1}, {**old, "sha256": "1" * 64}, {**old, "name": "x"}, [], 3]
+    )
+    write_json(path, {**content, "head": new})
+    return f"{path}: head {new}"
 
 
-def value(out: Path, rng: Rng) -> str:
-    """One value of one column, so that something no longer holds."""
-    path = rng.choice(parquet_files(out))
-    table = pq.read_table(path).replace_schema_metadata(None).combine_chunks()
-    name = rng.choice([name for name in table.column_names if name in _VALUES])
-    how, at = rng.choice(_VALUES[name]), table.schema.get_field_index(name)
-    column = table.schema.field(at)
-    if not pa.types.is_list(column.type):
-        values = table.column(at).to_pylist()
-        i = rng.randrange(len(values))
-        values[i] = values[i] + 1 if how == "more" else f"{values[i]}!" if how == "longer" else values[i - 1]
-        if how == "same":
-            values[i] = f"{values[i]}?"
-        new = pa.array(values, column.type)
+# ---- files that nobody asked for
+
+_ODD_NAMES = (
+    "٣.json", "1.json", "-1.json", ".json", "7777777.json", "00001.JSON", "00001.json.bak", "9" * 200 + ".json",
+    "two\nlines.json", "\x1b[31m.json", os.fsdecode(b"\xff\xfe.json"), "00009.json/inner", "٣.jsonl", "1.jsonl",
+    "train-00001-of-0000٣.parquet", "train-1-of-3.parquet", ".train-00000-of-00003.parquet", "a b?*[.parquet",
+)  # fmt: skip
+
+
+def stray(out: Path, rng: Rng) -> str:
+    """A file of an odd name beside ours: empty, a copy, or a link to nothing."""
+    folders = sorted({path.parent for path in all_files(out)} | {out / "data", out / "_engine" / "tmp"})
+    path = rng.choice([*folders, out / "_engine" / "shards"]) / rng.choice(_ODD_NAMES)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    how = rng.choice(["empty", "copy", "link"])
+    if how == "empty":
+        path.write_bytes(b"")
+    elif how == "copy":
+        shutil.copy(rng.choice(json_files(out)), path)
     else:
-        flat_values = flat(table, name).copy()
-        where = _where(table, name, flat_values, how, rng)
-        flat_values[where] = _new(flat_values, where, how)
-        new = pa.ListArray.from_arrays(
-            table.column(at).combine_chunks().offsets, pa.array(flat_values), type=column.type
-        )
-    rewrite(path, table.set_column(at, column, new))
-    reseal(out, path)
-    return f"{path}: {name} {how}"
-
-
-def _where(table: pa.Table, name: str, values: np.ndarray, how: Any, rng: Rng) -> int:
-    """A place where the change is one: scored, and of a size that rounding does not hide."""
-    scored = np.repeat(flat(table, "scored"), len(values) // max(1, len(flat(table, "scored"))))
-    good = scored if len(scored) == len(values) else np.ones(len(values), bool)
-    if how in ("ulp", "first", "next"):
-        with np.errstate(all="ignore"):
-            good = good & np.isfinite(values.astype(np.float64)) & (values != 0)
-    if how == "first":  # the likeliest, and likely enough to be missed in the sum
-        width = len(values) // len(flat(table, "scored"))
-        good = good & (np.arange(len(values)) % width == 0) & (values > -3)
-    if how in ("next", "ulp") and not good.any():
-        good = np.ones(len(values), bool)
-    if name == "byte_end":
-        good = np.ones(len(values), bool)
-    return int(rng.choice(np.flatnonzero(good).tolist() or [0]))
-
-
-def _new(values: np.ndarray, at: int, how: Any) -> Any:
-    old = values[at]
-    if how == "not":
-        return not old
-    if how == "ulp":
-        return np.nextafter(old, values.dtype.type(-np.inf)) if old else values.dtype.type(1.1e-3)
-    if how == "first":
-        return old * values.dtype.type(1.25) - values.dtype.type(0.25)
-    if how == "next":  # an id twice at a position, or out of order
-        return values[at + 1] if at + 1 < len(values) else values[at - 1]
-    if how == "more":
-        return old + 1
-    return how
+        path.symlink_to("nowhere")
+    return f"{path.parent.relative_to(out)} / {path.name!a}: stray, {how}"

@@ -12,7 +12,8 @@ import pytest
 
 from engine.rows import flat
 from engine.verify import verify
-from tests.mutations import parquet_files, reseal, rewrite
+from tests.mutations import parquet_files, reseal
+from tests.mutations_rows import rewrite
 from tests.runs import ASSETS, TEXTS, score_here, write_run
 from tests.test_cli import call
 
