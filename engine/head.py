@@ -9,6 +9,7 @@ softcap * tanh(logits / softcap) unless softcap is 0.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -38,11 +39,19 @@ def publish_head(out: Out, teacher: Teacher) -> None:
     tensors = {name: weight.detach().to("cpu", torch.bfloat16).clone() for name, weight in weights.items()}
     if (bias := getattr(head, "bias", None)) is not None:
         tensors["bias"] = bias.detach().to("cpu", torch.float32).clone()
-    store.put_if_absent(HEAD, save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
+    store.put_if_absent(HEAD, _ordered(save(tensors, {"scale": repr(scale), "softcap": repr(softcap)})))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with the keys of its head in order: the library writes them in a new order each time, and a file that
+    is made again should be the same."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    head = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    return data[:8] + head.ljust(end - 8) + data[end:]
 
 
 def head_record(data: bytes) -> HeadFile:
-    """What the manifest says of the file. Two attempts may write other bytes of the same numbers, so what lies there counts."""
+    """What the manifest says of the file: of what lies there."""
     return HeadFile(name=HEAD, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -92,12 +92,12 @@ def score_here(run_file: Path) -> Path:
 
 
 def score_run(run: RunConfig) -> Manifest:
-    """Score a run in this process, without Ray."""
+    """Do all that is missing of a run in this process, without Ray."""
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
-    open_output(run.output, plan)
-    learned = sample(run.corpus, scan, run.targets.calibration_documents)
-    worker = UnitWorker(pin(run), plan, learned)
-    for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
-        worker.score(unit, documents)
+    missing = {unit.index for unit in plan.units} - set(open_output(run.output, plan))
+    if missing:
+        worker = UnitWorker(pin(run), plan, sample(run.corpus, scan, run.targets.calibration_documents))
+        for unit, documents in read_units(run.corpus, scan, missing):
+            worker.score(unit, documents)
     return finish(run.output, plan, engine_version=ENGINE_VERSION)
