@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from engine.card import dataset_card
 from engine.head import HEAD, head_record
-from engine.outfolder import MANIFEST, load_manifest, own_seal, unsealed_units
+from engine.outfolder import MANIFEST, REMAKE, load_manifest, own_seal, unsealed_units
+from engine.repair import lacking_units
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import HeadFile, Manifest, Plan, ProductTotal, Seal, ShardRecord, add_stats
@@ -19,12 +20,11 @@ LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "tor
 def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, str] | None = None) -> Manifest:
     """Close the run: README.md, then manifest.json. Idempotent; returns the manifest that is there in the end.
 
-    Only when every unit is sealed, every sealed file is there with its sealed size, and data/ holds no other file;
-    otherwise OutputError says which and what to do. `versions`: libraries that made the run, default those installed.
+    Only when every unit is sealed, every sealed file is there with its sealed size, data/ holds no other file, and a manifest
+    that is there already says what the seals say; otherwise OutputError says which and what to do. `versions`: libraries
+    that made the run, default those installed.
     """
     store = open_store(out)
-    if store.exists(MANIFEST):
-        return load_manifest(store)
     missing = unsealed_units(store, plan)
     if missing:
         raise OutputError(
@@ -34,10 +34,16 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
     seals = store.map(lambda unit: own_seal(store, plan, unit.index), plan.units)
     _check_files(store, seals)
     if "hidden" in plan.products and not store.exists(HEAD):
-        raise OutputError(
-            f"{store.place(HEAD)}: missing, and hidden states are of little use without it. It is written when an actor starts: "
-            "remove the seal of one unit (_engine/shards/<unit>.json) and run again"
-        )
+        raise OutputError(f"{store.place(HEAD)}: missing, and hidden states are of little use without it; run again")
+    if store.exists(MANIFEST):
+        found = load_manifest(store)
+        made = _manifest(plan, seals, found.engine_version, found.versions, found.head)
+        if _nameless(made) != _nameless(found) or store.read(MANIFEST) != found.to_bytes():
+            raise OutputError(
+                f"{store.place(MANIFEST)}: does not say what plan and seals say: damaged, or of another run; {REMAKE}"
+            )
+        store.put_if_absent("README.md", dataset_card(found).encode())
+        return found
     head = head_record(store.read(HEAD)) if "hidden" in plan.products else None
     manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed(), head)
     store.put_if_absent("README.md", dataset_card(manifest).encode())
@@ -45,21 +51,20 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
     return load_manifest(store)
 
 
+def _nameless(manifest: Manifest) -> Manifest:
+    """Without the tokenizers' names, which the run file may give in another way."""
+    products = {name: facts.model_copy(update={"tokenizer": ""}) for name, facts in manifest.products.items()}
+    return manifest.model_copy(update={"products": products})
+
+
 def _check_files(store: Store, seals: Sequence[Seal]) -> None:
-    sealed = {file.name: file.bytes for seal in seals for file in seal.files.values() if file is not None}
-    found = dict(store.files("data"))
-    unlisted = [name for name in sealed if name not in found]  # a listing may be behind: ask for each by its name
-    sizes = zip(unlisted, store.map(store.size, unlisted), strict=True)
-    found |= {name: size for name, size in sizes if size is not None}
-    wrong = [name for name in sealed if found.get(name) != sealed[name]]
-    if wrong:
-        got = found.get(wrong[0])
+    if lacking := sorted(lacking_units(store, seals)):
         raise OutputError(
-            f"{store.place(wrong[0])}: {'missing' if got is None else f'{got:,} bytes'}, sealed with {sealed[wrong[0]]:,} "
-            f"bytes ({len(wrong)} such files): changed by hand, or the disk or store lost data; remove these files and their "
-            "seals (_engine/shards/<unit>.json), then run again"
+            f"{store}: files of {len(lacking)} sealed units are missing (first: {lacking[:5]}): removed by hand, or the disk or "
+            "store lost data; run again to make them anew"
         )
-    extra = sorted(found.keys() - sealed.keys())
+    sealed = {file.name for seal in seals for file in seal.files.values() if file is not None}
+    extra = sorted({name for name, _ in store.files("data")} - sealed)
     if extra:
         raise OutputError(
             f"{store.place(extra[0])}: not a file of this run ({len(extra)} such files), and readers of data/ would pick "

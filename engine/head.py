@@ -9,6 +9,7 @@ softcap * tanh(logits / softcap) unless softcap is 0.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -31,7 +32,8 @@ def publish_head(out: Out, teacher: Teacher) -> None:
     if store.exists(HEAD):
         return
     scale, softcap = logits_form(teacher.model)
-    store.put_if_absent(HEAD, save(head_tensors(teacher), {"scale": repr(scale), "softcap": repr(softcap)}))
+    data = save(head_tensors(teacher), {"scale": repr(scale), "softcap": repr(softcap)})
+    store.put_if_absent(HEAD, _ordered(data))
 
 
 def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
@@ -45,8 +47,16 @@ def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _ordered(data: bytes) -> bytes:
+    """The same file with the keys of its head in order: the library writes them in a new order each time, and a file that
+    is made again should be the same."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    head = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    return data[:8] + head.ljust(end - 8) + data[end:]
+
+
 def head_record(data: bytes) -> HeadFile:
-    """What the manifest says of the file. Two attempts may write other bytes of the same numbers, so what lies there counts."""
+    """What the manifest says of the file: of what lies there."""
     return HeadFile(name=HEAD, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,16 @@ from pydantic import BaseModel, ValidationError
 
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import Manifest, Plan, Seal
+from schemas.manifest import REASONS, Manifest, Plan, Seal
 from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
 
 PLAN = "_engine/plan.json"
 MANIFEST = "_engine/manifest.json"
 SEALS = "_engine/shards"
 CLAIMS = "_engine/quarantine"
+
+REMAKE = "remove this file and run `targetsmith score` with the same run file again: it is made anew"
+"""The advice for any damaged file: what is missing is made again, from the rest of the output or by scoring its unit."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -45,12 +48,14 @@ def load_plan(out: Out) -> Plan:
     """The plan of an output. OutputError when there is none, it is damaged, or of another schema version."""
     store = open_store(out)
     if not store.exists(PLAN):
+        if store.exists(MANIFEST) or any(store.files(SEALS)):
+            raise OutputError(
+                f"{store.place(PLAN)}: missing; run `targetsmith score` with the run file of this output: it is put back"
+            )
         raise OutputError(f"{store}: no {PLAN}, so not an output of targetsmith; name the `output` of a run")
     plan = load_json(store, PLAN, Plan)
     if plan.recompute() != plan.fingerprint:
-        raise OutputError(
-            f"{store.place(PLAN)}: content and fingerprint disagree: edited or damaged; restore it or start anew"
-        )
+        raise OutputError(f"{store.place(PLAN)}: content and fingerprint disagree: edited or damaged; {REMAKE}")
     return plan
 
 
@@ -68,12 +73,12 @@ def load_manifest(out: Out) -> Manifest:
 
 def sealed_units(out: Out) -> list[int]:
     """Units with a seal, ascending; one listing."""
-    return _numbered(open_store(out), SEALS, "json")
+    return _numbered(open_store(out), seal_name)
 
 
 def claimed_units(out: Out) -> list[int]:
     """Units with a claim, ascending; one listing."""
-    return _numbered(open_store(out), CLAIMS, "jsonl")
+    return _numbered(open_store(out), claim_name)
 
 
 def unsealed_units(out: Out, plan: Plan) -> list[int]:
@@ -84,11 +89,13 @@ def unsealed_units(out: Out, plan: Plan) -> list[int]:
     return [unit for unit, sealed in zip(lacking, found, strict=True) if not sealed]
 
 
-def load_seals(out: Out) -> Iterator[Seal]:
-    """Every seal, in unit order."""
+def load_seals(out: Out, plan: Plan | None = None) -> Iterator[Seal]:
+    """Every seal of the run, in unit order. plan: that of the output, where it is known already. Raises OutputError."""
     store = open_store(out)
+    plan = plan or load_plan(store)
     for unit in sealed_units(store):
-        yield load_json(store, seal_name(unit), Seal)
+        if unit < len(plan.units):
+            yield own_seal(store, plan, unit)
 
 
 def own_seal(out: Out, plan: Plan, unit: int) -> Seal:
@@ -99,6 +106,11 @@ def own_seal(out: Out, plan: Plan, unit: int) -> Seal:
         raise OutputError(
             f"{store.place(seal_name(unit))}: seal of unit {seal.unit}, run {seal.fingerprint[:12]}; wanted unit {unit}, "
             f"run {plan.fingerprint[:12]}: the file was copied from elsewhere; move it away and run again"
+        )
+    wanted = {product: shard_name(product, unit, len(plan.units)) for product in plan.products}
+    if seal.files.keys() != wanted.keys() or any(file and file.name != wanted[p] for p, file in seal.files.items()):
+        raise OutputError(
+            f"{store.place(seal_name(unit))}: damaged: other files than the plan gives this unit; {REMAKE}"
         )
     return seal
 
@@ -118,7 +130,7 @@ def sealed_shards(out: Out, product: str) -> Iterator[str]:
             continue
         if not store.exists(file.name):
             raise OutputError(
-                f"{store.place(file.name)}: sealed but missing; restore it, or remove its seal and run again"
+                f"{store.place(file.name)}: sealed but missing; restore it, or run `targetsmith score` again to make it anew"
             )
         yield file.name
 
@@ -132,7 +144,16 @@ def iter_shards(out: Path, product: str) -> Iterator[Path]:
 def read_quarantine(out: Out, unit_index: int) -> list[dict[str, Any]]:
     """The quarantine records of a unit, by doc_row; [] when none."""
     store, name = open_store(out), claim_name(unit_index)
-    return [json.loads(line) for line in store.read(name).splitlines()] if store.exists(name) else []
+    if not store.exists(name):
+        return []
+    try:
+        records = [json.loads(line) for line in store.read(name).splitlines()]
+        if all(type(record["doc_row"]) is int and record["reason"] in REASONS for record in records):
+            return records
+        problem = "a record without a number `doc_row` or a known `reason`"
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise OutputError(f"{store.place(name)}: damaged ({problem}); {REMAKE}")
 
 
 def load_json(store: Store, name: str, model: type[_Model]) -> _Model:
@@ -148,9 +169,11 @@ def load_json(store: Store, name: str, model: type[_Model]) -> _Model:
             )
         return model.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise OutputError(f"{place}: damaged: {error}; restore the file or start with a new `output`") from error
+        raise OutputError(f"{place}: damaged: {error}; {REMAKE}") from error
 
 
-def _numbered(store: Store, folder: str, ending: str) -> list[int]:
-    wanted = re.compile(rf"{folder}/(\d+)\.{ending}")
-    return sorted({int(match[1]) for name, _ in store.files(folder) if (match := wanted.fullmatch(name))})
+def _numbered(store: Store, name_of: Callable[[int], str]) -> list[int]:
+    """The numbers of the files in a folder that have exactly the name of their number; others are not ours."""
+    folder = name_of(0).rpartition("/")[0]
+    found = ((name, re.search(r"/([0-9]{5,9})\.[a-z]+\Z", name)) for name, _ in store.files(folder))
+    return sorted({int(match[1]) for name, match in found if match and name == name_of(int(match[1]))})

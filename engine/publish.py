@@ -34,7 +34,11 @@ def put_if_absent(path: Path, data: bytes, *, staging: Path) -> bool:
     """
     with output_errors(path, needed=len(data)):
         make_folder(path.parent)
-        if path.exists():
+        if os.path.lexists(path):
+            if not path.is_file():
+                raise OutputError(
+                    f"{path}: a folder or broken link lies where a file is wanted; remove it and run again"
+                )
             _fsync_folder(path.parent)  # the winner may not have come so far
             return False
         make_folder(staging)
@@ -123,7 +127,7 @@ def _explain(path: Path, error: OSError, needed: int | None) -> str:
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{path}: a file lies where a folder is wanted ({error.strerror}); remove it or set another `output`"
     if error.errno == errno.ENOENT:
-        return f"{path}: the file is missing; if it was removed by hand, start again with an empty `output`"
+        return f"{path}: the file is missing; run `targetsmith score` again, it makes anew what it can"
     return f"{path}: {error.strerror or error}; check the disk or mount and run again, all finished units are kept"
 
 

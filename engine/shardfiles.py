@@ -27,6 +27,8 @@ import pyarrow.parquet as pq
 SCHEMA_NAME = "targetsmith.targets"
 SCHEMA_VERSIONS = (2, 3)
 
+_REMAKE = "copy the file again, or remove it and run `targetsmith score` again: it is made anew"
+
 _SEAL = re.compile(r"[0-9]{1,9}\.json")
 
 _OPEN_FILES = 64
@@ -105,7 +107,7 @@ class Store:
             with self.open(name) as file:
                 content = json.loads(file.read())
         except Exception as error:
-            raise TargetsError(f"{self.place(name)}: cannot be read ({error}); restore the file from a copy") from error
+            raise TargetsError(f"{self.place(name)}: cannot be read ({error}); {_REMAKE}") from error
         found = (content.get("schema_name"), content.get("schema_version")) if isinstance(content, dict) else None
         if found not in [(SCHEMA_NAME, version) for version in SCHEMA_VERSIONS]:
             raise TargetsError(
@@ -122,10 +124,7 @@ class Store:
         except TargetsError:
             raise
         except (OSError, pa.ArrowException) as error:
-            raise TargetsError(
-                f"{self.place(name)}: damaged or unreadable ({error}); restore the file from a copy, or remove it, its "
-                "seal in _engine/shards and _engine/manifest.json, and score again"
-            ) from error
+            raise TargetsError(f"{self.place(name)}: damaged or unreadable ({error}); {_REMAKE}") from error
         except Exception as error:
             raise self._unreadable(name, error) from error
 
@@ -295,9 +294,7 @@ class ProductFiles:
         name, size = record["name"], self.store.size(record["name"])
         if size != record["bytes"]:
             found = "missing" if size is None else f"{size:,} bytes"
-            raise TargetsError(
-                f"{self.place(index)}: {found}, sealed with {record['bytes']:,} bytes: an incomplete copy, copy it again"
-            )
+            raise TargetsError(f"{self.place(index)}: {found}, sealed with {record['bytes']:,} bytes; {_REMAKE}")
         with self.store.reading(name):
             file = pq.ParquetFile(
                 self.store.open(name), page_checksum_verification=True, pre_buffer=self.store.local is None
@@ -312,8 +309,7 @@ class ProductFiles:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != record["sha256"]:
             raise TargetsError(
-                f"{self.place(index)}: sha256 {digest[:12]}…, sealed with {record['sha256'][:12]}…: damaged; copy "
-                "the file again"
+                f"{self.place(index)}: sha256 {digest[:12]}…, sealed with {record['sha256'][:12]}…: damaged; {_REMAKE}"
             )
         self._verified.add(index)
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from engine.checks import check_rows
 from engine.finish import finish
+from engine.head import HEAD
 from engine.outfolder import (
     PLAN,
     claim_name,
@@ -38,6 +39,7 @@ from engine.outfolder import (
     sealed_units,
     shard_name,
 )
+from engine.repair import check_plan_lost, is_whole, lacking_units, other_than_sealed
 from engine.rows import (
     lengths_of,
     read_whole,
@@ -74,19 +76,17 @@ __all__ = [
 def open_output(out: Out, plan: Plan) -> list[int]:
     """Begin the run in `out`, or resume it: the units that are sealed already, ascending ([] for a new run).
 
-    A new or empty output gets plan.json. One with the same fingerprint goes on; units whose files were all published but
-    whose seal was not are sealed from the files. Raises FingerprintMismatch (listing what differs) when there is
-    another run, OutputError when there is something else, it cannot be written, or the store overwrites.
+    A new or empty output gets plan.json; one that has lost it gets it back when all else there is of this run. One with the
+    same fingerprint goes on; units whose files were all published but whose seal was not are sealed from the files, and
+    sealed units that have lost a file do not count. Raises FingerprintMismatch (listing what differs) when there is another
+    run, OutputError when there is something else or damaged, it cannot be written, or the store overwrites.
     """
     store = open_store(out)
     store.check()
     foreign = None if store.exists(PLAN) else _first_file(store)
     if foreign is not None and not store.exists(PLAN):  # not the beginning of another command on this very run
-        raise OutputError(
-            f"{store}: not empty and not an output of targetsmith (found {store.place(foreign)}, no {PLAN}); set "
-            "`output` to a new or empty folder or prefix"
-        )
-    if store.put_if_absent(PLAN, plan.to_bytes()):
+        check_plan_lost(store, plan, foreign)
+    if store.put_if_absent(PLAN, plan.to_bytes()) and foreign is None:
         return []
     found = load_plan(store)
     if found.fingerprint != plan.fingerprint:
@@ -96,7 +96,11 @@ def open_output(out: Out, plan: Plan) -> list[int]:
             "Set `output` to a new folder for this run, or undo the changes to resume the old one; nothing was changed."
         )
     recover(store, plan)
-    return sealed_units(store)
+    sealed = [unit for unit in sealed_units(store) if unit < len(plan.units)]
+    lacking = lacking_units(store, store.map(lambda unit: own_seal(store, plan, unit), sealed))
+    if "hidden" in plan.products and not store.exists(HEAD):
+        lacking.add(0)  # an actor that starts writes it
+    return [unit for unit in sealed if unit not in lacking]
 
 
 # ---- publish ---------------------------------------------------------------------------------------------------------
@@ -120,8 +124,9 @@ def publish_unit(
     store, unit = open_store(out), plan.units[unit_index]
     if products.keys() != plan.products.keys():
         raise ValueError(f"unit {unit_index}: got products {sorted(products)}, the plan has {sorted(plan.products)}")
-    if store.exists(seal_name(unit_index)):
-        return own_seal(store, plan, unit_index)
+    seal = own_seal(store, plan, unit_index) if store.exists(seal_name(unit_index)) else None
+    if seal is not None and is_whole(store, seal):
+        return seal
     own = {int(record["doc_row"]) for record in quarantine}
     tables, sums = {}, dict(stats)
     for product, table in products.items():
@@ -131,6 +136,8 @@ def publish_unit(
         check_rows(tables[product], plan.products[product], where=f"unit {unit_index}, {product}")
         sums[f"{product}.rounding_nats{MAXIMUM}"] = rounding_error_nats(table, tables[product])
 
+    if seal is not None and len(own) != seal.quarantined and not store.exists(claim_name(unit_index)):
+        raise other_than_sealed(store, claim_name(unit_index), unit_index)
     lines = sorted(quarantine, key=lambda record: record["doc_row"])
     claim = b"".join(canonical_json(dict(line)).encode() + b"\n" for line in lines)
     store.put_if_absent(claim_name(unit_index), claim)
@@ -146,9 +153,9 @@ def publish_unit(
     groups = row_groups(list(kept.values()))
     for product, table in kept.items():
         files[product] = (
-            _publish_product(store, plan, unit, product, table, groups, len(claimed), sums) if groups else None
+            _publish_product(store, plan, unit, product, table, groups, len(claimed), sums, seal) if groups else None
         )
-    return _seal(store, plan, unit_index, len(claimed), files, sums)
+    return seal or _seal(store, plan, unit_index, len(claimed), files, sums)
 
 
 def recover(out: Out, plan: Plan) -> list[int]:
@@ -160,7 +167,7 @@ def recover(out: Out, plan: Plan) -> list[int]:
     sealed, recovered = set(sealed_units(store)), []
     for index in claimed_units(store):
         names = {product: shard_name(product, index, len(plan.units)) for product in plan.products}
-        if index in sealed or not all(store.exists(name) for name in names.values()):
+        if index in sealed or index >= len(plan.units) or not all(store.exists(name) for name in names.values()):
             continue
         claimed = _claimed_rows(store, index)
         files, stats = {}, {}
@@ -181,7 +188,9 @@ def _publish_product(
     groups: Sequence[tuple[int, int]],
     quarantined: int,
     stats: Mapping[str, float],
+    seal: Seal | None,
 ) -> ShardFile:
+    """seal: of a unit that has lost a file since; then the same bytes are put back, or none."""
     name = shard_name(product, unit.index, len(plan.units))
     footer = footer_of(plan, unit.index, product, table.num_rows, int(lengths_of(table).sum()), quarantined, stats)
     data = table_to_parquet_bytes(table, footer, groups)
@@ -190,8 +199,11 @@ def _publish_product(
             f"{store.place(name)}: {len(data):,} bytes, and a shard on an object store has at most {store.most_bytes:,}; "
             "set [corpus] unit_bytes (or unit_documents) so much smaller, with a new `output`"
         )
+    made = _shard_file(name, footer, data)
+    if seal is not None and seal.files[product] != made and not store.exists(name):
+        raise other_than_sealed(store, name, unit.index)
     if store.put_if_absent(name, data):
-        return _shard_file(name, footer, data)
+        return made
     rows = set(table.column("doc_row").to_pylist())
     claimed = set(range(unit.doc_row, unit.doc_row + unit.n_rows)) - rows
     return _adopt(store, plan, unit, product, claimed)[0]

@@ -119,8 +119,9 @@ class PosixStore(Store):
         with output_errors(self.root / folder):
             for path in (self.root / folder).rglob("*"):
                 try:
-                    if not path.is_dir():
-                        yield path.relative_to(self.root).as_posix(), path.lstat().st_size
+                    if path.is_symlink() or not path.is_dir():  # a link to a folder is an entry that readers may follow
+                        found = path.stat() if path.exists() else path.lstat()
+                        yield path.relative_to(self.root).as_posix(), found.st_size
                 except FileNotFoundError:
                     continue  # the staging of another process, gone by now
 
@@ -220,7 +221,7 @@ class ObjectStore(Store):
 
     def _missing(self, name: str) -> OutputError:
         return OutputError(
-            f"{self.place(name)}: the file is missing; if it was removed by hand, start again with an empty `output`"
+            f"{self.place(name)}: the file is missing; run `targetsmith score` again, it makes anew what it can"
         )
 
     def _try(self, name: str, call: Callable[[], _Result]) -> _Result:

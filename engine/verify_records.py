@@ -39,13 +39,12 @@ _QUARANTINE_KEYS = {"doc_id", "doc_row", "source", "place", "reason", "detail", 
 
 def plan_findings(plan: Plan) -> Iterator[Finding]:
     """The plan's units against its own account of the corpus: no document of any file is without a unit."""
-    retry, corpus = plan.semantic.get(KEY), plan.semantic.get("corpus")
-    if corpus is None and retry is None:  # read from a manifest, which has neither
+    if plan.semantic.get("corpus") is None and plan.semantic.get(KEY) is None:  # read from a manifest, which has neither
         return
     try:
         wanted = tuple(PlanUnit(**asdict(unit)) for unit in corpus_of(plan, Path()).units())
         if KEY in plan.semantic:
-            rows, of = retry["rows"], retry["of"]
+            rows, of = plan.semantic[KEY]["rows"], plan.semantic[KEY]["of"]
             if not (rows and all(type(row) is int and row >= 0 for row in rows) and rows == sorted(set(rows))):
                 yield Finding(PLAN, f"semantic.retry.rows {short(rows, 60)}", "rows of the corpus, rising, each once")
                 return

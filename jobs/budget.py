@@ -24,29 +24,29 @@ class Budget:
     """Counts documents in quarantine, by unit."""
 
     def __init__(self, out: Out, plan: Plan, config: QuarantineConfig) -> None:
-        self._out, self._config = out, config
+        self._out, self._plan, self._config = out, plan, config
         self._documents = sum(unit.n_rows for unit in plan.units)
         self._most = max(config.max_documents, int(config.max_share * self._documents))
-        self._count, self._units = 0, list[int]()
+        self._found: dict[int, int] = {}  # unit -> documents; a unit that lost a file is scored again, and counts once
 
     def resume(self) -> None:
         """Count what earlier commands have sealed. Raises QuarantineError."""
-        for seal in load_seals(self._out):
+        for seal in load_seals(self._out, self._plan):
             self.add(seal.unit, seal.quarantined)
 
     def add(self, unit: int, quarantined: int) -> None:
         """One more published unit. Raises QuarantineError."""
         if not quarantined:
             return
-        self._count += quarantined
-        self._units.append(unit)
-        if self._count <= self._most:
+        self._found[unit] = quarantined
+        count = sum(self._found.values())
+        if count <= self._most:
             return
         config = self._config
         raise QuarantineError(
-            f"{self._out}: {self._count:,} of {self._documents:,} documents are in quarantine; wanted at most {self._most:,} "
+            f"{self._out}: {count:,} of {self._documents:,} documents are in quarantine; wanted at most {self._most:,} "
             f"([quarantine] max_documents = {config.max_documents}, max_share = {config.max_share:g} of the corpus).\n"
-            f"{reasons_told(self._out, sorted(self._units))}\n"
+            f"{reasons_told(self._out, sorted(self._found))}\n"
             f"So many look like one cause, such as a wrong tokenizer, column or format: mend it and score into a new `output`. "
             f"If these documents are just bad, raise max_documents or max_share and run the same command again: what is "
             f"published stays. All of them: _engine/quarantine/*.jsonl in the output."
@@ -62,7 +62,7 @@ def reasons_told(out: Out, units: Iterable[int]) -> str:
             counts[record["reason"]] += 1
             known = examples.setdefault(record["reason"], [])
             if len(known) < SHOWN_EXAMPLES:
-                known.append(f"    {record['source']}, {record['place']}: {record['detail']}"[:200])
+                known.append(f"    {record.get('source')}, {record.get('place')}: {record.get('detail')}"[:200])
     lines = []
     for reason, count in counts.most_common(SHOWN_REASONS):
         lines += [f"  {count:6,}  {reason}: {REASONS[reason]}", *examples[reason]]

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from engine.expansion import BYTES_END
-from engine.outfolder import load_plan, read_quarantine, sealed_shards, shard_name
+from engine.outfolder import REMAKE, load_plan, load_seals, own_seal, read_quarantine, seal_name
 from engine.store import Out, PosixStore, Store, open_store
 from engine.vocab import Vocabulary, load_vocabulary
 from jobs.cat import View, choose
 from schemas.errors import OutputError, RunFileError, TokenizerError
-from schemas.manifest import Plan, ProductFacts
+from schemas.manifest import Plan, ProductFacts, Seal
 from schemas.target import (
     FLAG_BOUNDED,
     FLAG_BUDGET,
@@ -249,15 +250,16 @@ def _vocabulary(facts: ProductFacts, places: Sequence[Path]) -> Vocabulary | Non
 
 def _find(store: Store, plan: Plan, product: str, doc: str | None) -> dict[str, Any]:
     """The row of a document. OutputError says why it is not there: quarantine, not scored yet, unknown."""
+    seals = load_seals(store, plan)
     if doc is None:
-        for name in sealed_shards(store, product):
-            with store.open(name) as data, pq.ParquetFile(data, page_checksum_verification=True) as file:
-                return next(file.iter_batches(batch_size=1)).to_pylist()[0]
+        for seal in seals:
+            if found := _read(store, plan, product, seal, None):
+                return found
         raise OutputError(f"{store}: no document is ready yet (or all are in quarantine); run targetsmith score")
     if not doc.isdecimal():
         doc_id = doc.removeprefix("id:")
-        for name in sealed_shards(store, product):
-            if found := _read(store, name, "doc_id", doc_id):
+        for seal in seals:
+            if found := _read(store, plan, product, seal, ("doc_id", "==", doc_id)):
                 return found
         units = plan.units
         what = f"doc_id {doc_id!r}"
@@ -267,23 +269,41 @@ def _find(store: Store, plan: Plan, product: str, doc: str | None) -> dict[str, 
         if not units:
             last = plan.units[-1].doc_row + plan.units[-1].n_rows - 1
             raise OutputError(f"{store}: no document {number}; the corpus has documents 0 to {last}")
-        name = shard_name(product, units[0].index, len(plan.units))
-        if store.exists(name) and (found := _read(store, name, "doc_row", number)):
+        seal = own_seal(store, plan, units[0].index) if store.exists(seal_name(units[0].index)) else None
+        if seal is not None and (found := _read(store, plan, product, seal, ("doc_row", "==", number))):
             return found
         what = f"document {number}"
     for unit in units:
         for record in read_quarantine(store, unit.index):
-            if doc in (str(record["doc_row"]), record["doc_id"], f"id:{record['doc_id']}"):
-                raise OutputError(f"{store}: {what} is in quarantine: {record['reason']}, {record['detail']}")
+            if doc in (str(record["doc_row"]), record.get("doc_id"), f"id:{record.get('doc_id')}"):
+                raise OutputError(f"{store}: {what} is in quarantine: {record['reason']}, {record.get('detail')}")
     raise OutputError(
         f"{store}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong "
         f"(a doc_id made of digits is written id:{doc})"
     )
 
 
-def _read(store: Store, name: str, column: str, value: str | int) -> dict[str, Any] | None:
-    with store.open(name) as data:
-        table = pq.read_table(data, filters=[(column, "==", value)], page_checksum_verification=True)
+def _read(
+    store: Store, plan: Plan, product: str, seal: Seal, wanted: tuple[str, str, Any] | None
+) -> dict[str, Any] | None:
+    """The row that is wanted (None: the first) of a unit's file; None: it is not there. OutputError for a damaged file."""
+    record = seal.files[product]
+    if record is None:
+        return None
+    place, size = store.place(record.name), store.size(record.name)
+    if size != record.bytes:
+        got = "missing" if size is None else f"{size:,} bytes"
+        raise OutputError(f"{place}: {got}, sealed with {record.bytes:,} bytes; {REMAKE}")
+    try:
+        with store.open(record.name) as data:
+            footer = pq.read_metadata(data).metadata or {}
+            if footer.get(b"targetsmith.fingerprint", b"").decode() != plan.fingerprint:
+                raise OutputError(f"{place}: a file of another run; {REMAKE}")
+            data.seek(0)
+            filters = None if wanted is None else [wanted]
+            table = pq.read_table(data, filters=filters, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise OutputError(f"{place}: damaged ({error}); {REMAKE}") from error
     return table.slice(0, 1).to_pylist()[0] if table.num_rows else None
 
 

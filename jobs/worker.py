@@ -10,6 +10,7 @@ import torch
 from engine.corpus import Document, Unit
 from engine.head import publish_head
 from engine.outfolder import own_seal, seal_name
+from engine.repair import is_whole
 from engine.retry import renumbered
 from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
@@ -42,7 +43,9 @@ class UnitWorker:
         A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
         """
         if self._store.exists(seal_name(unit.index)):
-            return own_seal(self._store, self._plan, unit.index).stats
+            seal = own_seal(self._store, self._plan, unit.index)
+            if is_whole(self._store, seal):
+                return seal.stats
         result = self._scorer.score_unit(documents)
         publish(self._store, self._plan, unit, result)
         return result.stats

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from schemas.differences import differences
 from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION, Codec, row_schema
 
 REASONS: dict[str, str] = {
@@ -96,9 +96,6 @@ SEMANTICS: dict[str, str] = {
     "canonical-masked": "each step renormalised over the tokens that keep the text canonical",
 }
 """Which probability is meant: the words of `semantics`."""
-
-MAX_DIFFERENCES = 20
-_HEX = re.compile(r"[0-9a-f]{32,}")
 
 
 def canonical_json(value: Any) -> str:
@@ -192,17 +189,7 @@ class Plan(_Frozen):
 
         Long hashes are shortened; a changed cutting into units is one line; at most MAX_DIFFERENCES lines.
         """
-        mine, theirs = self._identity(), other._identity()
-        lines = _unit_lines(mine.pop("units"), theirs.pop("units"))
-        here, there = _leaves_of(mine), _leaves_of(theirs)
-        changed = [key for key in here.keys() | there.keys() if here.get(key, _ABSENT) != there.get(key, _ABSENT)]
-        changed.sort(key=lambda key: (key.startswith("products."), key))  # the cause before what follows from it
-        lines = [
-            f"{key}: {_show(here.get(key, _ABSENT))} -> {_show(there.get(key, _ABSENT))}" for key in changed
-        ] + lines
-        if len(lines) > MAX_DIFFERENCES:
-            lines = lines[:MAX_DIFFERENCES] + [f"... and {len(lines) - MAX_DIFFERENCES} more"]
-        return lines
+        return differences(self._identity(), other._identity())
 
 
 class ShardFile(_Frozen):
@@ -290,39 +277,3 @@ def add_stats(into: dict[str, float], stats: Mapping[str, float]) -> None:
             into[name] = max(into.get(name, value), value)
         else:
             into[name] = into.get(name, 0.0) + value
-
-
-_ABSENT = object()
-
-
-def _leaves_of(value: Any) -> dict[str, Any]:
-    return dict(_leaves("", value))
-
-
-def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(dotted key, scalar) of every leaf; an empty dict or list is a leaf itself."""
-    if isinstance(value, (dict, list)) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), inner)
-    else:
-        yield prefix, value
-
-
-def _show(value: Any) -> str:
-    if value is _ABSENT:
-        return "(absent)"
-    text = _HEX.sub(lambda match: match.group()[:12] + "…", canonical_json(value))
-    return text if len(text) <= 100 else f"{text[:60]} … {text[-30:]}"
-
-
-def _unit_lines(mine: list[dict[str, int]], theirs: list[dict[str, int]]) -> list[str]:
-    if mine == theirs:
-        return []
-    if len(mine) != len(theirs):
-        return [f"units: {len(mine)} -> {len(theirs)}"]
-    first = next(index for index, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
-    count = sum(a != b for a, b in zip(mine, theirs, strict=True))
-    keys = [key for key in mine[first] if mine[first][key] != theirs[first][key]]
-    what = ", ".join(f"{key} {mine[first][key]} -> {theirs[first][key]}" for key in keys)
-    return [f"units: {count} of {len(mine)} are cut differently, first unit {first}: {what}"]

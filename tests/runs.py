@@ -97,18 +97,19 @@ def score_here(run_file: Path, died: Container[str] = ()) -> Path:
 
 
 def score_run(run: RunConfig, died: Container[str] = ()) -> Manifest:
-    """Score a run in this process, without Ray. died: names of documents that are taken to kill their process whenever they
-    are scored, so that the run has them in quarantine."""
+    """Do all that is missing of a run in this process, without Ray. died: names of documents that are taken to kill their
+    process whenever they are scored, so that the run has them in quarantine."""
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
-    open_output(run.output, plan)
-    worker = UnitWorker(pin(run), plan, _learned(run, scan))
-    for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
-        if any(document.doc_id in died for document in documents):
-            alone = [Died("died") if d.doc_id in died else worker.score_alone(d) for d in documents]
-            publish(run.output, plan, unit, join_outcomes(plan, list(zip(documents, alone, strict=True))))
-        else:
-            worker.score(unit, documents)
+    missing = {unit.index for unit in plan.units} - set(open_output(run.output, plan))
+    if missing:
+        worker = UnitWorker(pin(run), plan, _learned(run, scan))
+        for unit, documents in read_units(run.corpus, scan, missing):
+            if any(document.doc_id in died for document in documents):
+                alone = [Died("died") if d.doc_id in died else worker.score_alone(d) for d in documents]
+                publish(run.output, plan, unit, join_outcomes(plan, list(zip(documents, alone, strict=True))))
+            else:
+                worker.score(unit, documents)
     return finish(run.output, plan, engine_version=ENGINE_VERSION)
 
 

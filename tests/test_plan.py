@@ -61,7 +61,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "vocabularies.student/sp": lambda run: edited(run, "student_sp", "student_bl") and None,
     "settings.student": lambda run: edited(run, 'name = "sp"', 'name = "other"') and None,
     "units": lambda run: edited(run, "unit_documents = 2", "unit_documents = 3") and None,
-    "corpus.files.0.sha256": lambda run: edited(run.parent / "corpus.jsonl", "apples", "pears.") and None,
+    "corpus file corpus.jsonl: sha256": lambda run: edited(run.parent / "corpus.jsonl", "apples", "pears.") and None,
 }
 
 
