@@ -50,14 +50,17 @@ class Scorer(Loaded):
     def calibrate(self, documents: Sequence[Document]) -> None:
         """Learn from these documents how open leaves are usually continued (engine/calibrate.py). The same documents give
         the same means; without, open leaves are closed as if a boundary followed. Documents that are no good are left out."""
-        if self.widener is None:
-            return
-        for document in documents:
+        self.learn(documents)
+        if self.widener is not None:
+            self.widener.continuations.close()
+
+    def learn(self, documents: Sequence[Document]) -> None:
+        """A part of `calibrate`, which is called once behind the last part."""
+        for document in documents if self.widener is not None else ():
             try:
                 self._fitting(self._work(document).parts, self._learn, defaultdict(float))
             except (BadDocument, IdentityError):  # the same in every actor; it goes to quarantine with its own unit
                 continue
-        self.widener.continuations.close()
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""

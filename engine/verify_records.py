@@ -39,7 +39,9 @@ _QUARANTINE_KEYS = {"doc_id", "doc_row", "source", "place", "reason", "detail", 
 
 def plan_findings(plan: Plan) -> Iterator[Finding]:
     """The plan's units against its own account of the corpus: no document of any file is without a unit."""
-    if plan.semantic.get("corpus") is None and plan.semantic.get(KEY) is None:  # read from a manifest, which has neither
+    if (
+        plan.semantic.get("corpus") is None and plan.semantic.get(KEY) is None
+    ):  # read from a manifest, which has neither
         return
     try:
         wanted = tuple(PlanUnit(**asdict(unit)) for unit in corpus_of(plan, Path()).units())
@@ -56,7 +58,7 @@ def plan_findings(plan: Plan) -> Iterator[Finding]:
         return
     if wanted != plan.units:
         found = f"{len(plan.units)} units with {sum(unit.n_rows for unit in plan.units)} documents"
-        whose = "the corpus files" if retry is None else "the documents that are retried"
+        whose = "the documents that are retried" if KEY in plan.semantic else "the corpus files"
         told = f"{len(wanted)} units with {sum(unit.n_rows for unit in wanted)} documents, as {whose} are cut"
         yield Finding(PLAN, found, told)
 

@@ -16,6 +16,10 @@ class Worker(Protocol):
 
     note: str
 
+    def learn(self, documents: list[Document], last: bool) -> None:
+        """What comes before the first unit: some of the pool's lessons, or the last of them. Not called without lessons."""
+        ...
+
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         """Score and publish one unit; returns its sums."""
         ...

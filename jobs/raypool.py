@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -48,6 +48,9 @@ class _Shell:
         self._worker = self._make_worker()
         return self._worker.note
 
+    def learn(self, documents: list[Document], last: bool) -> None:
+        self._worker.learn(documents, last)
+
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         return self._worker.score(unit, documents)
 
@@ -64,13 +67,15 @@ class Pool:
         config: RayConfig,
         *,
         local: bool,
+        lessons: Sequence[Document] = (),
         place_limit_s: float = PLACE_LIMIT_S,
         load_limit_s: float = LOAD_LIMIT_S,
     ) -> None:
-        """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file."""
+        """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file; `lessons`: what every
+        worker learns from before its first unit."""
         self._make_worker = make_worker
         self._config = config
-        self._local = local
+        self._local, self._lessons = local, lessons
         self._limit_s = {False: place_limit_s, True: load_limit_s}  # by "some actor has found a place"
         self._cpus = config.num_cpus
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
@@ -87,7 +92,7 @@ class Pool:
         resumes), and whatever TargetsmithError a worker raised.
         """
         source = (Task(unit, documents) for unit, documents in tasks)
-        schedule = self._schedule = Schedule(source, count, self._config.max_in_flight)
+        schedule = self._schedule = Schedule(source, count, self._config.max_in_flight, lessons=self._lessons)
         try:
             while schedule.open_tasks:
                 self._grow()
@@ -141,8 +146,15 @@ class Pool:
                 scheduling_strategy=strategy,
             )
             handle = actor.remote(self._make_worker)
-            calls = [Call("place", ref=handle.place.remote()), Call("start", ref=handle.start.remote())]
-            self._schedule.join(Slot(handle, node_id, deque(calls)), time.monotonic())
+            slot = Slot(handle, node_id, deque(self._schedule.first_calls()))
+            for call in slot.calls:
+                call.ref = self._prepare(slot, call)
+            self._schedule.join(slot, time.monotonic())
+
+    def _prepare(self, slot: Slot, call: Call) -> Any:
+        if call.kind == "learn":
+            return slot.handle.learn.remote(call.lessons, call is slot.calls[-1])
+        return slot.handle.place.remote() if call.kind == "place" else slot.handle.start.remote()
 
     def _check_progress(self) -> None:
         if any(slot.ready for slot in self._schedule.slots):
@@ -202,7 +214,7 @@ class Pool:
         """Whether the work killed the actor. Not when the node died or was taken away, or only the connection broke."""
         if isinstance(error, failures.OutOfMemoryError | failures.WorkerCrashedError):
             return True
-        if not isinstance(error, failures.ActorDiedError) or error.preempted or not slot.ready:
+        if not isinstance(error, failures.ActorDiedError) or error.preempted or not slot.loaded:
             return False
         return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == slot.node_id)
 

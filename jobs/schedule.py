@@ -10,8 +10,8 @@ Nothing depends on who scores a unit: any actor takes any of them.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -24,6 +24,7 @@ DEATHS_PER_UNIT = 2  # deaths that one unit may cause before its documents are s
 STARTS_FAILED = 3  # actors that die in a row while loading the teacher: the machine, not the work, is to blame
 PATIENCE = 1.25  # an idle actor copies a unit after so many times the seconds that its size lets expect
 STUCK = 5.0  # an actor so many times too slow gets no more work, and another may be started
+LESSONS_LOST = 3  # documents that may be left out of the calibration sample because they kill
 RESUME = "What is published stays; running the same command again does only what is missing."
 _PACES = 101  # units that the pace is the median of
 
@@ -49,8 +50,9 @@ class Task:
 class Call:
     """A call that an actor was given; `ref` is Ray's promise of the result. since: when it became its actor's first."""
 
-    kind: Literal["place", "start", "unit", "document"]
+    kind: Literal["place", "start", "learn", "unit", "document"]
     task: Task | None = None
+    lessons: list[Document] | None = None  # of "learn"
     copy: bool = False
     ref: Any = None
     since: float = 0.0
@@ -64,6 +66,8 @@ class Slot:
     node_id: str | None = None
     calls: deque[Call] = field(default_factory=deque)
     placed: bool = False
+    loaded: bool = False
+    note: str = ""  # the worker's
     ready: bool = False
     alone: Task | None = None  # scores this task document by document, and nothing else
 
@@ -75,8 +79,16 @@ class Slot:
 class Schedule:
     """The queue and the actors of one run. Times are seconds of any one clock."""
 
-    def __init__(self, source: Iterator[Task], count: int, depth: int, patience: float = PATIENCE) -> None:
-        """source: all `count` tasks, read only as actors take work. depth: most calls at an actor."""
+    def __init__(
+        self,
+        source: Iterator[Task],
+        count: int,
+        depth: int,
+        patience: float = PATIENCE,
+        lessons: Sequence[Document] = (),
+    ) -> None:
+        """source: all `count` tasks, read only as actors take work. depth: most calls at an actor. lessons: documents that
+        every actor learns from before its first unit."""
         self.slots: list[Slot] = []
         self.open_tasks = count
         self._source, self._depth, self._patience = source, depth, patience
@@ -85,6 +97,9 @@ class Schedule:
         self._alone: deque[Task] = deque()  # to be scored document by document
         self._paces: deque[float] = deque(maxlen=_PACES)  # seconds per character of the last units
         self._pace: float | None = None  # their median, made when asked for
+        self._lessons, self._taught = list(lessons), False  # taught: some actor has learned them all
+        self._one_by_one = False  # an actor has died in the lessons, by one of them or by itself
+        self._lesson_deaths: Counter[int] = Counter()  # by doc_row
         self._starts_failed = 0
         self._deaths_in_a_row = 0  # no unit or document was finished in between
 
@@ -95,8 +110,17 @@ class Schedule:
         stuck = sum(self._stuck(slot, now) for slot in self.slots)
         return min(most, self.open_tasks + stuck) - len(self.slots)
 
+    def first_calls(self) -> list[Call]:
+        """What a new actor is called for before it gets work: it finds its place, loads, learns.
+
+        A lesson that kills is found by giving them one by one, and left out for all actors: none can have learned it.
+        """
+        parts = [[one] for one in self._lessons] if self._one_by_one else [self._lessons]
+        learn = [Call("learn", lessons=part) for part in parts] if self._lessons else []
+        return [Call("place"), Call("start"), *learn]
+
     def join(self, slot: Slot, now: float) -> None:
-        """A new actor, which has been given its first calls (place, start)."""
+        """A new actor, which has been given its first calls."""
         self.slots.append(slot)
         if slot.calls:
             self._begin(slot.calls[0], now)
@@ -191,9 +215,13 @@ class Schedule:
         if call.kind == "place":
             slot.placed, slot.node_id = True, value
             return None
-        if call.kind == "start":
+        if call.kind in ("start", "learn"):
+            slot.loaded, slot.note = True, value if call.kind == "start" else slot.note
+            if slot.calls:  # more lessons
+                return None
             slot.ready, self._starts_failed = True, 0
-            return Ready(value)
+            self._taught |= call.kind == "learn"
+            return Ready(slot.note)
         task = call.task
         assert task is not None
         task.held -= 1
@@ -231,7 +259,10 @@ class Schedule:
             if call.task is not None:
                 call.task.held -= 1
         call, *later = slot.calls
-        if call.kind in ("place", "start"):
+        if call.kind == "learn" and blame and not self._taught:
+            yield self._learned_to_death(call.lessons or [], how)
+            return
+        if call.kind in ("place", "start", "learn"):
             self._starts_failed += 1
             yield Notice(f"an actor died while it started: {how}")
             if self._starts_failed >= STARTS_FAILED:
@@ -259,6 +290,24 @@ class Schedule:
                 f"Ray: {self._deaths_in_a_row} actors died without one unit or document finished in between, the last "
                 f"one: {how}\nThis is not one bad document. Look at memory, drivers and the teacher. {RESUME}"
             )
+
+    def _learned_to_death(self, lessons: list[Document], how: str) -> Notice:
+        """An actor died in lessons that no actor has survived yet: which of them kills? Raises WorkError for too many."""
+        if len(lessons) > 1:
+            self._one_by_one = True
+            return Notice(f"an actor died in the calibration sample, whose documents now go one by one: {how}")
+        document, self._one_by_one = lessons[0], True
+        self._lesson_deaths[document.doc_row] += 1
+        told = f"document {document.doc_id!r} ({document.source}, {document.place})"
+        if self._lesson_deaths[document.doc_row] < DEATHS_PER_UNIT:
+            return Notice(f"an actor died in {told} of the calibration sample: {how}")
+        self._lessons = [one for one in self._lessons if one.doc_row != document.doc_row]
+        if sum(deaths >= DEATHS_PER_UNIT for deaths in self._lesson_deaths.values()) > LESSONS_LOST:
+            raise WorkError(
+                f"Ray: more than {LESSONS_LOST} documents of the calibration sample killed their actors, the last one: {how}\n"
+                f"This is not one bad document. Look at memory, drivers and the teacher. {RESUME}"
+            )
+        return Notice(f"{told} kills its process and is left out of the calibration sample: {how}")
 
     def _give_back(self, task: Task, blame: bool) -> None:
         """Where a unit goes whose actor died in it. While another actor has it, a copy, that one is waited for; but two

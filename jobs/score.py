@@ -136,7 +136,7 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
     with connect(run.ray, address) as where:
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
         learned = sample(run.corpus, job.scan, run.targets.calibration_documents) if _closes(plan) else []
-        pool = Pool(partial(UnitWorker, run, plan, learned), run.ray, local=where == "local")
+        pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local", lessons=learned)
         with closing(pool.run(job.units(missing), len(missing))) as events:
             for event in events:
                 if isinstance(event, Notice):

@@ -30,12 +30,19 @@ class UnitWorker:
         self._store = open_store(run.output)
         self._plan = plan
         self._scorer = Scorer(run)
-        self._scorer.calibrate(sample)
+        if sample:
+            self.learn(sample, True)
         if run.targets.hidden:
             publish_head(self._store, self._scorer.teacher)
         teacher = self._scorer.teacher
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""
+
+    def learn(self, documents: Sequence[Document], last: bool) -> None:
+        """Some or all documents of the calibration sample; last: there are no more."""
+        self._scorer.learn(documents)
+        if last:
+            self._scorer.calibrate([])
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         """Score and publish a unit. Returns its sums only: the targets never travel through Ray.

@@ -55,6 +55,9 @@ class SlowWorker:
     def score_alone(self, document: Document) -> str:
         return document.text
 
+    def learn(self, documents: list[Document], last: bool) -> None:
+        raise AssertionError("there are no lessons")
+
 
 def done(events: list[Event]) -> list[Done]:
     return [event for event in events if isinstance(event, Done)]

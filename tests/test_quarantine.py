@@ -27,7 +27,6 @@ from engine.vocab import load_vocabulary
 from jobs import score as verb
 from jobs.worker import UnitWorker, publish
 from schemas.errors import OutputError, QuarantineError
-from schemas.manifest import Plan
 from schemas.runfile import RunConfig, load_run
 from tests.runs import ASSETS, TEXTS, score_here, write_run
 from tests.test_jobs import digests
@@ -40,8 +39,9 @@ ONE = "[ray]\nactors = 1"
 class Killer(UnitWorker):
     """Ends its own process, as a fault of a driver or the kernel's memory killer does, when it meets the poison."""
 
-    def __init__(self, run: RunConfig, plan: Plan, sample: Sequence[Document] = ()) -> None:
-        super().__init__(run, plan, [document for document in sample if POISON not in document.text])
+    def learn(self, documents: Sequence[Document], last: bool) -> None:
+        _look(documents)
+        super().learn(documents, last)
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         _look(documents)
