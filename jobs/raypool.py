@@ -146,15 +146,8 @@ class Pool:
                 scheduling_strategy=strategy,
             )
             handle = actor.remote(self._make_worker)
-            slot = Slot(handle, node_id, deque(self._schedule.first_calls()))
-            for call in slot.calls:
-                call.ref = self._prepare(slot, call)
-            self._schedule.join(slot, time.monotonic())
-
-    def _prepare(self, slot: Slot, call: Call) -> Any:
-        if call.kind == "learn":
-            return slot.handle.learn.remote(call.lessons, call is slot.calls[-1])
-        return slot.handle.place.remote() if call.kind == "place" else slot.handle.start.remote()
+            calls = [Call("place", ref=handle.place.remote()), Call("start", ref=handle.start.remote())]
+            self._schedule.join(Slot(handle, node_id, deque(calls)), time.monotonic())
 
     def _check_progress(self) -> None:
         if any(slot.ready for slot in self._schedule.slots):
@@ -177,6 +170,8 @@ class Pool:
     # ---- work
 
     def _begin(self, slot: Slot, call: Call) -> Any:
+        if call.kind == "learn":
+            return slot.handle.learn.remote(call.lessons, not slot.lessons)
         assert call.task is not None
         if call.kind == "document":
             return slot.handle.score_alone.remote(call.task.documents[len(call.task.outcomes)])

@@ -68,6 +68,7 @@ class Slot:
     placed: bool = False
     loaded: bool = False
     note: str = ""  # the worker's
+    lessons: deque[list[Document]] = field(default_factory=deque)  # before it is ready
     ready: bool = False
     alone: Task | None = None  # scores this task document by document, and nothing else
 
@@ -110,17 +111,14 @@ class Schedule:
         stuck = sum(self._stuck(slot, now) for slot in self.slots)
         return min(most, self.open_tasks + stuck) - len(self.slots)
 
-    def first_calls(self) -> list[Call]:
-        """What a new actor is called for before it gets work: it finds its place, loads, learns.
+    def join(self, slot: Slot, now: float) -> None:
+        """A new actor, which has been given its first calls (place, start).
 
         A lesson that kills is found by giving them one by one, and left out for all actors: none can have learned it.
         """
-        parts = [[one] for one in self._lessons] if self._one_by_one else [self._lessons]
-        learn = [Call("learn", lessons=part) for part in parts] if self._lessons else []
-        return [Call("place"), Call("start"), *learn]
-
-    def join(self, slot: Slot, now: float) -> None:
-        """A new actor, which has been given its first calls."""
+        slot.lessons = deque([one] for one in self._lessons) if self._one_by_one else deque([self._lessons])
+        if not self._lessons:
+            slot.lessons.clear()
         self.slots.append(slot)
         if slot.calls:
             self._begin(slot.calls[0], now)
@@ -133,6 +131,9 @@ class Schedule:
         When an actor dies, the result of the unit before may be lost with it, and the wrong unit is blamed. A suspect
         therefore runs with nothing else in flight, as does a copy: the next death is certainly its own.
         """
+        for slot in self.slots:  # one at a time: with several in flight a death could be blamed on the wrong one
+            if slot.loaded and slot.lessons and not slot.calls:
+                yield slot, self._give(slot, Call("learn", lessons=slot.lessons.popleft()), now)
         yield from self._hand_out_documents(now)
         open_slots = [slot for slot in self.slots if slot.ready and not slot.alone and len(slot.calls) < self._depth]
         open_slots = [slot for slot in open_slots if not slot.by_itself() and not self._stuck(slot, now)]
@@ -217,7 +218,7 @@ class Schedule:
             return None
         if call.kind in ("start", "learn"):
             slot.loaded, slot.note = True, value if call.kind == "start" else slot.note
-            if slot.calls:  # more lessons
+            if slot.lessons:
                 return None
             slot.ready, self._starts_failed = True, 0
             self._taught |= call.kind == "learn"
