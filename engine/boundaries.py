@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from engine.contexts import ContextTree
+from engine.memory import Memory
 from engine.outcomes import Gate, Outcomes
 from engine.pending import cut_text
 from engine.rules import Rule, RuleBook
@@ -75,8 +76,8 @@ class Aligner:
         self.student = book.student
         self._known: dict[tuple[str, bytes, bytes, tuple[int, ...]], _Left] = {}
         self._cleared = book.cleared
-        self._whole: dict[bytes, list[int]] = {}
-        self._part: dict[bytes, list[int]] = {}
+        self._whole: Memory[bytes, list[int]] = Memory()
+        self._part: Memory[bytes, list[int]] = Memory()
 
     def boundaries(self, tree: ContextTree, text: bytes, ids: list[int], ends: list[int]) -> list[Boundary]:
         """All n + 1 boundaries of a document. ids [n], ends [n]: student tokens and their byte ends in the text.

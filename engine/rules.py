@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from engine.bpe import MergeTable
+from engine.memory import Memory
 from engine.openness import Openness
 from engine.ranges import CUT, JOIN, NONE, FollowedRange, StudentSide, TokenRange, successor
 from engine.split import Splitter
@@ -63,7 +64,7 @@ class TeacherTokens:
         self.ids = np.array([i for _, i in pairs], dtype=np.int64)
         self.rank = {token: place for place, (_, token) in enumerate(pairs)}
         self.longest = max(map(len, self.pieces))
-        self._ranges: dict[bytes, tuple[int, int]] = {}
+        self._ranges: Memory[bytes, tuple[int, int]] = Memory()
 
     def range_of(self, z: bytes) -> tuple[int, int]:
         """[begin, end) of the tokens that start with z and are longer."""
