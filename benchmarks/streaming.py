@@ -119,7 +119,8 @@ def main() -> None:
             found[times] = seen = watch(run_file)
             plan = (run_file.parent / "out" / "_engine" / "plan.json").stat().st_size
             print(
-                f"{times} x: {args.documents * times:,} documents, corpus {size:,} bytes, plan.json {plan:,} bytes, {seen.seconds:.0f} s"
+                f"{times} x: {args.documents * times:,} documents, corpus {size:,} bytes, plan.json {plan:,} bytes, "
+                f"{seen.seconds:.0f} s"
             )
             for name in ("driver", "actor"):
                 samples = getattr(seen, name)

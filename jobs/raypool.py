@@ -68,7 +68,7 @@ class Pool:
         load_limit_s: float = LOAD_LIMIT_S,
     ) -> None:
         """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file."""
-        self._make_worker = make_worker
+        self._make_worker = ray.put(make_worker)  # once for all actors: it holds the plan, which lists every unit
         self._config = config
         self._local = local
         self._limit_s = {False: place_limit_s, True: load_limit_s}  # by "some actor has found a place"
