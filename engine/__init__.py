@@ -18,6 +18,7 @@ Tokenizers, and what they allow (docs/design.md, section 2):
   specials     special tokens inside a text as borders of parts
   bpe          derivations, canonical pairs, encodings of all prefixes
   pattern      the pre-tokenizer's pattern, with note of whether a match looked past the end
+  remembered   a dict that forgets when it is full, for answers about text
   split        where a text is cut, and which cuts no continuation can move
   cuts         every way in which a text may be cut, over all continuations
 

@@ -13,6 +13,7 @@ import numpy as np
 from engine.contexts import ContextTree
 from engine.outcomes import Gate, Outcomes
 from engine.pending import cut_text
+from engine.remembered import Remembered
 from engine.rules import Rule, RuleBook
 
 _MOST_LEFTS = 100_000  # remembered, at about a KiB each; text makes new ones without end
@@ -75,8 +76,8 @@ class Aligner:
         self.student = book.student
         self._known: dict[tuple[str, bytes, bytes, tuple[int, ...]], _Left] = {}
         self._cleared = book.cleared
-        self._whole: dict[bytes, list[int]] = {}
-        self._part: dict[bytes, list[int]] = {}
+        self._whole: Remembered[bytes, list[int]] = Remembered()
+        self._part: Remembered[bytes, list[int]] = Remembered()
 
     def boundaries(self, tree: ContextTree, text: bytes, ids: list[int], ends: list[int]) -> list[Boundary]:
         """All n + 1 boundaries of a document. ids [n], ends [n]: student tokens and their byte ends in the text.

@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from engine.bpe import MergeTable
+from engine.remembered import Remembered
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix
 
@@ -39,7 +40,7 @@ class StudentSide:
         )
         self._whole_differs = vocabulary.ignore_merges or bool(vocabulary.added_text)
         self._firsts: dict[tuple[bytes, bool], int] = {}
-        self._seams: dict[str, np.ndarray] = {}
+        self._seams: Remembered[str, np.ndarray] = Remembered(10_000)  # 2 KiB each
 
     def first(self, piece: bytes, *, whole: bool) -> int:
         """First token of a piece, -1 when it has none. whole: the piece is a whole pre-token."""

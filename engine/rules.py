@@ -25,6 +25,7 @@ import numpy as np
 from engine.bpe import MergeTable
 from engine.openness import Openness
 from engine.ranges import CUT, JOIN, NONE, FollowedRange, StudentSide, TokenRange, successor
+from engine.remembered import Remembered
 from engine.split import Splitter
 from engine.vocab import Vocabulary, valid_utf8_prefix
 
@@ -63,7 +64,7 @@ class TeacherTokens:
         self.ids = np.array([i for _, i in pairs], dtype=np.int64)
         self.rank = {token: place for place, (_, token) in enumerate(pairs)}
         self.longest = max(map(len, self.pieces))
-        self._ranges: dict[bytes, tuple[int, int]] = {}
+        self._ranges: Remembered[bytes, tuple[int, int]] = Remembered()
 
     def range_of(self, z: bytes) -> tuple[int, int]:
         """[begin, end) of the tokens that start with z and are longer."""

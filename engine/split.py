@@ -23,6 +23,7 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from engine.pattern import Matcher, compile_pattern, flatten, pattern_of, predicates_of
+from engine.remembered import Remembered
 from engine.vocab import Vocabulary, valid_utf8_prefix
 from schemas.errors import TokenizerError
 
@@ -43,8 +44,8 @@ class Splitter:
     _class_of: dict[int, str] = field(default_factory=dict)
     _masks: list[int] = field(default_factory=lambda: [0])
     _owns: list[str] = field(default_factory=lambda: [""])
-    _pieces: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    _certain: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _pieces: Remembered[str, tuple[int, ...]] = field(default_factory=Remembered)
+    _certain: Remembered[str, tuple[int, ...]] = field(default_factory=Remembered)
     _forgotten: dict[tuple[str, str], str] = field(default_factory=dict)
     _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)
 

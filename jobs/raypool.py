@@ -73,7 +73,7 @@ class Pool:
     ) -> None:
         """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file; `lessons`: what every
         worker learns from before its first unit."""
-        self._make_worker = make_worker
+        self._make_worker = ray.put(make_worker)  # once for all actors: it holds the plan, which lists every unit
         self._config = config
         self._local, self._lessons = local, lessons
         self._limit_s = {False: place_limit_s, True: load_limit_s}  # by "some actor has found a place"

@@ -1,0 +1,38 @@
+"""What is remembered about text stays bounded, and forgetting changes no answer."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from engine.remembered import Remembered
+from engine.rules import TeacherTokens
+from engine.split import build_splitter
+from engine.vocab import load_vocabulary
+from tests.runs import ASSETS
+
+
+def test_it_forgets_everything_when_it_is_full() -> None:
+    memory: Remembered[int, int] = Remembered(3)
+    for key in range(10):
+        known = memory[key] = 2 * key
+        assert known == memory[key] and len(memory) <= 3
+    assert dict(memory) == {9: 18}
+
+
+def test_forgetting_changes_no_answer() -> None:
+    """Cuts of random class strings, ranges of random beginnings: with room for all, and with room for four."""
+    vocabulary = load_vocabulary(str(ASSETS / "student_bl"))
+    large = build_splitter(vocabulary)
+    small = replace(large, _pieces=Remembered(4), _certain=Remembered(4))
+    tokens, few = TeacherTokens(vocabulary), TeacherTokens(vocabulary)
+    few._ranges = Remembered(4)
+    rng = random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices("ab 1'\n,é", k=rng.randint(1, 6)))
+        for ask in ("pieces", "certain"):
+            classes = large.classes(text.encode())
+            assert getattr(large, ask)(classes) == getattr(small, ask)(small.classes(text.encode()))
+        assert tokens.range_of(text.encode()) == few.range_of(text.encode())
+        assert max(len(small._pieces), len(small._certain), len(few._ranges)) <= 4
+    assert min(len(large._pieces), len(large._certain), len(tokens._ranges)) > 100
