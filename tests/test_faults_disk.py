@@ -152,6 +152,7 @@ def test_folders_that_lose_their_permission(calm: dict[str, bytes]) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.ray
+@pytest.mark.timeout(1200)
 def test_the_command_on_a_disk_that_fills_and_turns_read_only(disk: Path, tmp_path: Path) -> None:
     """Twice it stops with exit code 1 and one message; with room it completes. Actors write here, the driver looks on."""
     texts = tuple(f"{text} {number}" for number in range(8) for text in TEXTS)
@@ -174,7 +175,7 @@ def test_the_command_on_a_disk_that_fills_and_turns_read_only(disk: Path, tmp_pa
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+            return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
         finally:
             over.set()
             watcher.join()
