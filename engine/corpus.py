@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,13 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class CorpusScan:
-    """All that a plan has to know of the corpus. `base_dir` only opens files; it is not part of the JSON."""
+    """All that a plan has to know of the corpus. `base_dir` and `stamps` are no part of the JSON."""
 
     files: tuple[CorpusFile, ...]
-    base_dir: Path
+    base_dir: Path  # opens files
+    stamps: tuple[int, ...] = field(
+        default=(), compare=False
+    )  # st_mtime_ns of each file at the scan; () where not known
 
     @property
     def n_rows(self) -> int:
@@ -129,15 +132,15 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
     """
     base_dir = Path(os.path.abspath(base_dir))
     columns, left = Columns.of(config), sys.maxsize if config.limit is None else config.limit
+    found, stamps = list[CorpusFile](), list[int]()
     if config.dataset is not None:
         data = hub.open_dataset(config, base_dir, columns)
         digest = hashlib.sha256()
         rows, text_bytes = _cut(hub.read_dataset(data, columns, [(0, left)]), config, digest)
-        found = [
+        found.append(
             CorpusFile(redacted(config.dataset), config.dataset, digest.hexdigest(), 0, sum(rows), text_bytes, rows)
-        ]
+        )
     else:
-        found = []
         paths = list_files(config.paths, base_dir)
         for path, label in zip(paths, labels(paths, base_dir), strict=True):
             if left == 0:
@@ -148,9 +151,10 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
                     f"{path}: got plain text; wanted a file with the column {config.messages!r}, as [corpus] messages says. "
                     f"Convert it to .jsonl, or remove messages."
                 )
-            n_bytes, sha256 = _raw(path)
+            n_bytes, sha256, stamp = _raw(path)
             with closing(read_records(source, columns, config.delimiter, [(0, left)])) as records:
                 rows, text_bytes = _cut(records, config, None)
+            stamps.append(stamp)
             left -= sum(rows)
             opens = os.path.relpath(path, base_dir) if _inside(path, base_dir) else path
             found.append(CorpusFile(label, Path(opens).as_posix(), sha256, n_bytes, sum(rows), text_bytes, rows))
@@ -159,7 +163,7 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
         raise CorpusError(
             f"[corpus] {names}: got no record at all; wanted at least one document. Correct [corpus] paths."
         )
-    return CorpusScan(tuple(found), base_dir)
+    return CorpusScan(tuple(found), base_dir, tuple(stamps))
 
 
 def read_units(config: CorpusConfig, scan: CorpusScan, wanted: Container[int]) -> Iterator[tuple[Unit, list[Document]]]:
@@ -167,24 +171,26 @@ def read_units(config: CorpusConfig, scan: CorpusScan, wanted: Container[int]) -
 
     Other units are passed over without parsing, and Parquet row groups and whole files without reading. An id that
     occurred before in the same unit makes a problem "duplicate_id". CorpusError when a file is no longer what was
-    scanned: another size, or fewer records.
+    scanned: another size, written since, or fewer records.
     """
     columns = Columns.of(config)
     chosen = (unit for unit in scan.units() if unit.index in wanted)
     for file_index, group in groupby(chosen, key=lambda unit: unit.file_index):
-        file, units = scan.files[file_index], list(group)
+        file, path, units = scan.files[file_index], scan.base_dir / scan.files[file_index].path, list(group)
         spans = _merged(units)
+        stamp = scan.stamps[file_index] if scan.stamps else None
         if config.dataset is not None:
             records = hub.read_dataset(hub.open_dataset(config, scan.base_dir, columns), columns, spans)
         else:
-            path = scan.base_dir / file.path
-            _check_size(path, file)
+            _check_same(path, file, stamp)
             records = read_records(Source.of(path), columns, config.delimiter, spans)
         with closing(records):
             for unit in units:
                 documents = _documents(records, unit, file)
                 if len(documents) != unit.n_rows:
                     raise _changed(file, f"{unit.first_row + len(documents)} records", f"{file.n_rows} or more")
+                if config.dataset is None:  # after the reading: nothing that was written since the scan is handed out
+                    _check_same(path, file, stamp)
                 yield unit, documents
 
 
@@ -314,28 +320,28 @@ def _inside(path: str, base_dir: Path) -> bool:
     return Path(path).is_relative_to(base_dir)
 
 
-def _raw(path: str) -> tuple[int, str]:
-    """Size and sha256 (hex) of a file. CorpusError when it is empty or cannot be read."""
+def _raw(path: str) -> tuple[int, str, int]:
+    """Size, sha256 (hex) and st_mtime_ns of a file. CorpusError when it is empty or cannot be read."""
     try:
         with open(path, "rb") as stream:
+            stamp = os.fstat(stream.fileno()).st_mtime_ns
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             n_bytes = stream.tell()
     except OSError as error:
-        raise CorpusError(
-            f"{path}: cannot be read ({error.strerror}). Allow reading, or correct [corpus] paths."
-        ) from error
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}). Allow it, or correct [corpus] paths.") from error
     if n_bytes == 0:
         raise CorpusError(f"{path}: got an empty file; wanted documents. Fill it, or take it out of [corpus] paths.")
-    return n_bytes, sha256
+    return n_bytes, sha256, stamp
 
 
-def _check_size(path: Path, file: CorpusFile) -> None:
+def _check_same(path: Path, file: CorpusFile, stamp: int | None) -> None:
     try:
-        n_bytes = path.stat().st_size
+        found = path.stat()
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read any more ({error.strerror}). Put the file back.") from error
-    if n_bytes != file.n_bytes:
-        raise _changed(file, f"{n_bytes:,} bytes", f"{file.n_bytes:,} bytes")
+    if found.st_size != file.n_bytes or stamp not in (None, found.st_mtime_ns):
+        since = " written since" if found.st_size == file.n_bytes else ""
+        raise _changed(file, f"{found.st_size:,} bytes{since}", f"{file.n_bytes:,} bytes")
 
 
 def _changed(file: CorpusFile, got: str, wanted: str) -> CorpusError:

@@ -38,6 +38,8 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
     if store.exists(MANIFEST):
         found = load_manifest(store)
         made = _manifest(plan, seals, found.engine_version, found.versions, found.head)
+        if found.head is not None and store.size(HEAD) != found.head.bytes:
+            raise OutputError(f"{store.place(HEAD)}: {store.size(HEAD)} bytes, wanted {found.head.bytes:,}; {REMAKE}")
         if _nameless(made) != _nameless(found) or store.read(MANIFEST) != found.to_bytes():
             raise OutputError(
                 f"{store.place(MANIFEST)}: does not say what plan and seals say: damaged, or of another run; {REMAKE}"

@@ -172,8 +172,8 @@ def recover(out: Out, plan: Plan) -> list[int]:
         claimed = _claimed_rows(store, index)
         files, stats = {}, {}
         for product in names:
-            files[product], footer = _adopt(store, plan, plan.units[index], product, claimed)
-            stats = stats or json.loads(footer["targetsmith.stats"])
+            files[product], found = _adopt(store, plan, plan.units[index], product, claimed)
+            stats = stats or found
         _seal(store, plan, index, len(claimed), files, stats)
         recovered.append(index)
     return recovered
@@ -211,21 +211,26 @@ def _publish_product(
 
 def _adopt(
     store: Store, plan: Plan, unit: PlanUnit, product: str, claimed: set[int]
-) -> tuple[ShardFile, dict[str, str]]:
-    """The file that another attempt published under this name, after checking that it is ours, whole and undamaged."""
+) -> tuple[ShardFile, dict[str, float]]:
+    """The file that another attempt published under this name, after checking that it is ours, whole and undamaged; and the
+    unit's statistics as its footer has them."""
     name = shard_name(product, unit.index, len(plan.units))
     data, place = store.read(name), store.place(name)
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+            stats = {str(key): float(value) for key, value in json.loads(footer.get("targetsmith.stats", "")).items()}
             table = read_whole(file)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
         raise OutputError(f"{place}: damaged ({error}); remove the file and run again to make it anew") from error
     if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):
         raise OutputError(f"{place}: not a file of this run: other columns or types; move it away and run again")
     wanted = footer_of(plan, unit.index, product, table.num_rows, int(lengths_of(table).sum()), len(claimed), {})
-    for key in ("schema", "schema_version", "fingerprint", "product", "unit", "rows", "positions", "quarantined"):
-        key = f"targetsmith.{key}"
+    free = {
+        "targetsmith.stats",
+        "targetsmith.tokenizer",
+    }  # of an attempt; a name, which the run file may give otherwise
+    for key in [key for key in wanted if key not in free]:
         if footer.get(key) != wanted[key]:
             raise OutputError(
                 f"{place}: not a file of this run: its footer says {key} = {footer.get(key)!r}, wanted "
@@ -233,7 +238,7 @@ def _adopt(
             )
     if problem := _incomplete(unit, table, claimed):
         raise OutputError(f"{place}: {problem}; move the file away and run again")
-    return _shard_file(name, footer, data), footer
+    return _shard_file(name, footer, data), stats
 
 
 def _seal(

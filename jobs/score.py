@@ -25,7 +25,7 @@ from engine.calibrate import sample
 from engine.corpus import CorpusScan, Document, Unit, read_units, scan_corpus
 from engine.finish import finish
 from engine.head import hidden_size_note
-from engine.outfolder import MANIFEST, load_plan, read_quarantine, unsealed_units
+from engine.outfolder import MANIFEST, REMAKE, claim_name, load_plan, read_quarantine, unsealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.shards import open_output
@@ -232,8 +232,15 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
 
 def quarantined_by_reason(store: Store, manifest: Manifest) -> Counter[str]:
     """Reason -> number of documents."""
-    units = [shard.unit for shard in manifest.shards if shard.quarantined]
-    return Counter(record["reason"] for unit in units for record in read_quarantine(store, unit))
+    counts: Counter[str] = Counter()
+    for shard in manifest.shards:
+        records = read_quarantine(store, shard.unit) if shard.quarantined else []
+        if len(records) != shard.quarantined:
+            raise OutputError(
+                f"{store.place(claim_name(shard.unit))}: {len(records)} documents, sealed with {shard.quarantined}; {REMAKE}"
+            )
+        counts.update(record["reason"] for record in records)
+    return counts
 
 
 if __name__ == "__main__":

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from tests.faults import Call, caller
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """A command in this process."""
+    return caller(capsys)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.corpus import CorpusScan, labels, read_units, scan_corpus, split_units
@@ -87,6 +87,7 @@ def test_units_take_every_record_once_within_the_limits(sizes: list[int], unit_d
         first += n_rows
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_units_are_read_as_in_the_whole_corpus(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -136,6 +137,7 @@ def test_unwanted_row_groups_and_files_are_not_read(tmp_path: Path) -> None:
     start = at.dictionary_page_offset or at.data_page_offset
     data[start : start + 400] = bytes(400)  # its header, so that no reader could go on
     (tmp_path / "a.parquet").write_bytes(data)
+    os.utime(tmp_path / "a.parquet", ns=(0, scan.stamps[0]))  # as damage of a disk
     assert [unit.index for unit, _ in read_units(config, scan, {0, 2, 3})] == [0, 2, 3]
     with pytest.raises(CorpusError, match="damaged"):
         list(read_units(config, scan, {1}))
@@ -165,6 +167,9 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"a\.jsonl: changed .* got 46 bytes, wanted 32 bytes.*another output folder"):
         list(read_units(config, scan, {0}))
     file.write_bytes(jsonl(["a"]).ljust(32))  # as many bytes, fewer records
+    with pytest.raises(CorpusError, match="changed .* got 32 bytes written since"):
+        list(read_units(config, scan, {0}))
+    os.utime(file, ns=(0, scan.stamps[0]))
     with pytest.raises(CorpusError, match="changed .* got 1 records, wanted 2"):
         list(read_units(config, scan, {0}))
     file.unlink()

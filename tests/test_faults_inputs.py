@@ -1,0 +1,215 @@
+"""Faults of what a run reads and of its machine: a corpus that changes, a corpus without a good document, a clock that jumps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.corpus import read_units, scan_corpus
+from engine.outfolder import load_manifest, load_plan, sealed_units
+from engine.plan import make_plan
+from engine.shards import open_output
+from engine.stream import Targets
+from schemas.errors import CorpusError
+from schemas.runfile import load_run
+from tests.faults import BAD, Call, contents
+from tests.runs import ASSETS, TEXTS, score_here, write_run
+from tests.test_jobs import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_STUDENT = {"sp": ASSETS / "student_sp"}
+SHORT = "top_k = 8\nmax_nodes_per_token = 1\ncalibration_documents = 2"
+
+
+def write_two_files(folder: Path) -> Path:
+    """A run over a.jsonl and b.jsonl."""
+    run_file = write_run(folder, texts=TEXTS[2:], targets=SHORT, students=ONE_STUDENT)
+    run_file.write_text(run_file.read_text().replace('"corpus.jsonl"', '"?.jsonl"'))
+    (folder / "corpus.jsonl").rename(folder / "a.jsonl")
+    (folder / "b.jsonl").write_text('{"id": "b", "text": "5 + 6 = 11"}\n')
+    return run_file
+
+
+def edit(folder: Path) -> None:
+    path = folder / "a.jsonl"
+    path.write_text(path.read_text().replace("Question", "question"))  # the same size
+
+
+def append(folder: Path) -> None:
+    with (folder / "b.jsonl").open("a") as file:
+        file.write('{"id": "c", "text": "1 + 1 = 2"}\n')
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "content": (edit, ["corpus file a.jsonl: sha256", "3 -> 3 records"]),
+    "longer": (append, ["corpus file b.jsonl: sha256", "1 -> 2 records"]),
+    "added": (lambda folder: shutil.copy(folder / "a.jsonl", folder / "c.jsonl"), ["corpus file c.jsonl: added"]),
+    "removed": (lambda folder: (folder / "b.jsonl").unlink(), ["corpus file b.jsonl: removed"]),
+    "order": (
+        lambda folder: (folder / "a.jsonl").rename(folder / "z.jsonl"),
+        ["corpus file a.jsonl: renamed, it is z.jsonl now"],
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_input_changed_between_runs_is_refused_by_name(change: str, tmp_path: Path, call: Call) -> None:
+    run_file = write_two_files(tmp_path)
+    run = load_run(run_file)
+    plan = make_plan(run, scan_corpus(run.corpus, run.base_dir))
+    open_output(run.output, plan)
+    files = {name: (tmp_path / name).read_bytes() for name in ("a.jsonl", "b.jsonl")}
+    before = contents(tmp_path / "out")
+    apply, says = CHANGES[change]
+    apply(tmp_path)
+    code, _, err = call("score", run_file, "--address", "nobody:1")
+    assert code == 1 and "begun with other inputs" in err and "undo the changes" in err
+    assert all(text in err for text in says), err
+    assert contents(tmp_path / "out") == before
+    for path in tmp_path.glob("?.jsonl"):
+        path.unlink()
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    assert open_output(run.output, make_plan(run, scan_corpus(run.corpus, run.base_dir))) == []
+
+
+@pytest.mark.parametrize("how", ["same size", "longer", "replaced", "gone"])
+def test_an_input_changed_during_a_run_hands_out_no_document_of_it(how: str, tmp_path: Path) -> None:
+    """Units that were read before the change are as the plan says; the next one stops the run."""
+    run = load_run(write_two_files(tmp_path))
+    scan = scan_corpus(run.corpus, run.base_dir)
+    units = read_units(run.corpus, scan, range(scan.n_units))
+    _, first = next(units)
+    assert [document.text for document in first] == list(TEXTS[2:4])
+    path = tmp_path / "a.jsonl"
+    if how == "gone":
+        path.unlink()
+    elif how == "replaced":
+        (tmp_path / "new").write_bytes(path.read_bytes().replace(b"one", b"two"))
+        (tmp_path / "new").rename(path)
+    else:
+        with path.open("r+b") as file:
+            file.seek(0 if how == "same size" else path.stat().st_size)
+            file.write(b'{"id": "t9"')
+    with pytest.raises(CorpusError, match="a.jsonl.*(changed since the corpus was scanned|cannot be read any more)"):
+        next(units)
+
+
+# ---- no good document
+
+
+def test_a_run_without_a_good_document(tmp_path: Path, call: Call) -> None:
+    run_file = write_run(tmp_path, texts=(), lines=BAD, targets=SHORT, students=ONE_STUDENT)
+    out = score_here(run_file)
+    manifest = load_manifest(out)
+    assert (manifest.documents, manifest.quarantined) == (3, 3) and not list(out.rglob("*.parquet"))
+    assert {total.files for total in manifest.totals.values()} == {0}
+    code, said, _ = call("score", run_file, "--address", "nobody:1")
+    assert code == 0 and "3 documents, 3 in quarantine" in said and "3  empty_text" in said
+    assert call("verify", out)[0] == 0
+    assert call("cat", out, "--student", "sp") == (0, "", "")
+    code, _, err = call("show", out, "--student", "sp")
+    assert code == 1 and "no document is ready yet (or all are in quarantine)" in err
+    assert list(Targets(out, "sp").documents()) == [] and list(Targets(out, "sp").batches(2)) == []
+
+
+def test_bad_units_at_the_beginning_and_the_end(tmp_path: Path, call: Call) -> None:
+    run_file = write_run(tmp_path, texts=TEXTS[2:3], lines=BAD, targets=SHORT, students=ONE_STUDENT)
+    corpus = run_file.with_name("corpus.jsonl")
+    lines = corpus.read_text().splitlines(keepends=True)
+    corpus.write_text("".join([*lines[1:3], lines[0], lines[3], lines[3].replace("b2", "b3")]))
+    out = score_here(run_file)
+    assert [shard.files["teacher"] is None for shard in load_manifest(out).shards] == [True, False, True]
+    assert sealed_units(out) == [0, 1, 2] and call("verify", out)[0] == 0
+    assert [document.doc_row for document in Targets(out, "sp").documents()] == [2]
+
+
+# ---- clocks
+
+CLOCK = """
+import itertools, os, sys, time
+shifts = itertools.cycle([float(years) * 365.25 * 86400 for years in os.environ["SHIFTED_YEARS"].split()])
+now, local = time.time, time.localtime
+
+def shifted():
+    asks = sys._getframe(1).f_globals.get("__name__", "")
+    return now() if asks.partition(".")[0] == "ray" else max(1.0, now() + next(shifts))  # Ray starts by the clock
+
+time.time = shifted
+time.time_ns = lambda: int(time.time() * 1e9)
+time.localtime = lambda at=None: local(time.time() if at is None else at)
+real_strftime = time.strftime
+time.strftime = lambda form, at=None: real_strftime(form, time.localtime() if at is None else at)
+"""
+
+
+def shifted(folder: Path, years: str) -> dict[str, str]:
+    """The environment of processes whose clock is off by so many years, another number at each look at it."""
+    (folder / "clock").mkdir(exist_ok=True)
+    (folder / "clock" / "sitecustomize.py").write_text(CLOCK)
+    path = os.pathsep.join([str(folder / "clock"), str(ROOT)])
+    return environment(PYTHONPATH=path, SHIFTED_YEARS=years)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path) -> None:
+    """An output that was begun today is completed by a process whose clock is ten years ahead and forty behind in turn."""
+    calm, jumpy = tmp_path / "calm", tmp_path / "jumpy"
+    calm.mkdir()
+    score_here(write_run(calm, texts=TEXTS[2:], lines=BAD, targets=SHORT, students=ONE_STUDENT))
+    shutil.copytree(calm, jumpy)
+    lost = [
+        path
+        for path in (jumpy / "out").rglob("*")
+        if "00001" in path.name or path.name in ("manifest.json", "README.md")
+    ]
+    for path in lost:
+        path.unlink()
+    code = (
+        "import sys, time; from pathlib import Path; from tests.runs import score_here; "
+        "looks = [time.time() for _ in range(2)]; print(score_here(Path(sys.argv[1])), looks[1] - looks[0])"
+    )
+    command = [sys.executable, "-c", code, str(jumpy / "run.toml")]
+    done = subprocess.run(command, env=shifted(tmp_path, "10 -40"), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert abs(float(done.stdout.split()[-1])) > 1e8  # it did jump
+    assert len(lost) == 6 and contents(jumpy / "out") == contents(calm / "out")
+
+
+@pytest.mark.chaos
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_the_command_under_a_clock_that_jumps(tmp_path: Path) -> None:
+    """Driver and actors: the output is the undisturbed one, and progress shows no nonsense."""
+    calm, jumpy = tmp_path / "calm", tmp_path / "jumpy"
+    for folder in (calm, jumpy):
+        folder.mkdir()
+        write_run(folder, texts=TEXTS, targets=SHORT, students=ONE_STUDENT, extra="[ray]\nactors = 2")
+    score_here(calm / "run.toml")
+    command = [sys.executable, "-m", "jobs.score", str(jumpy / "run.toml")]
+    env = shifted(tmp_path, "3 -3")
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert contents(jumpy / "out") == contents(calm / "out")
+    told = done.stderr + done.stdout
+    assert "Traceback" not in told and "3/3 units" in told and "tokens/s" in told
+    assert " -" not in "".join(line.partition("·")[2] for line in told.splitlines() if "units ·" in line)
+
+
+def test_resuming_needs_the_corpus_as_it_was(tmp_path: Path, call: Call) -> None:
+    """A run half done: the refusal leaves its units; with the file put back, they are kept."""
+    run_file = write_two_files(tmp_path)
+    out = score_here(run_file)
+    for name in ("_engine/manifest.json", "README.md"):
+        (out / name).unlink()
+    whole, before = (tmp_path / "a.jsonl").read_bytes(), contents(out)
+    edit(tmp_path)
+    assert call("score", run_file, "--address", "nobody:1")[0] == 1 and contents(out) == before
+    (tmp_path / "a.jsonl").write_bytes(whole)
+    assert call("score", run_file, "--address", "nobody:1")[0] == 0
+    assert contents(out).items() >= before.items() and load_plan(out).units

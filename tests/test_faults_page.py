@@ -1,0 +1,63 @@
+"""docs/faults.md names tests that there are, each in the tier that it runs in."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "faults.md"
+ELSEWHERE = "tests/test_chaos.py"  # comes with the tests of kills; until then its names cannot be looked up
+TIERS = ("fast", "chaos", "soak")
+
+
+@cache
+def marks_of(file: str) -> dict[str, str]:
+    """Name of each test of a file -> its tier, by its marks."""
+    found = {}
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            marks = {
+                name.attr for mark in node.decorator_list for name in ast.walk(mark) if isinstance(name, ast.Attribute)
+            }
+            found[node.name] = next((tier for tier in ("soak", "chaos") if tier in marks), "fast")
+    return found
+
+
+def rows() -> list[list[str]]:
+    """The cells of every row of every table."""
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in table if row[0] != "fault"]
+
+
+def test_there_are_rows() -> None:
+    assert len(rows()) > 40 and {len(row) for row in rows()} == {5} and {row[4] for row in rows()} == {*TIERS, ""}
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+def test_a_row_names_tests_of_its_tier(row: list[str]) -> None:
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row[3])
+    assert named or row[3].startswith("not tested: "), "a row needs a test, or a reason"
+    for file, test in named:
+        if file == ELSEWHERE and not (ROOT / file).exists():
+            continue
+        assert marks_of(file).get(test) == row[4], (
+            f"{file}::{test} is {marks_of(file).get(test)}, the page says {row[4]}"
+        )
+
+
+def test_every_test_of_faults_has_a_row() -> None:
+    named = set(re.findall(r"`(tests/\w+\.py::\w+)`", PAGE.read_text(encoding="utf-8")))
+    ours = sorted((ROOT / "tests").glob("test_faults*.py"))
+    there = {
+        f"tests/{path.name}::{test}"
+        for path in ours
+        if path != Path(__file__)
+        for test in marks_of(f"tests/{path.name}")
+    }
+    assert there - named == set()
