@@ -29,6 +29,7 @@ LEAST_CLOSED = 1e-2  # of a boundary: lighter leaves are closed as if a boundary
 LEAST_FOLLOWED = 0.04  # of a leaf: lighter parts of it are not followed from one mean row to the next
 MOST_FOLLOWED = 4  # tokens
 FIRST_TURN = 0.5  # evaluations for each boundary in the first turn, and in the second; then twice as many in each
+LEVELS = 64  # of mass for each factor of two: what differs by less is chosen in the order of the text, not by rounding
 _SLACK = 1e-6
 
 
@@ -67,6 +68,10 @@ class _Split:
     first: list[int] = field(default_factory=list)
     mass: list[float] = field(default_factory=list)
     open: list[bool] = field(default_factory=list)
+
+
+def _place(item: Item) -> tuple[int, int, bytes, int, int]:
+    return item.k, item.node, item.s, item.token, item.parent
 
 
 class Front:
@@ -135,14 +140,16 @@ class Front:
         candidates = [i for i in self.items if wide[i.k] and i.mass > LEAST_MASS and fits(i)]
         if not candidates or self.left < 1:
             return []
+        candidates.sort(key=_place)  # rows list near ties in an order that hangs on the batch
         k, mass = np.array([i.k for i in candidates]), np.array([i.mass for i in candidates])
-        order = np.lexsort((-mass, k))
+        level = np.rint(np.log2(mass) * LEVELS)
+        order = np.lexsort((-level, k))
         before = np.cumsum(mass[order]) - mass[order]
         begin = np.flatnonzero(np.diff(k[order], prepend=-1))
         before -= np.repeat(before[begin], np.diff(np.append(begin, len(order))))
         needed = order[self.open[k[order]] - before > enough[k[order]]]
         most = math.ceil(self.begun * FIRST_TURN * 2 ** max(0, turn - 1))
-        best = needed[np.argsort(-mass[needed], kind="stable")[:most]]
+        best = needed[np.argsort(-level[needed], kind="stable")[:most]]
         return [candidates[i] for i in best]
 
     def split(self, item: Item, row: Row, node: int, known: dict[int, float]) -> list[Item]:

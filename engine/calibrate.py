@@ -10,6 +10,7 @@ Letters: K heaviest tokens of a mean row, H heads of a student.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,17 +72,21 @@ class Continuations:
 
 def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
     """The first `count` documents of the corpus, fewer where texts are long. Raises CorpusError."""
-    found: list[Document] = []
     units, rows = set(), 0
     for unit in scan.units():
         if rows >= count:
             break
         units.add(unit.index)
         rows += unit.n_rows
-    for _, documents in read_units(config, scan, units):
-        for document in documents:
-            if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
-                return found
-            if len(document.text) <= LONGEST:
-                found.append(document)
+    return first_of((one for _, documents in read_units(config, scan, units) for one in documents), count)
+
+
+def first_of(documents: Iterable[Document], count: int) -> list[Document]:
+    """The sample, from the corpus' first documents, those without a text among them."""
+    found: list[Document] = []
+    for document in documents:
+        if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
+            return found
+        if len(document.text) <= LONGEST:
+            found.append(document)
     return found

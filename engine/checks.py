@@ -1,5 +1,7 @@
 """The invariants of docs/format.md, section 3, on the rows of one product at stored precision. Vectorised.
 
+`check_rows` refuses rows before they are published; `engine/verify_rows.py` lists all that is wrong with published ones.
+
 Letters: N positions of the table (sum of T over its documents), K = top_k, S = stored samples.
 """
 
@@ -19,7 +21,10 @@ from schemas.target import FLAG_CONTEXT, FLAG_GIVEN, FLAG_NO_MASS, MANTISSA_BITS
 
 SIGN_TOLERANCE = 1e-6
 """A log-probability may exceed 0, and a share may exceed 1, by this much: float32 sums. Nothing is clamped."""
-_SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
+_SHARES = {
+    "err": 1.0, "open_mass": 1 + SIGN_TOLERANCE, "excluded_mass": 1 + SIGN_TOLERANCE, "pruned_mass": 1.0,
+    "noncanonical_mass": 1 + SIGN_TOLERANCE,
+}  # fmt: skip
 
 
 def mass_tolerance(top_k: int) -> float:
@@ -31,25 +36,54 @@ def mass_tolerance(top_k: int) -> float:
     return 1.02 * 2.0 ** -(MANTISSA_BITS + 1) * float(np.log(top_k + 1)) + 1e-6
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An invariant that does not hold: where it first breaks (over the whole table, 0 <= position < N), at how many positions,
+    and the column, the finding and the wish in words."""
+
+    position: int
+    count: int
+    column: str
+    found: str
+    wanted: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.found}, wanted {self.wanted}"
+
+
 def check_rows(table: pa.Table, facts: ProductFacts, *, where: str) -> None:
     """Raises ValueError when the table has another schema or list lengths than the product (the caller is wrong),
     IdentityError with document, position and numbers when an invariant is broken."""
     schema = facts.schema_of_rows
     if not table.schema.equals(schema, check_metadata=False):
         raise ValueError(f"{where}: got schema\n{table.schema}\nwanted\n{schema}")
-    lengths = lengths_of(table)
-    if wrong := next(_wrong_lengths(table, facts, lengths), None):
-        raise ValueError(f"{where}: {wrong} has other list lengths than token_ids and the codec ask for ({facts})")
-    if table.num_rows and not lengths.all():
-        raise ValueError(f"{where}: a document without positions; such a document belongs in quarantine")
-    problem = next(_problems(table, lengths, facts), None)
+    if wrong := misfit(table, facts):
+        raise ValueError(f"{where}: {wrong} ({facts})")
+    problem = next(row_problems(table, facts), None)
     if problem is not None:
-        row = int(np.searchsorted(np.cumsum(lengths), problem.position, side="right"))
-        position = problem.position - int(lengths[:row].sum())
+        row, position = place_of(lengths_of(table), problem.position)
         raise IdentityError(
             f"{where}: document {table.column('doc_id')[row].as_py()!r}, position {position}: {problem.text}; "
             "nothing of this unit was published. This is a bug or a broken teacher: please report it with the run file"
         )
+
+
+def misfit(table: pa.Table, facts: ProductFacts) -> str | None:
+    """Why the lists of a table with the product's schema do not fit each other; None: they do. Then, and only then, the
+    invariants can be looked at."""
+    lengths = lengths_of(table)
+    if wrong := next(_wrong_lengths(table, facts, lengths), None):
+        return f"{wrong} has other list lengths than token_ids and the codec ask for"
+    if table.num_rows and not lengths.all():
+        return "a document without positions; such a document belongs in quarantine"
+    return None
+
+
+def place_of(lengths: np.ndarray, position: int) -> tuple[int, int]:
+    """(number of the document in the table, position in the document) of a position of the table."""
+    row = int(np.searchsorted(np.cumsum(lengths), position, side="right"))
+    return row, position - int(lengths[:row].sum())
 
 
 def _wrong_lengths(table: pa.Table, facts: ProductFacts, lengths: np.ndarray) -> Iterator[str]:
@@ -68,24 +102,18 @@ def _wrong_lengths(table: pa.Table, facts: ProductFacts, lengths: np.ndarray) ->
                 yield field.name
 
 
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    position: int  # over the whole table, 0 <= position < N
-    text: str
+def broken(bad_N: Any, column: str, found: str, wanted: str, *numbers: np.ndarray) -> Iterator[Problem]:
+    """The first position where `bad` [N], with its numbers in `found`."""
+    if count := int(np.count_nonzero(bad_N)):
+        at = int(np.argmax(bad_N))
+        yield Problem(at, count, column, found.format(*(values[at] for values in numbers)), wanted)
 
 
-def _first(bad: Any, text: str, *numbers: np.ndarray) -> Iterator[_Problem]:
-    """The first position where `bad` [N], with its numbers in the text."""
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
-        yield _Problem(at, text.format(*(values[at] for values in numbers)))
-
-
-def _problems(table: pa.Table, lengths: np.ndarray, facts: ProductFacts) -> Iterator[_Problem]:
-    """Broken identities, the first position of each kind."""
+def row_problems(table: pa.Table, facts: ProductFacts) -> Iterator[Problem]:
+    """Broken invariants, the first position of each kind. The table has the product's schema and no misfit."""
     token_N, byte_N, scored_N = flat(table, "token_ids"), flat(table, "byte_end"), flat(table, "scored")
     size = facts.vocab_size
-    yield from _first((token_N < 0) | (token_N >= size), f"token id {{}}, wanted [0, {size})", token_N)
+    yield from broken((token_N < 0) | (token_N >= size), "token_ids", "token id {}", f"[0, {size})", token_N)
     if facts.codec == "topk":
         yield from _topk_problems(table, facts, token_N, scored_N)
     elif facts.codec == "sample":
@@ -94,53 +122,61 @@ def _problems(table: pa.Table, lengths: np.ndarray, facts: ProductFacts) -> Iter
         yield from _hidden_problems(table, facts, scored_N)
     if facts.codec != "hidden":
         gold_N = flat(table, "gold_logp")
-        yield from _first(~(gold_N <= SIGN_TOLERANCE), "gold log-probability {}, wanted <= 0", gold_N)
-        yield from _first(~scored_N & (gold_N > -np.inf), "an unscored position has a gold log-probability {}", gold_N)
-        for name in _SHARES:
+        yield from broken(~(gold_N <= SIGN_TOLERANCE), "gold_logp", "gold log-probability {}", "<= 0", gold_N)
+        unscored = ~scored_N & (gold_N > -np.inf)
+        yield from broken(unscored, "gold_logp", "an unscored position has a gold log-probability {}", "-inf", gold_N)
+        for name, most in _SHARES.items():
             share = flat(table, name)
-            wrong = ~((share >= 0) & (share <= 1 + SIGN_TOLERANCE))
-            yield from _first(wrong, f"{name} {{}}, wanted within [0, 1]", share)
+            yield from broken(~((share >= 0) & (share <= most)), name, f"{name} {{}}", "within [0, 1]", share)
     unasked_N = (flat(table, "flags") & (FLAG_GIVEN | FLAG_NO_MASS | FLAG_CONTEXT)) != 0
-    yield from _first(scored_N & unasked_N, "a given, empty or context position (flag 8, 32 or 64) is marked as scored")
+    text = "a given, empty or context position (flag 8, 32 or 64) is marked as scored"
+    yield from broken(scored_N & unasked_N, "flags", text, "scored = false there")
     falls = np.zeros(len(byte_N), bool)
     falls[1:] = np.diff(byte_N) < 0
-    falls[np.cumsum(lengths)[:-1]] = False
-    yield from _first(falls | (byte_N < 0), "byte_end {} lies before its predecessor", byte_N)
+    falls[np.cumsum(lengths_of(table))[:-1]] = False
+    text, wanted = "byte_end {} lies before its predecessor", "byte ends that never fall"
+    yield from broken(falls | (byte_N < 0), "byte_end", text, wanted, byte_N)
     if facts.statistics:
         yield from _statistics_problems(table, scored_N)
 
 
 def _topk_problems(
     table: pa.Table, facts: ProductFacts, token_N: np.ndarray, scored_N: np.ndarray
-) -> Iterator[_Problem]:
+) -> Iterator[Problem]:
     k, size = facts.top_k, facts.vocab_size
     ids_NK, logps_NK = flat(table, "topk_ids").reshape(-1, k), flat(table, "topk_logps").reshape(-1, k)
     tail_N, gold_N = flat(table, "tail_logp"), flat(table, "gold_logp")
     inside = (ids_NK >= 0) & (ids_NK < size)
-    wanted = f"wanted [0, {size}) or {PAD_ID}"
-    yield from _first(~(inside | (ids_NK == PAD_ID)).all(1), f"top-k ids {{}}, {wanted}", ids_NK)
+    wanted = f"[0, {size}) or {PAD_ID}"
+    yield from broken(~(inside | (ids_NK == PAD_ID)).all(1), "topk_ids", "top-k ids {}", wanted, ids_NK)
     ranked = np.sort(ids_NK, axis=1)
     twice = (ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] != PAD_ID)
-    yield from _first(twice.any(1), "an id stands twice in the top-k: {}", ids_NK)
+    yield from broken(twice.any(1), "topk_ids", "an id stands twice in the top-k: {}", "each id once", ids_NK)
     live = logps_NK > -np.inf
-    text = "an id without mass, or mass without an id: ids {}, logps {}"
-    yield from _first((live != inside).any(1), text, ids_NK, logps_NK)
+    text, wanted = (
+        "an id without mass, or mass without an id: ids {}, logps {}",
+        f"-inf beside {PAD_ID} and nowhere else",
+    )
+    yield from broken((live != inside).any(1), "topk_logps", text, wanted, ids_NK, logps_NK)
     falling = (logps_NK[:, 1:] <= logps_NK[:, :-1]).all(1)
-    yield from _first(~falling, "top-k log-probabilities do not fall: {}", logps_NK)
-    for name, values in (("top-1", logps_NK[:, 0]), ("tail", tail_N)):
-        yield from _first(~(values <= SIGN_TOLERANCE), f"{name} log-probability {{}}, wanted <= 0", values)
+    text, wanted = "top-k log-probabilities do not fall: {}", "falling order"
+    yield from broken(~falling, "topk_logps", text, wanted, logps_NK)
+    for name, column, values in (("top-1", "topk_logps", logps_NK[:, 0]), ("tail", "tail_logp", tail_N)):
+        yield from broken(~(values <= SIGN_TOLERANCE), column, f"{name} log-probability {{}}", "<= 0", values)
     mass_N = np.exp(logps_NK, dtype=np.float32).sum(1, dtype=np.float64) + np.exp(tail_N.astype(np.float64))
     off = ~(np.abs(mass_N - 1) <= mass_tolerance(k))
-    yield from _first(off, f"stored mass + tail = {{}}, wanted 1 within {mass_tolerance(k):.2e}", mass_N)
-    yield from _first(~scored_N & live.any(1), "an unscored position has a distribution: {}", logps_NK)
+    yield from broken(off, "tail_logp", "stored mass + tail = {}", f"1 within {mass_tolerance(k):.2e}", mass_N)
+    text, wanted = "an unscored position has a distribution: {}", f"{PAD_ID} and -inf only"
+    yield from broken(~scored_N & live.any(1), "topk_logps", text, wanted, logps_NK)
     hit_NK = ids_NK == token_N[:, None]
     hit_N = hit_NK.any(1)
     stored_N = np.where(hit_N, logps_NK[np.arange(len(hit_N)), hit_NK.argmax(1)], gold_N)
     close = np.isclose(stored_N, gold_N, rtol=2.0**-MANTISSA_BITS, atol=SIGN_TOLERANCE)
-    yield from _first(scored_N & ~close, "gold log-probability {}, but {} stands in the top-k", gold_N, stored_N)
+    text, wanted = "gold log-probability {}, but {} stands in the top-k", "the same number"
+    yield from broken(scored_N & ~close, "gold_logp", text, wanted, gold_N, stored_N)
 
 
-def _sample_problems(table: pa.Table, facts: ProductFacts, scored_N: np.ndarray) -> Iterator[_Problem]:
+def _sample_problems(table: pa.Table, facts: ProductFacts, scored_N: np.ndarray) -> Iterator[Problem]:
     sizes_N = flat(table, "sample_sizes").astype(np.int64)
     ids_S, counts_S = flat(table, "sample_ids").astype(np.int64), flat(table, "sample_counts").astype(np.int64)
     position_S = np.repeat(np.arange(len(sizes_N)), sizes_N)
@@ -149,11 +185,13 @@ def _sample_problems(table: pa.Table, facts: ProductFacts, scored_N: np.ndarray)
         """Positions that have a bad sample, [N]."""
         return np.bincount(position_S[bad_S], minlength=len(sizes_N)) > 0
 
-    outside = (ids_S < 0) | (ids_S >= facts.vocab_size)
-    yield from _first(of(outside), f"a drawn id is outside [0, {facts.vocab_size})")
+    outside, wanted = (ids_S < 0) | (ids_S >= facts.vocab_size), f"[0, {facts.vocab_size})"
+    yield from broken(of(outside), "sample_ids", "a drawn id is outside the vocabulary", wanted)
     total_N = np.bincount(position_S, weights=counts_S, minlength=len(sizes_N)).astype(np.int64)
     wanted_N = np.where(scored_N, facts.draws, 0)
-    yield from _first(total_N != wanted_N, "{} tokens drawn, wanted {}", total_N, wanted_N)
+    wrong_N = total_N != wanted_N
+    if wrong_N.any():
+        yield from broken(wrong_N, "sample_counts", "{} tokens drawn", str(wanted_N[np.argmax(wrong_N)]), total_N)
     order = counts_S * 2**32 - ids_S  # must fall within a position: by falling count, then rising id; no id twice
     same = position_S[1:] == position_S[:-1]
     wrong = np.zeros(len(ids_S), bool)
@@ -161,25 +199,26 @@ def _sample_problems(table: pa.Table, facts: ProductFacts, scored_N: np.ndarray)
     by = np.lexsort((ids_S, position_S))
     twice = np.zeros(len(ids_S), bool)
     twice[by[1:]] = (ids_S[by][1:] == ids_S[by][:-1]) & (position_S[by][1:] == position_S[by][:-1])
-    yield from _first(of(wrong | twice | (counts_S < 1)), "drawn tokens are not in order, or one stands twice")
+    text, wanted = "drawn tokens are not in order, or one stands twice", "falling counts, then rising ids, each id once"
+    yield from broken(of(wrong | twice | (counts_S < 1)), "sample_ids", text, wanted)
 
 
-def _hidden_problems(table: pa.Table, facts: ProductFacts, scored_N: np.ndarray) -> Iterator[_Problem]:
+def _hidden_problems(table: pa.Table, facts: ProductFacts, scored_N: np.ndarray) -> Iterator[Problem]:
     bits_ND = flat(table, "hidden").reshape(-1, facts.hidden_size)
     infinite = (bits_ND & 0x7F80) == 0x7F80  # all bits of the exponent: infinity or NaN
-    yield from _first(infinite.any(1), "a hidden state is not finite")
-    yield from _first(~scored_N & bits_ND.any(1), "an unscored position has a hidden state")
+    yield from broken(infinite.any(1), "hidden", "a hidden state is not finite", "no infinity, no NaN")
+    yield from broken(~scored_N & bits_ND.any(1), "hidden", "an unscored position has a hidden state", "zeros")
 
 
-def _statistics_problems(table: pa.Table, scored_N: np.ndarray) -> Iterator[_Problem]:
+def _statistics_problems(table: pa.Table, scored_N: np.ndarray) -> Iterator[Problem]:
     for name in ("space_logp", "end_logp"):
         values = flat(table, name)
-        yield from _first(~(values <= SIGN_TOLERANCE), f"{name} {{}}, wanted <= 0", values)
-    for name in ("logz", "entropy", "logz_scaled"):
+        yield from broken(~(values <= SIGN_TOLERANCE), name, f"{name} {{}}", "<= 0", values)
+    for name in ("logz", "entropy", "logit_std", "logz_scaled"):
         values = flat(table, name)
-        yield from _first(~np.isfinite(values), f"{name} {{}}, wanted a finite number", values)
+        yield from broken(~np.isfinite(values), name, f"{name} {{}}", "a finite number", values)
     std_N, entropy_N = flat(table, "logit_std"), flat(table, "entropy")
-    yield from _first(scored_N & ~(std_N > 0), "logit_std {}, wanted > 0", std_N)
-    yield from _first(~(entropy_N >= -SIGN_TOLERANCE), "entropy {}, wanted >= 0", entropy_N)
+    yield from broken(scored_N & ~(std_N > 0), "logit_std", "logit_std {}", "> 0", std_N)
+    yield from broken(~(entropy_N >= -SIGN_TOLERANCE), "entropy", "entropy {}", ">= 0", entropy_N)
     roles_N = flat(table, "roles")
-    yield from _first(roles_N > max(ROLES.values()), "role {}, wanted a number of docs/format.md", roles_N)
+    yield from broken(roles_N > max(ROLES.values()), "roles", "role {}", "a number of docs/format.md", roles_N)

@@ -25,6 +25,7 @@ from engine import hub
 from engine.columns import Columns, Message, Problem, Record
 from engine.records import Source, Span, read_records
 from schemas.errors import CorpusError
+from schemas.redact import redacted
 from schemas.runfile import CorpusConfig
 
 
@@ -132,7 +133,9 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
         data = hub.open_dataset(config, base_dir, columns)
         digest = hashlib.sha256()
         rows, text_bytes = _cut(hub.read_dataset(data, columns, [(0, left)]), config, digest)
-        found = [CorpusFile(config.dataset, config.dataset, digest.hexdigest(), 0, sum(rows), text_bytes, rows)]
+        found = [
+            CorpusFile(redacted(config.dataset), config.dataset, digest.hexdigest(), 0, sum(rows), text_bytes, rows)
+        ]
     else:
         found = []
         paths = list_files(config.paths, base_dir)
@@ -297,7 +300,14 @@ def labels(paths: Sequence[str], base_dir: Path) -> list[str]:
     for path, parts in outside.items():
         candidates = (Path(*parts[-n:]).as_posix() for n in range(1, len(parts) + 1) if ends[parts[-n:]] == 1)
         chosen[path] = next(label for label in candidates if label not in taken)
-    return [chosen[path] for path in paths]
+    named = [redacted(chosen[path]) for path in paths]  # labels are written to files
+    if len(set(named)) < len(named):
+        twice = next(label for label, count in Counter(named).items() if count > 1)
+        raise CorpusError(
+            f"[corpus] paths: got several files that are called {twice} once credentials are left out; wanted names that "
+            "differ. Rename the folders."
+        )
+    return named
 
 
 def _inside(path: str, base_dir: Path) -> bool:

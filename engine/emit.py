@@ -47,7 +47,7 @@ class Prepared:
 
     data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
     kept: bool [nodes], False for contexts that were pruned; None: none was. bad: (reason, detail) once not finite.
-    place: (number of the document in the corpus, of the part in the document); what draws hang on.
+    lead: bytes of the prefix. place: (number of the document in the corpus, of the part in the document); what draws hang on.
     """
 
     tree: ContextTree
@@ -57,6 +57,7 @@ class Prepared:
     kept: np.ndarray | None = None
     bad: tuple[str, str] | None = None
     place: tuple[int, int] = (0, 0)
+    lead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Emitter:
             kept=[d.kept for d in docs],
             states=[d.states or [] for d in docs] if asked else None,
             bad=[d.bad for d in docs],
+            lead=[d.lead for d in docs],
         )
         softmax = Softmax(group, self.real, self.canonical, masked=self.masked)
         rows: dict[str, Rows] = {}

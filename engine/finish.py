@@ -7,11 +7,11 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from engine.card import dataset_card
-from engine.head import HEAD
+from engine.head import HEAD, head_record
 from engine.outfolder import MANIFEST, load_manifest, own_seal, unsealed_units
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, add_stats
+from schemas.manifest import HeadFile, Manifest, Plan, ProductTotal, Seal, ShardRecord, add_stats
 
 LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 
@@ -38,7 +38,8 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
             f"{store.place(HEAD)}: missing, and hidden states are of little use without it. It is written when an actor starts: "
             "remove the seal of one unit (_engine/shards/<unit>.json) and run again"
         )
-    manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed())
+    head = head_record(store.read(HEAD)) if "hidden" in plan.products else None
+    manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed(), head)
     store.put_if_absent("README.md", dataset_card(manifest).encode())
     store.put_if_absent(MANIFEST, manifest.to_bytes())
     return load_manifest(store)
@@ -66,7 +67,9 @@ def _check_files(store: Store, seals: Sequence[Seal]) -> None:
         )
 
 
-def _manifest(plan: Plan, seals: Sequence[Seal], engine_version: str, versions: Mapping[str, str]) -> Manifest:
+def _manifest(
+    plan: Plan, seals: Sequence[Seal], engine_version: str, versions: Mapping[str, str], head: HeadFile | None
+) -> Manifest:
     totals = {}
     for product in plan.products:
         files = [file for seal in seals if (file := seal.files[product]) is not None]
@@ -89,6 +92,7 @@ def _manifest(plan: Plan, seals: Sequence[Seal], engine_version: str, versions: 
         totals=totals,
         stats=stats,
         shards=tuple(ShardRecord(unit=seal.unit, quarantined=seal.quarantined, files=seal.files) for seal in seals),
+        head=head,
     )
 
 

@@ -8,6 +8,7 @@ softcap * tanh(logits / softcap) unless softcap is 0.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -19,6 +20,7 @@ from engine.store import Out, open_store
 from engine.teacher import Teacher, logits_form
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument
+from schemas.manifest import HeadFile
 
 HEAD = "_engine/teacher_head.safetensors"
 
@@ -28,15 +30,24 @@ def publish_head(out: Out, teacher: Teacher) -> None:
     store = open_store(out)
     if store.exists(HEAD):
         return
-    model = teacher.model
-    head = model.get_output_embeddings()
-    weights = {"lm_head": head.weight, "embedding": model.get_input_embeddings().weight}
-    scale, softcap = logits_form(model)
+    scale, softcap = logits_form(teacher.model)
+    store.put_if_absent(HEAD, save(head_tensors(teacher), {"scale": repr(scale), "softcap": repr(softcap)}))
+
+
+def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
+    """What the file has of a teacher."""
+    head = teacher.model.get_output_embeddings()
+    weights = {"lm_head": head.weight, "embedding": teacher.model.get_input_embeddings().weight}
     # clone: tied weights are one tensor, which safetensors refuses to store under two names
     tensors = {name: weight.detach().to("cpu", torch.bfloat16).clone() for name, weight in weights.items()}
     if (bias := getattr(head, "bias", None)) is not None:
         tensors["bias"] = bias.detach().to("cpu", torch.float32).clone()
-    store.put_if_absent(HEAD, save(tensors, {"scale": repr(scale), "softcap": repr(softcap)}))
+    return tensors
+
+
+def head_record(data: bytes) -> HeadFile:
+    """What the manifest says of the file. Two attempts may write other bytes of the same numbers, so what lies there counts."""
+    return HeadFile(name=HEAD, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Vocabulary, size: int) -> str:

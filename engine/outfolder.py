@@ -21,6 +21,8 @@ from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
 
 PLAN = "_engine/plan.json"
 MANIFEST = "_engine/manifest.json"
+SEALS = "_engine/shards"
+CLAIMS = "_engine/quarantine"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -32,11 +34,11 @@ def shard_name(product: str, unit: int, units: int) -> str:
 
 
 def seal_name(unit: int) -> str:
-    return f"_engine/shards/{unit:05d}.json"
+    return f"{SEALS}/{unit:05d}.json"
 
 
 def claim_name(unit: int) -> str:
-    return f"_engine/quarantine/{unit:05d}.jsonl"
+    return f"{CLAIMS}/{unit:05d}.jsonl"
 
 
 def load_plan(out: Out) -> Plan:
@@ -66,12 +68,12 @@ def load_manifest(out: Out) -> Manifest:
 
 def sealed_units(out: Out) -> list[int]:
     """Units with a seal, ascending; one listing."""
-    return _numbered(open_store(out), "_engine/shards", "json")
+    return _numbered(open_store(out), SEALS, "json")
 
 
 def claimed_units(out: Out) -> list[int]:
     """Units with a claim, ascending; one listing."""
-    return _numbered(open_store(out), "_engine/quarantine", "jsonl")
+    return _numbered(open_store(out), CLAIMS, "jsonl")
 
 
 def unsealed_units(out: Out, plan: Plan) -> list[int]:

@@ -31,9 +31,10 @@ from engine.vocab import Vocabulary, load_vocabulary
 from engine.vocab_file import TOKENIZER_PATTERNS
 from schemas.errors import TeacherError
 from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
+from schemas.redact import redacted
 from schemas.runfile import RunConfig
 
-ENGINE_VERSION = "0.4.0"
+ENGINE_VERSION = "0.5.0"
 """Raised whenever the numbers that the engine writes may change; the same as the version in pyproject.toml."""
 
 BYTES_HASH = "bytes 0..255, end 256"
@@ -121,6 +122,11 @@ def _weights(folder: Path) -> Iterator[Path]:
                     f"[teacher] model: {index} is not a weight index ({error}); fetch it again"
                 ) from error
             for shard in shards:
+                if Path(shard).name != shard:
+                    raise TeacherError(
+                        f"[teacher] model: {index} names {shard!r}; want plain file names beside it, or weights would be read "
+                        "from anywhere on this machine. Do not use this model, or mend its index."
+                    )
                 if not (folder / shard).is_file():
                     raise TeacherError(
                         f"[teacher] model: {folder / shard} is missing, one of the {len(shards)} weight files that "
@@ -224,7 +230,7 @@ def _seen(side: ChatSide) -> dict[str, Any]:
 
 def _facts(name: str, vocabulary: Vocabulary, known: str, regime: Regime, run: RunConfig) -> ProductFacts:
     return ProductFacts(
-        tokenizer=name,
+        tokenizer=redacted(name),
         tokenizer_hash=known,
         vocab_size=vocabulary.size,
         top_k=run.targets.top_k,

@@ -56,6 +56,10 @@ class Pruner:
         self.teacher, self.trie, self.real, self.eps = teacher, trie, real, eps
         self.order = torch.from_numpy(trie.order).to(real.device)
 
+    def by(self, teacher: Teacher) -> Pruner:
+        """The same with another teacher object: `Teacher.sparing`."""
+        return self if teacher is self.teacher else Pruner(teacher, self.trie, self.real, self.eps)
+
     def hidden(
         self, windows: list[OwnedWindow], trees: list[ContextTree], data: list[bytes]
     ) -> tuple[list[torch.Tensor], list[np.ndarray], Growth, list[np.ndarray]]:

@@ -78,14 +78,17 @@ def round_rows(table: pa.Table) -> pa.Table:
     for column in table.schema:
         if not (pa.types.is_list(column.type) and pa.types.is_floating(column.type.value_type)):
             continue
-        values, bits = flat(table, column.name), COARSER.get(column.name, MANTISSA_BITS)
-        if column.name in LOGP_COLUMNS:
-            table = _replace(table, column, round_logps(values))
-        elif column.name in BOUND_COLUMNS:
-            table = _replace(table, column, round_up(values, bits))
-        elif column.name not in WHOLE_COLUMNS:
-            table = _replace(table, column, round_nearest(values, bits))
+        if column.name not in WHOLE_COLUMNS:
+            table = _replace(table, column, rounded(column.name, flat(table, column.name)))
     return table
+
+
+def rounded(column: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The values of a float column at stored precision. IdentityError for NaN, and for bounds outside [0, 1]."""
+    bits = COARSER.get(column, MANTISSA_BITS)
+    if column in LOGP_COLUMNS:
+        return round_logps(values)
+    return round_up(values, bits) if column in BOUND_COLUMNS else round_nearest(values, bits)
 
 
 def rounding_error_nats(before: pa.Table, after: pa.Table) -> float:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
+from engine import memory
 from engine.chat import seen_by
 from engine.corpus import Document
 from engine.emit import BYTES, HIDDEN, TEACHER, Prepared, Side
@@ -30,6 +30,9 @@ from engine.rows import flat
 from engine.tables import Work, first_parts, table_of
 from engine.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
+
+T = TypeVar("T")
+Stats = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,7 @@ class Scorer(Loaded):
             return
         for document in documents:
             try:
-                parts = self._work(document).parts
-                hidden = hidden_states(self.teacher, parts, self.run.teacher)
-                self.widener.calibrate(parts, hidden, self.teacher.logits)
+                self._fitting(self._work(document).parts, self._learn, defaultdict(float))
             except (BadDocument, IdentityError):  # the same in every actor; it goes to quarantine with its own unit
                 continue
         self.widener.continuations.close()
@@ -178,7 +179,7 @@ class Scorer(Loaded):
                 places = np.array(byte_ends, np.int64) + len(prefix)
                 side.exact = exact_side(tree, *self.refined(product), np.array(token_ids, np.int64), places)
             out[product] = side
-        return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text))
+        return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text), lead=len(prefix))
 
     def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int, shift: int) -> np.ndarray:
         """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students."""
@@ -187,27 +188,77 @@ class Scorer(Loaded):
         asked = [np.array(sides[p][1], np.int64) + shift for p in (*self.aligners, *self.expansions)]
         return np.unique(np.concatenate([[shift], *asked])) if asked else np.empty(0, np.int64)
 
-    def _score_group(self, group: list[Work], stats: dict[str, float]):
+    def _learn(self, parts: list[Prepared], batch_tokens: int, keep: bool) -> None:
+        assert self.widener is not None
+        config = self.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
+        hidden = hidden_states(self.teacher.sparing(batch_tokens, keep=keep), parts, config)
+        self.widener.calibrate(parts, hidden, self.teacher.logits)
+
+    def _rows(self, parts: list[Prepared], batch_tokens: int, keep: bool) -> tuple[dict[str, Rows], int]:
+        """Rows of every product, and the evaluations that the beam took. Raises IdentityError, and what memory raises."""
+        for part in parts:  # an attempt before may have come half the way
+            part.bad = None
+        config = self.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
+        teacher = self.teacher.sparing(batch_tokens, keep=keep)
+        pruner = self.pruner and self.pruner.by(teacher)
+        batches: list[Open] | None = None if self.widener is None else []
+        hidden, spent = hidden_states(teacher, parts, config, pruner, grow=batches), 0
+        if self.widener is not None and batches:
+            spent = int(self.widener.widen(parts, hidden, batches, teacher.logits).sum())
+        return self.emitter.emit(parts, hidden, teacher.logits), spent
+
+    def _fitting(self, parts: list[Prepared], attempt: Callable[[list[Prepared], int, bool], T], stats: Stats) -> T:
+        """An attempt at one document, with less at a time whenever memory runs out. Raises BadDocument (oom) when nothing is
+        small enough, and what the attempt raises. Nothing of a failed attempt may live on into the next."""
+        batch_tokens, room = self.run.teacher.batch_tokens, self.teacher.max_length
+        nodes = sum(len(part.tree.token) for part in parts)
+        longest = max(min(int(part.tree.depth.max()) + 1, room) for part in parts)
+        keeps = self.teacher.reuse and (self.widener is not None or self.pruner is not None)
+        tries = [(batch_tokens, True)]
+        tries += memory.smaller(batch_tokens, nodes=nodes, longest=longest, keeps=keeps)
+        said = ""
+        for tokens, keep in tries:
+            try:
+                return attempt(parts, tokens, keep)
+            except memory.ERRORS as error:
+                if not memory.is_want(error):
+                    raise
+                said = memory.told(error)
+            memory.free()
+            stats["oom_retries"] += 1
+        raise BadDocument(
+            "oom",
+            f"{nodes} contexts in windows of up to {longest} tokens do not fit alone, nor in {len(tries) - 1} smaller ways: "
+            f"{said}",
+        )
+
+    def _score_group(self, group: list[Work], stats: Stats):
         """Yields (tables, quarantine). A group that fails is halved until the failing document stands alone."""
         if not group:
             return
         prepared = [part for work in group for part in work.parts]
+        rows: dict[str, Rows] = {}
         try:
-            batches: list[Open] | None = None if self.widener is None else []
-            hidden = hidden_states(self.teacher, prepared, self.run.teacher, self.pruner, grow=batches)
-            if self.widener is not None and batches:
-                evaluations = self.widener.widen(prepared, hidden, batches, self.teacher.logits)
-                stats["teacher_evaluations"] += int(evaluations.sum())
-            rows = self.emitter.emit(prepared, hidden, self.teacher.logits)
-        except (IdentityError, torch.OutOfMemoryError) as error:
             if len(group) > 1:
-                for p in prepared:
-                    p.bad = None
-                yield from self._score_group(group[: len(group) // 2], stats)
-                yield from self._score_group(group[len(group) // 2 :], stats)
+                rows, spent = self._rows(prepared, self.run.teacher.batch_tokens, True)
+            else:
+                rows, spent = self._fitting(prepared, self._rows, stats)
+            stats["teacher_evaluations"] += spent
+        except BadDocument as error:
+            yield {}, [refusal(group[0].document, error.reason, error.detail)]
+            return
+        except IdentityError as error:
+            if len(group) == 1:
+                yield {}, [refusal(group[0].document, "identity", str(error))]
                 return
-            reason = "identity" if isinstance(error, IdentityError) else "oom"
-            yield {}, [refusal(group[0].document, reason, str(error))]
+        except memory.ERRORS as error:
+            if not memory.is_want(error):
+                raise
+            stats["oom_retries"] += 1
+        if not rows:  # outside of the handlers, which hold all that the attempt has made
+            memory.free()
+            yield from self._score_group(group[: len(group) // 2], stats)
+            yield from self._score_group(group[len(group) // 2 :], stats)
             return
         refused = [refusal(work.document, *work.bad) for work in group if work.bad is not None]
         for product in rows:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,14 @@ import pyarrow.parquet as pq
 SCHEMA_NAME = "targetsmith.targets"
 SCHEMA_VERSIONS = (2, 3)
 
+_SEAL = re.compile(r"[0-9]{1,9}\.json")
+
 _OPEN_FILES = 64
 """Files kept open: a shuffled epoch visits the row groups of all files in turn, and each opening reads a footer."""
 
 _FOOTERS_AT_ONCE = 16
 
+_COLUMNS = ("doc_id", "doc_row", "text", "token_ids", "byte_end", "scored", "flags")
 _CODECS = {
     "topk": ("topk_ids", "topk_logps", "tail_logp"),
     "sample": ("sample_sizes", "sample_ids", "sample_counts"),
@@ -152,19 +156,28 @@ class Run:
         engine = store.names("_engine")
         if "manifest.json" in engine:
             content = store.read_json("_engine/manifest.json")
-            self.shards: list[dict[str, Any]] = content["shards"]
+            self.shards: list[dict[str, Any]] = content.get("shards") or []
         elif "plan.json" in engine:
             content = store.read_json("_engine/plan.json")
-            seals = [name for name in store.names("_engine/shards") if name.endswith(".json")]
+            seals = [name for name in store.names("_engine/shards") if _SEAL.fullmatch(name)]
             if not allow_partial:
                 raise TargetsError(
-                    f"{store.url}: the run is not finished ({len(seals)} of {len(content['units'])} units): finish it "
+                    f"{store.url}: the run is not finished ({len(seals)} of {len(content.get('units', []))} units): finish it "
                     "with `targetsmith score`, or read what is there with allow_partial=True"
                 )
             seals.sort(key=lambda name: int(name.removesuffix(".json")))
             self.shards = [store.read_json(f"_engine/shards/{name}") for name in seals]
         else:
             raise TargetsError(f"{store.url}: no _engine/plan.json here: no output of targetsmith")
+        try:
+            wrong = _malformed(content, self.shards)
+        except (AttributeError, KeyError, TypeError) as error:
+            wrong = f"{type(error).__name__}: {error}"
+        if wrong:
+            raise TargetsError(
+                f"{store.place('_engine')}: the records of the run are damaged ({wrong}), wanted them as they were written; "
+                "restore the JSON files there from a copy"
+            )
         self.store, self.fingerprint = store, content["fingerprint"]
         self.products: dict[str, dict[str, Any]] = content["products"]
 
@@ -180,6 +193,34 @@ class Run:
                 if name in known:
                     return name
         raise TargetsError(f"{self.store.url}: got product {product!r}; this run has {', '.join(known)}: name one")
+
+
+_NUMBERS = ("top_k", "vocab_size", "draws", "hidden_size")
+_FACTS = (*_NUMBERS, "codec", "regime", "semantics", "tokenizer_hash", "bos_id", "eos_id")
+
+
+def _malformed(content: dict[str, Any], shards: list[dict[str, Any]]) -> str | None:
+    """What is wrong with a manifest or plan and its records; also AttributeError, KeyError, TypeError say so."""
+    for product, facts in content["products"].items():
+        lost = content["schema_version"] > 2 and not facts.keys() >= {*_FACTS}
+        if lost or any(not isinstance(facts[name], int) for name in _NUMBERS if facts.get(name) is not None):
+            return f"facts of {product}"
+    units, sums = [], dict.fromkeys(content["products"], 0)
+    for shard in shards:
+        units.append(shard["unit"])
+        for product, file in shard["files"].items():
+            if file is None:
+                continue
+            numbers = [file[name] for name in ("rows", "positions", "bytes")]
+            if not all(type(n) is int and n > 0 for n in numbers) or type(file["name"] + file["sha256"]) is not str:
+                return f"unit {shard['unit']}, {product}"
+            sums[product] += file["rows"]
+    if any(type(unit) is not int for unit in units) or units != sorted(set(units)):
+        return "units out of order, or twice"
+    for product, total in (content.get("totals") or {}).items():
+        if total["rows"] != sums[product]:
+            return f"{sums[product]} documents of {product} in the files, {total['rows']} in the totals"
+    return None
 
 
 class ProductFiles:
@@ -246,8 +287,8 @@ class ProductFiles:
         return self.store.place(self.records[index]["name"]) + within
 
     def lacking(self, stored: list[str]) -> list[str]:
-        """Columns of the codec that a file does not have."""
-        return [name for name in _CODECS[self.codec] if name not in stored]
+        """Columns that a file should have and does not."""
+        return [name for name in (*_COLUMNS, *_CODECS[self.codec]) if name not in stored]
 
     def _checked(self, index: int) -> pq.ParquetFile:
         record = self.records[index]
@@ -262,6 +303,7 @@ class ProductFiles:
                 self.store.open(name), page_checksum_verification=True, pre_buffer=self.store.local is None
             )
             self._check_footer(index, file)
+            _ = file.schema_arrow.names  # read here, where an error has the name of the file
         return file
 
     def _check_digest(self, index: int) -> None:
@@ -286,6 +328,10 @@ class ProductFiles:
         if self.codec == "topk" and self.facts.get("top_k") is not None:
             wanted["top_k"] = str(self.facts["top_k"])
         footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+        stated = {"positions": self.records[index]["positions"], **self.facts}
+        for key in ("positions", *_FACTS):  # an edited manifest must not change what the numbers mean
+            if key in stated and f"targetsmith.{key}" in footer:
+                wanted[key] = "" if stated[key] is None else str(stated[key])
         found = {key: footer.get(f"targetsmith.{key}") for key in wanted}
         version = footer.get("targetsmith.schema_version")
         wrong = {key: value for key, value in found.items() if value != wanted[key]}

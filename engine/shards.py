@@ -183,7 +183,7 @@ def _publish_product(
     stats: Mapping[str, float],
 ) -> ShardFile:
     name = shard_name(product, unit.index, len(plan.units))
-    footer = _footer(plan, unit.index, product, table, quarantined, stats)
+    footer = footer_of(plan, unit.index, product, table.num_rows, int(lengths_of(table).sum()), quarantined, stats)
     data = table_to_parquet_bytes(table, footer, groups)
     if store.most_bytes is not None and len(data) > store.most_bytes:
         raise OutputError(
@@ -211,7 +211,7 @@ def _adopt(
         raise OutputError(f"{place}: damaged ({error}); remove the file and run again to make it anew") from error
     if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):
         raise OutputError(f"{place}: not a file of this run: other columns or types; move it away and run again")
-    wanted = _footer(plan, unit.index, product, table, len(claimed), {})
+    wanted = footer_of(plan, unit.index, product, table.num_rows, int(lengths_of(table).sum()), len(claimed), {})
     for key in ("schema", "schema_version", "fingerprint", "product", "unit", "rows", "positions", "quarantined"):
         key = f"targetsmith.{key}"
         if footer.get(key) != wanted[key]:
@@ -260,9 +260,10 @@ def _without(table: pa.Table, doc_rows: set[int]) -> pa.Table:
     return table.filter(pa.array([row not in doc_rows for row in table.column("doc_row").to_pylist()], pa.bool_()))
 
 
-def _footer(
-    plan: Plan, unit: int, product: str, table: pa.Table, quarantined: int, stats: Mapping[str, float]
+def footer_of(
+    plan: Plan, unit: int, product: str, rows: int, positions: int, quarantined: int, stats: Mapping[str, float]
 ) -> dict[str, str]:
+    """The key-value metadata of a file (docs/format.md, section 4)."""
     facts = plan.products[product]
     values = {
         "schema": SCHEMA_NAME,
@@ -271,8 +272,8 @@ def _footer(
         "product": product,
         "unit": unit,
         "units": len(plan.units),
-        "rows": table.num_rows,
-        "positions": int(lengths_of(table).sum()),
+        "rows": rows,
+        "positions": positions,
         "quarantined": quarantined,
         "codec": facts.codec,
         "top_k": facts.top_k,
@@ -287,7 +288,7 @@ def _footer(
         "semantics": facts.semantics,
         "mantissa_bits": MANTISSA_BITS,
         "logp_unit": "nats",
-        "columns": canonical_json({name: COLUMNS[name] for name in table.schema.names}),
+        "columns": canonical_json({name: COLUMNS[name] for name in facts.schema_of_rows.names}),
         "stats": canonical_json({key: float(value) for key, value in stats.items()}),
     }
     return {f"targetsmith.{key}": str(value) for key, value in values.items()}

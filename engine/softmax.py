@@ -11,7 +11,7 @@ Letters: R contexts of a chunk, N nodes of the whole group, E tree edges that be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,23 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 @dataclass(slots=True)
 class Scored:
     """What a group is made of, for this stage. kept: bool [nodes] per document, False for pruned contexts; None: all.
-    states: per document and node, what `canonical` needs; bad: per document (reason, detail) when not finite."""
+    states: per document and node, what `canonical` needs; bad: per document (reason, detail) when not finite; lead: bytes
+    before each document's text (a prefix of the tokenizer), none when not given."""
 
     trees: list[ContextTree]
     kept: list[np.ndarray | None]
     states: list[list[Any]] | None
     bad: list[tuple[str, str] | None]
+    lead: Sequence[int] = ()
+
+
+def not_finite(end: int, lead: int, depth: int) -> tuple[str, str]:
+    """(reason, detail) of a document whose teacher gave NaN or infinity. end: byte where the context ends, `lead` included."""
+    place = max(0, end - lead)
+    return (
+        "nonfinite_logprob",
+        f"the teacher's distribution after byte {place} of the text (depth {depth}) is not finite",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +202,8 @@ class Softmax:
             i = int(self.doc_of[node])
             if self.group.bad[i] is None:
                 tree, local = self.group.trees[i], int(node - self.base[i])
-                self.group.bad[i] = (
-                    "nonfinite_logprob",
-                    f"the teacher's distribution after byte {tree.end[local]} (depth {tree.depth[local]}) is not finite",
-                )
+                lead = self.group.lead[i] if self.group.lead else 0
+                self.group.bad[i] = not_finite(int(tree.end[local]), lead, int(tree.depth[local]))
 
     def _weigh(self, parent: np.ndarray, token: np.ndarray, child: np.ndarray, logp_E: list[float]) -> None:
         """Context weights along the tree's edges: log w(child) = log w(parent) + log p(token | parent)."""

@@ -25,8 +25,9 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 
 from engine.publish import output_errors, put_if_absent, read_published
-from schemas.address import STORES, is_url, redact, url_fault
+from schemas.address import STORES, is_url, url_fault
 from schemas.errors import OutputError
+from schemas.redact import redacted
 
 STAGING = "_engine/tmp"
 SHARD_BYTES = 512 * 2**20
@@ -180,7 +181,7 @@ class ObjectStore(Store):
             return False
         except FileNotFoundError as error:
             raise OutputError(
-                f"{self.place(name)}: {redact(str(error))}; make the bucket first, or correct it"
+                f"{self.place(name)}: {redacted(str(error))}; make the bucket first, or correct it"
             ) from error
         return True
 
@@ -232,7 +233,7 @@ class ObjectStore(Store):
             except Exception as error:  # each store has errors of its own kind
                 if wait_s is None or isinstance(error, PermissionError):
                     raise OutputError(
-                        f"{self.place(name)}: {type(error).__name__}: {redact(str(error))}; check the address, the "
+                        f"{self.place(name)}: {type(error).__name__}: {redacted(str(error))}; check the address, the "
                         "credentials and the connection (docs/operations.md) and run again, all finished units are kept"
                     ) from error
                 time.sleep(wait_s)
@@ -251,5 +252,5 @@ def open_store(out: Out) -> Store:
     if isinstance(out, Path) or not is_url(text):
         return PosixStore(Path(text.removeprefix("file://")))
     if fault := url_fault(text):
-        raise OutputError(f"{redact(text)}: wanted {fault[0]}; {fault[1]}")
+        raise OutputError(f"{redacted(text)}: wanted {fault[0]}; {fault[1]}")
     return ObjectStore(text)

@@ -304,7 +304,14 @@ class Targets:
                 "a file of another run lies here; copy the folder again"
             )
         table = files.read(index, group, [name for name in dict.fromkeys(columns) if name in stored])
-        return decode(table, files.facts.get("top_k"), self.max_width, files.place(index, group))
+        where = files.place(index, group)
+        try:
+            return decode(table, files.facts.get("top_k"), self.max_width, where)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise TargetsError(
+                f"{where}: its columns are of other types than a file of targets has ({type(error).__name__}: {error}); "
+                "a damaged or foreign file: copy it again"
+            ) from error
 
     def _check_same_lengths(self, pools: list[Pool]) -> None:
         for name, pool in zip(self._beside, pools[1:], strict=True):

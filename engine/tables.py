@@ -38,8 +38,12 @@ class Work:
 
     @property
     def bad(self) -> tuple[str, str] | None:
-        """(reason, detail) of the first part that could not be scored."""
-        return next((part.bad for part in self.parts if part.bad is not None), None)
+        """(reason, detail) of the first part that could not be scored, which of several it is included."""
+        for i, part in enumerate(self.parts):
+            if part.bad is not None:
+                which = f"scored part {i + 1} of {len(self.parts)}: " if len(self.parts) > 1 else ""
+                return part.bad[0], which + part.bad[1]
+        return None
 
 
 def first_parts(group: Sequence[Work]) -> list[int]:

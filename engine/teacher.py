@@ -11,7 +11,7 @@ Letters: B sequences, n nodes of one window, D hidden size, C rows of one chunk,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from schemas.settings import TeacherConfig
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 _DEFAULT_CONTEXT = 2048
+_LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,11 @@ class Teacher:
             return CachedGrowth(self._decoder, windows)
         return RescoredGrowth(self.hidden, windows)
 
+    def sparing(self, batch_tokens: int, *, keep: bool) -> Teacher:
+        """The same teacher for want of memory: smaller passes of paths; keep: whether keys and values may be kept."""
+        decoder = replace(self._decoder, path_tokens=batch_tokens)
+        return replace(self, _decoder=decoder, reuse=self.reuse and keep)
+
 
 def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None) -> Teacher:
     """Load with transformers and prove the numbers. Raises TeacherError saying what is missing or what differs."""
@@ -94,7 +100,14 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None)
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # damaged and hostile files make the libraries raise anything
+        if type(error).__name__ == "UnpicklingError":
+            raise TeacherError(
+                f"[teacher] model {path!r}: a .bin file holds more than weights, and such files can hold code, so it was not "
+                "loaded. Want model.safetensors; convert the model where you trust it, or take another."
+            ) from error
+        if not isinstance(error, _LOADING):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TeacherError(
             f"[teacher] model {path!r} cannot be loaded: {first}. Want a folder (or Hub id) with config.json and weights "

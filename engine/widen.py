@@ -26,7 +26,7 @@ from engine.forest import Window
 from engine.leaves import LeafFinder, Use
 from engine.outcomes import Outcomes
 from engine.sketch import Row, Sketcher
-from engine.softmax import Logits, Scored, Softmax
+from engine.softmax import Logits, Scored, Softmax, not_finite
 
 _CHUNK_CELLS = 6_000_000  # R x Vt
 
@@ -100,15 +100,20 @@ class Widener:
         for i, doc in enumerate(docs):
             trunk = doc.tree.trunk[doc.tree.trunk >= doc.tree.given]
             token_of |= zip((int(softmax.base[i]) + trunk).tolist(), doc.tree.token[trunk].tolist(), strict=True)
+        found: list[tuple[int, Row]] = []  # added only when all are there: memory may run out in between
         for chunk in softmax.run(hidden_ND, logits):
             for node, row in zip(chunk.nodes.tolist(), self.sketcher.rows(chunk.prob), strict=True):
                 if node in token_of and row.total > 0:
-                    self.continuations.add(token_of[node], row)
+                    found.append((token_of[node], row))
+        for token, row in found:
+            self.continuations.add(token, row)
 
     def _softmax(self, docs: list[Prepared]) -> Softmax:
         asked = self.canonical if self.masked else None
         states = [d.states or [] for d in docs] if asked else None
-        group = Scored([d.tree for d in docs], [d.kept for d in docs], states, [d.bad for d in docs])
+        group = Scored(
+            [d.tree for d in docs], [d.kept for d in docs], states, [d.bad for d in docs], [d.lead for d in docs]
+        )
         return Softmax(group, self.real, asked, masked=self.masked)
 
     def _begin(
@@ -245,9 +250,11 @@ class Widener:
             self.canonical.mask_(prob, states)
             left = prob.sum(1)
             prob.div_(torch.where(left > 0, left, 1.0)[:, None])
-        for (i, _), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):
+        for (i, node), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):
             if wrong and docs[i].bad is None:
-                docs[i].bad = ("nonfinite_logprob", "the teacher's distribution behind a split leaf is not finite")
+                context, tokens = _path(known[i], node)
+                reason, where = not_finite(int(docs[i].tree.end[context]), docs[i].lead, known[i].depth[node])
+                docs[i].bad = (reason, f"{where}, behind {len(tokens)} tokens that are not the text's")
         return torch.nan_to_num_(prob) if any(d.bad for d in docs) else prob
 
 

@@ -18,8 +18,8 @@ import torch
 from engine.outfolder import load_plan
 from engine.store import Out, open_store
 from engine.stream import PAD_ID, Document, Targets, TargetsError
-from schemas.address import redact
 from schemas.errors import OutputError, RunFileError
+from schemas.redact import redacted
 
 View = Literal["student", "teacher", "bytes", "hidden"]
 
@@ -56,7 +56,7 @@ def cat(
                 f"targetsmith: {kept:,} of {kept + left_out:,} scored rows have a width of at most {max_width}\n"
             )
     except TargetsError as error:  # the reader stands alone and has an error of its own
-        raise OutputError(redact(str(error))) from error
+        raise OutputError(redacted(str(error))) from error
 
 
 def choose(out: Out, products: Sequence[str], student: str | None, view: View | None, *, first: bool = False) -> str:

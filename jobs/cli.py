@@ -1,12 +1,14 @@
 """The command line: one command per verb. `targetsmith <verb>` and `python -m jobs.<verb>` are the same.
 
-Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 130 interrupted (Ctrl-C).
+Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 3 too many bad documents,
+130 interrupted (Ctrl-C).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from schemas.errors import TargetsmithError
+from schemas.redact import without_secrets
 
 # The verbs are imported inside their commands: torch, ray and transformers take seconds, `--help` should not.
 
@@ -26,7 +29,7 @@ class _Guard(TyperGroup):
         try:
             return super().invoke(ctx)
         except TargetsmithError as error:
-            print(f"targetsmith: {error}", file=sys.stderr)
+            print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("targetsmith: interrupted; what is published stays, resume by running again", file=sys.stderr)
@@ -40,7 +43,7 @@ app = typer.Typer(
     cls=_Guard,
     help=(
         "A teacher language model's next-token distributions over a student's vocabulary, offline, into Parquet. "
-        "Exit codes: 0 done, 1 failed, 2 wrong run file or command line."
+        "Exit codes: 0 done, 1 failed, 2 wrong run file or command line, 3 too many bad documents."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -62,12 +65,23 @@ def score(
         str | None,
         typer.Option(help="Ray cluster: HOST:PORT or auto; 'local' for this machine. Overrides [ray] address."),
     ] = None,
+    retry_quarantined: Annotated[
+        bool,
+        typer.Option(
+            "--retry-quarantined", help="Score what a finished run has in quarantine again, into OUT-retry-N."
+        ),
+    ] = False,
 ) -> None:
     """Score a corpus: do all that is missing of the run, then print a summary."""
     from jobs import score as verb
     from schemas.runfile import load_run
 
-    verb.print_summary(verb.score(load_run(run_file), address), sys.stdout)
+    run = load_run(run_file)
+    outcome = verb.retry_quarantined(run, address) if retry_quarantined else verb.score(run, address)
+    if outcome is None:
+        print(f"{run.output}: nothing is in quarantine any more, nothing to retry")
+    else:
+        verb.print_summary(outcome, sys.stdout)
 
 
 @app.command()
@@ -102,6 +116,45 @@ def cat(
 
 
 @app.command()
+def verify(
+    out: Out,
+    run_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN.toml", help="The run file, for --rescore and --oracle: where the teacher is."
+        ),
+    ] = None,
+    rescore: Annotated[int, typer.Option(min=0, help="So many documents are scored again and compared.")] = 0,
+    oracle: Annotated[
+        int, typer.Option(min=0, help="So many short documents are scored without tolerance: do the widths hold?")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Which documents are taken for --rescore and --oracle.")] = 0,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="--rescore: nats by which a log-probability may differ.")
+    ] = 0.011,
+    complete: Annotated[bool, typer.Option("--complete", help="An unfinished run is a finding.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> None:
+    """Check an output, from the plan to every row; exit code 1 and a list when anything is wrong."""
+    from jobs import verify as verb
+
+    sound = verb.verify(
+        out,
+        run_file=run_file,
+        rescore=rescore,
+        oracle=oracle,
+        seed=seed,
+        tolerance=tolerance,
+        complete=complete,
+        as_json=as_json,
+        stream=sys.stdout,
+        notes=sys.stderr,
+    )
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder; a finished or interrupted one is resumed.")] = Path(
         "demo_out"
@@ -115,7 +168,11 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script and of `python -m jobs.<verb>`. Exits; never returns."""
-    app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
+    except Exception:  # a bug: Python's own traceback would print every secret that a message holds
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

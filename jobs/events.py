@@ -1,10 +1,9 @@
-"""The values of the pool: what it asks of a worker, what it tells its user, what it keeps. No Ray, no torch."""
+"""The values of the pool: what it asks of a worker, what it tells its user. No Ray, no torch."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from engine.corpus import Document, Unit
 
@@ -35,10 +34,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A unit is scored and published."""
+    """A unit is scored and published. seconds: that its actor took for it, as the pool saw it."""
 
     unit: Unit
     stats: dict[str, float]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,45 +65,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Nothing happened for a moment; lets a display move on."""
+    """A moment has passed; lets a display move on."""
 
 
 Event = Ready | Done | Salvaged | Notice | Tick
-
-
-# ---- what the pool keeps
-
-
-@dataclass(slots=True)
-class Task:
-    """A unit on its way through the pool."""
-
-    unit: Unit
-    documents: list[Document]
-    deaths: int = 0
-    outcomes: list[tuple[Document, Any]] = field(default_factory=list)  # when scored one by one
-
-
-@dataclass(slots=True)
-class Call:
-    """A call that an actor was given; `ref` is Ray's promise of the result."""
-
-    kind: Literal["place", "start", "unit", "document"]
-    ref: Any
-    task: Task | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """One actor. `calls` are in the order in which the actor runs them."""
-
-    handle: Any
-    node_id: str | None
-    calls: deque[Call]
-    placed: bool = False
-    ready: bool = False
-    alone: Task | None = None  # scores this task document by document, and nothing else
-
-    def has_suspect(self) -> bool:
-        """Whether a unit that was blamed for a death is in flight here."""
-        return any(call.task is not None and call.task.deaths > 0 for call in self.calls)

@@ -14,6 +14,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from schemas.redact import without_secrets
+
 LOG_EVERY_S = 10.0
 
 
@@ -107,6 +109,6 @@ class Display:
             self.say(self._counts.line())
 
     def say(self, text: str) -> None:
-        """One line that stays: above the live line, or with the time in a log."""
+        """One line that stays, without secrets: above the live line, or with the time in a log."""
         stamp = "" if self._live else time.strftime("%Y-%m-%d %H:%M:%S  ")
-        self._console.print(f"{stamp}{text}", markup=False)
+        self._console.print(f"{stamp}{without_secrets(text)}", markup=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -21,21 +22,25 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from engine.calibrate import sample
-from engine.corpus import CorpusScan, read_units, scan_corpus
+from engine.corpus import CorpusScan, Document, Unit, read_units, scan_corpus
 from engine.finish import finish
 from engine.head import hidden_size_note
-from engine.outfolder import read_quarantine, unsealed_units
+from engine.outfolder import MANIFEST, load_plan, read_quarantine, unsealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.shards import open_output, publish_unit
-from engine.store import Store, open_store
+from engine.retry import check_corpus, find_retry, read_retried, retry_plan
+from engine.shards import open_output
+from engine.store import PosixStore, Store, open_store
 from engine.vocab import load_vocabulary
+from jobs.budget import Budget
 from jobs.events import Done, Notice, Ready, Salvaged
 from jobs.progress import Counts, Display, clock
-from jobs.raypool import Pool, connect
-from jobs.worker import UnitWorker, join_outcomes
+from jobs.rayconnect import connect
+from jobs.raypool import Pool
+from jobs.worker import UnitWorker, join_outcomes, publish
 from schemas.errors import OutputError, RunFileError
 from schemas.manifest import REASONS, REGIMES, Manifest, Plan
 from schemas.runfile import RunConfig
+from schemas.settings import QuarantineConfig
 
 _EPHEMERAL = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` ships
 
@@ -61,50 +66,89 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
             f"`ray job submit` write an absolute path on storage that all nodes share, or a URL: output = '/shared/...'"
         )
     scan = scan_corpus(run.corpus, run.base_dir)
-    plan = make_plan(run, scan)
-    store = open_store(run.output)
+    return _score(_Job(run, scan, make_plan(run, scan), open_store(run.output)), address, [])
+
+
+def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | None:
+    """Score the documents that a finished run has in quarantine again, into an output beside it (engine/retry.py); what a
+    retry before has left is taken from there. None: nothing is in quarantine. Raises TargetsmithError."""
+    store, rows = find_retry(run.output)
+    if not rows:
+        return None
+    scan, base = scan_corpus(run.corpus, run.base_dir), load_plan(run.output)
+    whole = make_plan(run, scan)
+    check_corpus(whole, base)
+    told = [f"retrying {len(rows):,} documents that are in quarantine in {run.output}"]
+    if changed := base.difference(whole):
+        told.append("other than that run: " + "; ".join(changed))
+    run = run.model_copy(update={"output": store.root if isinstance(store, PosixStore) else str(store)})
+    return _score(_Job(run, scan, retry_plan(whole, base.fingerprint, scan, rows), store, rows), address, told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be scored, and where to. rows: of the corpus, in a retry."""
+
+    run: RunConfig
+    scan: CorpusScan
+    plan: Plan
+    store: Store
+    rows: list[int] | None = None
+
+    def units(self, missing: set[int]) -> Iterator[tuple[Unit, list[Document]]]:
+        if self.rows is None:
+            return read_units(self.run.corpus, self.scan, missing)
+        return read_retried(self.run.corpus, self.scan, self.rows, missing)
+
+    def budget(self) -> Budget:
+        """A retry has none: its documents are known to be bad."""
+        return Budget(
+            self.store, self.plan, self.run.quarantine if self.rows is None else QuarantineConfig(max_share=1.0)
+        )
+
+
+def _score(job: _Job, address: str | None, told: list[str]) -> Outcome:
+    run, plan, store = job.run, job.plan, job.store
     sealed = set(open_output(store, plan))
     counts = Counts(units_total=len(plan.units), units_before=len(sealed))
     with Display(counts, sys.stderr) as display:
         display.say(f"run {plan.fingerprint[:12]} -> {store}")
+        for line in told:
+            display.say(line)
         made = ", ".join(f"{name} ({facts.regime})" for name, facts in plan.products.items())
         display.say(f"products: {made}; {run.targets.semantics}")
         if sealed:
             display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
         if run.targets.hidden:
-            display.say(_hidden_note(run, scan, plan))
+            display.say(_hidden_note(run, job.scan, plan))
+        budget = job.budget()
+        if sealed and not store.exists(MANIFEST):
+            budget.resume()
         if len(sealed) < len(plan.units):
-            _work(pin(run), scan, plan, sealed, store, counts, display, address)
+            _work(job, {unit.index for unit in plan.units} - sealed, budget, counts, display, address)
     return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts)
 
 
-def _work(
-    run: RunConfig,
-    scan: CorpusScan,
-    plan: Plan,
-    sealed: set[int],
-    store: Store,
-    counts: Counts,
-    display: Display,
-    address: str | None,
-) -> None:
-    """Score all units that have no seal."""
-    missing = {unit.index for unit in plan.units} - sealed
+def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display: Display, address: str | None) -> None:
+    """Score all units that have no seal. Raises QuarantineError when too many documents are bad."""
+    run, plan, store = pin(job.run), job.plan, job.store
     said = {""}
     with connect(run.ray, address) as where:
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
-        learned = sample(run.corpus, scan, run.targets.calibration_documents) if _closes(plan) else []
+        learned = sample(run.corpus, job.scan, run.targets.calibration_documents) if _closes(plan) else []
         pool = Pool(partial(UnitWorker, run, plan, learned), run.ray, local=where == "local")
-        with closing(pool.run(read_units(run.corpus, scan, missing), len(missing))) as events:
+        with closing(pool.run(job.units(missing), len(missing))) as events:
             for event in events:
                 if isinstance(event, Notice):
                     display.say(event.text)
                 elif isinstance(event, Salvaged):
                     joined = join_outcomes(plan, event.outcomes)
-                    publish_unit(store, plan, event.unit.index, joined.products, joined.quarantine, joined.stats)
+                    publish(store, plan, event.unit, joined)
                     counts.add(joined.stats)
+                    budget.add(event.unit.index, int(joined.stats["quarantined"]))
                 elif isinstance(event, Done):
                     counts.add(event.stats)
+                    budget.add(event.unit.index, int(event.stats["quarantined"]))
                 elif isinstance(event, Ready):
                     counts.actor_is_ready()
                     if event.note not in said:
@@ -175,6 +219,8 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     )
     for reason, count in quarantined_by_reason(store, manifest).most_common():
         console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
+    if retried := manifest.stats.get("oom_retries"):
+        console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
     if manifest.quarantined:
         console.print(f"  each with its place and detail: {store.place('_engine/quarantine')}/*.jsonl", markup=False)
     if counts.units:

@@ -46,7 +46,9 @@ FLAG_WORDS = {
     FLAG_END: "end",
     FLAG_CONTEXT: "context",
 }
-_VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})
+# A text must not be able to move the cursor or colour the terminal: control characters are spelled out.
+_CONTROLS = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160))}
+_VISIBLE = _CONTROLS | str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"})
 _PIPE_WIDTH = 130  # columns where the output is not a terminal
 
 
@@ -124,7 +126,9 @@ def show(
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    console.print(f"[bold]{escape(row['doc_id'])}[/]  document {row['doc_row']} of the corpus, {_title(product, ours)}")
+    console.print(
+        f"[bold]{escape(row['doc_id'].translate(_CONTROLS))}[/]  document {row['doc_row']} of the corpus, {_title(product, ours)}"
+    )
     console.print(_table(ours, theirs, window, top))
     console.print(_legend(ours, window), markup=False)
 

@@ -9,9 +9,11 @@ import torch
 
 from engine.corpus import Document, Unit
 from engine.head import publish_head
+from engine.outfolder import own_seal, seal_name
+from engine.retry import renumbered
 from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
-from engine.store import open_store
+from engine.store import Out, open_store
 from jobs.events import Died
 from schemas.manifest import Plan, add_stats
 from schemas.runfile import RunConfig
@@ -35,14 +37,25 @@ class UnitWorker:
         self.note = by_paths if teacher.attention == "paths" else ""
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
-        """Score and publish a unit. Returns its sums only: the targets never travel through Ray."""
+        """Score and publish a unit. Returns its sums only: the targets never travel through Ray.
+
+        A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
+        """
+        if self._store.exists(seal_name(unit.index)):
+            return own_seal(self._store, self._plan, unit.index).stats
         result = self._scorer.score_unit(documents)
-        publish_unit(self._store, self._plan, unit.index, result.products, result.quarantine, result.stats)
+        publish(self._store, self._plan, unit, result)
         return result.stats
 
     def score_alone(self, document: Document) -> UnitResult:
         """Score one document without publishing it: for units in which some document kills its process."""
         return self._scorer.score_unit([document])
+
+
+def publish(out: Out, plan: Plan, unit: Unit, result: UnitResult) -> None:
+    """Publish the result of a unit of this plan. Raises what `publish_unit` raises."""
+    result = renumbered(result, plan)
+    publish_unit(out, plan, unit.index, result.products, result.quarantine, result.stats)
 
 
 def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Died]]) -> UnitResult:

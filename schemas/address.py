@@ -1,25 +1,16 @@
-"""Where an output lies: a path, or the URL of an object store. What a URL may look like, and how secrets stay out of texts."""
+"""Where an output lies: a path, or the URL of an object store. What a URL may look like."""
 
 from __future__ import annotations
 
-import re
 from urllib.parse import urlsplit
 
 STORES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """Kinds of URL that can be written, with the fsspec library of each: the ones whose put can be told to create only."""
 
-_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
-_QUERY = re.compile(r"(?<=\w)\?[^\s\"'<>)]+")
-
 
 def is_url(text: str) -> bool:
     """Whether it is meant as a URL, not as a path; file:// is a path."""
     return "://" in text and not text.startswith("file://")
-
-
-def redact(text: str) -> str:
-    """The text without user names, passwords and queries (signatures) of the URLs in it."""
-    return _QUERY.sub("?***", _USERINFO.sub("***@", text))
 
 
 def url_fault(url: str) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ TargetsmithError
 ├── OutputError         the output folder: no room, not writable, damaged, or foreign           exit 1
 │   └── FingerprintMismatch  the output belongs to another run; the message lists what differs  exit 1
 ├── WorkError           actors died too often, or no actor could start                          exit 1
+├── QuarantineError     more bad documents than [quarantine] of the run file allows             exit 3
 ├── IdentityError       a probability identity is broken (sum > 1, NaN, negative): a bug, or a
 │                       broken teacher; the message carries the numbers                         exit 1
 └── BadDocument         one document cannot be scored: it goes to quarantine, the run goes on   (never exits)
@@ -51,6 +52,12 @@ class FingerprintMismatch(OutputError):
 
 class WorkError(TargetsmithError):
     """The cluster could not do the work: actors kept dying, or none could start."""
+
+
+class QuarantineError(TargetsmithError):
+    """More documents in quarantine than the run file allows: something else than single documents is wrong."""
+
+    exit_code = 3
 
 
 class IdentityError(TargetsmithError):

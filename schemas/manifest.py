@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION, Codec, row_schema
 
@@ -246,6 +246,14 @@ class ShardRecord(_Frozen):
     files: dict[str, ShardFile | None]
 
 
+class HeadFile(_Frozen):
+    """The teacher's lm_head and embedding, beside hidden states."""
+
+    name: str = Field(description="path relative to the output folder, with /")
+    bytes: int = Field(ge=1, description="size of the file")
+    sha256: str = Field(description="hex digest of the file")
+
+
 class Manifest(_Frozen):
     """The finished run."""
 
@@ -261,6 +269,14 @@ class Manifest(_Frozen):
     totals: dict[str, ProductTotal]
     stats: dict[str, float] = Field(description="sums of the statistics of all units")
     shards: tuple[ShardRecord, ...]
+    head: HeadFile | None = Field(
+        default=None, description="only where hidden states are stored; else there is no such key"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_null(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = dump(self)
+        return content if self.head is not None else {key: content[key] for key in content if key != "head"}
 
 
 MAXIMUM = "_max"

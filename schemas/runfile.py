@@ -16,14 +16,16 @@ from typing import Any
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
-from schemas.address import is_url, redact, url_fault
+from schemas.address import is_url, url_fault
 from schemas.errors import RunFileError
+from schemas.redact import redacted
 from schemas.runfile_errors import Fault, Faults, explain, show
-from schemas.settings import CorpusConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
+from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
 from schemas.settings_targets import TargetsConfig
 
 __all__ = [
     "CorpusConfig",
+    "QuarantineConfig",
     "RayConfig",
     "RunConfig",
     "StudentConfig",
@@ -56,6 +58,9 @@ class RunConfig(Table):
         "`bytes = true`, `hidden = true` or `teacher = true` in so many words.",
     )
     ray: RayConfig = key(RayConfig(), semantic=False, about="Where the work runs.")
+    quarantine: QuarantineConfig = key(
+        QuarantineConfig(), semantic=False, about="How many bad documents the run may have."
+    )
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
 
@@ -66,7 +71,7 @@ class RunConfig(Table):
         if not isinstance(value, str) or not is_url(value):
             return Path(value.removeprefix("file://")) if isinstance(value, str) else value
         if fault := url_fault(value):
-            raise Faults(Fault("output", show(redact(value)), *fault))
+            raise Faults(Fault("output", show(redacted(value)), *fault))
         return value.rstrip("/")
 
     @field_validator("output")

@@ -295,3 +295,22 @@ class RayConfig(Table):
     max_in_flight: int = key(
         2, semantic=False, ge=1, about="Units handed to an actor ahead of time, the one in work included."
     )
+
+
+class QuarantineConfig(Table):
+    """[quarantine]: how many bad documents a run may have. More than both of these, and it stops: exit code 3."""
+
+    max_documents: int = key(
+        20,
+        semantic=False,
+        ge=0,
+        about="Documents in quarantine that are always allowed, whatever their share of the corpus.",
+    )
+    max_share: float = key(
+        0.001,
+        semantic=False,
+        ge=0,
+        le=1,
+        wanted="a number, 0 to 1",
+        about="Share of the corpus's documents that is always allowed in quarantine. 1: the run never stops for them.",
+    )

@@ -3,7 +3,7 @@
     python -m tests.chaos_driver RUN.toml --log FILE [--address HOST:PORT] [--pause SECONDS] [--gate FILE]
 
 Lines `WHAT UNIT PID RAYLET DRIVER TIME` go into the log: `begin` when the command starts (unit -1), `start` before a unit is
-scored, `end` when it is published. Each is one write to a file opened with O_APPEND, so that lines of several processes
+scored, `end` when it is published. RAYLET, the actor's parent when it was made, is its node. Each is one write to a file opened with O_APPEND, so that lines of several processes
 never mix, and what is written survives its writer.
 """
 
@@ -17,23 +17,25 @@ from functools import partial
 
 import jobs.score
 from engine.corpus import Document, Unit
+from engine.score import UnitResult
 from jobs.cli import main
 from jobs.worker import UnitWorker
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig
 
 
-def note(log: str, what: str, unit: int, driver: int) -> None:
-    """One line about this process. RAYLET is its parent: the node of an actor."""
+def note(log: str, what: str, unit: int, raylet: int, driver: int) -> None:
+    """One line about this process."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(handle, f"{what} {unit} {os.getpid()} {os.getppid()} {driver} {time.time():.6f}\n".encode())
+        os.write(handle, f"{what} {unit} {os.getpid()} {raylet} {driver} {time.time():.6f}\n".encode())
     finally:
         os.close(handle)
 
 
 class ObservedWorker(UnitWorker):
-    """The real worker. Ray ships this class by value, since it lives in the script that was started."""
+    """The real worker. Ray ships this class by value, since it lives in the script that was started. What is noted is real
+    work: a unit that is found to be sealed is no execution."""
 
     def __init__(
         self,
@@ -46,16 +48,26 @@ class ObservedWorker(UnitWorker):
         sample: Sequence[Document] = (),
     ) -> None:
         super().__init__(run, plan, sample)
-        self._log, self._driver, self._pause_s, self._gate = log, driver, pause_s, gate
+        self._note = partial(note, log, raylet=os.getppid(), driver=driver)
+        self._pause_s, self._gate = pause_s, gate
+        self._unit, self._working = -1, False
+        self._real_score = self._scorer.score_unit
+        self._scorer.score_unit = self._score_unit  # type: ignore[method-assign]
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
-        note(self._log, "start", unit.index, self._driver)
+        self._unit, self._working = unit.index, False
+        stats = super().score(unit, documents)
+        if self._working:
+            self._note("end", self._unit)
+        return stats
+
+    def _score_unit(self, documents: Sequence[Document]) -> UnitResult:
+        self._working = True
+        self._note("start", self._unit)
         while self._gate and not os.path.exists(self._gate):
             time.sleep(0.05)
         time.sleep(self._pause_s)  # a teacher that takes its time: random moments lie inside units
-        stats = super().score(unit, documents)
-        note(self._log, "end", unit.index, self._driver)
-        return stats
+        return self._real_score(documents)
 
 
 if __name__ == "__main__":
@@ -66,7 +78,7 @@ if __name__ == "__main__":
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--gate", default="")
     options = parser.parse_args()
-    note(options.log, "begin", -1, os.getpid())
+    note(options.log, "begin", -1, 0, os.getpid())
     observed = partial(ObservedWorker, options.log, os.getpid(), options.pause, options.gate)
     jobs.score.UnitWorker = observed  # type: ignore[assignment]
     main(["score", options.run_file, "--address", options.address])

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
 from engine.calibrate import sample
-from engine.corpus import read_units, scan_corpus
+from engine.corpus import CorpusScan, Document, read_units, scan_corpus
 from engine.finish import finish
+from engine.outfolder import load_plan
 from engine.plan import ENGINE_VERSION, make_plan, pin
+from engine.retry import find_retry, read_retried, retry_plan
 from engine.shards import open_output
-from jobs.worker import UnitWorker
+from engine.store import PosixStore
+from jobs.events import Died
+from jobs.worker import UnitWorker, join_outcomes, publish
 from schemas.manifest import Manifest
 from schemas.runfile import RunConfig, load_run
 
@@ -83,21 +88,45 @@ def write_subset(folder: Path) -> Path:
     return folder
 
 
-def score_here(run_file: Path) -> Path:
+def score_here(run_file: Path, died: Container[str] = ()) -> Path:
     """Score a run in this process, without Ray; returns its output, which is a local folder."""
     run = load_run(run_file)
     assert isinstance(run.output, Path)
-    score_run(run)
+    score_run(run, died)
     return run.output
 
 
-def score_run(run: RunConfig) -> Manifest:
-    """Score a run in this process, without Ray."""
+def score_run(run: RunConfig, died: Container[str] = ()) -> Manifest:
+    """Score a run in this process, without Ray. died: names of documents that are taken to kill their process whenever they
+    are scored, so that the run has them in quarantine."""
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
-    learned = sample(run.corpus, scan, run.targets.calibration_documents)
-    worker = UnitWorker(pin(run), plan, learned)
+    worker = UnitWorker(pin(run), plan, _learned(run, scan))
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
-        worker.score(unit, documents)
+        if any(document.doc_id in died for document in documents):
+            alone = [Died("died") if d.doc_id in died else worker.score_alone(d) for d in documents]
+            publish(run.output, plan, unit, join_outcomes(plan, list(zip(documents, alone, strict=True))))
+        else:
+            worker.score(unit, documents)
     return finish(run.output, plan, engine_version=ENGINE_VERSION)
+
+
+def retry_here(run_file: Path) -> Path:
+    """`score --retry-quarantined` in this process, without Ray; returns its output, which is a local folder."""
+    run = load_run(run_file)
+    store, rows = find_retry(run.output)
+    assert rows and isinstance(store, PosixStore)
+    scan, base = scan_corpus(run.corpus, run.base_dir), load_plan(run.output)
+    plan = retry_plan(make_plan(run, scan), base.fingerprint, scan, rows)
+    run = run.model_copy(update={"output": store.root})
+    open_output(run.output, plan)
+    worker = UnitWorker(pin(run), plan, _learned(run, scan))
+    for unit, documents in read_retried(run.corpus, scan, rows, range(len(plan.units))):
+        worker.score(unit, documents)
+    finish(run.output, plan, engine_version=ENGINE_VERSION)
+    return store.root
+
+
+def _learned(run: RunConfig, scan: CorpusScan) -> list[Document]:
+    return sample(run.corpus, scan, run.targets.calibration_documents)

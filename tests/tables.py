@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.manifest import Plan, PlanUnit, ProductFacts
-from schemas.target import FLAG_BOUNDED, FLAG_END, PAD_ID, ROW_SCHEMA
+from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_GIVEN, PAD_ID, ROW_SCHEMA
 
 SHARES = ("err", "open_mass", "excluded_mass", "noncanonical_mass")
 WORDS = "the a cat tree river Zürich 猫 said that two and three make five because \n".split(" ")
@@ -37,13 +37,13 @@ def targets_table(
     absent = np.where((ids == absent[:, None]).any(1), PAD_ID, absent)
     inside |= absent == PAD_ID
     tokens = np.where(inside, ids[rows, at], absent).astype(np.int32)
-    gold = np.where(inside, logps[rows, at], logps[:, -1] - 5).astype(np.float32)
+    gold = np.where(inside, logps[rows, at], np.minimum(logps[:, -1], tail) - 5).astype(np.float32)
 
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int)
     scored = np.ones(count, bool)
     scored[starts[1::2]] = False
     ids[~scored], logps[~scored], tail[~scored], gold[~scored] = PAD_ID, -np.inf, 0.0, -np.inf
-    flags = np.full(count, FLAG_BOUNDED, np.uint8)
+    flags = np.where(scored, FLAG_BOUNDED, FLAG_GIVEN).astype(np.uint8)
     flags[np.cumsum(lengths) - 1] |= FLAG_END
     texts = [" ".join(rng.choice(WORDS, size=max(1, length // 2))) for length in lengths]
     ends = [np.linspace(1, len(text.encode()), n).astype(np.int32) for text, n in zip(texts, lengths, strict=True)]

@@ -21,7 +21,7 @@ from jobs.cli import app, main
 from tests.runs import TEXTS, score_here, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("score", "show", "cat", "demo")
+VERBS = ("score", "show", "cat", "verify", "demo")
 
 
 @pytest.fixture(scope="module")

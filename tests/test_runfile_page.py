@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from schemas.runfile import RunConfig
 from schemas.runfile_errors import wanted
-from schemas.settings import CorpusConfig, RayConfig, StudentConfig, TeacherConfig
+from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, StudentConfig, TeacherConfig
 from schemas.settings_targets import TargetsConfig
 from tests.test_runfile import load
 
@@ -23,6 +23,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[[student]]": StudentConfig,
     "[targets]": TargetsConfig,
     "[ray]": RayConfig,
+    "[quarantine]": QuarantineConfig,
 }
 ALL_FIELDS = [
     pytest.param(name, key, field, id=f"{name} {key}")

@@ -53,6 +53,20 @@ def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int
             np.testing.assert_allclose(mine.gold_logp, wanted.gold_logp, rtol=2**-9, atol=1e-5)
 
 
+def test_a_unit_that_is_sealed_by_now_is_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another actor took it over, or another command works on the same output."""
+    run = load_run(write_run(tmp_path))
+    scan = scan_corpus(run.corpus, run.base_dir)
+    plan = make_plan(run, scan)
+    open_output(run.output, plan)
+    worker = UnitWorker(pin(run), plan)
+    unit, documents = next(read_units(run.corpus, scan, {0}))
+    first = worker.score(unit, documents)
+    monkeypatch.delattr(worker, "_scorer")
+    again = worker.score(unit, documents)
+    assert {key: again[key] for key in first} == first and first["teacher_tokens"] > 0
+
+
 def test_a_teacher_that_takes_no_tree_says_so(tmp_path: Path) -> None:
     run_file = write_run(tmp_path)
     text = run_file.read_text(encoding="utf-8").replace("[corpus]", 'attention = "paths"\n[corpus]')

@@ -1,0 +1,122 @@
+"""verify: the corpus that a run file names, against the plan of an output, and document by document against what is stored.
+
+    corpus files ─ scan ─▶ names, sha256, records, units: those of the plan?  ─▶ per sealed unit: every record, stored or in
+    quarantine, under its own name and with its own text?
+
+The teacher is not needed. Where the output stores no texts, their lengths are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.corpus import Document, read_units, scan_corpus
+from engine.findings import Finding, short
+from engine.outfolder import claim_name, load_plan, read_quarantine
+from engine.retry import KEY, read_retried
+from engine.score import refusal
+from engine.store import Out, Store, open_store
+from engine.verify_records import sound_seals
+from schemas.errors import OutputError
+from schemas.manifest import Plan, PlanUnit, Seal
+from schemas.runfile import RunConfig
+
+_COLUMNS = ["doc_id", "doc_row", "text", "byte_end"]
+
+
+def compare_corpus(out: Out, run: RunConfig, *, damaged: Collection[str]) -> tuple[str, list[Finding]]:
+    """(what was compared, findings). damaged: files of the output that are not to be read. Raises CorpusError where the corpus
+    cannot be read, and OutputError."""
+    store, plan = open_store(out), load_plan(out)
+    scan = scan_corpus(run.corpus, run.base_dir)
+    wrong = list(_files(scan.semantic()["files"], plan.semantic["corpus"]["files"]))
+    told = f"corpus: {len(scan.files):,} files, {scan.n_rows:,} records"
+    if wrong:
+        return f"{told}: not those of the plan, so no document was compared", wrong
+    seals = sound_seals(store, plan, damaged)
+    if KEY in plan.semantic:
+        units = read_retried(run.corpus, scan, plan.semantic[KEY]["rows"], seals)
+    else:
+        units = read_units(run.corpus, scan, seals)
+    count = 0
+    for unit, documents in units:
+        count += len(documents)
+        wrong += _unit(store, plan.units[unit.index], seals[unit.index], documents, _text_stored(plan))
+    return f"{told}, as in the plan; {count:,} documents compared with what is stored of them", wrong
+
+
+def _files(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> Iterator[Finding]:
+    mine = {file["label"]: file for file in found}
+    theirs = {file["label"]: file for file in wanted}
+    for label in sorted(theirs.keys() - mine.keys()):
+        yield Finding(
+            _named(label), "missing", f"the corpus file with sha256 {theirs[label]['sha256'][:12]}… of the plan"
+        )
+    for label in sorted(mine.keys() - theirs.keys()):
+        yield Finding(_named(label), "a file that the run does not have", f"the {len(theirs)} files of the plan")
+    for label in sorted(mine.keys() & theirs.keys()):
+        names = ("sha256", "n_bytes", "n_rows", "text_bytes", "unit_rows")
+        if other := [name for name in names if mine[label][name] != theirs[label][name]]:
+            told = [", ".join(f"{name} {short(file[label][name], 40)}" for name in other) for file in (mine, theirs)]
+            yield Finding(_named(label), told[0], f"{told[1]}, as in the plan")
+
+
+def _named(label: str) -> str:
+    return f"corpus file {label!r}"
+
+
+def _text_stored(plan: Plan) -> bool:
+    return bool(plan.semantic["settings"]["targets"]["store_text"])
+
+
+def _unit(store: Store, unit: PlanUnit, seal: Seal, documents: list[Document], text_stored: bool) -> Iterator[Finding]:
+    """Every document of a unit. Those that are in neither place are a finding of engine/verify.py."""
+    name = next((file.name for file in seal.files.values() if file is not None), "")
+    stored = {row["doc_row"]: row for row in _rows(store, name)} if name else {}
+    refused = {record["doc_row"]: record for record in read_quarantine(store, unit.index)}
+    for doc_row, document in enumerate(documents, unit.doc_row):
+        if doc_row in stored:
+            yield from _stored(name, stored[doc_row], document, text_stored)
+        elif doc_row in refused:
+            yield from _refused(claim_name(unit.index), refused[doc_row], document)
+
+
+def _stored(file: str, row: dict[str, Any], document: Document, text_stored: bool) -> Iterator[Finding]:
+    place = f"{document.source}, {document.place}"
+    if document.problem is not None:
+        reason, detail = document.problem
+        yield Finding(file, "scored", f"in quarantine: {reason}: {short(detail)} ({place})", row["doc_id"])
+        return
+    if row["doc_id"] != document.doc_id:
+        found, wanted = f"doc_id {row['doc_id']!r}", f"{document.doc_id!r} ({place})"
+        yield Finding(file, found, wanted, row["doc_id"], column="doc_id")
+    size, ends = len(document.text.encode()), row["byte_end"]
+    if text_stored and row["text"] != document.text:
+        pairs = enumerate(zip(row["text"], document.text, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(row["text"]), len(document.text)))
+        found, wanted = (repr(text[at : at + 20]) for text in (row["text"], document.text))
+        yield Finding(file, f"{found} from character {at} on", f"{wanted} ({place})", row["doc_id"], column="text")
+    elif ends and ends[-1] != size:
+        yield Finding(file, f"{ends[-1]} bytes of text", f"{size} ({place})", row["doc_id"], column="byte_end")
+
+
+def _refused(file: str, record: dict[str, Any], document: Document) -> Iterator[Finding]:
+    said = (record["reason"], record["detail"])
+    wanted = refusal(document, *(document.problem or said))
+    for key in ("doc_id", "source", "place", "text_sha256", "reason", "detail"):
+        if record[key] != wanted[key]:
+            yield Finding(
+                file, f"{key} {short(record[key], 60)}", f"{short(wanted[key], 60)}", record["doc_id"], column=key
+            )
+
+
+def _rows(store: Store, name: str) -> list[dict[str, Any]]:
+    try:
+        with store.open(name) as data, pq.ParquetFile(data, page_checksum_verification=True) as file:
+            return file.read(columns=_COLUMNS).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{store.place(name)}: damaged ({error}); see `targetsmith verify {store}`") from error

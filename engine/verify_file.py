@@ -1,0 +1,303 @@
+"""verify: one Parquet file against its seal, its unit and its product: bytes, footer, schema, pages, documents, rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.checks import Problem, misfit, place_of
+from engine.findings import Finding, short
+from engine.rows import MAX_GROUP_ROWS, flat, lengths_of
+from engine.shards import footer_of
+from engine.verify_rows import problems_of, sum_slack, sums_of
+from schemas.manifest import Plan, PlanUnit, ProductFacts, ShardFile
+from schemas.target import SCHEMA_VERSION
+
+_FOR_PEOPLE = ("columns", "stats", "tokenizer")
+"""Keys of the footer that may differ between two attempts at one run (another path of the same tokenizer)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a file must be. quarantined: doc_rows of the unit that are in quarantine, None where that is not known.
+    stats: of the seal, None where there is no seal to be read; text_stored: None where the plan does not say."""
+
+    plan: Plan
+    unit: PlanUnit
+    product: str
+    record: ShardFile
+    quarantined: frozenset[int] | None
+    n_quarantined: int
+    stats: Mapping[str, float] | None
+    text_stored: bool | None
+
+    @property
+    def facts(self) -> ProductFacts:
+        return self.plan.products[self.product]
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def documents(self) -> list[int] | None:
+        """doc_rows in order."""
+        if self.quarantined is None:
+            return None
+        rows = range(self.unit.doc_row, self.unit.doc_row + self.unit.n_rows)
+        return [row for row in rows if row not in self.quarantined]
+
+
+@dataclass(slots=True)
+class Contents:
+    """What was read of a file, to be compared with the unit's other products. groups: documents of each row group."""
+
+    groups: list[int] = field(default_factory=list)
+    doc_rows: list[int] = field(default_factory=list)
+    doc_ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    tokens: list[npt.NDArray[np.int32]] = field(default_factory=list)  # token_ids and byte_end of each row group
+    sums: dict[str, float] = field(default_factory=dict)
+    complete: bool = False
+
+
+class FileCheck:
+    """Checks the bytes of one file. After `run`, `findings` and `contents` say what came of it."""
+
+    def __init__(self, expected: Expected) -> None:
+        self.expected = expected
+        self.contents = Contents()
+        self._found: dict[tuple[Any, ...], Finding] = {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        return list(self._found.values())
+
+    def run(self, data: bytes) -> None:
+        """Whatever the bytes are, no error leaves."""
+        record = self.expected.record
+        if len(data) != record.bytes:
+            self._add("file size", f"{len(data):,} bytes", f"{record.bytes:,} bytes, as sealed")
+        if (digest := hashlib.sha256(data).hexdigest()) != record.sha256:
+            self._add("sha256", f"sha256 {digest[:12]}…", f"{short(record.sha256, 13)} of the seal")
+        try:
+            self._open(data)
+        except Exception as error:  # Arrow has many kinds of errors for a broken file
+            self._add("open", f"not readable: {type(error).__name__}: {short(error)}", "a Parquet file")
+
+    def _open(self, data: bytes) -> None:
+        facts = self.expected.facts
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            self._check_footer(file.metadata)
+            schema = file.schema_arrow
+            if not schema.equals(facts.schema_of_rows, check_metadata=False):
+                for found, wanted, name in _differences(schema, facts.schema_of_rows):
+                    self._add(("schema", name), found, wanted, column=name)
+                return
+            whole = True
+            for group in range(file.num_row_groups):
+                try:
+                    self._check_group(file, group)
+                except Exception as error:
+                    whole = False
+                    found = f"row group {group} not readable: {type(error).__name__}: {short(error)}"
+                    self._add("read", found, "pages with the checksums that were written")
+            self.contents.complete = whole
+        if whole:
+            self._check_documents()
+            self._check_sums()
+
+    # ---- footer
+
+    def _check_footer(self, metadata: Any) -> None:
+        expected, record = self.expected, self.expected.record
+        footer = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
+        wanted = footer_of(
+            expected.plan,
+            expected.unit.index,
+            expected.product,
+            record.rows,
+            record.positions,
+            expected.n_quarantined,
+            {},
+        )
+        for name, value in wanted.items():
+            found = footer.get(name)
+            if name.removeprefix("targetsmith.") not in _FOR_PEOPLE and found != value:
+                told = "no such key" if found is None else repr(short(found))
+                self._add(("footer", name), f"{name} = {told} in the footer", repr(short(value)))
+        for key, names in (("columns", self.expected.facts.schema_of_rows.names), ("stats", None)):
+            try:
+                content = json.loads(footer.get(f"targetsmith.{key}", ""))
+                good = isinstance(content, dict) and (names is None or sorted(content) == sorted(names))
+            except ValueError:
+                good = False
+            if not good:
+                self._add(("footer", key), f"targetsmith.{key} of the footer is not as described", "a JSON object")
+        if metadata.num_rows != record.rows:
+            self._add("rows", f"{metadata.num_rows} rows", f"{record.rows}, as sealed")
+        used = {metadata.row_group(g).column(c).compression for g in range(metadata.num_row_groups) for c in (0, 3)}
+        if used - {"ZSTD"}:
+            self._add("compression", f"compression {', '.join(sorted(used))}", "ZSTD")
+
+    # ---- rows
+
+    def _check_group(self, file: pq.ParquetFile, group: int) -> None:
+        expected, facts = self.expected, self.expected.facts
+        table = file.read_row_group(group)
+        if nulls := [name for name in table.schema.names if _nulls(table, name)]:
+            self._add("nulls", f"nulls in row group {group}", "none in any column", column=nulls[0])
+            raise ValueError("with nulls its values cannot be checked")
+        if wrong := misfit(table, facts):
+            self._add("misfit", f"in row group {group}, {wrong}", "lists as docs/format.md, section 3, has them")
+            raise ValueError("its lists do not fit each other")
+        rows, ids = table.column("doc_row").to_pylist(), table.column("doc_id").to_pylist()
+        if table.num_rows > MAX_GROUP_ROWS:
+            self._add("group", f"{table.num_rows} documents in row group {group}", f"at most {MAX_GROUP_ROWS}")
+        for column, values in (("doc_id", ids), ("doc_row", rows)):
+            found = _statistics(file.metadata.row_group(group), column)
+            if values and found != (min(values), max(values)):
+                wanted = f"{min(values)!r} to {max(values)!r}, as the rows have"
+                self._add(("statistics", column), f"statistics {found} of row group {group}", wanted, column=column)
+        lengths = lengths_of(table)
+        for problem in problems_of(expected.product, table, facts, expected.text_stored):
+            self._take(problem, table, lengths)
+        contents = self.contents
+        contents.groups.append(table.num_rows)
+        contents.doc_rows += rows
+        contents.doc_ids += ids
+        contents.texts += table.column("text").to_pylist()
+        contents.tokens += [flat(table, "token_ids"), flat(table, "byte_end")]
+        for name, value in sums_of(table, facts).items():
+            contents.sums[name] = contents.sums.get(name, 0) + value
+
+    def _take(self, problem: Problem, table: pa.Table, lengths: np.ndarray) -> None:
+        row, position = place_of(lengths, problem.position)
+        kind = (problem.column, problem.wanted)
+        before = self._found.get(kind)
+        if before is not None:  # the first place stands, the others are counted
+            count = before.count + problem.count
+            self._found[kind] = Finding(
+                before.file, before.found, before.wanted, before.document, before.position, before.column, count
+            )
+            return
+        document = table.column("doc_id")[row].as_py()
+        self._add(
+            kind,
+            short(problem.found, 300),
+            problem.wanted,
+            document=document,
+            position=position,
+            column=problem.column,
+            count=problem.count,
+        )
+
+    def _check_documents(self) -> None:
+        contents, wanted = self.contents, self.expected.documents
+        if sum(contents.groups) and len(set(contents.doc_ids)) < len(contents.doc_ids):
+            seen: set[str] = set()
+            twice = next(name for name in contents.doc_ids if name in seen or seen.add(name))
+            self._add("twice", "a doc_id twice in the unit", "each once", document=twice, column="doc_id")
+        if wanted is None or contents.doc_rows == wanted:
+            return
+        unit, found = self.expected.unit, contents.doc_rows
+        lost, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+        told = [f"lost {lost[:10]}"] if lost else []
+        told += [f"not expected here {extra[:10]}"] if extra else []
+        told += ["some twice"] if len(set(found)) < len(found) else []
+        last = unit.doc_row + unit.n_rows - 1
+        self._add(
+            "documents",
+            f"documents {', '.join(told) or 'out of order'}",
+            f"doc_row {unit.doc_row} to {last} in order, each once or in quarantine",
+            column="doc_row",
+        )
+
+    def _check_sums(self) -> None:
+        expected, sums = self.expected, self.contents.sums
+        if sums.get("positions") != expected.record.positions:
+            self._add(
+                "positions", f"{sums.get('positions', 0):,} positions", f"{expected.record.positions:,}, as sealed"
+            )
+        stats = expected.stats
+        # An attempt that scored more documents than the claim leaves counts what it scored (docs/format.md, section 6).
+        if stats is None or stats.get("quarantined") != expected.n_quarantined:
+            return
+        for name, found in sums.items():
+            key = f"{expected.product}.{name}"
+            sealed = stats.get(key)
+            if sealed is None:
+                self._add(("stats", key), f"no {key} in the stats of the seal", f"{found:g}, as the rows have")
+            elif not abs(sealed - found) <= sum_slack(name, found, sums["scored"], expected.facts):
+                self._add(("stats", key), f"{key} = {sealed:g} in the seal", f"about {found:g}, as the rows have")
+
+    def _add(self, kind: Any, found: str, wanted: str, **place: Any) -> None:
+        self._found.setdefault(
+            kind if isinstance(kind, tuple) else (kind,), Finding(self.expected.name, found, wanted, **place)
+        )
+
+
+def compare(names: Sequence[str], contents: Sequence[Contents]) -> Iterator[Finding]:
+    """The products of a unit have the same documents in the same row groups. Files that could not be read are left out."""
+    whole = [(name, content) for name, content in zip(names, contents, strict=True) if content.complete]
+    for name, content in whole[1:]:
+        first, reference = whole[0]
+        for what, column in (("groups", None), ("doc_rows", "doc_row"), ("doc_ids", "doc_id"), ("texts", "text")):
+            mine, theirs = getattr(content, what), getattr(reference, what)
+            if mine != theirs:
+                pairs = enumerate(zip(mine, theirs, strict=False))
+                at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(theirs)))
+                told = [repr(short(values[at], 60)) if at < len(values) else "nothing" for values in (mine, theirs)]
+                unit = "documents of row group" if what == "groups" else f"{column} of document"
+                document = content.doc_ids[at] if what == "texts" and at < len(content.doc_ids) else None
+                yield Finding(name, f"{unit} {at}: {told[0]}", f"{told[1]}, as in {first}", document, column=column)
+                break
+
+
+def same_tokens(name: str, content: Contents, other: str, reference: Contents) -> Iterator[Finding]:
+    """Hidden states stand at the tokens of the product `teacher`."""
+    pairs = zip(content.tokens, reference.tokens, strict=False)
+    if content.groups == reference.groups and not all(np.array_equal(a, b) for a, b in pairs):
+        yield Finding(name, "other token_ids or byte_end", f"those of {other}", column="token_ids")
+
+
+def _differences(found: pa.Schema, wanted: pa.Schema) -> Iterator[tuple[str, str, str]]:
+    """(found, wanted, column) of every column that differs."""
+    for column in wanted:
+        at = found.get_field_index(column.name)
+        if at < 0 or not found.field(at).equals(column):
+            here = "no such column (or several)" if at < 0 else _typed(found.field(at))
+            yield here, _typed(column), column.name
+    for name in found.names:
+        if name not in wanted.names:
+            yield "a column that is not of this product", f"none in schema version {SCHEMA_VERSION}", name
+    if sorted(found.names) == sorted(wanted.names) and found.names != wanted.names:
+        yield f"the order {', '.join(found.names)}", ", ".join(wanted.names), wanted.names[0]
+
+
+def _typed(column: pa.Field) -> str:
+    return f"{column.type}{'' if column.nullable else ' not null'}"
+
+
+def _nulls(table: pa.Table, name: str) -> int:
+    column = table.column(name)
+    inner = sum(chunk.flatten().null_count for chunk in column.chunks) if pa.types.is_list(column.type) else 0
+    return column.null_count + inner
+
+
+def _statistics(group: Any, column: str) -> tuple[Any, Any] | None:
+    """(least, largest) as the footer says, None where it does not."""
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema == column:
+            known = chunk.statistics
+            return (known.min, known.max) if known is not None and known.has_min_max else None
+    return None

@@ -1,0 +1,71 @@
+"""How many bad documents a run may have. One broken record is quarantined and forgotten; a wrong tokenizer looks like a
+million of them, and then the run stops before it has spent its days.
+
+A run stops when *more* than `[quarantine] max_documents` and *more* than `max_share` of the corpus's documents are in
+quarantine, those of earlier commands included. The share is of the whole corpus, not of what is done so far: bad records
+often lie together, and what can be lost before the stop is that share of the run's work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from engine.outfolder import load_seals, read_quarantine
+from engine.store import Out
+from schemas.errors import QuarantineError
+from schemas.manifest import REASONS, Plan
+from schemas.settings import QuarantineConfig
+
+SHOWN_REASONS, SHOWN_EXAMPLES = 3, 2
+
+
+class Budget:
+    """Counts documents in quarantine, by unit."""
+
+    def __init__(self, out: Out, plan: Plan, config: QuarantineConfig) -> None:
+        self._out, self._config = out, config
+        self._documents = sum(unit.n_rows for unit in plan.units)
+        self._most = max(config.max_documents, int(config.max_share * self._documents))
+        self._count, self._units = 0, list[int]()
+
+    def resume(self) -> None:
+        """Count what earlier commands have sealed. Raises QuarantineError."""
+        for seal in load_seals(self._out):
+            self.add(seal.unit, seal.quarantined)
+
+    def add(self, unit: int, quarantined: int) -> None:
+        """One more published unit. Raises QuarantineError."""
+        if not quarantined:
+            return
+        self._count += quarantined
+        self._units.append(unit)
+        if self._count <= self._most:
+            return
+        config = self._config
+        raise QuarantineError(
+            f"{self._out}: {self._count:,} of {self._documents:,} documents are in quarantine; wanted at most {self._most:,} "
+            f"([quarantine] max_documents = {config.max_documents}, max_share = {config.max_share:g} of the corpus).\n"
+            f"{reasons_told(self._out, sorted(self._units))}\n"
+            f"So many look like one cause, such as a wrong tokenizer, column or format: mend it and score into a new `output`. "
+            f"If these documents are just bad, raise max_documents or max_share and run the same command again: what is "
+            f"published stays. All of them: _engine/quarantine/*.jsonl in the output."
+        )
+
+
+def reasons_told(out: Out, units: Iterable[int]) -> str:
+    """The most frequent reasons of these units' quarantine with examples, a few lines."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for unit in units:
+        for record in read_quarantine(out, unit):
+            counts[record["reason"]] += 1
+            known = examples.setdefault(record["reason"], [])
+            if len(known) < SHOWN_EXAMPLES:
+                known.append(f"    {record['source']}, {record['place']}: {record['detail']}"[:200])
+    lines = []
+    for reason, count in counts.most_common(SHOWN_REASONS):
+        lines += [f"  {count:6,}  {reason}: {REASONS[reason]}", *examples[reason]]
+    if len(counts) > SHOWN_REASONS:
+        lines.append(f"  and {len(counts) - SHOWN_REASONS} more reasons")
+    return "\n".join(lines)

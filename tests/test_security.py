@@ -1,0 +1,272 @@
+"""docs/security.md, held: no way to run code from data, no path from data, no secret in what is written."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.chat_template import ChatTemplate
+from engine.columns import Message
+from engine.outfolder import load_plan, read_quarantine, sealed_units
+from engine.plan import teacher_files
+from engine.stream import Targets
+from engine.teacher import load_teacher
+from jobs.show import show
+from schemas.errors import BadDocument, RunFileError, TeacherError
+from schemas.redact import redacted, without_secrets
+from schemas.runfile import load_run, parse_run
+from schemas.settings import StudentConfig, TeacherConfig
+from tests.runs import ASSETS, score_here, write_run
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(
+    path for folder in ("schemas", "engine", "jobs", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
+FORBIDDEN_IMPORTS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "subprocess", "pty", "ctypes"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
+FORBIDDEN_METHODS = {
+    ("os", "system"), ("os", "popen"), ("torch", "load"), ("torch", "save"), ("yaml", "load"), ("np", "load"),
+    ("torch", "compile"), ("importlib", "import_module"),
+}  # fmt: skip
+
+# ---- no code from data
+
+
+def findings(path: Path) -> list[str]:
+    """What a file does that could run code from data."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "").partition(".")[0]]
+        found += [f"line {node.lineno}: import {name}" for name in names if name in FORBIDDEN_IMPORTS]  # type: ignore[attr-defined]
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id in FORBIDDEN_CALLS:
+                found.append(f"line {node.lineno}: {called.id}()")
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+                if (called.value.id, called.attr) in FORBIDDEN_METHODS:
+                    found.append(f"line {node.lineno}: {called.value.id}.{called.attr}()")
+            for given in node.keywords:
+                risky = {"trust_remote_code", "shell", "allow_pickle"}
+                if given.arg in risky and isinstance(given.value, ast.Constant) and given.value.value is True:
+                    found.append(f"line {node.lineno}: {given.arg}=True")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_can_run_code_from_data(path: Path) -> None:
+    assert findings(path) == []
+
+
+def test_the_walk_finds_what_it_looks_for(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("import pickle\nfrom subprocess import run\neval('1')\ntorch.load(p)\nf(trust_remote_code=True)\n")
+    assert [found.partition(": ")[2] for found in findings(bad)] == [
+        "import pickle", "import subprocess", "eval()", "torch.load()", "trust_remote_code=True",
+    ]  # fmt: skip
+
+
+def copied(folder: Path) -> Path:
+    return Path(shutil.copytree(ASSETS / "teacher", folder))
+
+
+class Payload:
+    """Unpickled, it makes a file: what a hostile pytorch_model.bin would do, harmlessly."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
+    teacher, mark = copied(tmp_path / "teacher"), tmp_path / "ran"
+    (teacher / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Payload(mark)}, teacher / "pytorch_model.bin")
+    with pytest.raises(TeacherError, match=r"can hold code, so it was not\s+loaded.*safetensors"):
+        load_teacher(TeacherConfig(model=str(teacher)), str(teacher), tokenizer_end=None)
+    assert not mark.exists()
+
+
+def test_safetensors_are_taken_where_there_are_both(tmp_path: Path) -> None:
+    teacher, mark = copied(tmp_path / "teacher"), tmp_path / "ran"
+    torch.save({"model.embed_tokens.weight": Payload(mark)}, teacher / "pytorch_model.bin")
+    loaded = load_teacher(TeacherConfig(model=str(teacher), device="cpu"), str(teacher), tokenizer_end=None)
+    assert loaded.vocab_rows == 2048 and not mark.exists()
+
+
+def test_remote_code_is_off_unless_the_run_file_says_so(tmp_path: Path) -> None:
+    assert TeacherConfig(model="m").trust_remote_code is False
+    assert StudentConfig(name="s", tokenizer="t").trust_remote_code is False
+    teacher, mark = copied(tmp_path / "teacher"), tmp_path / "ran"
+    config = json.loads((teacher / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (teacher / "config.json").write_text(json.dumps(config))
+    (teacher / "own.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Own: pass\n")
+    with pytest.raises(TeacherError, match="contains custom code"):
+        load_teacher(TeacherConfig(model=str(teacher)), str(teacher), tokenizer_end=None)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{% set x = messages.append(1) %}{{ messages }}",
+        "{% include '/etc/hostname' %}",
+    ],
+)
+def test_a_chat_template_is_sandboxed(template: str) -> None:
+    with pytest.raises((BadDocument, RunFileError)):
+        made = ChatTemplate(template, {}, "[teacher]")
+        made.check()
+        made.render([Message("user", "a"), Message("assistant", "b")])
+
+
+# ---- no path from data
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "a/b", "/tmp/x", "..", ".", "", "a\nb", "a\x00b", "-a", "a\\b", "con:", "a b"]
+)
+def test_a_student_cannot_name_a_path(name: str, tmp_path: Path) -> None:
+    table = {
+        "output": "out",
+        "teacher": {"model": "m"},
+        "corpus": {"paths": ["c.jsonl"]},
+        "student": [{"name": name, "tokenizer": "t"}],
+    }
+    with pytest.raises(RunFileError, match="name"):
+        parse_run(table, base_dir=tmp_path)
+
+
+HOSTILE_IDS = (
+    "../../escaped",
+    "/etc/passwd",
+    "a\x00b",
+    "\x1b[2Jclear",
+    "..",
+    "x" * 3000,
+    "C:\\x",
+    "[bold]b[/]",
+    "%s{0}",
+)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_document_ids_are_names_and_never_paths(tmp_path: Path) -> None:
+    run_file = write_run(tmp_path, texts=())
+    lines = [json.dumps({"id": doc_id, "text": "3 + 4 = 7"}) for doc_id in HOSTILE_IDS]
+    lines += [json.dumps({"id": doc_id, "text": ""}) for doc_id in HOSTILE_IDS]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    before = set(everything(tmp_path))
+    out = score_here(run_file)
+    assert [document.doc_id for document in Targets(out, "sp").documents()] == list(HOSTILE_IDS)
+    assert sum(len(read_quarantine(out, unit)) for unit in sealed_units(out)) == len(HOSTILE_IDS)
+    wanted = re.compile(
+        r"out/(data/(teacher|student/(sp|bl))/train-\d{5}-of-\d{5}\.parquet"
+        r"|_engine/((shards|quarantine)/\d{5}\.jsonl?|plan\.json|manifest\.json)|README\.md)"
+    )
+    made = set(everything(tmp_path)) - before
+    assert made and all(wanted.fullmatch(name) for name in made), made
+    assert not list(tmp_path.parent.glob("escaped*"))
+    shown = io.StringIO()
+    for number in range(len(HOSTILE_IDS)):
+        show(out, doc=str(number), rows="0:2", top=1, student="sp", view=None, stream=shown)
+    assert "\x1b" not in shown.getvalue() and "\\x1b[2Jclear" in shown.getvalue()  # a name cannot clear the screen
+
+
+def test_a_weight_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    teacher = copied(tmp_path / "teacher")
+    (teacher / "model.safetensors").unlink()
+    (teacher / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../../etc/hostname"}}))
+    run_file = write_run(tmp_path)
+    run_file.write_text(run_file.read_text().replace(str(ASSETS / "teacher"), str(teacher)))
+    with pytest.raises(TeacherError, match="want plain file names beside it"):
+        teacher_files(load_run(run_file))
+
+
+# ---- no secret in what is written
+
+PASSWORD, TOKEN, KEY = "pa55-w0rd-x", "hf_" + "aBcD1234" * 5, "s3cr3t-of-the-environment"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("s3://me:pw@bucket/a and https://tok@host/x", "s3://***@bucket/a and https://***@host/x"),
+        ("https:/u:p@host/corpus.jsonl#3", "https:/***@host/corpus.jsonl#3"),
+        (f"use {TOKEN}.", "use ***."),
+        ("https://h/x?a=1&X-Amz-Signature=abc&token=t#z", "https://h/x?a=1&X-Amz-Signature=***&token=***#z"),
+        ("data/a@b.jsonl, mail me@host.org, key = 5, 10:30", "data/a@b.jsonl, mail me@host.org, key = 5, 10:30"),
+    ],
+)
+def test_what_is_redacted(text: str, wanted: str) -> None:
+    assert redacted(text) == wanted and redacted(wanted) == wanted
+
+
+def test_secrets_of_the_environment_leave_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
+    assert without_secrets(f"no access with {KEY}") == "no access with ***"
+    assert without_secrets(f"{tmp_path} is missing") == f"{tmp_path} is missing"
+
+
+def command(*arguments: object, **secrets: str) -> subprocess.CompletedProcess[str]:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    env = plain | {"PYTHONPATH": str(ROOT)} | secrets
+    return subprocess.run(done, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.ray
+def test_a_run_with_secrets_leaves_no_trace_of_them(tmp_path: Path) -> None:
+    """Corpus and tokenizer are named by URLs with a password and a token (folders that are called so); more lies in the
+    environment. Nothing of it is in any file of the output, nor in what the command prints."""
+    place = f"https://user:{PASSWORD}@hub.example"
+    run_file = write_run(tmp_path, lines='{"text": ""}\n', students={}, extra="[ray]\nactors = 1")
+    folder = tmp_path / "https:" / f"user:{PASSWORD}@hub.example" / TOKEN
+    folder.mkdir(parents=True)
+    shutil.copytree(ASSETS / "student_sp", folder / "tokenizer")
+    (tmp_path / "corpus.jsonl").rename(folder / "corpus.jsonl")
+    text = (
+        run_file.read_text()
+        .replace('"corpus.jsonl"', json.dumps(f"{place}/{TOKEN}/*.jsonl"))
+        .replace('id = "id"\n', "")
+    )
+    student = f'[[student]]\nname = "sp"\ntokenizer = "{place}/{TOKEN}/tokenizer"\n'
+    run_file.write_text(text.replace("[targets]", f"{student}[targets]"))
+    done = command("score", run_file, HF_TOKEN=TOKEN, AWS_SECRET_ACCESS_KEY=KEY)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    assert load_plan(out).products["student/sp"].tokenizer == "https://***@hub.example/***/tokenizer"
+    (record,) = [r for unit in sealed_units(out) for r in read_quarantine(out, unit)]
+    assert record["source"] == "https:/***@hub.example/***/corpus.jsonl" and record["doc_id"] == f"{record['source']}#5"
+    for secret in (PASSWORD, TOKEN, KEY):
+        assert not [name for name, data in everything(out).items() if secret.encode() in data]
+        assert secret not in done.stdout + done.stderr
+    shown = "".join(document.doc_id for document in Targets(out, "sp").documents())
+    assert PASSWORD not in shown and TOKEN not in shown
+
+    (folder / "corpus.jsonl").unlink()  # and errors name the place without them
+    failed = command("score", run_file, HF_TOKEN=TOKEN, AWS_SECRET_ACCESS_KEY=KEY)
+    assert failed.returncode == 2 and "https://***@hub.example/***/*.jsonl" in failed.stderr
+    assert PASSWORD not in failed.stderr and TOKEN not in failed.stderr and "Traceback" not in failed.stderr

@@ -1,0 +1,132 @@
+"""targetsmith verify: what it says of sound, unfinished and damaged outputs, and what only the live teacher can find."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.rows import flat
+from engine.verify import verify
+from tests.mutations import parquet_files, reseal
+from tests.mutations_rows import rewrite
+from tests.runs import ASSETS, TEXTS, score_here, write_run
+from tests.test_cli import call
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = write_run(
+        tmp_path_factory.mktemp("run"),
+        texts=TEXTS[2:],
+        lines='{"id": "bad", "text": ""}\n',
+        targets="top_k = 16\nmax_nodes_per_token = 1",
+        students={"sp": ASSETS / "student_sp"},
+    )
+    score_here(file)
+    return file
+
+
+@pytest.fixture
+def out(run_file: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_file.parent / "out", tmp_path / "copy"))
+
+
+def change(out: Path, product: str, name: str, at: int, value: float) -> str:
+    """One value of the product's first file, everything sealed anew; returns the file's name."""
+    path = next(path for path in parquet_files(out) if product in path.parts)
+    table = pq.read_table(path).replace_schema_metadata(None).combine_chunks()
+    values = flat(table, name).copy()
+    values[at] = value
+    index = table.schema.get_field_index(name)
+    field = table.schema.field(index)
+    new = pa.ListArray.from_arrays(table.column(index).combine_chunks().offsets, pa.array(values), type=field.type)
+    rewrite(path, table.set_column(index, field, new))
+    reseal(out, path)
+    return path.relative_to(out).as_posix()
+
+
+def test_a_sound_run(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("verify", out) == 0
+    said = capsys.readouterr().out
+    assert "finished, 2 of 2 units sealed" in said and "sound: nothing found" in said
+    assert call("verify", out, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["sound"] and report["finished"] and (report["documents"], report["quarantined"]) == (3, 1)
+
+
+def test_an_unfinished_run_is_said_to_be_so(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "_engine/manifest.json").unlink()
+    (out / "_engine/shards/00001.json").unlink()
+    assert call("verify", out) == 0
+    said = capsys.readouterr().out
+    assert "note: the run is not finished: 1 of 2 units are sealed (first without: 1)" in said
+    assert call("verify", out, "--complete") == 1
+    assert "no manifest; 1 of 2 units are sealed" in capsys.readouterr().out
+
+
+def test_a_finding_has_its_place(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = change(out, "teacher", "gold_logp", 3, 0.5)
+    (out / "data/teacher/more.parquet").write_bytes(b"")
+    assert call("verify", out) == 1
+    said = capsys.readouterr().out
+    assert f"{name}, document 't0', position 3, gold_logp: found gold log-probability 0.5; wanted <= 0" in said
+    assert "data/teacher/more.parquet: found a file that is in no seal" in said
+    places = {(f.file, f.document, f.position, f.column) for f in verify(out).findings}
+    assert (name, "t0", 3, "gold_logp") in places
+
+
+def test_a_damaged_file_stops_nothing_else(out: Path) -> None:
+    first, *_, last = parquet_files(out)
+    first.write_bytes(first.read_bytes()[:100])
+    (out / "_engine/plan.json").write_text("{")
+    last.unlink()
+    report = verify(out)
+    assert {first.relative_to(out).as_posix(), last.relative_to(out).as_posix(), "_engine/plan.json"} == {
+        finding.file for finding in report.findings
+    }
+    assert report.files == len(parquet_files(out)) and any("against the manifest" in note for note in report.notes)
+
+
+def test_no_output_is_1_and_no_run_file_is_2(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert call("verify", tmp_path / "empty") == 1
+    assert "not an output of targetsmith" in capsys.readouterr().err
+    assert call("verify", out, "--rescore", 1) == 2
+    assert "--run RUN.toml" in capsys.readouterr().err
+
+
+def test_the_live_teacher_agrees_and_finds_a_forgery(
+    run_file: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another id in place of the last of a top-k keeps every rule; the corpus file is not needed."""
+    hidden = run_file.parent / "corpus.jsonl"
+    hidden.rename(run_file.parent / "gone")
+    try:
+        assert call("verify", out, "--run", run_file, "--rescore", 9, "--json") == 0
+        compared = {entry["product"]: entry for entry in json.loads(capsys.readouterr().out)["compared"]}
+        for entry in compared.values():
+            assert entry["documents"] == 3 and entry["positions"] > 20
+            assert 0 < entry["measures"]["shared ids, nats"]["max"] <= 2.0**-7 + 1e-3
+        path = next(path for path in parquet_files(out) if "teacher" in path.parts)
+        ids, tokens = (flat(pq.read_table(path), name) for name in ("topk_ids", "token_ids"))
+        at = 5
+        unused = next(i for i in range(500) if i not in ids.reshape(-1, 16)[at] and i != tokens[at])
+        assert tokens[at] != ids[at * 16 + 3]
+        name = change(out, "teacher", "topk_ids", at * 16 + 3, unused)
+        assert verify(out).sound
+        assert call("verify", out, "--run", run_file, "--rescore", 9) == 1
+        assert f"{name}, document 't0', position 5, topk_ids" in capsys.readouterr().out
+    finally:
+        (run_file.parent / "gone").rename(hidden)
+
+
+def test_a_run_file_of_another_run_is_refused(run_file: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = run_file.with_name("other.toml")
+    other.write_text(run_file.read_text().replace("top_k = 16", "top_k = 17"))
+    assert call("verify", out, "--run", other, "--rescore", 1) == 1
+    assert "top_k: 16 -> 17" in capsys.readouterr().err

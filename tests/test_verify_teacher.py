@@ -1,0 +1,174 @@
+"""targetsmith verify with the live teacher: what it says of honest outputs of every kind, and of forged ones that keep every
+rule, seal and sum."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine import rescore
+from engine.compare import NOISE
+from engine.outfolder import load_plan
+from engine.rows import flat, lengths_of, rounded
+from engine.score import Scorer
+from engine.verify import verify
+from tests.mutations import parquet_files, place_of, recount, reseal
+from tests.mutations_rows import rewrite
+from tests.runs import ASSETS, score_here, write_run, write_subset
+from tests.test_cli import call
+
+TEXTS = ("3 + 4 = 7.", "Anna has 3 apples.", "one")
+Columns = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_scorer():
+    """A scorer with the same settings is loaded once for this file: its rules stay learned."""
+    made: dict[str, Scorer] = {}
+
+    def load(run: Any) -> Scorer:
+        return made.setdefault(run.model_dump_json(), Scorer(run))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rescore, "Scorer", load)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every product and regime: beam, same tokenizer, subset, bytes, the teacher with statistics, hidden states."""
+    folder = tmp_path_factory.mktemp("run")
+    students = {"bl": ASSETS / "student_bl", "same": ASSETS / "teacher", "part": write_subset(folder / "part")}
+    targets = "top_k = 16\nbytes = true\nhidden = true\nteacher_stats = true\nmax_nodes_per_token = 0"
+    file = write_run(
+        folder,
+        texts=TEXTS,
+        lines='{"id": "bad", "text": ""}\n',
+        targets=f"{targets}\ncalibration_documents = 0",
+        students=students,
+    )
+    score_here(file)
+    return file
+
+
+@pytest.fixture
+def out(run_file: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_file.parent / "out", tmp_path / "copy"))
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """(exit code, the report, (how, product) -> what was compared)"""
+    capsys.readouterr()
+    code = call("verify", *arguments, "--json")
+    report = json.loads(capsys.readouterr().out)
+    return code, report, {f"{one['how']} {one['product']}": one for one in report["compared"]}
+
+
+def alter(out: Path, product: str, doc_row: int, position: int, change: Callable[[Columns, int], None]) -> str:
+    """One position of one document through `change`: columns as arrays of shape [N] or [N, K], and its place in them. Seals
+    and sums as if it had always been so. Returns the file's name."""
+    for path in parquet_files(out):
+        table = pq.read_table(path).replace_schema_metadata(None).combine_chunks()
+        rows = table.column("doc_row").to_pylist()
+        if place_of(out, path)[0] != product or doc_row not in rows:
+            continue
+        at = int(lengths_of(table)[: rows.index(doc_row)].sum()) + position
+        count = len(flat(table, "token_ids"))
+        lists = [field for field in table.schema if pa.types.is_list(field.type)]
+        columns = {field.name: flat(table, field.name).copy() for field in lists}
+        shaped = {name: v.reshape(count, -1) if len(v) > count else v for name, v in columns.items()}
+        change(shaped, at)
+        for field in lists:
+            new = shaped[field.name].reshape(-1)
+            if new.dtype == np.float32:
+                new = rounded(field.name, new)
+            index = table.schema.get_field_index(field.name)
+            offsets = table.column(index).combine_chunks().offsets
+            table = table.set_column(index, field, pa.ListArray.from_arrays(offsets, pa.array(new), type=field.type))
+        rewrite(path, table)
+        reseal(out, path)
+        recount(out)
+        return path.relative_to(out).as_posix()
+    raise AssertionError(f"{product} has no document {doc_row}")
+
+
+def to_the_tail(columns: Columns, at: int) -> None:
+    """A third of the likeliest token's probability goes to the tail."""
+    first = columns["topk_logps"][at, 0]
+    moved = np.log(np.exp(first) * 2 / 3)
+    if columns["token_ids"][at] == columns["topk_ids"][at, 0]:
+        columns["gold_logp"][at] = moved
+    columns["tail_logp"][at] = np.log(np.exp(columns["tail_logp"][at]) + np.exp(first) / 3)
+    columns["topk_logps"][at, 0] = moved
+    order = np.argsort(-columns["topk_logps"][at], kind="stable")
+    for name in ("topk_ids", "topk_logps"):
+        columns[name][at] = columns[name][at][order]
+
+
+def test_honest_and_forged(run_file: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All documents by the lossless setting and once more as they were; then four positions are forged."""
+    both = ("--run", run_file, "--rescore", 9, "--oracle", 9)
+    code, report, by_name = compared(capsys, out, *both)
+    assert code == 0 and report["sound"], report["findings"]
+    products = set(load_plan(out).products)
+    assert set(by_name) == {f"rescored {p}" for p in products} | {f"oracle {p}" for p in products - {"hidden"}}
+    for name, one in by_name.items():
+        product = name.partition(" ")[2]
+        assert one["documents"] == 3 and one["findings"] == 0
+        assert one["positions"] == sum(
+            int(flat(pq.read_table(path), "scored").sum())
+            for path in parquet_files(out)
+            if place_of(out, path)[0] == product
+        )
+    for product in products - {"hidden"}:
+        measures = by_name[f"oracle {product}"]["measures"]
+        assert measures["total variation / (width + rounding)"]["max"] <= 1
+        if product != "student/bl":
+            assert (
+                measures["certified width"]["max"] == 0
+                and measures["total variation to the lossless value"]["max"] < 0.002
+            )
+    assert by_name["oracle student/bl"]["measures"]["certified width"]["mean"] > 0.02
+
+    row, position, far, width = widest(run_file, out)
+    assert far > 50 * NOISE and width >= far
+    forged: dict[str, tuple[str, int, str]] = {}
+
+    def narrow(columns: Columns, at: int) -> None:
+        columns["err"][at] = far / 8
+
+    forged["student/bl"] = (alter(out, "student/bl", row, position, narrow), position, "err")
+    for product, at in (("student/part", 2), ("student/same", 1), ("bytes", 3), ("teacher", 4)):
+        forged[product] = (alter(out, product, 1, at, to_the_tail), at, "err")
+    assert verify(out).sound, verify(out).findings
+    code, report, by_name = compared(capsys, out, *both)
+    assert code == 1
+    for product, (file, at, column) in forged.items():
+        assert by_name[f"oracle {product}"]["findings"] == 1, product
+        told = [(f["file"], f["position"], f["column"]) for f in report["findings"] if f["file"] == file]
+        assert (file, at, column) in told, product
+        assert by_name[f"rescored {product}"]["findings"] >= 1, product
+        assert ("err" if product == "student/bl" else "topk_logps") in {name for *_, name in told}
+    assert {f["file"] for f in report["findings"]} == {file for file, *_ in forged.values()}
+    assert call("verify", out, "--run", run_file, "--oracle", 1, "--seed", 3) in (0, 1)
+    assert "oracle teacher: 1 documents" in capsys.readouterr().out
+
+
+def widest(run_file: Path, out: Path) -> tuple[int, int, float, float]:
+    """(doc_row, position, deviation from the lossless value, width) of the position of student/bl that is furthest off."""
+    from schemas.runfile import load_run
+
+    rescorer = rescore.open_rescorer(out, load_run(run_file), seed=0)
+    (one,) = [one for one in rescorer.oracle(9) if one.product == "student/bl"]
+    far, width = (one.measures[name] for name in ("total variation to the lossless value", "certified width"))
+    row = int(np.argmax([values.max() for values in far]))  # all are scored: the teacher has a begin token
+    position = int(np.argmax(far[row]))
+    return row, position, float(far[row][position]), float(width[row][position])
