@@ -31,12 +31,12 @@ from tests.chaos_rounds import (
 
 PAIR = "one of two drivers"
 KINDS: dict[str, tuple[int, Callable[[Site, str, random.Random, int, Nodes], Kills]]] = {
-    "actors, private Ray": (5, lambda place, name, rng, most, _: actors_killed(place, name, rng, most)),
-    "driver, private Ray": (4, lambda place, name, rng, most, _: drivers_killed(place, name, rng, most)),
+    "actors, private Ray": (6, lambda place, name, rng, most, _: actors_killed(place, name, rng, most)),
+    "driver, private Ray": (2, lambda place, name, rng, most, _: drivers_killed(place, name, rng, most)),
     "driver, cluster": (5, lambda place, name, rng, most, ray: drivers_killed(place, name, rng, most, ray.address)),
     "node killed, one joins": (4, nodes_killed),
-    "node frozen, writes on": (2, nodes_frozen),
-    "node leaves, one joins": (3, lambda *given: nodes_killed(*given, how="leave")),
+    "node frozen, writes on": (3, nodes_frozen),
+    "node leaves, one joins": (4, lambda *given: nodes_killed(*given, how="leave")),
     PAIR: (3, lambda place, name, rng, most, ray: two_drivers(place, name, rng, most, ray.address)),
 }
 """What is killed: kills of a round at most, and the round."""

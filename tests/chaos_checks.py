@@ -113,12 +113,12 @@ class Tally:
     faults: list[str]
 
 
-def tally(log: Log, units: int, lost: Collection[int], frozen: Collection[int] = (), in_hand: int = 2) -> Tally:
+def tally(log: Log, units: int, lost: Collection[int], outlived: Collection[int] = (), in_hand: int = 2) -> Tally:
     """Explain every execution of a unit beside its first.
 
-    lost: pids of actors that were killed, or whose node or driver was; each excuses one unit. frozen: pids of actors that
-    went on while their node was frozen; each excuses the `in_hand` units that it had been given. Two drivers at one time
-    know nothing of each other: their executions are compared only where one began after the other.
+    lost: pids of actors that were killed, or whose driver was; each excuses one unit. outlived: pids of actors whose node was
+    frozen or killed, while they went on for a moment or for long; each excuses the `in_hand` units that it had been given.
+    Two drivers at one time know nothing of each other: their executions are compared only where one began after the other.
     """
     redone: dict[int, list[int]] = defaultdict(list)
     copies, faults = 0, []
@@ -137,7 +137,7 @@ def tally(log: Log, units: int, lost: Collection[int], frozen: Collection[int] =
         last = before[-1]
         if last.driver != one.driver and last.end is not None:
             faults.append(f"unit {one.unit} was published before driver {one.driver} began, and scored again")
-        elif len(redone[last.pid]) < (in_hand if last.pid in frozen else last.pid in lost):
+        elif len(redone[last.pid]) < (in_hand if last.pid in outlived else last.pid in lost):
             redone[last.pid].append(one.unit)
         elif tail and last.driver == one.driver:
             copies += 1

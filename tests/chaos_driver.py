@@ -3,8 +3,9 @@
     python -m tests.chaos_driver RUN.toml --log FILE [--address HOST:PORT] [--pause SECONDS] [--gate FILE]
 
 Lines `WHAT UNIT PID RAYLET DRIVER TIME` go into the log: `begin` when the command starts (unit -1), `start` before a unit is
-scored, `end` when it is published. RAYLET, the actor's parent when it was made, is its node. Each is one write to a file opened with O_APPEND, so that lines of several processes
-never mix, and what is written survives its writer.
+scored, `end` when it is published. RAYLET, the actor's parent when it was made, is its node. Each line is one write to a file
+opened with O_APPEND, so that lines of several processes never mix, and what is written survives its writer. With a gate, a
+unit that has started goes on once that file exists: so several commands are at work at one time.
 """
 
 from __future__ import annotations

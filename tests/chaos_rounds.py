@@ -164,12 +164,9 @@ class Kills:
         return sum(map(len, (self.drivers, self.actors, self.raylets, self.frozen)))
 
     def tally(self, log: Log, units: int) -> Tally:
-        lost = {
-            one.pid
-            for one in log.executions
-            if one.driver in self.drivers or one.pid in self.actors or one.raylet in self.raylets
-        }
-        return tally(log, units, lost, {one.pid for one in log.executions if one.raylet in self.frozen}, IN_HAND)
+        lost = {one.pid for one in log.executions if one.driver in self.drivers or one.pid in self.actors}
+        outlived = {one.pid for one in log.executions if one.raylet in self.raylets | self.frozen}
+        return tally(log, units, lost, outlived, IN_HAND)
 
 
 def kill_driver(command: Command, kills: Kills) -> None:
@@ -275,14 +272,19 @@ def nodes_frozen(place: Site, name: str, rng: random.Random, number: int, ray: N
     return kills
 
 
-def freeze(ray: Nodes, victim: int, command: Command, kills: Kills) -> None:
-    """SIGSTOP of a raylet. Returns once Ray believes the node dead, and the actor there has finished what it had in hand."""
+def freeze(ray: Nodes, victim: int, command: Command, kills: Kills, gate: Path | None = None) -> float:
+    """SIGSTOP of a raylet. Returns once Ray has declared the node dead (the time of that) and the actor there has finished
+    what it had in hand; `gate` is opened in between."""
     alive = ray.alive()
     kills.frozen.add(victim)
     os.kill(victim, signal.SIGSTOP)
     wait_for("the frozen node to be declared dead", lambda: ray.alive() < alive)
-    mine = {pid for pid in actors_below(victim)}
-    wait_for("its actor to finish", lambda: not any(one.pid in mine for one in Log(command.log).running().values()))
+    dead_at = time.time()
+    if gate:
+        gate.touch()
+    mine = set(actors_below(victim))
+    wait_for("its actor to finish", lambda: not mine & set(Log(command.log).running()))
+    return dead_at
 
 
 def two_drivers(place: Site, name: str, rng: random.Random, number: int, address: str) -> Kills:

@@ -68,7 +68,7 @@ def check(place: Site, name: str, kills: Kills, watcher: Watcher, *, pair: bool 
 @pytest.mark.timeout(900)
 def test_actors_and_drivers_killed(place: Site, ray: Nodes, rng: random.Random) -> None:
     """Two actors die in units, then the driver at work, then the next one while it starts. The third finishes."""
-    kills, run_file = Kills(), place.run_file("killed")
+    kills, run_file = Kills(), place.run_file("killed", actors=1)
     with Watcher(run_file.with_name("out"), place.documents) as watcher:
         command = Command(place, run_file, ray.address)
         while len(kills.actors) < 2:
@@ -82,7 +82,7 @@ def test_actors_and_drivers_killed(place: Site, ray: Nodes, rng: random.Random) 
         kill_driver(command, kills)
         Command(place, run_file, ray.address).finish()
     line = check(place, "killed", kills, watcher)
-    assert (line.kills, line.most) == (4, 1) and line.executions <= line.units + 4
+    assert line.kills == 4 and line.most <= 1
 
 
 @pytest.mark.ray
@@ -94,12 +94,10 @@ def test_a_frozen_node_and_a_dead_one_under_two_drivers(place: Site, ray: Nodes,
     gate, out = run_file.with_name("gate"), run_file.with_name("out")
     with Watcher(out, place.documents) as watcher:
         pair = [Command(place, run_file, ray.address, pause_s=0.5, gate=gate) for _ in range(2)]
-        wait_for("both to work", lambda: len(Log(pair[0].log).running()) == 2)
-        gate.touch()
-        progress(pair[0], rng.randint(1, 4))
-        time.sleep(rng.uniform(0, 0.5))
+        wait_for("both to work", lambda: len(Log(pair[0].log).running()) == 2)  # and to wait at the gate
         frozen, killed = rng.sample(ray.raylets, 2)
-        freeze(ray, frozen, pair[0], kills)
+        dead_at = freeze(ray, frozen, pair[0], kills, gate)
+        time.sleep(rng.uniform(0, 1))
         kills.raylets.add(killed)
         ray.remove(killed)
         late = [ray.add(), ray.add()]
@@ -109,9 +107,7 @@ def test_a_frozen_node_and_a_dead_one_under_two_drivers(place: Site, ray: Nodes,
     check(place, "nodes", kills, watcher, pair=True)
     done = Log(run_file.with_name("log")).executions
     assert {one.raylet for one in done} == {frozen, killed, *late}
-    again = {(one.unit, one.driver) for one in done if one.raylet in late}
-    written_on = [one for one in done if one.raylet == frozen and one.end and (one.unit, one.driver) in again]
-    assert written_on, "all that the frozen node's actor did was known to its driver: nothing was tested"
+    assert [one for one in done if one.raylet == frozen and one.end and one.end > dead_at], "it did not write on"
 
 
 # ---- the tools can fail
@@ -130,13 +126,13 @@ def history(*lines: str) -> Log:
     return log
 
 
-def faults(*lines: str, units: int = 20, lost: tuple[int, ...] = (), frozen: tuple[int, ...] = ()) -> Tally:
+def faults(*lines: str, units: int = 20, lost: tuple[int, ...] = (), outlived: tuple[int, ...] = ()) -> Tally:
     filler = [f"did {unit} 9 1 {100 + unit}" for unit in range(8, units)]
-    return tally(history("begin -1 1 1 0", *lines, *filler), units, lost, frozen)
+    return tally(history("begin -1 1 1 0", *lines, *filler), units, lost, outlived)
 
 
 @pytest.mark.parametrize(
-    ("lines", "lost", "frozen", "redone", "fault"),
+    ("lines", "lost", "outlived", "redone", "fault"),
     [
         (["died 0 5 1 1", "did 0 6 1 2"], (5,), (), 1, ""),
         (["did 0 5 1 1", "died 1 5 1 2", "did 1 6 1 4"], (5,), (), 1, ""),
@@ -148,9 +144,9 @@ def faults(*lines: str, units: int = 20, lost: tuple[int, ...] = (), frozen: tup
         (["did 0 5 1 1", "begin -1 2 2 1", "did 0 6 2 2"], (), (), 0, ""),  # two drivers at one time
     ],
 )
-def test_the_tally(lines: list[str], lost: tuple[int, ...], frozen: tuple[int, ...], redone: int, fault: str) -> None:
+def test_the_tally(lines: list[str], lost: tuple[int, ...], outlived: tuple[int, ...], redone: int, fault: str) -> None:
     others = [f"did {unit} 7 1 {50 + unit}" for unit in range(8) if not any(x.split()[1] == str(unit) for x in lines)]
-    found = faults(*lines, *others, lost=lost, frozen=frozen)
+    found = faults(*lines, *others, lost=lost, outlived=outlived)
     assert sum(map(len, found.redone.values())) == redone
     assert (found.faults == []) if not fault else (len(found.faults) == 1 and found.faults[0].startswith(fault))
 
