@@ -1,7 +1,7 @@
 # Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or .ci/constraints.txt changed.
 # A Python of your choice: make PYTHON=/path/to/python3.12 test
 
-.PHONY: demo test lint bench bench-exact bench-distill audit clean
+.PHONY: demo test chaos soak lint bench bench-exact bench-distill audit clean
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -11,6 +11,13 @@ demo: $(STAMP)
 # Files side by side in two processes, each with one thread. ARGS=-n0 for one process (a debugger, a quiet timing).
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Real kills (docs/CONTRIBUTING.md): some minutes, and TARGETSMITH_KILLS of them (an hour) with a table.
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n0 -m chaos tests/test_chaos.py $(ARGS)
+
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $${TARGETSMITH_KILLS:-120} $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
