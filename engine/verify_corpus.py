@@ -109,9 +109,8 @@ def _refused(file: str, record: dict[str, Any], document: Document) -> Iterator[
     wanted = refusal(document, *(document.problem or said))
     for key in ("doc_id", "source", "place", "text_sha256", "reason", "detail"):
         if record[key] != wanted[key]:
-            yield Finding(
-                file, f"{key} {short(record[key], 60)}", f"{short(wanted[key], 60)}", record["doc_id"], column=key
-            )
+            found, told = short(record[key], 80), short(wanted[key], 80)
+            yield Finding(file, found, f"{told}, as the corpus has it", record["doc_id"], column=key)
 
 
 def _rows(store: Store, name: str) -> list[dict[str, Any]]:
