@@ -166,7 +166,7 @@ def test_the_corpus_beside_the_output(run_file: Path, out: Path, capsys: pytest.
         assert (
             "corpus file 'more.jsonl': found a file that the run does not have; wanted the 1 files of the plan" in said
         )
-        assert "corpus file 'corpus.jsonl': found sha256" in said and "no document was compared" in said
+        assert "corpus file 'corpus.jsonl': found n_rows 4, sha256 " in said and "no document was compared" in said
     finally:
         corpus.write_text(before)
         run_file.with_name("more.jsonl").unlink()
