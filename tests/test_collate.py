@@ -243,7 +243,7 @@ def cut_a_list(table: pa.Table) -> pa.Table:
 def with_a_null(table: pa.Table) -> pa.Table:
     values = table["gold_logp"].to_pylist()
     values[2][0] = None
-    new = pa.array(values, table["gold_logp"].type)
+    new = pa.array(values, pa.list_(pa.float32()))
     return table.set_column(table.schema.get_field_index("gold_logp"), "gold_logp", new)
 
 
