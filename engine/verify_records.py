@@ -45,7 +45,7 @@ def plan_findings(plan: Plan) -> Iterator[Finding]:
     try:
         wanted = tuple(PlanUnit(**asdict(unit)) for unit in corpus_of(plan, Path()).units())
         if KEY in plan.semantic:
-            rows, of = retry["rows"], retry["of"]
+            rows, of = plan.semantic[KEY]["rows"], plan.semantic[KEY]["of"]
             if not (rows and all(type(row) is int and row >= 0 for row in rows) and rows == sorted(set(rows))):
                 yield Finding(PLAN, f"semantic.retry.rows {short(rows, 60)}", "rows of the corpus, rising, each once")
                 return

@@ -14,9 +14,10 @@ import pytest
 from engine.rows import flat
 from engine.verify import verify
 from schemas.manifest import canonical_json
+from schemas.runfile import load_run
 from tests.mutations import parquet_files, reseal
 from tests.mutations_rows import rewrite
-from tests.runs import ASSETS, TEXTS, score_here, write_run
+from tests.runs import ASSETS, TEXTS, score_here, score_run, write_run
 from tests.test_cli import call
 
 
@@ -187,3 +188,19 @@ def test_names_that_are_no_text_can_be_printed(out: Path, capsys: pytest.Capture
     )
     assert call("verify", out, "--json") == 1
     assert len(json.loads(capsys.readouterr().out)["findings"]) == 3
+
+
+def test_what_the_manual_says_of_damaged_files_mends_them(run_file: Path, out: Path) -> None:
+    damaged = parquet_files(out)[0]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert not verify(out).sound
+    kept = {path: path.read_bytes() for path in parquet_files(out) if path != damaged}
+    for path in (
+        damaged,
+        *(out / name for name in ("_engine/shards/00000.json", "_engine/manifest.json", "README.md")),
+    ):
+        path.unlink()
+    score_run(load_run(run_file).model_copy(update={"output": out}))
+    report = verify(out, complete=True)
+    assert report.sound and report.documents == 3
+    assert all(path.read_bytes() == data for path, data in kept.items())
