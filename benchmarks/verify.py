@@ -38,6 +38,7 @@ def write(out: Path, top_k: int, files: int, positions: int) -> None:
         sums = sums_of(round_rows(table), plan.products["student/small"])
         stats = {f"student/small.{name}": float(value) for name, value in sums.items()}
         stats |= {"documents": float(count), "quarantined": 0.0, "text_bytes": float(sum(map(len, texts)))}
+        stats |= {"teacher_tokens": float(sums["positions"]), "teacher_evaluations": float(sums["positions"])}
         assert lengths_of(table).sum() == sums["positions"]
         shards.publish_unit(out, plan, unit.index, {"student/small": table}, [], stats)
     shards.finish(out, plan, engine_version="benchmark")

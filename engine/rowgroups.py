@@ -38,6 +38,15 @@ NARROW: dict[str, tuple[str, type[np.generic], float]] = {
     **{name: (name, np.float32, 0) for name in STATISTICS},
     "roles": ("roles", np.uint8, 0),
 }
+_SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
+_TYPES: dict[str, pa.DataType] = {
+    "doc_id": pa.string(), "doc_row": pa.int64(), "text": pa.string(), "scored": pa.list_(pa.bool_()),
+    **dict.fromkeys(("token_ids", "byte_end", "topk_ids", "sample_ids"), pa.list_(pa.int32())),
+    **dict.fromkeys(("flags", "roles", "sample_sizes", "sample_counts"), pa.list_(pa.uint8())),
+    **dict.fromkeys(("topk_logps", "tail_logp", "gold_logp", "err", *_SHARES, *STATISTICS), pa.list_(pa.float32())),
+    "hidden": pa.list_(pa.uint16()),
+}  # fmt: skip
+
 # Batch key -> column, with several values a position.
 WIDE = {"ids": "topk_ids", "logps": "topk_logps", "hidden": "hidden"}
 BATCH_COLUMNS = (
@@ -93,6 +102,10 @@ def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: s
             offsets[name] = offsets[name] - offsets[name][0]
         else:
             columns[name] = column.to_numpy() if pa.types.is_integer(column.type) else column.to_pylist()
+        if _plain(column.type) != _plain(_TYPES.get(name, column.type)):
+            raise TargetsError(
+                f"{where}: {name} has the type {column.type}, wanted {_TYPES[name]}; copy the file again"
+            )
     bounds = offsets["token_ids"]
     for name, found in offsets.items():
         width = 1
@@ -120,6 +133,11 @@ def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: s
         columns["scored"] = scored & ~wide
     columns[LEFT_OUT] = wide
     return Group.of(bounds, columns)
+
+
+def _plain(kind: pa.DataType) -> str:
+    """A type whatever its lists' elements are called, and may be null or not."""
+    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
 def spread(flat: npt.NDArray[Any], sizes: npt.NDArray[np.uint8], width: int, fill: int = 0) -> npt.NDArray[Any]:

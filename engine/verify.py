@@ -87,8 +87,8 @@ class _Verifier:
         plan = self._json(PLAN, Plan)
         if plan is not None:
             if plan.recompute() != plan.fingerprint:
-                found = f"content and fingerprint {short(plan.fingerprint, 13)} disagree"
-                self.report.add(PLAN, found, f"the fingerprint {plan.recompute()[:12]}…")
+                found = f"content with the fingerprint {plan.recompute()[:12]}…"
+                self.report.add(PLAN, found, f"{short(plan.fingerprint, 13)}, as it says itself")
                 plan = None
             elif wrong := _unit_gap(plan):
                 self.report.add(PLAN, wrong, "units numbered from 0, without holes")

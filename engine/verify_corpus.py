@@ -59,9 +59,10 @@ def _files(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> Iterato
     for label in sorted(mine.keys() - theirs.keys()):
         yield Finding(_named(label), "a file that the run does not have", f"the {len(theirs)} files of the plan")
     for label in sorted(mine.keys() & theirs.keys()):
-        names = ("sha256", "n_bytes", "n_rows", "text_bytes", "unit_rows")
-        if other := [name for name in names if mine[label][name] != theirs[label][name]]:
-            told = [", ".join(f"{name} {short(file[label][name], 40)}" for name in other) for file in (mine, theirs)]
+        names = ["sha256"] if mine[label]["sha256"] != theirs[label]["sha256"] else ["text_bytes", "unit_rows"]
+        names = ["n_rows", *names]
+        if any(mine[label][name] != theirs[label][name] for name in names):
+            told = [", ".join(f"{name} {short(file[label][name], 20)}" for name in names) for file in (mine, theirs)]
             yield Finding(_named(label), told[0], f"{told[1]}, as in the plan")
 
 
@@ -109,9 +110,8 @@ def _refused(file: str, record: dict[str, Any], document: Document) -> Iterator[
     wanted = refusal(document, *(document.problem or said))
     for key in ("doc_id", "source", "place", "text_sha256", "reason", "detail"):
         if record[key] != wanted[key]:
-            yield Finding(
-                file, f"{key} {short(record[key], 60)}", f"{short(wanted[key], 60)}", record["doc_id"], column=key
-            )
+            found, told = short(record[key], 80), short(wanted[key], 80)
+            yield Finding(file, found, f"{told}, as the corpus has it", record["doc_id"], column=key)
 
 
 def _rows(store: Store, name: str) -> list[dict[str, Any]]:

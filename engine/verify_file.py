@@ -96,6 +96,8 @@ class FileCheck:
     def _open(self, data: bytes) -> None:
         facts = self.expected.facts
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            if not self._is_ours(file.metadata):
+                return
             self._check_footer(file.metadata)
             schema = file.schema_arrow
             if not schema.equals(facts.schema_of_rows, check_metadata=False):
@@ -116,6 +118,29 @@ class FileCheck:
             self._check_sums()
 
     # ---- footer
+
+    def _is_ours(self, metadata: Any) -> bool:
+        """Of a file of another run, product or unit nothing else is told."""
+        expected = self.expected
+        wanted = {
+            "fingerprint": expected.plan.fingerprint,
+            "product": expected.product,
+            "unit": str(expected.unit.index),
+        }
+        footer = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
+        found = {key: footer.get(f"targetsmith.{key}") for key in wanted}
+        if found == wanted:
+            return True
+        told = [
+            ", ".join(
+                f"{key} {short(value, 60 if key == 'product' else 13)}"
+                for key, value in one.items()
+                if found[key] != wanted[key]
+            )
+            for one in (found, wanted)
+        ]
+        self._add(("footer", "file"), f"a file of {told[0]}", f"of {told[1]}")
+        return False
 
     def _check_footer(self, metadata: Any) -> None:
         expected, record = self.expected, self.expected.record

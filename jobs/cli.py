@@ -121,7 +121,9 @@ def verify(
     run_file: Annotated[
         Path | None,
         typer.Option(
-            "--run", metavar="RUN.toml", help="The run file, for --rescore and --oracle: where the teacher is."
+            "--run",
+            metavar="RUN.toml",
+            help="The run file: its corpus is compared; --rescore and --oracle need it, too.",
         ),
     ] = None,
     rescore: Annotated[int, typer.Option(min=0, help="So many documents are scored again and compared.")] = 0,

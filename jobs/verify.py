@@ -119,7 +119,8 @@ def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> Non
     stream.writelines(f"{finding}\n" for finding in findings[:SHOWN_FINDINGS])
     if len(findings) > SHOWN_FINDINGS:
         stream.write(f"... and {len(findings) - SHOWN_FINDINGS:,} more findings; --json has all\n")
-    stream.write(f"{len(findings):,} findings\n" if findings else "sound: nothing found\n")
+    many = f"{len(findings):,} findings\n" if len(findings) > 1 else "1 finding\n"
+    stream.write(many if findings else "sound: nothing found\n")
 
 
 def _progress(notes: TextIO) -> Callable[[Report], None]:

@@ -97,12 +97,15 @@ def write_output(
             name = f"data/{product}/train-{unit:05d}-of-{units:05d}.parquet"
             files[product] = write_shard(out, name, table, product, unit, group_rows, version)
         shards.append({"unit": unit, "quarantined": 0, "files": files})
+    none: dict[str, Any] = {"codec": "topk", "top_k": 0, "draws": 0, "hidden_size": 0, "vocab_size": 900}
+    none |= {"bos_id": None, "eos_id": None, "tokenizer_hash": "h" * 64}
+    none = none if version > 2 else {}
     kind = {"regime": "beam", "semantics": "canonical-context"}
     manifest = {
         "schema_name": "targetsmith.targets",
         "schema_version": version,
         "fingerprint": "f" * 64,
-        "products": {product: {**FACTS[product], **kind} for product in products},
+        "products": {product: {**none, **FACTS[product], **kind} for product in products},
         "shards": shards,
     }
     (out / "_engine").mkdir()

@@ -82,6 +82,10 @@ def recast(out: Path, rng: Rng) -> str:
     elif how == "null":
         values = [None, *table.column(at).to_pylist()[1:]]
         table = table.set_column(at, pa.field(column.name, column.type), pa.array(values, column.type))
+    elif how == "type" and not pa.types.is_list(column.type):
+        values = table.column(at).to_pylist()
+        new = pa.array(map(str, values)) if column.name == "doc_row" else pa.array([len(value) for value in values])
+        table = table.set_column(at, column.name, new)
     elif how == "type" and pa.types.is_list(column.type):
         inner = pa.string() if pa.types.is_boolean(column.type.value_type) else pa.float64()
         table = table.set_column(at, column.name, table.column(at).cast(pa.list_(inner)))

@@ -243,11 +243,16 @@ def cut_a_list(table: pa.Table) -> pa.Table:
 def with_a_null(table: pa.Table) -> pa.Table:
     values = table["gold_logp"].to_pylist()
     values[2][0] = None
-    return table.set_column(table.schema.get_field_index("gold_logp"), "gold_logp", pa.array(values))
+    new = pa.array(values, pa.list_(pa.float32()))
+    return table.set_column(table.schema.get_field_index("gold_logp"), "gold_logp", new)
 
 
 def without_the_tail(table: pa.Table) -> pa.Table:
     return table.drop_columns(["tail_logp"])
+
+
+def other_flags(table: pa.Table) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("flags"), "flags", table["flags"].cast(pa.list_(pa.float64())))
 
 
 def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
@@ -261,6 +266,7 @@ def replaced(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
         ("student/drawn", break_sizes, r"row group 2: sample_(ids|counts) has \d+ values up to document 3"),
         ("student/small", cut_a_list, "row group 0: topk_logps has .* up to document 1 of the row group, wanted"),
         ("student/small", with_a_null, "row group 0: gold_logp has 1 nulls"),
+        ("student/small", other_flags, r"flags has the type list<.*: double>, wanted list<item: uint8>"),
         ("student/small", without_the_tail, "no columns tail_logp, which the codec 'topk' has"),
     ],
 )

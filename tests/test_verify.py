@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 
 from engine.rows import flat
 from engine.verify import verify
+from schemas.manifest import canonical_json
+from schemas.runfile import load_run
 from tests.mutations import parquet_files, reseal
 from tests.mutations_rows import rewrite
-from tests.runs import ASSETS, TEXTS, score_here, write_run
+from tests.runs import ASSETS, TEXTS, score_here, score_run, write_run
 from tests.test_cli import call
 
 
@@ -130,3 +133,74 @@ def test_a_run_file_of_another_run_is_refused(run_file: Path, out: Path, capsys:
     other.write_text(run_file.read_text().replace("top_k = 16", "top_k = 17"))
     assert call("verify", out, "--run", other, "--rescore", 1) == 1
     assert "top_k: 16 -> 17" in capsys.readouterr().err
+
+
+def test_the_corpus_beside_the_output(run_file: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files are those of the plan, and each record is where it belongs, under its name and with its text."""
+    assert call("verify", out, "--run", run_file) == 0
+    assert "corpus: 1 files, 4 records, as in the plan; 4 documents compared" in capsys.readouterr().out
+
+    for path in parquet_files(out):  # another text of the same length, in all products
+        table = pq.read_table(path).replace_schema_metadata(None)
+        texts = ["two" if text == "one" else text for text in table.column("text").to_pylist()]
+        rewrite(path, table.set_column(2, table.schema.field("text"), pa.array(texts)))
+        reseal(out, path)
+    claim = out / "_engine/quarantine/00001.jsonl"
+    record = json.loads(claim.read_text())
+    claim.write_text(canonical_json({**record, "place": "line 3", "text_sha256": "0" * 64}) + "\n")
+    assert verify(out).sound
+    assert call("verify", out, "--run", run_file) == 1
+    said = capsys.readouterr().out
+    assert "document 't2', text: found 'two' from character 0 on; wanted 'one' (corpus.jsonl, line 3)" in said
+    assert "_engine/quarantine/00001.jsonl, document 'corpus.jsonl#3', place: found line 3; wanted line 4, as" in said
+    assert "text_sha256: found 000" in said and "3 findings" in said
+
+    corpus = run_file.with_name("corpus.jsonl")
+    before = corpus.read_text()
+    try:
+        corpus.write_text(before.replace('"one"', '"1"'))
+        run_file.with_name("more.jsonl").write_text(before)
+        other = run_file.with_name("other.toml")
+        other.write_text(run_file.read_text().replace('"corpus.jsonl"', '"*.jsonl"'))
+        assert call("verify", out, "--run", other) == 1
+        said = capsys.readouterr().out
+        assert (
+            "corpus file 'more.jsonl': found a file that the run does not have; wanted the 1 files of the plan" in said
+        )
+        assert "corpus file 'corpus.jsonl': found n_rows 4, sha256 " in said and "no document was compared" in said
+    finally:
+        corpus.write_text(before)
+        run_file.with_name("more.jsonl").unlink()
+
+
+def test_names_that_are_no_text_can_be_printed(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (
+        os.fsdecode(b"_engine/shards/\xff\n\x1b[1m.json"),
+        "data/teacher/größe.parquet",
+        "_engine/shards/٣.json",
+    ):
+        (out / name).write_bytes(b"")
+    assert call("verify", out) == 1
+    said = capsys.readouterr().out
+    assert r"_engine/shards/\udcff\n\x1b[1m.json: found a file that is no seal" in said
+    assert (
+        "data/teacher/größe.parquet: found" in said and "_engine/shards/٣.json: found" in said and "3 findings" in said
+    )
+    assert call("verify", out, "--json") == 1
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 3
+
+
+def test_what_the_manual_says_of_damaged_files_mends_them(run_file: Path, out: Path) -> None:
+    damaged = parquet_files(out)[0]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert not verify(out).sound
+    kept = {path: path.read_bytes() for path in parquet_files(out) if path != damaged}
+    for path in (
+        damaged,
+        *(out / name for name in ("_engine/shards/00000.json", "_engine/manifest.json", "README.md")),
+    ):
+        path.unlink()
+    score_run(load_run(run_file).model_copy(update={"output": out}))
+    report = verify(out, complete=True)
+    assert report.sound and report.documents == 3
+    assert all(path.read_bytes() == data for path, data in kept.items())

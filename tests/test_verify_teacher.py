@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,14 +17,19 @@ import pytest
 
 from engine import rescore
 from engine.compare import NOISE
+from engine.head import HEAD
 from engine.outfolder import load_plan
 from engine.rows import flat, lengths_of, rounded
 from engine.score import Scorer
+from engine.stream import Targets
 from engine.verify import verify
-from tests.mutations import parquet_files, place_of, recount, reseal
+from schemas.runfile import load_run
+from tests.chats import chat_teacher
+from tests.mutations import parquet_files, place_of, read_head, recount, reseal, write_head
 from tests.mutations_rows import rewrite
-from tests.runs import ASSETS, score_here, write_run, write_subset
+from tests.runs import ASSETS, retry_here, score_here, write_run, write_subset
 from tests.test_cli import call
+from tests.test_store import bucket, endpoint  # noqa: F401 - fixtures
 
 TEXTS = ("3 + 4 = 7.", "Anna has 3 apples.", "one")
 Columns = dict[str, np.ndarray]
@@ -84,7 +90,8 @@ def alter(out: Path, product: str, doc_row: int, position: int, change: Callable
         count = len(flat(table, "token_ids"))
         lists = [field for field in table.schema if pa.types.is_list(field.type)]
         columns = {field.name: flat(table, field.name).copy() for field in lists}
-        shaped = {name: v.reshape(count, -1) if len(v) > count else v for name, v in columns.items()}
+        wide = ("topk_ids", "topk_logps", "hidden")
+        shaped = {name: v.reshape(count, -1) if name in wide else v for name, v in columns.items()}
         change(shaped, at)
         for field in lists:
             new = shaped[field.name].reshape(-1)
@@ -164,11 +171,107 @@ def test_honest_and_forged(run_file: Path, out: Path, capsys: pytest.CaptureFixt
 
 def widest(run_file: Path, out: Path) -> tuple[int, int, float, float]:
     """(doc_row, position, deviation from the lossless value, width) of the position of student/bl that is furthest off."""
-    from schemas.runfile import load_run
-
     rescorer = rescore.open_rescorer(out, load_run(run_file), seed=0)
     (one,) = [one for one in rescorer.oracle(9) if one.product == "student/bl"]
     far, width = (one.measures[name] for name in ("total variation to the lossless value", "certified width"))
     row = int(np.argmax([values.max() for values in far]))  # all are scored: the teacher has a begin token
     position = int(np.argmax(far[row]))
     return row, position, float(far[row][position]), float(width[row][position])
+
+
+def test_conversations_draws_and_hidden_states_without_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The corpus is read again. A draw and a state that are not those of the teacher, and another lm_head, are found."""
+    chat_teacher(tmp_path / "t", "chatml", ends=["<|im_end|>"])
+    talk = [{"role": "user", "content": "9 × 9?"}, {"role": "assistant", "content": "81"}]
+    lines = [{"id": "good", "chat": talk}, {"id": "bad", "chat": "a text"}, {"id": "more", "chat": [*talk, *talk]}]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(
+        """
+output = "out"
+[teacher]
+model = "./t"
+[corpus]
+paths = ["chat.jsonl"]
+messages = "chat"
+id = "id"
+unit_documents = 2
+[[student]]
+name = "same"
+tokenizer = "./t"
+[targets]
+codec = "sample"
+draws = 20
+hidden = true
+store_text = false
+"""
+    )
+    out = score_here(run_file)
+    code, report, by_name = compared(capsys, out, "--run", run_file, "--rescore", 5)
+    assert code == 0, report["findings"]
+    assert by_name.keys() == {"rescored teacher", "rescored student/same", "rescored hidden"}
+    assert all(one["documents"] == 2 and one["positions"] > 4 for one in by_name.values())
+    assert by_name["rescored student/same"]["measures"]["share of the draws that differ"]["max"] <= 0.05
+    assert any("3 documents compared" in note for note in report["notes"])
+
+    at = {p: int(np.flatnonzero(next(Targets(out, p).documents()).scored)[0]) for p in ("same", "hidden")}
+
+    def draw(columns: Columns, at: int) -> None:
+        first = int(columns["sample_sizes"][:at].sum())
+        likeliest = columns["sample_ids"][first : first + columns["sample_sizes"][at]]
+        likeliest[0] = min(set(range(3, 200)) - set(likeliest.tolist()))
+
+    def state(columns: Columns, at: int) -> None:
+        columns["hidden"][at, :64] = np.uint16(0x3F80)  # 1
+
+    forged = {alter(out, "student/same", 0, at["same"], draw), alter(out, "hidden", 0, at["hidden"], state)}
+    tensors, metadata = read_head(out)
+    write_head(out, {**tensors, "lm_head": -tensors["lm_head"]}, metadata)
+    assert verify(out).sound, verify(out).findings
+    code, report, by_name = compared(capsys, out, "--run", run_file, "--rescore", 5)
+    assert code == 1 and {finding["file"] for finding in report["findings"]} == {*forged, HEAD}
+
+
+def test_pruned_and_unfinished_without_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    students = {"part": write_subset(tmp_path / "part"), "bl": ASSETS / "student_bl"}
+    targets = "eps = 0.02\nbytes = true\nstore_text = false\nmax_nodes_per_token = 0"
+    run_file = write_run(tmp_path, texts=(*TEXTS, "8 × 8 = 64"), targets=targets, students=students)
+    out = score_here(run_file)
+    assert max(flat(pq.read_table(path), "pruned_mass").max() for path in parquet_files(out)) > 0
+    for name in ("manifest.json", "shards/00001.json"):
+        (out / "_engine" / name).unlink()
+    code, report, by_name = compared(capsys, out, "--run", run_file, "--rescore", 9)
+    assert code == 0 and not report["finished"], report["findings"]
+    assert set(by_name) == {"rescored teacher", "rescored student/part", "rescored student/bl", "rescored bytes"}
+    assert all(one["documents"] == 2 and one["measures"]["err"]["max"] < 0.02 for one in by_name.values())
+    assert any("corpus: 1 files, 4 records, as in the plan; 2 documents" in note for note in report["notes"])
+    (tmp_path / "corpus.jsonl").rename(tmp_path / "gone")
+    assert call("verify", out, "--run", run_file) == 2
+    assert "got no file" in capsys.readouterr().err
+    (out / "data/more").write_bytes(b"")
+    assert call("verify", out, "--run", run_file, "--rescore", 1) == 1  # what is found is told all the same
+    said = capsys.readouterr().out
+    assert "data/more: found a file that is in no seal" in said and "note: not compared with the teacher: " in said
+
+
+def test_a_retry_with_draws_on_an_object_store(
+    tmp_path: Path,
+    bucket: str,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its documents are numbered anew, its draws are those of the corpus rows."""
+    students = {"bl": ASSETS / "student_bl"}
+    run_file = write_run(
+        tmp_path, texts=(*TEXTS, "8 × 8"), targets='codec = "sample"\nregime = "fast"', students=students
+    )
+    score_here(run_file, died={"t1", "t2"})
+    again = retry_here(run_file)
+    fsspec.filesystem("s3").put(str(again), f"{bucket}/run", recursive=True)
+    code, report, by_name = compared(capsys, f"{bucket}/run", "--run", run_file, "--rescore", 9)
+    assert code == 0 and report["out"] == f"{bucket}/run", report["findings"]
+    assert by_name.keys() == {"rescored teacher", "rescored student/bl"}
+    assert all(one["documents"] == 2 for one in by_name.values())
+    assert by_name["rescored student/bl"]["measures"]["share of the draws that differ"]["max"] <= 0.05
+    assert any("2 documents compared" in note for note in report["notes"])
