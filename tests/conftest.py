@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.faults import Call, caller
+from tests.objectstores import bucket, endpoint  # noqa: F401 - fixtures of all tests
 
 torch.set_num_threads(1)
 

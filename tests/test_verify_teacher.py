@@ -29,7 +29,6 @@ from tests.mutations import parquet_files, place_of, read_head, recount, reseal,
 from tests.mutations_rows import rewrite
 from tests.runs import ASSETS, retry_here, score_here, write_run, write_subset
 from tests.test_cli import call
-from tests.test_store import bucket, endpoint  # noqa: F401 - fixtures
 
 TEXTS = ("3 + 4 = 7.", "Anna has 3 apples.", "one")
 Columns = dict[str, np.ndarray]
@@ -258,7 +257,7 @@ def test_pruned_and_unfinished_without_texts(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_retry_with_draws_on_an_object_store(
     tmp_path: Path,
-    bucket: str,  # noqa: F811
+    bucket: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its documents are numbered anew, its draws are those of the corpus rows."""

@@ -1,0 +1,235 @@
+"""Runs on an object store: killed, raced, resumed, shown and read like runs on a disk.
+
+TARGETSMITH_EFFORT=n kills n times as often.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import shards
+from engine import store as stores
+from engine.head import HEAD
+from engine.outfolder import claim_name, seal_name, sealed_shards, unsealed_units
+from engine.store import ObjectStore, PosixStore, open_store
+from engine.stream import Targets
+from jobs.cli import main
+from schemas.errors import FingerprintMismatch, OutputError, RunFileError
+from schemas.runfile import load_run
+from tests.objectstores import ROOT, SECRET, contents, publish_all, real
+from tests.runs import TEXTS, score_here, score_run, write_run
+from tests.tables import small_plan
+from tests.vocabularies import EFFORT
+
+# ---- runs
+
+
+def test_a_unit_without_its_seal_is_sealed_and_one_without_data_is_scored(bucket: str) -> None:
+    plan, out = small_plan(units=3), open_store(f"{bucket}/out")
+    shards.open_output(out, plan)
+    publish_all(out, plan)
+    before, fs, root = contents(out), real(out), out.url.removeprefix("s3://")
+    gone = [seal_name(1), seal_name(2), claim_name(2)]  # killed before the seal; killed before anything
+    gone += [name for name in before if name.startswith("data/") and "00002-of" in name]
+    for name in gone:
+        fs.rm_file(f"{root}/{name}")
+    assert shards.open_output(out, plan) == [0, 1] and unsealed_units(out, plan) == [2]
+    with pytest.raises(OutputError, match="1 of 3 units are not sealed"):
+        shards.finish(out, plan, engine_version="test")
+    publish_all(out, plan)
+    assert contents(out) == before
+
+
+def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None:
+    """The second commit of each name loses; nobody sees two halves of a unit."""
+    plan, out = small_plan(units=4), f"{bucket}/out"
+
+    def drive(seed: int) -> Any:
+        store = open_store(out)
+        shards.open_output(store, plan)
+        publish_all(store, plan, seed=seed)
+        return shards.finish(store, plan, engine_version="test")
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(drive, [1, 2])
+    assert first == second and len(list(sealed_shards(out, "teacher"))) == 4
+    assert sum(1 for _ in Targets(out, "teacher", verify=True).documents()) == 16
+    assert len([name for name in contents(out) if name.startswith("data/")]) == 8
+
+
+PUBLISH = """
+import sys
+from engine import shards
+from engine.store import open_store
+from tests.tables import quarantine_record, small_plan, unit_tables
+plan, store = small_plan(units=4, rows=2), open_store(sys.argv[1])
+print("begun", flush=True)
+shards.open_output(store, plan)
+for unit in plan.units:
+    shards.publish_unit(store, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": 2.0})
+shards.finish(store, plan, engine_version="test")
+"""
+
+
+def test_killed_at_any_time_then_repeated_gives_the_undisturbed_output(bucket: str) -> None:
+    """SIGKILL at random times: what is there is whole, and the same bytes as in the end."""
+    calm, out = open_store(f"{bucket}/calm"), open_store(f"{bucket}/out")
+    rng = random.Random(5)
+
+    def start(store: stores.Store) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PUBLISH, str(store)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    with start(calm) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        began = time.monotonic()
+        assert process.wait(120) == 0
+        seconds = time.monotonic() - began
+    wanted = contents(calm)
+    for _ in range(EFFORT):
+        with start(out) as process:
+            assert process.stdout is not None and process.stdout.readline() == "begun\n"
+            time.sleep(rng.uniform(0.2, 0.9) * seconds)
+            process.kill()
+        assert contents(out).items() <= wanted.items()
+    with start(out) as process:
+        assert process.wait(120) == 0
+    assert contents(out) == wanted
+
+
+def test_foreign_and_changed_outputs_are_refused(bucket: str) -> None:
+    plan, store = small_plan(units=1), open_store(f"{bucket}/foreign")
+    out = ObjectStore(f"{bucket}/out", real(store))
+    store.put_if_absent("thesis.tex", b"x")
+    with pytest.raises(OutputError, match=r"not empty and not an output.*foreign/thesis.tex"):
+        shards.open_output(store, plan)
+    shards.open_output(out, plan)
+    with pytest.raises(FingerprintMismatch, match="top_k: 8 -> 9"):
+        shards.open_output(out, small_plan(units=1, top_k=9))
+    publish_all(out, plan)
+    fs, root = real(out), out.url.removeprefix("s3://")
+    out.put_if_absent("data/teacher/stray.parquet", b"x")
+    with pytest.raises(OutputError, match=r"stray.parquet: not a file of this run"):
+        shards.finish(out, plan, engine_version="test")
+    fs.rm_file(f"{root}/data/teacher/stray.parquet")
+    name = next(sealed_shards(out, "teacher"))
+    fs.pipe_file(f"{root}/{name}", b"torn")
+    with pytest.raises(OutputError, match=f"{name}: 4 bytes, sealed with"):
+        shards.finish(out, plan, engine_version="test")
+    with pytest.raises(OutputError, match="specified bucket does not exist; make the bucket first"):
+        shards.open_output(ObjectStore("s3://nobody-has-this/out", fs), plan)
+
+
+def test_a_shard_that_is_too_large_says_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ObjectStore, "most_bytes", 1000)
+    plan, out = small_plan(units=1), open_store(f"{bucket}/out")
+    shards.open_output(out, plan)
+    with pytest.raises(OutputError, match=r"parquet: [\d,]+ bytes.*at most 1,000; set \[corpus\] unit_bytes"):
+        publish_all(out, plan)
+    assert not list(out.files("data"))
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (f"s3://me:{SECRET}@bucket/out", "credentials belong into the environment"),
+        (f"s3://bucket/out?signature={SECRET}", "credentials belong into the environment"),
+        ("s3://bucket", "add a prefix of its own"),
+        ("http://host/out", "a URL of s3://, gs://, az://"),
+        (f"ftp://me:{SECRET}@host/out", "a URL of s3://, gs://, az://"),
+    ],
+)
+def test_urls_that_are_no_output(output: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFileError) as in_run_file:
+        load_run(write_run(tmp_path, output=output))
+    with pytest.raises(OutputError) as opened:
+        open_store(output)
+    for caught in (in_run_file, opened):
+        assert says in str(caught.value) and SECRET not in str(caught.value)
+
+
+def test_addresses(tmp_path: Path) -> None:
+    assert load_run(write_run(tmp_path, output="s3://bucket/a/b/")).output == "s3://bucket/a/b"
+    assert load_run(write_run(tmp_path, output=f"file://{tmp_path}/x")).output == tmp_path / "x"
+    local = open_store(f"file://{tmp_path}/x")
+    assert isinstance(local, PosixStore) and local.root == tmp_path / "x"
+
+
+def test_a_run_on_a_store_is_the_run_on_a_disk(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scored, interrupted, resumed, shown, printed and read: all as from a folder, and no secret anywhere."""
+    caplog.set_level(logging.INFO)
+    bad = '{"id": "bad", "text": ""}\n'
+    here, there = (tmp_path / place for place in ("here", "there"))
+    for folder in (here, there):
+        folder.mkdir()
+    made: Any = {"texts": TEXTS[:4], "lines": bad, "targets": "top_k = 16\nhidden = true"}
+    local = score_here(write_run(here, **made))
+    run = load_run(write_run(there, **made, output=f"{bucket}/out"))
+    manifest, out = score_run(run), f"{bucket}/out"
+    assert manifest.quarantined == 1
+    whole, fs = contents(out), real(open_store(out))
+    wanted = contents(local)
+    assert len(whole.pop(HEAD)) == len(wanted.pop(HEAD)) and whole == wanted  # the head's metadata have no order
+
+    for name in ("_engine/manifest.json", "README.md", seal_name(1)):
+        fs.rm_file(f"{out.removeprefix('s3://')}/{name}")
+    assert score_run(run) == manifest
+    assert contents(out).items() >= whole.items()
+
+    for mine, yours in zip(Targets(local, "sp").documents(), Targets(out, "sp", verify=True).documents(), strict=True):
+        assert mine.doc_id == yours.doc_id and (mine.logps == yours.logps).all()
+
+    def printed(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    for verb, *options in (
+        ("cat", "--student", "sp"),
+        ("cat", "--view", "teacher", "--limit", 2),
+        ("show", "--student", "sp", "--doc", "t3"),
+        ("show", "--view", "teacher", "--doc", 2),
+    ):
+        said = printed(verb, out, *options)
+        assert said == printed(verb, local, *options) and len(said.splitlines()) >= 1
+    with pytest.raises(SystemExit):
+        main(["show", out, "--doc", "4", "--student", "sp"])
+    assert "document 4 is in quarantine: empty_text" in capsys.readouterr().err
+
+    kept = b"".join(whole.values()) + caplog.text.encode()
+    assert SECRET.encode() not in kept and b"an-access-key" not in kept
+    assert bucket.removeprefix("s3://").encode() not in b"".join(whole.values())  # where it lies is no part of the run
+
+
+@pytest.mark.ray
+def test_actors_write_to_the_store(bucket: str, tmp_path: Path) -> None:
+    """The command, through real Ray: actors of other processes publish, the driver sees it and finishes."""
+    run_file = write_run(tmp_path, texts=TEXTS[:4], extra="[ray]\nactors = 2", output=f"{bucket}/out")
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.score", str(run_file)],
+        cwd=ROOT,
+        env=plain | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{bucket}/out: run" in done.stdout and SECRET not in done.stdout + done.stderr
+    (tmp_path / "here").mkdir()
+    local = score_here(write_run(tmp_path / "here", texts=TEXTS[:4]))
+    data = {name: content for name, content in contents(local).items() if name.startswith("data/")}
+    assert {name: content for name, content in contents(f"{bucket}/out").items() if name in data} == data
