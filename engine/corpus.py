@@ -137,9 +137,8 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
         data = hub.open_dataset(config, base_dir, columns)
         digest = hashlib.sha256()
         rows, text_bytes = _cut(hub.read_dataset(data, columns, [(0, left)]), config, digest)
-        found.append(
-            CorpusFile(redacted(config.dataset), config.dataset, digest.hexdigest(), 0, sum(rows), text_bytes, rows)
-        )
+        name, sha256 = redacted(config.dataset), digest.hexdigest()
+        found.append(CorpusFile(name, config.dataset, sha256, 0, sum(rows), text_bytes, rows))
     else:
         paths = list_files(config.paths, base_dir)
         for path, label in zip(paths, labels(paths, base_dir), strict=True):

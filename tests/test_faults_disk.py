@@ -1,5 +1,4 @@
-"""Faults of the disk under an output: full, read-only, without power; in whole runs. Also the order in which things are made
-durable."""
+"""Faults of the disk under an output: full, read-only, without power; in this process, and under the command."""
 
 from __future__ import annotations
 
@@ -12,17 +11,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from engine.calibrate import sample
-from engine.corpus import read_units, scan_corpus
+from engine.corpus import Unit, read_units, scan_corpus
 from engine.finish import finish
-from engine.plan import make_plan, pin
+from engine.plan import make_plan
+from engine.score import Scorer, UnitResult
 from engine.shards import open_output, publish_unit
-from jobs.worker import UnitWorker
+from jobs.worker import publish
 from schemas.errors import OutputError
+from schemas.manifest import Plan
 from schemas.runfile import load_run
 from tests.faults import BAD, contents
 from tests.runs import ASSETS, TEXTS, score_here, write_run
@@ -40,10 +42,32 @@ def write(folder: Path, *, output: str = "out", texts: tuple[str, ...] = TEXTS[2
     return write_run(folder, texts=texts, lines=BAD, targets=targets, students=students, output=output, extra=extra)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A run that is scored and not yet written, and the output that it gives undisturbed."""
+
+    plan: Plan
+    results: list[tuple[Unit, UnitResult]]
+    output: dict[str, bytes]
+
+    def publish(self, out: Path, first: int = 0) -> None:
+        for unit, result in self.results[first:]:
+            publish(out, self.plan, unit, result)
+
+
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The undisturbed output."""
-    return contents(score_here(write(tmp_path_factory.mktemp("calm") / "run")))
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    run = load_run(write(tmp_path_factory.mktemp("scored") / "run"))
+    out = run.output
+    assert isinstance(out, Path)
+    scan = scan_corpus(run.corpus, run.base_dir)
+    scorer, plan = Scorer(run), make_plan(run, scan)
+    units = read_units(run.corpus, scan, range(scan.n_units))
+    whole = Scored(plan, [(unit, scorer.score_unit(documents)) for unit, documents in units], {})
+    open_output(out, plan)
+    whole.publish(out)
+    finish(out, plan, engine_version="test")
+    return replace(whole, output=contents(out))
 
 
 @pytest.fixture
@@ -62,92 +86,86 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def score_until(run_file: Path, after_first: Callable[[], object]) -> None:
-    """As score_here; something happens once the first unit is published."""
-    run = load_run(run_file)
-    scan = scan_corpus(run.corpus, run.base_dir)
-    plan = make_plan(run, scan)
-    open_output(run.output, plan)
-    worker = UnitWorker(pin(run), plan, sample(run.corpus, scan, run.targets.calibration_documents))
-    for unit, documents in read_units(run.corpus, scan, range(scan.n_units)):
-        worker.score(unit, documents)
-        if unit.index == 0:
-            after_first()
-
-
 def fill(disk: Path) -> None:
     with pytest.raises(OSError), (disk / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
 
-def check_stopped(out: Path, calm: dict[str, bytes]) -> None:
-    """What is there is whole and as it will be; of what failed nothing is left."""
+@contextmanager
+def stopped(scored: Scored, out: Path, says: str) -> Iterator[None]:
+    """A run that is stopped behind its first unit by what happens inside; once that is undone it completes.
+
+    What it leaves is whole and as it will be, and nothing of what failed."""
+    open_output(out, scored.plan)
+    unit, result = scored.results[0]
+    publish(out, scored.plan, unit, result)
+    with pytest.raises(OutputError, match=says):
+        yield
     found = contents(out)
-    assert (
-        found.items() <= calm.items() and "_engine/shards/00000.json" in found and "_engine/manifest.json" not in found
-    )
-    assert not list(out.rglob("*.part"))
+    assert found.items() <= scored.output.items() and "_engine/shards/00000.json" in found
+    assert "_engine/shards/00001.json" not in found and not list(out.rglob("*.part"))
 
 
-def test_a_disk_that_becomes_full(disk: Path, tmp_path: Path, calm: dict[str, bytes]) -> None:
-    run_file = write(tmp_path / "run", output=str(disk / "out"))
-    with pytest.raises(
-        OutputError, match=rf"{disk}/out/.*: no room: [\d,]+ bytes are needed, 0 bytes are free; make room"
+def check_completed(scored: Scored, out: Path) -> None:
+    assert open_output(out, scored.plan) == [0]
+    scored.publish(out, 1)
+    finish(out, scored.plan, engine_version="test")
+    assert contents(out) == scored.output
+
+
+def test_a_disk_that_becomes_full(disk: Path, scored: Scored) -> None:
+    out = disk / "out"
+    with stopped(
+        scored, out, rf"{out}/.*: no room: [\d,]+ bytes are needed, 0 bytes are free; make room and run again"
     ):
-        score_until(run_file, lambda: fill(disk))
-    check_stopped(disk / "out", calm)
+        fill(disk)
+        scored.publish(out, 1)
     (disk / "filler").unlink()
-    assert contents(score_here(run_file)) == calm
+    check_completed(scored, out)
 
 
-def test_a_limit_on_the_size_of_files(tmp_path: Path, calm: dict[str, bytes]) -> None:
-    run_file = write(tmp_path / "run")
+def test_a_limit_on_the_size_of_files(tmp_path: Path, scored: Scored) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(OutputError, match=r"parquet: no room \(a file size limit or quota.*[\d,]+ bytes are free"):
-            score_until(run_file, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1])))
+        with stopped(scored, tmp_path / "out", r"parquet: no room \(a file size limit or quota.*[\d,]+ bytes are free"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+            scored.publish(tmp_path / "out", 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    check_stopped(tmp_path / "run" / "out", calm)
-    assert contents(score_here(run_file)) == calm
+    check_completed(scored, tmp_path / "out")
 
 
-def test_a_disk_that_turns_read_only(disk: Path, tmp_path: Path, calm: dict[str, bytes]) -> None:
-    run_file = write(tmp_path / "run", output=str(disk / "out"))
-    with pytest.raises(OutputError, match=r"Read-only file system.*give this user access.*\(or mount it writable\)"):
-        score_until(run_file, lambda: subprocess.run(["mount", "-o", "remount,ro", disk], check=True))
-    check_stopped(disk / "out", calm)
+def test_a_disk_that_turns_read_only(disk: Path, scored: Scored) -> None:
+    with stopped(scored, disk / "out", r"Read-only file system.*give this user access.*\(or mount it writable\)"):
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        scored.publish(disk / "out", 1)
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    assert contents(score_here(run_file)) == calm
+    check_completed(scored, disk / "out")
 
 
-def test_folders_that_lose_their_permission(calm: dict[str, bytes]) -> None:
+def test_folders_that_lose_their_permission(scored: Scored) -> None:
+    root = os.geteuid() == 0
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
-        folder = Path(name)
-        folder.chmod(0o755)
-        run_file = write(folder / "run")
-        out = folder / "run" / "out"
+        out = Path(name) / "out"
+        Path(name).chmod(0o755)
 
-        def close(mode: int = 0o555) -> None:
+        def allow(mode: int) -> None:
             for path in [out, *out.rglob("*")]:
                 if path.is_dir():
                     path.chmod(mode)
 
-        def lose() -> None:
-            close()
-            if not os.geteuid():
-                os.seteuid(NOBODY)
-
         try:
-            with pytest.raises(OutputError, match="Permission denied.*give this user access to the folder"):
-                score_until(run_file, lose)
+            with stopped(scored, out, "Permission denied.*give this user access to the folder"):
+                allow(0o555)
+                if root:
+                    os.seteuid(NOBODY)
+                scored.publish(out, 1)
         finally:
-            if os.getuid() == 0:
+            if root:
                 os.seteuid(0)
-        close(0o755)
-        check_stopped(out, calm)
-        assert contents(score_here(run_file)) == calm
+        allow(0o755)
+        check_completed(scored, out)
 
 
 @pytest.mark.chaos
