@@ -15,11 +15,9 @@ from engine.store import ObjectStore, open_store
 from engine.stream import Targets, TargetsError
 from engine.verify import verify
 from schemas.errors import OutputError
-from tests import test_store
+from tests.objectstores import Wrapped, contents, real
 from tests.tables import quarantine_record, small_plan, unit_tables
-from tests.test_store import Wrapped, contents, real
 
-endpoint, bucket = test_store.endpoint, test_store.bucket  # the fixtures: a real server, a new bucket
 SHARD = "data/student/small/train-00001-of-00002.parquet"
 ERRORS: list[Callable[[], Exception]] = [
     lambda: OSError(5, "503 Slow Down: please reduce your request rate"),
