@@ -120,7 +120,7 @@ def _flip(path: Path, rng: Rng, footer: bool = False) -> str:
     data = bytearray(path.read_bytes())
     if not data:
         path.write_bytes(b"x")
-        return f"{path.name}: a byte in an empty file"
+        return f"{path}: a byte in an empty file"
     begin = max(0, len(data) - 8 - int.from_bytes(data[-8:-4], "little") - 400) if footer else 0
     at, bit = rng.randrange(begin, len(data)), rng.randrange(8)
     data[at] ^= 1 << bit
