@@ -66,8 +66,13 @@ class Line:
 def play(line: Line, kind: str, place: Site, ray: Nodes, name: str, rng: random.Random) -> int:
     """One round, watched and judged; the kills that were made. Whatever is wrong becomes a fault of the line."""
     most, play_round = KINDS[kind]
-    with Watcher(place.folder / name / "out", place.documents) as watcher:
-        kills = play_round(place, name, rng, most, ray)
+    try:
+        with Watcher(place.folder / name / "out", place.documents) as watcher:
+            kills = play_round(place, name, rng, most, ray)
+    except AssertionError as error:  # a command that failed, or something that did not happen in time
+        place.stop()
+        line.faults.append(f"{name}: {error}")
+        return 0
     judge(line, place, name, kills, watcher, pair=kind == PAIR)
     return kills.number()
 
@@ -101,8 +106,10 @@ def soak(kills: int, seed: int, units: int = 50) -> dict[str, Line]:
     with site(units) as place, cluster(place) as ray:
         while sum(line.kills for line in table.values()) < kills:
             kind, started = list(KINDS)[number % len(KINDS)], time.monotonic()
+            known = len(table[kind].faults)
             made = play(table[kind], kind, place, ray, f"r{number}", random.Random(rng.random()))
             print(f"round {number}, {kind}: {made} kills, {time.monotonic() - started:.0f} s", flush=True)
+            print(*table[kind].faults[known:], sep="\n", end="", flush=True)
             number += 1
     return table
 
@@ -114,8 +121,6 @@ def show(table: dict[str, Line]) -> None:
         values = [str(getattr(line, name)) for name in columns]
         print(f"{kind:24}" + "".join(f"{value:>12}" for value in (*values, "yes" if line.good else "no")))
     print(f"{'all':24}{sum(line.rounds for line in table.values()):12}{sum(line.kills for line in table.values()):12}")
-    for fault in [fault for line in table.values() for fault in line.faults]:
-        print(fault)
 
 
 if __name__ == "__main__":

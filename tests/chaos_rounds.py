@@ -46,10 +46,17 @@ class Site:
     documents: int
     units: int
     reference: Path
+    commands: list[Command] = field(default_factory=list)  # all that were ever started here
 
     def run_file(self, name: str, actors: int = 2) -> Path:
         """A run of its own on the same corpus."""
         return _write(self.folder / name, self.documents, actors)
+
+    def stop(self) -> None:
+        """End what a round that failed has left running."""
+        for command in self.commands:
+            if command.running():
+                command.kill()
 
 
 def _write(folder: Path, documents: int, actors: int) -> Path:
@@ -74,9 +81,13 @@ def site(units: int) -> Iterator[Site]:
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     env = plain | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    found = None
     try:
-        yield Site(folder, env, 2 * units, units, score_here(_write(folder / "reference", 2 * units, 2)))
+        found = Site(folder, env, 2 * units, units, score_here(_write(folder / "reference", 2 * units, 2)))
+        yield found
     finally:
+        if found is not None:
+            found.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -100,6 +111,7 @@ class Command:
         command += ["--address", address, "--pause", str(pause_s), "--gate", str(gate or "")]
         with self.said.open("w") as stream:
             self.process = subprocess.Popen(command, cwd=ROOT, env=place.env, stdout=stream, stderr=stream)
+        place.commands.append(self)
 
     @property
     def pid(self) -> int:
