@@ -146,8 +146,9 @@ class Pool:
                 scheduling_strategy=strategy,
             )
             handle = actor.remote(self._make_worker)
-            calls = [Call("place", ref=handle.place.remote()), Call("start", ref=handle.start.remote())]
-            self._schedule.join(Slot(handle, node_id, deque(calls)), time.monotonic())
+            self._schedule.join(
+                Slot(handle, node_id, deque([Call("place", ref=handle.place.remote())])), time.monotonic()
+            )
 
     def _check_progress(self) -> None:
         if any(slot.ready for slot in self._schedule.slots):
@@ -170,6 +171,8 @@ class Pool:
     # ---- work
 
     def _begin(self, slot: Slot, call: Call) -> Any:
+        if call.kind == "start":
+            return slot.handle.start.remote()
         if call.kind == "learn":
             return slot.handle.learn.remote(call.lessons, not slot.lessons)
         assert call.task is not None
@@ -206,10 +209,10 @@ class Pool:
             yield event
 
     def _blame(self, slot: Slot, error: failures.RayError) -> bool:
-        """Whether the work killed the actor. Not when the node died or was taken away, or only the connection broke."""
+        """Whether the actor died by itself. Not when its node died or was taken away, or only the connection broke."""
         if isinstance(error, failures.OutOfMemoryError | failures.WorkerCrashedError):
             return True
-        if not isinstance(error, failures.ActorDiedError) or error.preempted or not slot.loaded:
+        if not isinstance(error, failures.ActorDiedError) or error.preempted:
             return False
         return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == slot.node_id)
 

@@ -112,7 +112,7 @@ class Schedule:
         return min(most, self.open_tasks + stuck) - len(self.slots)
 
     def join(self, slot: Slot, now: float) -> None:
-        """A new actor, which has been given its first calls (place, start).
+        """A new actor, which has been given its first call (place).
 
         A lesson that kills is found by giving them one by one, and left out for all actors: none can have learned it.
         """
@@ -132,7 +132,11 @@ class Schedule:
         therefore runs with nothing else in flight, as does a copy: the next death is certainly its own.
         """
         for slot in self.slots:  # one at a time: with several in flight a death could be blamed on the wrong one
-            if slot.loaded and slot.lessons and not slot.calls:
+            if slot.calls:
+                continue
+            if slot.placed and not slot.loaded:
+                yield slot, self._give(slot, Call("start"), now)
+            elif slot.loaded and slot.lessons:
                 yield slot, self._give(slot, Call("learn", lessons=slot.lessons.popleft()), now)
         yield from self._hand_out_documents(now)
         open_slots = [slot for slot in self.slots if slot.ready and not slot.alone and len(slot.calls) < self._depth]
@@ -264,7 +268,9 @@ class Schedule:
             yield self._learned_to_death(call.lessons or [], how)
             return
         if call.kind in ("place", "start", "learn"):
-            self._starts_failed += 1
+            # not when its node was lost with it; before it has a place nobody knows, and the pool's limit of time counts
+            self._starts_failed += blame and call.kind != "place"
+            blame = False
             yield Notice(f"an actor died while it started: {how}")
             if self._starts_failed >= STARTS_FAILED:
                 raise WorkError(

@@ -231,7 +231,6 @@ def test_one_node_is_left(place: Site, rng: random.Random) -> None:
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-@pytest.mark.xfail(reason="jobs/raypool.py counts an actor that died with its node as one that could not start")
 def test_nodes_that_die_while_their_actors_load_are_not_blamed_on_memory(place: Site) -> None:
     run_file, known = place.run_file("loading"), set[int]()
 

@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "faults.md"
-ELSEWHERE = "tests/test_chaos.py"  # comes with the tests of kills; until then its names cannot be looked up
 TIERS = ("fast", "chaos", "soak")
 
 
@@ -44,8 +43,6 @@ def test_a_row_names_tests_of_its_tier(row: list[str]) -> None:
     named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row[3])
     assert named or row[3].startswith("not tested: "), "a row needs a test, or a reason"
     for file, test in named:
-        if file == ELSEWHERE and not (ROOT / file).exists():
-            continue
         assert marks_of(file).get(test) == row[4], (
             f"{file}::{test} is {marks_of(file).get(test)}, the page says {row[4]}"
         )

@@ -86,7 +86,8 @@ def test_every_unit_is_done_once(local_ray: None, tmp_path: Path) -> None:
     events = run([["a", "b"]] * 7, partial(ScriptedWorker, tmp_path / "log"), actors=2)
     assert {event.note for event in events if isinstance(event, Ready)} == {"scripted"}
     assert sorted(event.unit.index for event in events if isinstance(event, Done)) == list(range(7))
-    assert sorted(int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()) == list(range(7))
+    # scored at least once: an idle actor may take a copy of a unit that another is slow with, and only one of them counts
+    assert {int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()} == set(range(7))
     assert not (tmp_path / "log.learned").exists()
 
 
