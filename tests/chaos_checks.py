@@ -125,12 +125,11 @@ def tally(log: Log, units: int, lost: Collection[int], outlived: Collection[int]
     seen: list[Execution] = []
     for one in sorted(log.executions, key=lambda execution: execution.start):
         began = log.begun[one.driver]
-        own = [other for other in seen if other.driver == one.driver]
-        past = [other for other in seen if other.driver != one.driver and other.end is not None and other.end < began]
-        past += [other for other in seen if other.driver != one.driver and other.end is None and other.start < began]
-        before = [other for other in own + past if other.unit == one.unit]
+        past = [other for other in seen if other.driver == one.driver or (other.end or other.start) < began]
+        own = {other.unit for other in seen if other.driver == one.driver}
+        before = [other for other in past if other.unit == one.unit]
         known = {other.unit for other in seen if other.end is not None and other.end < began}
-        tail = units - len(known | {other.unit for other in own}) <= 2 * in_hand  # no more units than actors may hold
+        tail = units - len(known | own) <= 2 * in_hand  # no more units than actors may hold
         seen.append(one)
         if not before:
             continue
@@ -139,6 +138,8 @@ def tally(log: Log, units: int, lost: Collection[int], outlived: Collection[int]
             faults.append(f"unit {one.unit} was published before driver {one.driver} began, and scored again")
         elif len(redone[last.pid]) < (in_hand if last.pid in outlived else last.pid in lost):
             redone[last.pid].append(one.unit)
+        elif last.driver != one.driver and one.unit in redone[last.pid]:
+            continue  # each of two commands at one time does it again
         elif tail and last.driver == one.driver:
             copies += 1
         else:
@@ -166,10 +167,6 @@ class Watcher:
         self._stop.set()
         self._thread.join(timeout=120)
         return False
-
-    def check(self) -> None:
-        assert not self.errors, self.errors[0]
-        assert self.reads, "nothing was there to be read"
 
     def _watch(self) -> None:
         while not self._stop.wait(0.5):

@@ -142,6 +142,7 @@ def faults(*lines: str, units: int = 20, lost: tuple[int, ...] = (), outlived: t
         (["died 0 5 1 1", "begin -1 2 2 2", "did 0 6 2 3"], (5,), (), 1, ""),
         (["did 0 5 1 1", "begin -1 2 2 4", "did 0 6 2 5"], (5,), (), 0, "unit 0 was published before driver 2 began"),
         (["did 0 5 1 1", "begin -1 2 2 1", "did 0 6 2 2"], (), (), 0, ""),  # two drivers at one time
+        (["died 0 5 1 1", "begin -1 2 2 2", "begin -1 3 3 2", "did 0 6 2 3", "did 0 7 3 3"], (5,), (), 1, ""),
     ],
 )
 def test_the_tally(lines: list[str], lost: tuple[int, ...], outlived: tuple[int, ...], redone: int, fault: str) -> None:
