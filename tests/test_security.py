@@ -39,6 +39,9 @@ FORBIDDEN_METHODS = {
     ("torch", "compile"), ("importlib", "import_module"),
 }  # fmt: skip
 
+ALLOWED = {"benchmarks/streaming.py": "import subprocess"}
+"""It measures the command as a process of its own; the words of that command stand in the file."""
+
 # ---- no code from data
 
 
@@ -68,7 +71,8 @@ def findings(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_file_can_run_code_from_data(path: Path) -> None:
-    assert findings(path) == []
+    allowed = ALLOWED.get(path.relative_to(ROOT).as_posix())
+    assert [finding for finding in findings(path) if allowed is None or not finding.endswith(allowed)] == []
 
 
 def test_the_walk_finds_what_it_looks_for(tmp_path: Path) -> None:
