@@ -2,15 +2,14 @@
 
 An open leaf that is not split must be closed somehow. "As if a boundary followed" is wrong for most pieces of words; better
 is the mean of the teacher's own rows behind the same last token, over the paths of a calibration sample. The sample is the
-first documents of the corpus, named in the plan, so that every actor has the same means. They move the point estimate only:
-what is closed by them counts as open, and no certificate depends on them.
+first documents of the corpus, named in the plan, and what it gave is a file of the output (engine/means.py), so that all have
+the same means. They move the point estimate only: what is closed by them counts as open, and no certificate depends on them.
 
 Letters: K heaviest tokens of a mean row, H heads of a student.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,11 +35,11 @@ class _Sum:
 
 
 class Continuations:
-    """Mean rows by last token."""
+    """Mean rows by last token. means: made already, else by `add` and then `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, means: dict[int, Row] | None = None) -> None:
         self._sums: dict[int, _Sum] = {}
-        self._means: dict[int, Row] = {}
+        self.means = means or {}
 
     def add(self, token: int, row: Row) -> None:
         """One more row behind `token`."""
@@ -56,7 +55,7 @@ class Continuations:
         """Make the means; what they were made from is given up."""
         for token, known in self._sums.items():
             best = sorted(known.tokens.items(), key=lambda item: (-item[1], item[0]))[:KEPT]
-            self._means[token] = Row(
+            self.means[token] = Row(
                 ids=np.array([t for t, _ in best], np.int64),
                 prob=np.array([p for _, p in best]) / known.count,
                 heads={product: heads / known.count for product, heads in known.heads.items()},
@@ -67,7 +66,7 @@ class Continuations:
 
     def mean(self, token: int) -> Row | None:
         """The mean row behind `token`, None when the sample does not have it."""
-        return self._means.get(token)
+        return self.means.get(token)
 
 
 def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
@@ -78,13 +77,8 @@ def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]
             break
         units.add(unit.index)
         rows += unit.n_rows
-    return first_of((one for _, documents in read_units(config, scan, units) for one in documents), count)
-
-
-def first_of(documents: Iterable[Document], count: int) -> list[Document]:
-    """The sample, from the corpus' first documents, those without a text among them."""
     found: list[Document] = []
-    for document in documents:
+    for document in (one for _, documents in read_units(config, scan, units) for one in documents):
         if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
             return found
         if len(document.text) <= LONGEST:

@@ -7,12 +7,13 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from engine.card import dataset_card
-from engine.head import HEAD, head_record
+from engine.head import HEAD
+from engine.means import MEANS, learns
 from engine.outfolder import MANIFEST, REMAKE, load_manifest, own_seal, unsealed_units
 from engine.repair import lacking_units
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import HeadFile, Manifest, Plan, ProductTotal, Seal, ShardRecord, add_stats
+from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, SideFile, add_stats
 
 LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 
@@ -33,24 +34,37 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
         )
     seals = store.map(lambda unit: own_seal(store, plan, unit.index), plan.units)
     _check_files(store, seals)
-    if "hidden" in plan.products and not store.exists(HEAD):
-        raise OutputError(f"{store.place(HEAD)}: missing, and hidden states are of little use without it; run again")
+    sides = {name: _side(store, name) for name in _sides(plan)}
     if store.exists(MANIFEST):
         found = load_manifest(store)
-        made = _manifest(plan, seals, found.engine_version, found.versions, found.head)
-        if found.head is not None and store.size(HEAD) != found.head.bytes:
-            raise OutputError(f"{store.place(HEAD)}: {store.size(HEAD)} bytes, wanted {found.head.bytes:,}; {REMAKE}")
+        made = _manifest(plan, seals, found.engine_version, found.versions, sides)
+        for name, wanted in ((HEAD, found.head), (MEANS, found.continuations)):
+            if wanted is not None and sides.get(name) != wanted:
+                raise OutputError(
+                    f"{store.place(name)}: not the file that {MANIFEST} lists (damaged, or made again by other hardware or "
+                    f"libraries); {REMAKE}; if this comes back, remove {MANIFEST} and README.md too"
+                )
         if _nameless(made) != _nameless(found) or store.read(MANIFEST) != found.to_bytes():
             raise OutputError(
                 f"{store.place(MANIFEST)}: does not say what plan and seals say: damaged, or of another run; {REMAKE}"
             )
         store.put_if_absent("README.md", dataset_card(found).encode())
         return found
-    head = head_record(store.read(HEAD)) if "hidden" in plan.products else None
-    manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed(), head)
+    manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed(), sides)
     store.put_if_absent("README.md", dataset_card(manifest).encode())
     store.put_if_absent(MANIFEST, manifest.to_bytes())
     return load_manifest(store)
+
+
+def _sides(plan: Plan) -> list[str]:
+    """Files of the whole run that its actors write when they start."""
+    return [HEAD] * ("hidden" in plan.products) + [MEANS] * learns(plan)
+
+
+def _side(store: Store, name: str) -> SideFile:
+    if not store.exists(name):
+        raise OutputError(f"{store.place(name)}: missing; run again to make it anew")
+    return SideFile.of(name, store.read(name))
 
 
 def _nameless(manifest: Manifest) -> Manifest:
@@ -75,7 +89,11 @@ def _check_files(store: Store, seals: Sequence[Seal]) -> None:
 
 
 def _manifest(
-    plan: Plan, seals: Sequence[Seal], engine_version: str, versions: Mapping[str, str], head: HeadFile | None
+    plan: Plan,
+    seals: Sequence[Seal],
+    engine_version: str,
+    versions: Mapping[str, str],
+    sides: Mapping[str, SideFile],
 ) -> Manifest:
     totals = {}
     for product in plan.products:
@@ -99,7 +117,8 @@ def _manifest(
         totals=totals,
         stats=stats,
         shards=tuple(ShardRecord(unit=seal.unit, quarantined=seal.quarantined, files=seal.files) for seal in seals),
-        head=head,
+        head=sides.get(HEAD),
+        continuations=sides.get(MEANS),
     )
 
 

@@ -8,7 +8,6 @@ softcap * tanh(logits / softcap) unless softcap is 0.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +20,6 @@ from engine.store import Out, open_store
 from engine.teacher import Teacher, logits_form
 from engine.vocab import Vocabulary
 from schemas.errors import BadDocument
-from schemas.manifest import HeadFile
 
 HEAD = "_engine/teacher_head.safetensors"
 
@@ -53,11 +51,6 @@ def _ordered(data: bytes) -> bytes:
     end = 8 + int.from_bytes(data[:8], "little")
     head = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     return data[:8] + head.ljust(end - 8) + data[end:]
-
-
-def head_record(data: bytes) -> HeadFile:
-    """What the manifest says of the file: of what lies there."""
-    return HeadFile(name=HEAD, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Vocabulary, size: int) -> str:

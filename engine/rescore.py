@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from engine.calibrate import first_of, sample
 from engine.compare import Comparison, Pair, oracle, rescored
 from engine.corpus import CorpusScan, Document, read_units, scan_corpus
 from engine.emit import HIDDEN
 from engine.findings import Finding, short
 from engine.head import HEAD, head_tensors
-from engine.outfolder import load_plan, read_quarantine
+from engine.means import learns, read_means
+from engine.outfolder import load_plan
 from engine.plan import make_plan, pin
 from engine.retry import KEY, read_retried, renumbered, retry_plan
 from engine.score import Scorer
@@ -47,8 +47,7 @@ def open_rescorer(out: Out, run: RunConfig, *, seed: int, damaged: Collection[st
     plan = load_plan(out)
     seals = sound_seals(open_store(out), plan, damaged)
     retried = plan.semantic.get(KEY)
-    from_texts = run.targets.store_text and run.corpus.messages is None and _first_units(plan, run) <= seals.keys()
-    from_texts = from_texts and retried is None  # its calibration sample lies in another output
+    from_texts = run.targets.store_text and run.corpus.messages is None and retried is None
     scan = corpus_of(plan, run.base_dir) if from_texts else scan_corpus(run.corpus, run.base_dir)
     mine = make_plan(run, scan)
     if retried is not None:
@@ -85,7 +84,8 @@ class Rescorer:
         """`count` random documents, as the run scored them. tolerance: nats."""
         places = self._random(count)
         scorer = Scorer(self.run)
-        scorer.calibrate(self._sample())
+        if learns(self.plan):
+            scorer.recall(read_means(self.store, self.plan, scorer.head_counts))
         comparisons = {product: Comparison("rescored", product) for product in self.plan.products}
         for product, pair in self._pairs(scorer, places, comparisons):
             rescored(comparisons[product], pair, tolerance)
@@ -181,28 +181,6 @@ class Rescorer:
         names, texts = stored.column("doc_id").to_pylist(), stored.column("text").to_pylist()
         return [Document(*one, "", "") for one in zip(names, rows, texts, strict=True)]
 
-    def _sample(self) -> list[Document]:
-        """The documents that the run's actors were calibrated with."""
-        count = self.run.targets.calibration_documents
-        if not any(facts.regime in ("fast", "beam") for facts in self.plan.products.values()):
-            return []
-        if not self.from_texts:
-            return sample(self.run.corpus, self.scan, count)
-        return first_of(self._stored_documents(count), count)
-
-    def _stored_documents(self, count: int) -> Iterator[Document]:
-        """The first documents of the corpus; those in quarantine without their text, which are no part of a calibration."""
-        for unit in sorted(_first_units(self.plan, self.run)):
-            found = {}
-            if _rows(self.seals[unit]):
-                product = next(iter(self.plan.products))
-                table = self._read(unit, product, range(_rows(self.seals[unit])), ["doc_id", "doc_row", "text"])
-                found = {document.doc_row: document for document in self._documents(unit, table)}
-            for record in read_quarantine(self.store, unit):
-                told = (record["reason"], record["detail"])
-                found[record["doc_row"]] = Document(record["doc_id"], record["doc_row"], "", "", "", told)
-            yield from (found[row] for row in sorted(found))
-
     # ---- files
 
     def _file(self, unit: int, product: str) -> str:
@@ -235,8 +213,3 @@ def _own(table: pa.Table) -> pa.Table:
 
 def _rows(seal: Seal) -> int:
     return max((file.rows for file in seal.files.values() if file is not None), default=0)
-
-
-def _first_units(plan: Plan, run: RunConfig) -> set[int]:
-    """Units that have the documents of the calibration sample."""
-    return {unit.index for unit in plan.units if unit.doc_row < run.targets.calibration_documents}

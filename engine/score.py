@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine import memory
+from engine.calibrate import Continuations
 from engine.chat import seen_by
 from engine.corpus import Document
 from engine.emit import BYTES, HIDDEN, TEACHER, Prepared, Side
@@ -27,6 +28,7 @@ from engine.lines import Talk
 from engine.loaded import Loaded
 from engine.positions import Rows
 from engine.rows import flat
+from engine.sketch import Row
 from engine.tables import Work, first_parts, table_of
 from engine.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
@@ -54,13 +56,32 @@ class Scorer(Loaded):
         if self.widener is not None:
             self.widener.continuations.close()
 
-    def learn(self, documents: Sequence[Document]) -> None:
-        """A part of `calibrate`, which is called once behind the last part."""
+    @property
+    def means(self) -> dict[int, Row]:
+        """What `calibrate` has learned; without a widener nothing."""
+        return {} if self.widener is None else self.widener.continuations.means
+
+    @property
+    def head_counts(self) -> dict[str, int]:
+        """Product -> number of heads, of those that are closed by means."""
+        return {product: known.heads.count for product, known in self.outcomes.items()}
+
+    def recall(self, continuations: Continuations) -> None:
+        """What was learned elsewhere, instead of `calibrate`."""
+        assert self.widener is not None
+        self.widener.continuations = continuations
+
+    def learn(self, documents: Sequence[Document]) -> list[dict[str, Any]]:
+        """A part of `calibrate`, which is called once behind the last part. Returns records of documents that gave nothing."""
+        left_out = []
         for document in documents if self.widener is not None else ():
             try:
                 self._fitting(self._work(document).parts, self._learn, defaultdict(float))
-            except (BadDocument, IdentityError):  # the same in every actor; it goes to quarantine with its own unit
-                continue
+            except BadDocument as error:  # mostly it goes to quarantine with its own unit, too
+                left_out.append(refusal(document, error.reason, error.detail))
+            except IdentityError as error:
+                left_out.append(refusal(document, "identity", str(error)))
+        return left_out
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both."""

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from engine.checks import check_rows
 from engine.finish import finish
 from engine.head import HEAD
+from engine.means import MEANS, learns
 from engine.outfolder import (
     PLAN,
     claim_name,
@@ -100,6 +101,8 @@ def open_output(out: Out, plan: Plan) -> list[int]:
     lacking = lacking_units(store, store.map(lambda unit: own_seal(store, plan, unit), sealed))
     if "hidden" in plan.products and not store.exists(HEAD):
         lacking.add(0)  # an actor that starts writes it
+    if learns(plan) and not store.exists(MEANS):
+        lacking.add(0)  # the same
     return [unit for unit in sealed if unit not in lacking]
 
 

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from engine.findings import Finding, Report, short
-from engine.head import HEAD
 from engine.outfolder import CLAIMS, MANIFEST, PLAN, SEALS, claim_name, load_json, seal_name, shard_name
 from engine.store import Out, Store, open_store
 from engine.verify_file import Contents, Expected, FileCheck, compare, same_tokens
-from engine.verify_records import head_findings, manifest_findings, plan_findings, quarantine_of
+from engine.verify_records import manifest_findings, plan_findings, quarantine_of
+from engine.verify_sides import side_findings
 from schemas.errors import OutputError
 from schemas.manifest import (
     MAXIMUM,
@@ -68,10 +68,7 @@ class _Verifier:
                     self.progress(report)
         if manifest is not None:
             self.report.extend(manifest_findings(plan, seals, manifest))
-        if "hidden" in plan.products and (report.finished or self.store.exists(HEAD)):
-            self.report.extend(head_findings(self.store, plan, manifest))
-            if manifest is not None and manifest.head is None:
-                self.report.notes.append(f"the manifest has no checksum of {HEAD}, so only its form was checked")
+        self.report.extend(side_findings(self.store, plan, manifest, report.notes))
         report.seconds = time.perf_counter() - began
         return report
 

@@ -1,8 +1,7 @@
-"""verify: what lies beside the shards, each against the others: plan, manifest, quarantine, the teacher's head."""
+"""verify: the records beside the shards, each against the others: plan, manifest, quarantine."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -11,12 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load
-
 from engine.corpus import CorpusScan
 from engine.findings import Finding, short
-from engine.head import HEAD, head_record
 from engine.outfolder import MANIFEST, PLAN, claim_name, load_json, seal_name, sealed_units
 from engine.retry import KEY, retry_plan
 from engine.store import Store
@@ -90,8 +85,6 @@ def manifest_findings(plan: Plan, seals: Mapping[int, Seal], manifest: Manifest)
     ):
         if found != wanted:
             yield Finding(name, f"{what} {short(_first_difference(found, wanted))}", "what plan and seals have")
-    if manifest.head is not None and "hidden" not in plan.products:
-        yield Finding(name, "a record of the teacher's head", "none, the run has no hidden states")
     for shard in manifest.shards:
         seal = seals.get(shard.unit)
         if seal is not None and (shard.quarantined, shard.files) != (seal.quarantined, seal.files):
@@ -105,40 +98,6 @@ def manifest_findings(plan: Plan, seals: Mapping[int, Seal], manifest: Manifest)
         )
         if not same:
             yield Finding(name, f"stats {_first_difference(manifest.stats, stats)}", "the sums over all seals")
-
-
-def head_findings(store: Store, plan: Plan, manifest: Manifest | None) -> Iterator[Finding]:
-    """The file of lm_head and embedding: checksum (where there is a manifest that has it), names, sizes, finite numbers."""
-    facts = plan.products["hidden"]
-    try:
-        data = store.read(HEAD)
-        tensors = load(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        scale, softcap = float(metadata["scale"]), float(metadata["softcap"])
-    except Exception as error:
-        yield Finding(HEAD, f"not readable: {type(error).__name__}: {short(error)}", "lm_head and embedding")
-        return
-    if manifest is not None and manifest.head is not None and head_record(data) != manifest.head:
-        found = f"sha256 {hashlib.sha256(data).hexdigest()[:12]}…, {len(data):,} bytes"
-        wanted = f"{manifest.head.name}: {short(manifest.head.sha256, 13)}, {manifest.head.bytes:,} bytes"
-        yield Finding(HEAD, found, f"{wanted}, as the manifest says")
-    if not (math.isfinite(scale) and scale > 0 and math.isfinite(softcap) and softcap >= 0):
-        yield Finding(HEAD, f"scale {scale}, softcap {softcap}", "finite numbers, scale above 0 and softcap not below")
-    if lost := sorted({"lm_head", "embedding"} - tensors.keys()):
-        yield Finding(HEAD, f"no {' and no '.join(lost)}", "lm_head and embedding")
-    rows = len(tensors["lm_head"]) if "lm_head" in tensors and tensors["lm_head"].dim() else 0
-    for name, tensor in sorted(tensors.items()):
-        found = f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-        if name in ("lm_head", "embedding"):
-            fits = tensor.dtype == torch.bfloat16 and tensor.shape[1:] == (facts.hidden_size,)
-            if not (fits and len(tensor) >= facts.vocab_size):
-                yield Finding(HEAD, found, f"bfloat16 [{facts.vocab_size} or more, {facts.hidden_size}]")
-        elif name != "bias":
-            yield Finding(HEAD, found, "lm_head, embedding and bias only")
-        elif tensor.dtype != torch.float32 or tensor.shape != (rows,):
-            yield Finding(HEAD, found, f"float32 [{rows}]")
-        if not bool(tensor.isfinite().all()):
-            yield Finding(HEAD, f"a number of {name} that is not finite", "finite numbers")
 
 
 def sound_seals(store: Store, plan: Plan, damaged: Collection[str]) -> dict[int, Seal]:

@@ -16,8 +16,9 @@ class Worker(Protocol):
 
     note: str
 
-    def learn(self, documents: list[Document], last: bool) -> None:
-        """What comes before the first unit: some of the pool's lessons, or the last of them. Not called without lessons."""
+    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
+        """What comes before the first unit: some of the pool's lessons, or the last of them; lost: those that kill, and how.
+        Not called where the pool has None for lessons."""
         ...
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:

@@ -48,8 +48,8 @@ class _Shell:
         self._worker = self._make_worker()
         return self._worker.note
 
-    def learn(self, documents: list[Document], last: bool) -> None:
-        self._worker.learn(documents, last)
+    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
+        self._worker.learn(documents, last, lost)
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         return self._worker.score(unit, documents)
@@ -67,12 +67,12 @@ class Pool:
         config: RayConfig,
         *,
         local: bool,
-        lessons: Sequence[Document] = (),
+        lessons: Sequence[Document] | None = None,
         place_limit_s: float = PLACE_LIMIT_S,
         load_limit_s: float = LOAD_LIMIT_S,
     ) -> None:
         """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file; `lessons`: what every
-        worker learns from before its first unit."""
+        worker learns from before its first unit; None: nothing."""
         self._make_worker = ray.put(make_worker)  # once for all actors: it holds the plan, which lists every unit
         self._config = config
         self._local, self._lessons = local, lessons
@@ -174,7 +174,7 @@ class Pool:
         if call.kind == "start":
             return slot.handle.start.remote()
         if call.kind == "learn":
-            return slot.handle.learn.remote(call.lessons, not slot.lessons)
+            return slot.handle.learn.remote(call.lessons, not slot.lessons, self._schedule.lost)
         assert call.task is not None
         if call.kind == "document":
             return slot.handle.score_alone.remote(call.task.documents[len(call.task.outcomes)])

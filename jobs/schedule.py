@@ -86,10 +86,10 @@ class Schedule:
         count: int,
         depth: int,
         patience: float = PATIENCE,
-        lessons: Sequence[Document] = (),
+        lessons: Sequence[Document] | None = None,
     ) -> None:
         """source: all `count` tasks, read only as actors take work. depth: most calls at an actor. lessons: documents that
-        every actor learns from before its first unit."""
+        every actor learns from before its first unit; None: it has nothing to learn."""
         self.slots: list[Slot] = []
         self.open_tasks = count
         self._source, self._depth, self._patience = source, depth, patience
@@ -98,7 +98,9 @@ class Schedule:
         self._alone: deque[Task] = deque()  # to be scored document by document
         self._paces: deque[float] = deque(maxlen=_PACES)  # seconds per character of the last units
         self._pace: float | None = None  # their median, made when asked for
-        self._lessons, self._taught = list(lessons), False  # taught: some actor has learned them all
+        self._lessons = None if lessons is None else list(lessons)
+        self._taught = False  # some actor has learned them all, and those that start now find what it has published
+        self.lost: list[tuple[Document, str]] = []  # lessons that are left out because they kill, and how
         self._one_by_one = False  # an actor has died in the lessons, by one of them or by itself
         self._lesson_deaths: Counter[int] = Counter()  # by doc_row
         self._starts_failed = 0
@@ -116,9 +118,9 @@ class Schedule:
 
         A lesson that kills is found by giving them one by one, and left out for all actors: none can have learned it.
         """
-        slot.lessons = deque([one] for one in self._lessons) if self._one_by_one else deque([self._lessons])
-        if not self._lessons:
-            slot.lessons.clear()
+        if self._lessons is not None:
+            slot.lessons = deque([one] for one in self._lessons) if self._one_by_one else deque([self._lessons])
+            slot.lessons = slot.lessons or deque([[]])
         self.slots.append(slot)
         if slot.calls:
             self._begin(slot.calls[0], now)
@@ -269,7 +271,7 @@ class Schedule:
             return
         if call.kind in ("place", "start", "learn"):
             # not when its node was lost with it; before it has a place nobody knows, and the pool's limit of time counts
-            self._starts_failed += blame and call.kind != "place"
+            self._starts_failed += blame and call.kind == "start"
             blame = False
             yield Notice(f"an actor died while it started: {how}")
             if self._starts_failed >= STARTS_FAILED:
@@ -308,8 +310,14 @@ class Schedule:
         told = f"document {document.doc_id!r} ({document.source}, {document.place})"
         if self._lesson_deaths[document.doc_row] < DEATHS_PER_UNIT:
             return Notice(f"an actor died in {told} of the calibration sample: {how}")
-        self._lessons = [one for one in self._lessons if one.doc_row != document.doc_row]
-        if sum(deaths >= DEATHS_PER_UNIT for deaths in self._lesson_deaths.values()) > LESSONS_LOST:
+        if any(one.doc_row == document.doc_row for one, _ in self.lost):
+            return Notice(f"another actor died in {told} of the calibration sample: {how}")
+        self.lost.append((document, how))
+        self._lessons = [one for one in self._lessons or () if one.doc_row != document.doc_row]
+        for slot in self.slots:
+            if slot.lessons:
+                slot.lessons = deque(few for few in slot.lessons if few != lessons) or deque([[]])
+        if len(self.lost) > LESSONS_LOST:
             raise WorkError(
                 f"Ray: more than {LESSONS_LOST} documents of the calibration sample killed their actors, the last one: {how}\n"
                 f"This is not one bad document. Look at memory, drivers and the teacher. {RESUME}"

@@ -25,6 +25,7 @@ from engine.calibrate import sample
 from engine.corpus import CorpusScan, Document, Unit, read_units, scan_corpus
 from engine.finish import finish
 from engine.head import hidden_size_note
+from engine.means import MEANS, learns
 from engine.outfolder import MANIFEST, REMAKE, claim_name, load_plan, read_quarantine, unsealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.retry import check_corpus, find_retry, read_retried, retry_plan
@@ -135,7 +136,9 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
     said = {""}
     with connect(run.ray, address) as where:
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
-        learned = sample(run.corpus, job.scan, run.targets.calibration_documents) if _closes(plan) else []
+        learned = None
+        if learns(plan) and not store.exists(MEANS):
+            learned = sample(run.corpus, job.scan, run.targets.calibration_documents)
         pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local", lessons=learned)
         with closing(pool.run(job.units(missing), len(missing))) as events:
             for event in events:
@@ -174,11 +177,6 @@ def _hidden_note(run: RunConfig, scan: CorpusScan, plan: Plan) -> str:
     documents = sum(unit.n_rows for unit in plan.units)
     first = sample(run.corpus, scan, run.targets.calibration_documents or 64)
     return hidden_size_note(first, documents, vocabulary, plan.products["hidden"].hidden_size)
-
-
-def _closes(plan: Plan) -> bool:
-    """Whether any product has open mass to be closed."""
-    return any(facts.regime in ("fast", "beam") for facts in plan.products.values())
 
 
 def print_summary(outcome: Outcome, stream: TextIO) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from engine.corpus import Document, Unit
 from engine.head import publish_head
+from engine.means import MEANS, learns, publish_means, read_means
 from engine.outfolder import own_seal, seal_name
 from engine.repair import is_whole
 from engine.retry import renumbered
@@ -16,21 +18,25 @@ from engine.score import Scorer, UnitResult, refusal
 from engine.shards import publish_unit
 from engine.store import Out, open_store
 from jobs.events import Died
+from schemas.errors import OutputError
 from schemas.manifest import Plan, add_stats
 from schemas.runfile import RunConfig
 
 
 class UnitWorker:
-    """Holds the teacher for as long as its process lives. sample: documents to learn the usual continuations from, the same
-    for all workers of a run."""
+    """Holds the teacher for as long as its process lives. sample: documents to learn the usual continuations from; without
+    it they come by `learn`, unless the output has what was learned."""
 
-    def __init__(self, run: RunConfig, plan: Plan, sample: Sequence[Document] = ()) -> None:
+    def __init__(self, run: RunConfig, plan: Plan, sample: Sequence[Document] | None = None) -> None:
         # Ray reserves cores, it does not enforce them: without this every actor would use all cores of the machine.
         torch.set_num_threads(max(1, int(run.ray.num_cpus)))
         self._store = open_store(run.output)
         self._plan = plan
         self._scorer = Scorer(run)
-        if sample:
+        self._learns, self._left_out = learns(plan), list[dict[str, Any]]()
+        self._learned: set[int] = set()  # by doc_row
+        self._recall()
+        if sample is not None:
             self.learn(sample, True)
         if run.targets.hidden:
             publish_head(self._store, self._scorer.teacher)
@@ -38,17 +44,36 @@ class UnitWorker:
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""
 
-    def learn(self, documents: Sequence[Document], last: bool) -> None:
-        """Some or all documents of the calibration sample; last: there are no more."""
-        self._scorer.learn(documents)
+    def learn(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
+        """Some or all documents of the calibration sample; last: there are no more. lost: those that kill, and how.
+
+        What the first worker has learned is published, and all take it: values depend on no worker's memory or misfortune.
+        """
+        self._recall()
+        if not self._learns:
+            return
+        self._left_out += self._scorer.learn(documents)
+        self._learned |= {document.doc_row for document in documents}
         if last:
             self._scorer.calibrate([])
+            died = [
+                refusal(document, "worker_died", how) for document, how in lost if document.doc_row not in self._learned
+            ]
+            publish_means(self._store, self._plan, self._scorer.means, [*self._left_out, *died])
+            self._recall()
+
+    def _recall(self) -> None:
+        if self._learns and self._store.exists(MEANS):
+            self._scorer.recall(read_means(self._store, self._plan, self._scorer.head_counts))
+            self._learns = False
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         """Score and publish a unit. Returns its sums only: the targets never travel through Ray.
 
         A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
         """
+        if self._learns:
+            raise OutputError(f"{self._store.place(MEANS)}: removed while the command ran; run it again")
         if self._store.exists(seal_name(unit.index)):
             seal = own_seal(self._store, self._plan, unit.index)
             if is_whole(self._store, seal):

@@ -233,12 +233,17 @@ class ShardRecord(_Frozen):
     files: dict[str, ShardFile | None]
 
 
-class HeadFile(_Frozen):
-    """The teacher's lm_head and embedding, beside hidden states."""
+class SideFile(_Frozen):
+    """A file of the whole run beside its shards."""
 
     name: str = Field(description="path relative to the output folder, with /")
     bytes: int = Field(ge=1, description="size of the file")
     sha256: str = Field(description="hex digest of the file")
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> SideFile:
+        """The record of a file with this content."""
+        return cls(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 class Manifest(_Frozen):
@@ -256,14 +261,18 @@ class Manifest(_Frozen):
     totals: dict[str, ProductTotal]
     stats: dict[str, float] = Field(description="sums of the statistics of all units")
     shards: tuple[ShardRecord, ...]
-    head: HeadFile | None = Field(
-        default=None, description="only where hidden states are stored; else there is no such key"
+    head: SideFile | None = Field(
+        default=None,
+        description="lm_head and embedding, only where hidden states are stored; else there is no such key",
+    )
+    continuations: SideFile | None = Field(
+        default=None, description="what the calibration sample gave, only where there is one; else there is no such key"
     )
 
     @model_serializer(mode="wrap")
     def _without_null(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content = dump(self)
-        return content if self.head is not None else {key: content[key] for key in content if key != "head"}
+        absent = {key for key in ("head", "continuations") if getattr(self, key) is None}
+        return {key: value for key, value in dump(self).items() if key not in absent}
 
 
 MAXIMUM = "_max"

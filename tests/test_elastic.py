@@ -55,7 +55,7 @@ class SlowWorker:
     def score_alone(self, document: Document) -> str:
         return document.text
 
-    def learn(self, documents: list[Document], last: bool) -> None:
+    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
         raise AssertionError("there are no lessons")
 
 

@@ -51,6 +51,7 @@ FILES = {
     "plan": PLAN,
     "quarantine": claim_name(1),
     "head": "_engine/teacher_head.safetensors",
+    "means": "_engine/continuations.parquet",
 }
 
 
@@ -80,8 +81,8 @@ def test_a_damaged_file_is_named_and_made_anew_once_removed(kind: str, run_file:
             code, said, err = call(*command)
             if code == 0:  # what it needs is undamaged: the answer is the same
                 assert said.replace(str(run_file.parent), str(calm)) == before[verb][1]
-                # `score` reads no shard and no head; a letter of a quarantine record's detail has no checksum
-                unseen = {"score": ("shard", "head", "quarantine"), "verify": ("quarantine",)}
+                # `score` reads no shard; a letter of a quarantine record's detail has no checksum
+                unseen = {"score": ("shard", "quarantine"), "verify": ("quarantine",)}
                 assert verb in ("cat", "show") or (damage is flip and kind in unseen[verb])
             else:
                 told = said if verb == "verify" else err
@@ -148,11 +149,11 @@ def test_records_are_rebuilt_from_the_shards(lost: tuple[str, ...], run_file: Pa
 def test_all_records_are_lost(run_file: Path, calm: Path) -> None:
     """Only data/ is left: what a unit had in quarantine must be found out again; no file is written anew."""
     out = run_file.parent / "out"
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*.parquet")}
     shutil.rmtree(out / "_engine")
     score_here(run_file)
     assert contents(out) == contents(calm / "out")
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == before
+    assert {path: path.stat().st_mtime_ns for path in (out / "data").rglob("*.parquet")} == before
 
 
 def test_a_lost_plan_is_put_back_for_its_own_run_only(run_file: Path, call: Call) -> None:

@@ -37,7 +37,7 @@ NOBODY = 65534
 
 def write(folder: Path, *, output: str = "out", texts: tuple[str, ...] = TEXTS[2:], extra: str = "") -> Path:
     folder.mkdir(exist_ok=True)
-    targets = "top_k = 8\nmax_nodes_per_token = 1\ncalibration_documents = 2"
+    targets = "top_k = 8\nmax_nodes_per_token = 1\ncalibration_documents = 0"
     students = {"sp": ASSETS / "student_sp"}
     return write_run(folder, texts=texts, lines=BAD, targets=targets, students=students, output=output, extra=extra)
 

@@ -25,7 +25,7 @@ from engine.shards import open_output
 from engine.store import Out
 from engine.vocab import load_vocabulary
 from jobs import score as verb
-from jobs.worker import UnitWorker, publish
+from jobs.worker import UnitWorker
 from schemas.errors import OutputError, QuarantineError
 from schemas.runfile import RunConfig, load_run
 from tests.runs import ASSETS, TEXTS, score_here, write_run
@@ -39,9 +39,9 @@ ONE = "[ray]\nactors = 1"
 class Killer(UnitWorker):
     """Ends its own process, as a fault of a driver or the kernel's memory killer does, when it meets the poison."""
 
-    def learn(self, documents: Sequence[Document], last: bool) -> None:
+    def learn(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
         _look(documents)
-        super().learn(documents, last)
+        super().learn(documents, last, lost)
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         _look(documents)
@@ -176,16 +176,15 @@ def test_a_second_retry_takes_what_the_first_has_left(tmp_path: Path) -> None:
     """The documents are as bad as before; each retry has them all again, in quarantine, and is a finished run."""
     run = finished(tmp_path)
     base, scan = load_plan(run.output), scan_corpus(run.corpus, run.base_dir)
-    worker: UnitWorker | None = None
     for number in (1, 2):
         folder, found = find_retry(run.output)
         plan = retry_plan(base, base.fingerprint, scan, found)
         assert (str(folder), found) == (f"{run.output}-retry-{number}", [5, 7, 8]) and open_output(folder, plan) == []
         again, same = find_retry(run.output)
         assert (str(again), same) == (str(folder), found)  # begun and not finished: it goes on there
-        worker = worker or UnitWorker(pin(run), plan)
+        worker = UnitWorker(pin(run.model_copy(update={"output": folder})), plan, [])
         for unit, documents in read_retried(run.corpus, scan, found, range(len(plan.units))):
-            publish(folder, plan, unit, worker._scorer.score_unit(documents))
+            worker.score(unit, documents)
         manifest = finish(folder, plan, engine_version=ENGINE_VERSION)
         assert (manifest.documents, manifest.quarantined) == (3, 3)
         places = [(record["doc_row"], record["place"]) for record in quarantined(folder)]

@@ -28,7 +28,7 @@ class ScriptedWorker:
     def __init__(self, log: Path) -> None:
         self.log = log
 
-    def learn(self, documents: list[Document], last: bool) -> None:
+    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
         for document in documents:
             self.score_alone(document)
         with self.log.with_suffix(".learned").open("a") as stream:

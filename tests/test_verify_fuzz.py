@@ -74,7 +74,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
         *[m.flip, m.flip_resealed, m.flip_footer_resealed, m.edit_json, mr.value, mr.rows, mr.recast, mr.regroup] * 2,
         mr.value, mr.value, m.edit_json, m.edit_json,
     ]  # fmt: skip
-    head, draws, old = [m.manifest_head, m.head_file, m.head_file], [mr.resize, m.manifest_head], [m.head_file]
+    means = [m.means_file, m.means_file]
+    head, draws = [m.manifest_side, m.head_file, m.head_file, *means], [mr.resize, m.manifest_side, *means]
+    old = [m.head_file, m.means_file]
     return [
         _base("all", whole, [*usual, *head, m.foreign(drawn)]),
         _base("drawn", drawn, [*usual, *draws, m.foreign(retried)]),
@@ -85,7 +87,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
 
 def _run_file(folder: Path, texts: tuple[str, ...], targets: str) -> Path:
     students = {"sp": ASSETS / "student_sp"}
-    lines, settings = '{"id": "bad", "text": ""}\n', f"{targets}\ncalibration_documents = 0"
+    lines, settings = '{"id": "bad", "text": ""}\n', f"{targets}\ncalibration_documents = 2"
     return write_run(folder, texts=texts, lines=lines, targets=settings, students=students)
 
 
@@ -147,6 +149,7 @@ def kind_of(what: str, base: Base) -> str:
     known = (
         "README.md",
         "teacher_head",
+        "continuations",
         "plan.json",
         "manifest.json",
         "_engine/shards",
@@ -191,5 +194,5 @@ def test_every_mutation_is_found_or_harmless(bases: list[Base], tmp_path: Path) 
     print("\n".join(f"{name}: {dict(counts)}" for name, counts in sorted(told.items())))
     print(f"harmless: {dict(harmless.most_common())}")
     assert total["found"] > 0.7 * total.total()
-    for name in ("forge_retry", "resize", "value", "truncate_resealed", "head_file"):
+    for name in ("forge_retry", "resize", "value", "truncate_resealed", "head_file", "means_file"):
         assert told[name]["found"] == told[name].total() - harmless[f"{name} data without a seal"] > 0, name

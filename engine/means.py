@@ -1,0 +1,111 @@
+"""Stage 8d (fast, beam): what the calibration sample gave, as one file of the output, the same for all who work on it.
+
+Every actor reads the sample when it starts; the first that is through publishes its means, and all take those, now and after a
+resume. So no value depends on which actor made it, on what one of them had no memory for, or on which document killed one.
+
+OUT/_engine/continuations.parquet: a row per token t behind which the sample has rows, t rising. `ids` and `probs`: the
+heaviest next tokens, falling; `special`: mass on specials; `heads/<product>` [H]: mass by heads of that student
+(engine/outcomes.py). All float64, as they are used. Its metadata name the run and the documents that were left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.calibrate import Continuations
+from engine.outfolder import REMAKE
+from engine.rows import flat, lengths_of, read_whole, table_to_parquet_bytes
+from engine.sketch import Row
+from engine.store import Out, open_store
+from schemas.errors import OutputError
+from schemas.manifest import Plan, canonical_json
+from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
+
+MEANS = "_engine/continuations.parquet"
+LEFT_OUT = "targetsmith.left_out"
+_GROUP_ROWS = 1024
+
+
+def learns(plan: Plan) -> bool:
+    """Whether the run has open mass to be closed, and a calibration sample for it."""
+    targets = plan.semantic.get("settings", {}).get("targets", {})
+    return bool(plan.units and heads_of(plan)) and targets.get("calibration_documents", 0) > 0
+
+
+def heads_of(plan: Plan) -> list[str]:
+    """Products whose rows are closed by means."""
+    return sorted(product for product, facts in plan.products.items() if facts.regime in ("fast", "beam"))
+
+
+def schema_of(products: Sequence[str]) -> pa.Schema:
+    """Columns of the file. products: as `heads_of` gives them."""
+    numbers = pa.list_(pa.float64())
+    columns = [("token", pa.int32()), ("ids", pa.list_(pa.int32())), ("probs", numbers), ("special", pa.float64())]
+    return pa.schema([*columns, *((f"heads/{product}", numbers) for product in products)])
+
+
+def publish_means(out: Out, plan: Plan, means: Mapping[int, Row], left_out: Sequence[Mapping[str, Any]]) -> None:
+    """Write the file unless it is there. left_out: records of documents of the sample that gave nothing, and why."""
+    rows = [means[token] for token in sorted(means)]
+    products = heads_of(plan)
+    arrays = [pa.array(sorted(means), pa.int32()), _lists([row.ids for row in rows], pa.int32())]
+    arrays += [_lists([row.prob for row in rows], pa.float64()), pa.array([row.special for row in rows], pa.float64())]
+    arrays += [_lists([row.heads[product] for row in rows], pa.float64()) for product in products]
+    metadata = {
+        "targetsmith.schema": SCHEMA_NAME,
+        "targetsmith.schema_version": str(SCHEMA_VERSION),
+        "targetsmith.fingerprint": plan.fingerprint,
+        LEFT_OUT: canonical_json(sorted(left_out, key=lambda record: record["doc_row"])),
+    }
+    table = pa.Table.from_arrays(arrays, schema=schema_of(products))
+    groups = [(start, min(_GROUP_ROWS, len(rows) - start)) for start in range(0, len(rows), _GROUP_ROWS)]
+    open_store(out).put_if_absent(MEANS, table_to_parquet_bytes(table, metadata, groups))
+
+
+def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> Continuations:
+    """The means of an output. heads: product -> H of this program. Raises OutputError: missing, damaged, of another run."""
+    store = open_store(out)
+    table, _ = parse(store.read(MEANS), plan, store.place(MEANS))
+    sizes = {product: set(lengths_of(table, f"heads/{product}").tolist()) for product in heads_of(plan)}
+    if any(found - {heads.get(product)} for product, found in sizes.items()):
+        raise OutputError(f"{store.place(MEANS)}: heads {sizes}, wanted {dict(heads)}: of another program; {REMAKE}")
+    ends = np.cumsum(lengths_of(table, "ids"))[:-1]
+    ids, probs = (np.split(flat(table, name), ends) for name in ("ids", "probs"))
+    by_head = {
+        product: flat(table, f"heads/{product}").reshape(table.num_rows, count) for product, count in heads.items()
+    }
+    special = table.column("special").to_pylist()
+    means = {
+        token: Row(ids[i].astype(np.int64), probs[i], {p: h[i] for p, h in by_head.items()}, special[i], 1.0)
+        for i, token in enumerate(table.column("token").to_pylist())
+    }
+    return Continuations(means)
+
+
+def parse(data: bytes, plan: Plan, place: str) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """(rows, records of the documents left out) of the file's bytes. Raises OutputError: damaged, or of another run."""
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            metadata = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+            table = read_whole(file)
+        left_out = json.loads(metadata[LEFT_OUT])
+        problem = None if table.schema.equals(schema_of(heads_of(plan))) else f"columns {table.schema.names}"
+        if metadata["targetsmith.fingerprint"] != plan.fingerprint:
+            problem = f"of run {metadata['targetsmith.fingerprint'][:12]}, wanted {plan.fingerprint[:12]}"
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        problem, table, left_out = f"damaged: {type(error).__name__}: {error}", pa.table({}), []
+    if problem is not None:
+        raise OutputError(f"{place}: {problem}; {REMAKE}")
+    return table, left_out
+
+
+def _lists(parts: Sequence[np.ndarray], of: pa.DataType) -> pa.Array:
+    ends = np.cumsum([0, *(len(part) for part in parts)])
+    values = np.concatenate([np.empty(0), *parts])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values, of, safe=False))

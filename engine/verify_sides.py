@@ -1,0 +1,131 @@
+"""verify: files of the whole run beside its shards: the teacher's head, and what the calibration sample gave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from safetensors.torch import load
+
+from engine.calibrate import KEPT
+from engine.findings import Finding, short
+from engine.head import HEAD
+from engine.means import MEANS, heads_of, learns, parse
+from engine.outfolder import MANIFEST
+from engine.rows import flat, lengths_of
+from engine.store import Store
+from schemas.errors import OutputError
+from schemas.manifest import REASONS, Manifest, Plan, SideFile
+
+_SLACK = 1e-6  # of sums of probabilities
+
+
+def side_findings(store: Store, plan: Plan, manifest: Manifest | None, notes: list[str]) -> Iterator[Finding]:
+    """Both files: there, with the checksum that the manifest has, and with what docs/format.md says. Adds to the notes."""
+    sides = (
+        (HEAD, "hidden" in plan.products, manifest.head if manifest else None, _head),
+        (MEANS, _learns(plan), manifest.continuations if manifest else None, _means),
+    )
+    for name, wanted, record, check in sides:
+        if wanted is None:  # the plan is lost, and only the manifest knows
+            wanted = record is not None
+        if not wanted:
+            if record is not None:
+                yield Finding(MANIFEST, f"a record of {name}", "none, this run has no such file")
+            continue
+        if not store.exists(name):
+            if manifest is not None or any(store.files("data")):
+                yield Finding(name, "missing", "a file that all actors write or read when they start")
+            continue
+        data = store.read(name)
+        if record is not None and SideFile.of(name, data) != record:
+            found = f"sha256 {hashlib.sha256(data).hexdigest()[:12]}…, {len(data):,} bytes"
+            stated = f"{short(record.name, 60)}: {short(record.sha256, 13)}, {record.bytes:,} bytes"
+            yield Finding(name, found, f"{stated}, as the manifest says")
+        if manifest is not None and record is None:
+            notes.append(f"the manifest has no checksum of {name}, so only its form was checked")
+        yield from check(data, plan, notes)
+
+
+def _learns(plan: Plan) -> bool | None:
+    try:
+        return learns(plan) if plan.semantic else None
+    except (AttributeError, TypeError):  # a plan that somebody has made up
+        return None
+
+
+def _head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
+    """The file of lm_head and embedding: names, sizes, finite numbers."""
+    facts = plan.products["hidden"]
+    try:
+        tensors = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        scale, softcap = float(metadata["scale"]), float(metadata["softcap"])
+    except Exception as error:
+        yield Finding(HEAD, f"not readable: {type(error).__name__}: {short(error)}", "lm_head and embedding")
+        return
+    if not (math.isfinite(scale) and scale > 0 and math.isfinite(softcap) and softcap >= 0):
+        yield Finding(HEAD, f"scale {scale}, softcap {softcap}", "finite numbers, scale above 0 and softcap not below")
+    if lost := sorted({"lm_head", "embedding"} - tensors.keys()):
+        yield Finding(HEAD, f"no {' and no '.join(lost)}", "lm_head and embedding")
+    rows = len(tensors["lm_head"]) if "lm_head" in tensors and tensors["lm_head"].dim() else 0
+    for name, tensor in sorted(tensors.items()):
+        found = f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        if name in ("lm_head", "embedding"):
+            fits = tensor.dtype == torch.bfloat16 and tensor.shape[1:] == (facts.hidden_size,)
+            if not (fits and len(tensor) >= facts.vocab_size):
+                yield Finding(HEAD, found, f"bfloat16 [{facts.vocab_size} or more, {facts.hidden_size}]")
+        elif name != "bias":
+            yield Finding(HEAD, found, "lm_head, embedding and bias only")
+        elif tensor.dtype != torch.float32 or tensor.shape != (rows,):
+            yield Finding(HEAD, found, f"float32 [{rows}]")
+        if not bool(tensor.isfinite().all()):
+            yield Finding(HEAD, f"a number of {name} that is not finite", "finite numbers")
+
+
+def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
+    """The mean rows: columns, ids in range, probabilities, sums."""
+    try:
+        table, left_out = parse(data, plan, MEANS)
+    except OutputError as error:
+        yield Finding(MEANS, short(str(error)), "the means of the calibration sample")
+        return
+    sizes = {name: lengths_of(table, name) for name in ("ids", "probs", *(f"heads/{p}" for p in heads_of(plan)))}
+    token, ids = table.column("token").to_numpy(), flat(table, "ids")
+    probs, special = flat(table, "probs"), table.column("special").to_numpy()
+    row = np.repeat(np.arange(len(token)), sizes["probs"])
+    kept = np.bincount(row, probs, minlength=len(token))
+    within = {"probs": probs, "special": special, **{name: flat(table, name) for name in sizes if "/" in name}}
+    problems = {
+        "tokens do not rise from 0": (np.diff(token) <= 0).any() or (token < 0).any(),
+        "an id below 0": (ids < 0).any(),
+        "ids and probs of different numbers": (sizes["ids"] != sizes["probs"]).any(),
+        f"more than {KEPT} ids in a row": (sizes["ids"] > KEPT).any(),
+        "probs that rise": (np.diff(probs)[np.diff(row) == 0] > 0).any(),
+        "probs with a sum above 1": (kept > 1 + _SLACK).any(),
+    }
+    for name, values in within.items():
+        problems[f"{name} with numbers that are no probabilities"] = not ((values >= 0) & (values <= 1 + _SLACK)).all()
+    for product in heads_of(plan):
+        name = f"heads/{product}"
+        problems[f"{name} of different sizes"] = len(set(sizes[name].tolist())) > 1
+        owner = np.repeat(np.arange(len(token)), sizes[name])
+        sums = np.bincount(owner, within[name], minlength=len(token))
+        problems[f"{name} with sums that are not 1"] = (np.abs(sums - 1) > _SLACK).any()
+    for problem, there in problems.items():
+        if there:
+            yield Finding(MEANS, problem, "rows as docs/format.md says")
+    if not (isinstance(left_out, list) and all(_is_refusal(record) for record in left_out)):
+        yield Finding(MEANS, f"left_out {short(left_out, 60)}", "records of documents, as in quarantine")
+    elif left_out:
+        what = "1 document" if len(left_out) == 1 else f"{len(left_out)} documents"
+        why = ", ".join(sorted({record["reason"] for record in left_out}))
+        notes.append(f"{what} of the calibration sample gave nothing ({why}); {MEANS} has the list")
+
+
+def _is_refusal(record: object) -> bool:
+    return isinstance(record, dict) and type(record.get("doc_row")) is int and record.get("reason") in REASONS

@@ -1,0 +1,164 @@
+"""What the calibration sample gave (engine/means.py): one file of the output, the same for all who work on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import jobs.score as verb
+from engine.calibrate import sample
+from engine.corpus import Document, read_units, scan_corpus
+from engine.findings import Report
+from engine.means import LEFT_OUT, MEANS, learns, parse, publish_means, read_means
+from engine.outfolder import MANIFEST, load_plan
+from engine.plan import make_plan, pin
+from engine.score import Scorer
+from engine.shards import open_output
+from engine.verify import verify
+from jobs.worker import UnitWorker
+from schemas.errors import OutputError
+from schemas.manifest import Plan
+from schemas.runfile import RunConfig, load_run
+from tests.runs import TEXTS, score_here, write_run
+from tests.test_memory import limited
+
+POISON = "this text kills"
+TARGETS = "top_k = 16\nmax_nodes_per_token = 1\ncalibration_documents = 3"
+
+
+def begin(folder: Path, **more: object) -> tuple[RunConfig, Plan, list[Document]]:
+    """A run without any unit done: (run, plan, sample)."""
+    folder.mkdir(exist_ok=True)
+    run = load_run(write_run(folder, targets=TARGETS, **more))  # type: ignore[arg-type]
+    scan = scan_corpus(run.corpus, run.base_dir)
+    plan = make_plan(run, scan)
+    open_output(run.output, plan)
+    return pin(run), plan, sample(run.corpus, scan, run.targets.calibration_documents)
+
+
+def left_out(out: Path) -> list[tuple[str, str]]:
+    _, records = parse((out / MEANS).read_bytes(), load_plan(out), MEANS)
+    return [(record["doc_id"], record["reason"]) for record in records]
+
+
+def test_what_is_read_back_is_what_was_learned(tmp_path: Path) -> None:
+    run, plan, documents = begin(tmp_path)
+    scorer = Scorer(run)
+    scorer.calibrate(documents)
+    publish_means(run.output, plan, scorer.means, [])
+    found = read_means(run.output, plan, scorer.head_counts).means
+    assert learns(plan) and found.keys() == scorer.means.keys() and len(found) > 20
+    for token, row in scorer.means.items():
+        assert found[token].ids.tolist() == row.ids.tolist() and found[token].prob.tolist() == row.prob.tolist()
+        assert (found[token].special, found[token].total) == (row.special, row.total)
+        assert {p: h.tolist() for p, h in found[token].heads.items()} == {p: h.tolist() for p, h in row.heads.items()}
+
+
+def test_all_workers_take_what_the_first_has_learned(tmp_path: Path) -> None:
+    """The second has memory for none of the sample, and the third learns nothing: their files are the same."""
+    undisturbed = score_here(write_run(tmp_path, targets=TARGETS))
+    for name, short in (("short second", [False, True]), ("none", [False, None])):
+        run, plan, documents = begin(tmp_path / name)
+        workers = [UnitWorker(run, plan) for _ in short]
+        for worker, want in zip(workers, short, strict=True):
+            if want is not None:
+                with limited(worker._scorer, 1 if want else 100_000):
+                    worker.learn(documents, True)
+            else:
+                worker.learn([], True)
+        assert isinstance(run.output, Path)
+        for unit, texts in read_units(run.corpus, scan_corpus(run.corpus, run.base_dir), range(len(plan.units))):
+            workers[1].score(unit, texts)
+        assert left_out(run.output) == [] and (run.output / MEANS).read_bytes() == (undisturbed / MEANS).read_bytes()
+        for path in sorted((undisturbed / "data").rglob("*.parquet")):
+            assert path.read_bytes() == (run.output / path.relative_to(undisturbed)).read_bytes()
+
+
+def test_what_gave_nothing_is_told_with_its_reason(tmp_path: Path) -> None:
+    run, plan, documents = begin(tmp_path, lines='{"id": "bad", "text": ""}\n')
+    bad = replace(documents[0], doc_id="empty", doc_row=90, text="", problem=("empty_text", "0 characters"))
+    gone = replace(documents[0], doc_id="killer", doc_row=91)
+    worker = UnitWorker(run, plan)
+    worker.learn([bad, documents[0]], False)
+    with limited(worker._scorer, 1):
+        worker.learn([documents[1]], False)
+    worker.learn([documents[2]], True, [(gone, "killed"), (documents[2], "another actor died in it")])
+    assert isinstance(run.output, Path)
+    assert left_out(run.output) == [("t1", "oom"), ("empty", "empty_text"), ("killer", "worker_died")]
+
+
+def test_a_file_that_is_gone_or_of_another_run_is_not_passed_over(tmp_path: Path) -> None:
+    out = score_here(write_run(tmp_path, targets=TARGETS))
+    run, plan, _ = begin(tmp_path)
+    whole = (out / MEANS).read_bytes()
+    assert verify(out).sound and b'"continuations":{' in (out / MANIFEST).read_bytes()
+    (out / MEANS).unlink()
+    assert [finding.file for finding in verify(out).findings] == [MEANS]
+    worker = UnitWorker(run, plan)
+    unit, texts = next(iter(read_units(run.corpus, scan_corpus(run.corpus, run.base_dir), {0})))
+    with pytest.raises(OutputError, match=f"{MEANS}: removed while the command ran"):
+        worker.score(unit, texts)
+    for data, said in ((whole[:-9], "damaged"), (foreign(tmp_path), "of run 0{12}, wanted")):
+        (out / MEANS).write_bytes(data)
+        with pytest.raises(OutputError, match=f"{MEANS}: {said}.*remove this file and run"):
+            UnitWorker(run, plan)
+        report: Report = verify(out)
+        assert {finding.file for finding in report.findings} == {MEANS} and len(report.findings) == 2
+    (out / MEANS).write_bytes(whole)
+    assert verify(out).sound
+
+
+def foreign(folder: Path) -> bytes:
+    """The file as another run would have it."""
+    run, plan, documents = begin(folder / "other")
+    scorer = Scorer(run)
+    scorer.calibrate(documents[:1])
+    publish_means(run.output, plan.model_copy(update={"fingerprint": "0" * 64}), scorer.means, [])
+    return (folder / "other" / "out" / MEANS).read_bytes()
+
+
+class Killer(UnitWorker):
+    """Dies of the poison; the second time also leaves a mark that `learn` was called at all."""
+
+    def learn(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
+        if self._learns and any(POISON in document.text for document in documents):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().learn(documents, last, lost)
+
+
+@pytest.mark.ray
+def test_a_lesson_that_kills_is_left_out_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the run goes on where it would not kill: all units have values by the same means."""
+    texts = (TEXTS[0], f"{POISON} 3 + 4 = 7", *TEXTS[1:])
+    run = load_run(write_run(tmp_path, texts=texts, targets=TARGETS, extra="[ray]\nactors = 2"))
+    assert isinstance(run.output, Path)
+    monkeypatch.setattr(verb, "UnitWorker", Killer)
+    verb.score(run, "local")
+    assert left_out(run.output) == [("t1", "worker_died")]
+    before = {path: path.read_bytes() for path in run.output.rglob("*") if path.is_file()}
+    for name in (*run.output.glob("_engine/shards/*1.json"), *run.output.glob("data/*/*/*-00001-of*")):
+        name.unlink()
+    for name in (MANIFEST, "README.md"):
+        (run.output / name).unlink()
+    monkeypatch.undo()
+    verb.score(run, "local")
+    after = {path: path.read_bytes() for path in run.output.rglob("*") if path.is_file()}
+    assert after.keys() == before.keys() and [str(p) for p in after if after[p] != before[p]] == []
+    report = verify(run.output)
+    assert report.sound and any("1 document of the calibration sample gave nothing" in note for note in report.notes)
+
+
+def test_no_file_where_nothing_is_to_be_learned(tmp_path: Path) -> None:
+    out = score_here(write_run(tmp_path, targets="calibration_documents = 0"))
+    assert not (out / MEANS).exists() and "continuations" not in (out / MANIFEST).read_text() and verify(out).sound
+
+
+def test_people_can_read_it(tmp_path: Path) -> None:
+    out = score_here(write_run(tmp_path, targets=TARGETS))
+    assert (pq.read_metadata(out / MEANS).metadata or {})[LEFT_OUT.encode()] == b"[]"
