@@ -34,7 +34,7 @@ from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
 from schemas.redact import redacted
 from schemas.runfile import RunConfig
 
-ENGINE_VERSION = "0.5.0"
+ENGINE_VERSION = "0.6.0"
 """Raised whenever the numbers that the engine writes may change; the same as the version in pyproject.toml."""
 
 BYTES_HASH = "bytes 0..255, end 256"

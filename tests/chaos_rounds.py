@@ -69,7 +69,7 @@ def _write(folder: Path, documents: int, actors: int) -> Path:
         texts=texts,
         lines="\n".join(BAD) + "\n",
         students={"bl": STUDENTS["bl"]},
-        targets='top_k = 8\nregime = "fast"\ncalibration_documents = 0',  # actors start sooner
+        targets='top_k = 8\nregime = "fast"\ncalibration_documents = 8',
         extra=f"[ray]\nactors = {actors}\nmax_in_flight = {IN_HAND}",
     )
 

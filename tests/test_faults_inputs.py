@@ -118,7 +118,7 @@ def test_a_run_without_a_good_document(tmp_path: Path, call: Call) -> None:
     run_file = write_run(tmp_path, texts=(), lines=BAD, targets=SHORT, students=ONE_STUDENT)
     out = score_here(run_file)
     manifest = load_manifest(out)
-    assert (manifest.documents, manifest.quarantined) == (3, 3) and not list(out.rglob("*.parquet"))
+    assert (manifest.documents, manifest.quarantined) == (3, 3) and not list((out / "data").rglob("*.parquet"))
     assert {total.files for total in manifest.totals.values()} == {0}
     code, said, _ = call("score", run_file, "--address", "nobody:1")
     assert code == 0 and "3 documents, 3 in quarantine" in said and "3  empty_text" in said
