@@ -203,3 +203,55 @@ def test_a_frozen_actor_and_a_slow_one_hold_nobody() -> None:
     slow = simulate([1.0] * 40, [10] * 40, 4, speeds=[0.1])
     alone = simulate([1.0] * 40, [10] * 40, 4, speeds=[0.1], patience=1e9)
     assert slow.wall_s < 40 / 3.1 + 2.5 and alone.wall_s > slow.wall_s + 3
+
+
+def test_a_lesson_that_kills_is_taken_from_all_who_have_it_before_them() -> None:
+    """And an actor that was at it meanwhile counts once: the last call of each, empty or not, ends its lessons."""
+    first, second = task(0).documents
+    run = Run(1, actors=0)
+    run.schedule = Schedule(map(task, range(1)), 1, depth=2, lessons=[first, second])
+
+    def at(slot: Slot) -> list[Document] | None:
+        return slot.calls[0].lessons
+
+    whole = run.join()
+    run.hand_out()
+    assert at(whole) == [first, second]
+    run.die(whole)
+    waits, slow = run.join(), run.join()
+    run.hand_out()
+    run.land(slow)
+    assert (at(waits), at(slow)) == ([first], [second])
+    for _ in range(2):
+        other = run.join()
+        run.hand_out()
+        run.land(other)
+        assert at(other) == [second]
+        run.die(other)
+    assert run.schedule.lost == [(second, "killed")]
+    run.die(slow)
+    assert [one.doc_id for one, _ in run.schedule.lost] == ["d0.1"] and not run.schedule.slots[1:]
+    told = [event.text.partition("document")[0] for event in run.events if isinstance(event, Notice)]
+    assert told == [
+        "an actor died in the calibration sample, whose ",
+        "an actor died in ",
+        "",
+        "another actor died in ",
+    ]
+    run.land(waits)
+    assert at(waits) == [] and not waits.ready and not waits.lessons
+    run.land(waits)
+    late = run.join()
+    run.hand_out()
+    assert waits.ready and (at(late), len(late.lessons)) == ([first], 0)
+
+
+def test_without_documents_an_actor_still_ends_its_lessons() -> None:
+    """So that what it has learned of none is published, and everybody takes that."""
+    run = Run(1, actors=0)
+    run.schedule = Schedule(map(task, range(1)), 1, depth=2, lessons=[])
+    slot = run.join()
+    run.hand_out()
+    assert slot.calls[0].lessons == [] and not slot.ready
+    run.land(slot)
+    assert slot.ready and run.units(slot) == [0]
