@@ -59,7 +59,9 @@ def open_rescorer(out: Out, run: RunConfig, *, seed: int, damaged: Collection[st
             "made with, and the teacher, tokenizers and corpus as they were."
         )
     if not any(_rows(seal) for seal in seals.values()):
-        raise OutputError(f"{out}: no sealed unit without findings, so nothing to compare with; see the findings")
+        raise OutputError(
+            f"{out}: no document to compare with the teacher: all that is sealed without findings is in quarantine, or nothing is"
+        )
     return Rescorer(out, plan, pin(run), scan, seals, from_texts=from_texts, seed=seed)
 
 

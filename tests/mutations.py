@@ -189,7 +189,7 @@ def foreign(other: Path) -> Callable[[Path, Rng], str]:
     def put(out: Path, rng: Rng) -> str:
         path = rng.choice([file for file in all_files(out) if (other / file.relative_to(out)).is_file()])
         shutil.copy(other / path.relative_to(out), path)
-        resealed = path.suffix == ".parquet" and rng.random() < 0.7
+        resealed = path in parquet_files(out) and rng.random() < 0.7
         if resealed:
             reseal(out, path)
         return f"{path}: of another run{', resealed' if resealed else ''}"
