@@ -7,8 +7,8 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from engine.card import dataset_card
-from engine.head import HEAD
-from engine.means import MEANS, learns
+from engine.head import HEAD, damage
+from engine.means import MEANS, check_means, learns
 from engine.outfolder import MANIFEST, REMAKE, load_manifest, own_seal, unsealed_units
 from engine.repair import lacking_units
 from engine.store import Out, Store, open_store
@@ -35,14 +35,16 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
     seals = store.map(lambda unit: own_seal(store, plan, unit.index), plan.units)
     _check_files(store, seals)
     sides = {name: _side(store, name) for name in _sides(plan)}
+    if MEANS in sides:
+        check_means(store, seals, sides[MEANS].sha256)
     if store.exists(MANIFEST):
         found = load_manifest(store)
         made = _manifest(plan, seals, found.engine_version, found.versions, sides)
         for name, wanted in ((HEAD, found.head), (MEANS, found.continuations)):
             if wanted is not None and sides.get(name) != wanted:
                 raise OutputError(
-                    f"{store.place(name)}: not the file that {MANIFEST} lists (damaged, or made again by other hardware or "
-                    f"libraries); {REMAKE}; if this comes back, remove {MANIFEST} and README.md too"
+                    f"{store.place(name)}: not the file that {MANIFEST} lists: damaged, or made again by other libraries; "
+                    f"{REMAKE}"
                 )
         if _nameless(made) != _nameless(found) or store.read(MANIFEST) != found.to_bytes():
             raise OutputError(
@@ -64,7 +66,10 @@ def _sides(plan: Plan) -> list[str]:
 def _side(store: Store, name: str) -> SideFile:
     if not store.exists(name):
         raise OutputError(f"{store.place(name)}: missing; run again to make it anew")
-    return SideFile.of(name, store.read(name))
+    data = store.read(name)
+    if name == HEAD and (fault := damage(data)):
+        raise OutputError(f"{store.place(name)}: damaged: {fault}; {REMAKE}")
+    return SideFile.of(name, data)
 
 
 def _nameless(manifest: Manifest) -> Manifest:

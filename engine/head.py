@@ -3,11 +3,12 @@
 A loss on hidden states (engine/losses/dskd.py) needs the two matrices once; with them no teacher is loaded while a student
 trains. OUT/_engine/teacher_head.safetensors: `lm_head` [Vt, D] and `embedding` [Vt, D], bfloat16, and `bias` [Vt], float32,
 where the lm_head has one; in its metadata `scale` and `softcap`: logits = (lm_head h + bias) * scale, then
-softcap * tanh(logits / softcap) unless softcap is 0.
+softcap * tanh(logits / softcap) unless softcap is 0; `sha256` of the numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ from engine.vocab import Vocabulary
 from schemas.errors import BadDocument
 
 HEAD = "_engine/teacher_head.safetensors"
+DIGEST = "sha256"
+"""Key of the metadata: of the numbers in the file."""
 
 
 def publish_head(out: Out, teacher: Teacher) -> None:
@@ -30,8 +33,9 @@ def publish_head(out: Out, teacher: Teacher) -> None:
     if store.exists(HEAD):
         return
     scale, softcap = logits_form(teacher.model)
-    data = save(head_tensors(teacher), {"scale": repr(scale), "softcap": repr(softcap)})
-    store.put_if_absent(HEAD, _ordered(data))
+    tensors, metadata = head_tensors(teacher), {"scale": repr(scale), "softcap": repr(softcap)}
+    body = _parts(save(tensors))[1]  # the same whatever the metadata
+    store.put_if_absent(HEAD, _ordered(save(tensors, metadata | {DIGEST: hashlib.sha256(body).hexdigest()})))
 
 
 def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
@@ -45,12 +49,31 @@ def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def damage(data: bytes) -> str | None:
+    """Why the bytes of such a file cannot be what was written; None when they can. Up to 0.5.0 they had no digest."""
+    try:
+        head, body = _parts(data)
+        wanted = json.loads(head)["__metadata__"].get(DIGEST)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"not readable: {type(error).__name__}: {error}"
+    found = hashlib.sha256(body).hexdigest()
+    return (
+        None if wanted in (None, found) else f"its numbers have the sha256 {found[:12]}…, it says {str(wanted)[:12]}…"
+    )
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes]:
+    """(JSON, numbers) of a safetensors file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return data[8:end], data[end:]
+
+
 def _ordered(data: bytes) -> bytes:
     """The same file with the keys of its head in order: the library writes them in a new order each time, and a file that
     is made again should be the same."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    head = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    return data[:8] + head.ljust(end - 8) + data[end:]
+    old, body = _parts(data)
+    head = json.dumps(json.loads(old), sort_keys=True, separators=(",", ":")).encode()
+    return data[:8] + head.ljust(len(old)) + body
 
 
 def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Vocabulary, size: int) -> str:

@@ -10,8 +10,9 @@ heaviest next tokens, falling; `special`: mass on specials; `heads/<product>` [H
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.calibrate import Continuations
-from engine.outfolder import REMAKE
+from engine.outfolder import REMAKE, load_seals
 from engine.rows import flat, lengths_of, read_whole, table_to_parquet_bytes
 from engine.sketch import Row
-from engine.store import Out, open_store
+from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import Plan, canonical_json
+from schemas.manifest import Plan, Seal, canonical_json
 from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
 
 MEANS = "_engine/continuations.parquet"
@@ -65,13 +66,30 @@ def publish_means(out: Out, plan: Plan, means: Mapping[int, Row], left_out: Sequ
     }
     table = pa.Table.from_arrays(arrays, schema=schema_of(products))
     groups = [(start, min(_GROUP_ROWS, len(rows) - start)) for start in range(0, len(rows), _GROUP_ROWS)]
-    open_store(out).put_if_absent(MEANS, table_to_parquet_bytes(table, metadata, groups))
+    data, store = table_to_parquet_bytes(table, metadata, groups), open_store(out)
+    if first := next((seal for seal in load_seals(store, plan) if seal.continuations is not None), None):
+        check_means(store, [first], hashlib.sha256(data).hexdigest())
+    store.put_if_absent(MEANS, data)
 
 
-def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> Continuations:
-    """The means of an output. heads: product -> H of this program. Raises OutputError: missing, damaged, of another run."""
+def check_means(store: Store, seals: Iterable[Seal], sha256: str) -> None:
+    """All units of a run are closed by the same means. OutputError when these are not those of the seals."""
+    for seal in seals:
+        if seal.continuations not in (None, sha256):
+            raise OutputError(
+                f"{store.place(MEANS)}: unit {seal.unit} was scored with another one, which is lost, and made again it is "
+                "not the same (other hardware or libraries, or another document of the sample failed). Restore it from a "
+                "copy, or score into a new `output`; what is sealed stays good"
+            )
+
+
+def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Continuations, str]:
+    """(means of an output, sha256 of their file). heads: product -> H of this program.
+
+    Raises OutputError: missing, damaged, of another run."""
     store = open_store(out)
-    table, _ = parse(store.read(MEANS), plan, store.place(MEANS))
+    data = store.read(MEANS)
+    table, _ = parse(data, plan, store.place(MEANS))
     sizes = {product: set(lengths_of(table, f"heads/{product}").tolist()) for product in heads_of(plan)}
     if any(found - {heads.get(product)} for product, found in sizes.items()):
         raise OutputError(f"{store.place(MEANS)}: heads {sizes}, wanted {dict(heads)}: of another program; {REMAKE}")
@@ -85,7 +103,7 @@ def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> Continuations:
         token: Row(ids[i].astype(np.int64), probs[i], {p: h[i] for p, h in by_head.items()}, special[i], 1.0)
         for i, token in enumerate(table.column("token").to_pylist())
     }
-    return Continuations(means)
+    return Continuations(means), hashlib.sha256(data).hexdigest()
 
 
 def parse(data: bytes, plan: Plan, place: str) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -98,7 +116,7 @@ def parse(data: bytes, plan: Plan, place: str) -> tuple[pa.Table, list[dict[str,
         problem = None if table.schema.equals(schema_of(heads_of(plan))) else f"columns {table.schema.names}"
         if metadata["targetsmith.fingerprint"] != plan.fingerprint:
             problem = f"of run {metadata['targetsmith.fingerprint'][:12]}, wanted {plan.fingerprint[:12]}"
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
         problem, table, left_out = f"damaged: {type(error).__name__}: {error}", pa.table({}), []
     if problem is not None:
         raise OutputError(f"{place}: {problem}; {REMAKE}")

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import REASONS, Manifest, Plan, Seal
+from schemas.manifest import REASONS, Manifest, Plan, Seal, ShardRecord
 from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
 
 PLAN = "_engine/plan.json"
@@ -151,9 +151,20 @@ def read_quarantine(out: Out, unit_index: int) -> list[dict[str, Any]]:
         if all(type(record["doc_row"]) is int and record["reason"] in REASONS for record in records):
             return records
         problem = "a record without a number `doc_row` or a known `reason`"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     raise OutputError(f"{store.place(name)}: damaged ({problem}); {REMAKE}")
+
+
+def sealed_quarantine(out: Out, shard: ShardRecord) -> list[dict[str, Any]]:
+    """`read_quarantine` of a finished run's unit. OutputError when it has not the number of documents that was sealed."""
+    store = open_store(out)
+    records = read_quarantine(store, shard.unit)
+    if len(records) != shard.quarantined:
+        raise OutputError(
+            f"{store.place(claim_name(shard.unit))}: {len(records)} documents, sealed with {shard.quarantined}; {REMAKE}"
+        )
+    return records
 
 
 def load_json(store: Store, name: str, model: type[_Model]) -> _Model:
@@ -168,7 +179,7 @@ def load_json(store: Store, name: str, model: type[_Model]) -> _Model:
                 "use the version of targetsmith that wrote it, or a new `output`"
             )
         return model.model_validate(content)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise OutputError(f"{place}: damaged: {error}; {REMAKE}") from error
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.means import MEANS
 from engine.outfolder import CLAIMS, MANIFEST, PLAN, REMAKE, SEALS, claim_name, seal_name, shard_name
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
@@ -52,7 +53,9 @@ def is_whole(store: Store, seal: Seal) -> bool:
 def check_plan_lost(store: Store, plan: Plan, found: str) -> None:
     """Whether an output without plan.json is this very run: OutputError unless its files say so, each that can."""
     known = {shard_name(product, unit.index, len(plan.units)) for product in plan.products for unit in plan.units}
-    signed = [name for name, _ in store.files() if name in known or name == MANIFEST or name.startswith(f"{SEALS}/")]
+    signed = [
+        name for name, _ in store.files() if name in known or name in (MANIFEST, MEANS) or name.startswith(f"{SEALS}/")
+    ]
     if not signed:
         raise OutputError(
             f"{store}: not empty and not an output of targetsmith (found {store.place(found)}, no {PLAN}); set "
@@ -75,13 +78,13 @@ def _fingerprint(store: Store, name: str) -> str | None:
             return json.loads(store.read(name))["fingerprint"]
         with store.open(name) as data, pq.ParquetFile(data) as file:
             return (file.metadata.metadata or {})[b"targetsmith.fingerprint"].decode()
-    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException):
+    except (ValueError, KeyError, TypeError, RecursionError, OSError, pa.ArrowException):
         return None
 
 
 def other_than_sealed(store: Store, name: str, unit: int) -> OutputError:
     """Of a file that was lost, and made again with other bytes."""
     return OutputError(
-        f"{store.place(name)}: missing, and scored again it is not what was sealed (other hardware or libraries); remove "
-        f"{seal_name(unit)}, {MANIFEST} and README.md too, and run again"
+        f"{store.place(name)}: missing, and scored again it is not what was sealed (other hardware or libraries, or memory ran "
+        f"out or an actor died in one of the two); remove {seal_name(unit)}, {MANIFEST} and README.md too, and run again"
     )

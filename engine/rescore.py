@@ -87,7 +87,7 @@ class Rescorer:
         places = self._random(count)
         scorer = Scorer(self.run)
         if learns(self.plan):
-            scorer.recall(read_means(self.store, self.plan, scorer.head_counts))
+            scorer.recall(*read_means(self.store, self.plan, scorer.head_counts))
         comparisons = {product: Comparison("rescored", product) for product in self.plan.products}
         for product, pair in self._pairs(scorer, places, comparisons):
             rescored(comparisons[product], pair, tolerance)

@@ -18,14 +18,14 @@ from typing import Any
 import pyarrow as pa
 
 from engine.corpus import CorpusScan, Document, Unit, read_units
-from engine.outfolder import MANIFEST, PLAN, load_manifest, load_plan, read_quarantine
+from engine.outfolder import MANIFEST, PLAN, load_manifest, load_plan, sealed_quarantine
 from engine.score import UnitResult
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import Plan, PlanUnit
+from schemas.manifest import RETRY, Plan, PlanUnit
 from schemas.settings import CorpusConfig
 
-KEY = "retry"
+KEY = RETRY
 
 
 def find_retry(out: Out) -> tuple[Store, list[int]]:
@@ -54,8 +54,8 @@ def find_retry(out: Out) -> tuple[Store, list[int]]:
 
 
 def _quarantined(out: Out, plan: Plan) -> list[int]:
-    """Rows of the corpus that are in quarantine in a finished output."""
-    found = [int(record["doc_row"]) for unit in plan.units for record in read_quarantine(out, unit.index)]
+    """Rows of the corpus that are in quarantine in a finished output. OutputError: a list is not as it was sealed."""
+    found = [int(record["doc_row"]) for shard in load_manifest(out).shards for record in sealed_quarantine(out, shard)]
     rows = plan.semantic[KEY]["rows"] if KEY in plan.semantic else None
     return sorted(found if rows is None else [rows[number] for number in found])
 
@@ -124,4 +124,4 @@ def renumbered(result: UnitResult, plan: Plan) -> UnitResult:
         place = table.schema.get_field_index("doc_row")
         products[product] = table.set_column(place, table.schema.field(place), rows)
     quarantine = [{**record, "doc_row": number[record["doc_row"]]} for record in result.quarantine]
-    return UnitResult(products, quarantine, result.stats)
+    return replace(result, products=products, quarantine=quarantine)

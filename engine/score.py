@@ -44,10 +44,15 @@ class UnitResult:
     products: dict[str, pa.Table]
     quarantine: list[dict[str, Any]]
     stats: dict[str, float]
+    continuations: str | None = (
+        None  # sha256 of the means that rows were closed by, where they are a file of the output
+    )
 
 
 class Scorer(Loaded):
     """Scores units of documents. Built once per actor."""
+
+    continuations_sha256: str | None = None
 
     def calibrate(self, documents: Sequence[Document]) -> None:
         """Learn from these documents how open leaves are usually continued (engine/calibrate.py). The same documents give
@@ -66,10 +71,10 @@ class Scorer(Loaded):
         """Product -> number of heads, of those that are closed by means."""
         return {product: known.heads.count for product, known in self.outcomes.items()}
 
-    def recall(self, continuations: Continuations) -> None:
-        """What was learned elsewhere, instead of `calibrate`."""
+    def recall(self, continuations: Continuations, sha256: str) -> None:
+        """What was learned elsewhere, instead of `calibrate`. sha256: of the file that has it."""
         assert self.widener is not None
-        self.widener.continuations = continuations
+        self.widener.continuations, self.continuations_sha256 = continuations, sha256
 
     def learn(self, documents: Sequence[Document]) -> list[dict[str, Any]]:
         """A part of `calibrate`, which is called once behind the last part. Returns records of documents that gave nothing."""
@@ -117,7 +122,7 @@ class Scorer(Loaded):
         stats["quarantined"] += len(quarantine)
         quarantine.sort(key=lambda record: record["doc_row"])
         tables = {p: pa.concat_tables([self.schemas[p].empty_table(), *parts]) for p, parts in done.items()}
-        return UnitResult(tables, quarantine, dict(stats))
+        return UnitResult(tables, quarantine, dict(stats), self.continuations_sha256)
 
     def _work(self, document: Document) -> Work:
         """A document as what is to be scored of it. Raises BadDocument."""

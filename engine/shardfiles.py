@@ -57,7 +57,7 @@ class Store:
     """
 
     def __init__(self, out: str | Path, storage_options: dict[str, Any] | None = None) -> None:
-        text = str(out).removeprefix("file://")
+        text = str(out).removeprefix("file://localhost").removeprefix("file://")
         self.local = Path(text) if "://" not in text else None
         self.url = text.rstrip("/") if self.local is None else str(self.local)
         self._options = dict(storage_options or {})

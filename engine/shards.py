@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from engine.checks import check_rows
 from engine.finish import finish
 from engine.head import HEAD
-from engine.means import MEANS, learns
+from engine.means import MEANS, check_means, learns
 from engine.outfolder import (
     PLAN,
     claim_name,
@@ -56,6 +56,7 @@ from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import (
     COLUMNS,
     MAXIMUM,
+    RETRY,
     Plan,
     PlanUnit,
     Seal,
@@ -70,6 +71,9 @@ __all__ = [
     "finish", "iter_shards", "load_manifest", "load_plan", "load_seals", "open_output", "publish_unit",
     "read_quarantine", "recover", "round_logps", "round_up", "sealed_units", "shard_name", "table_to_parquet_bytes",
 ]  # fmt: skip
+
+CLOSED_BY = "targetsmith.continuations"
+"""Key of a footer: sha256 of the means that the unit's rows were closed by."""
 
 # ---- begin or resume -------------------------------------------------------------------------------------------------
 
@@ -94,14 +98,22 @@ def open_output(out: Out, plan: Plan) -> list[int]:
         listed = "\n  ".join(found.difference(plan))
         raise FingerprintMismatch(
             f"{store}: this folder was begun with other inputs or settings (folder -> this run):\n  {listed}\n"
-            "Set `output` to a new folder for this run, or undo the changes to resume the old one; nothing was changed."
+            + (
+                "Move this unfinished retry away to begin anew"
+                if RETRY in plan.semantic
+                else "Set `output` to a new folder"
+            )
+            + " for this run, or undo the changes to resume the old one; nothing was changed."
         )
     recover(store, plan)
     sealed = [unit for unit in sealed_units(store) if unit < len(plan.units)]
-    lacking = lacking_units(store, store.map(lambda unit: own_seal(store, plan, unit), sealed))
+    seals = store.map(lambda unit: own_seal(store, plan, unit), sealed)
+    lacking = lacking_units(store, seals)
     if "hidden" in plan.products and not store.exists(HEAD):
         lacking.add(0)  # an actor that starts writes it
-    if learns(plan) and not store.exists(MEANS):
+    if learns(plan) and store.exists(MEANS):
+        check_means(store, seals, hashlib.sha256(store.read(MEANS)).hexdigest())
+    elif learns(plan):
         lacking.add(0)  # the same
     return [unit for unit in sealed if unit not in lacking]
 
@@ -116,11 +128,14 @@ def publish_unit(
     products: Mapping[str, pa.Table],
     quarantine: Sequence[Mapping[str, Any]],
     stats: Mapping[str, float],
+    *,
+    continuations: str | None = None,
 ) -> Seal:
     """Round, check and publish one unit; returns its seal (the winner's, when another attempt was first). Idempotent.
 
     `products`: one table per product of the plan, with its columns, rows in corpus order. `quarantine`: records with at
-    least doc_row and reason. Each document of the unit must be in every table or in quarantine, else ValueError.
+    least doc_row and reason. `continuations`: sha256 of the means that rows were closed by.
+    Each document of the unit must be in every table or in quarantine, else ValueError.
     Raises IdentityError when an invariant of the rows is broken, OutputError when the folder cannot be written or
     holds a file that does not belong there. A call that raises has published no seal and can be repeated.
     """
@@ -156,9 +171,11 @@ def publish_unit(
     groups = row_groups(list(kept.values()))
     for product, table in kept.items():
         files[product] = (
-            _publish_product(store, plan, unit, product, table, groups, len(claimed), sums, seal) if groups else None
+            _publish_product(store, plan, unit, product, table, groups, len(claimed), sums, continuations, seal)
+            if groups
+            else None
         )
-    return seal or _seal(store, plan, unit_index, len(claimed), files, sums)
+    return seal or _seal(store, plan, unit_index, len(claimed), files, sums, continuations)
 
 
 def recover(out: Out, plan: Plan) -> list[int]:
@@ -173,11 +190,12 @@ def recover(out: Out, plan: Plan) -> list[int]:
         if index in sealed or index >= len(plan.units) or not all(store.exists(name) for name in names.values()):
             continue
         claimed = _claimed_rows(store, index)
-        files, stats = {}, {}
+        files, stats, first = {}, {}, dict[str, str]()
         for product in names:
-            files[product], found = _adopt(store, plan, plan.units[index], product, claimed)
-            stats = stats or found
-        _seal(store, plan, index, len(claimed), files, stats)
+            files[product], footer = _adopt(store, plan, plan.units[index], product, claimed, first.get(CLOSED_BY))
+            first = first or footer
+            stats = stats or json.loads(footer["targetsmith.stats"])
+        _seal(store, plan, index, len(claimed), files, stats, first.get(CLOSED_BY))
         recovered.append(index)
     return recovered
 
@@ -191,11 +209,13 @@ def _publish_product(
     groups: Sequence[tuple[int, int]],
     quarantined: int,
     stats: Mapping[str, float],
+    continuations: str | None,
     seal: Seal | None,
 ) -> ShardFile:
     """seal: of a unit that has lost a file since; then the same bytes are put back, or none."""
     name = shard_name(product, unit.index, len(plan.units))
-    footer = footer_of(plan, unit.index, product, table.num_rows, int(lengths_of(table).sum()), quarantined, stats)
+    counts = (table.num_rows, int(lengths_of(table).sum()), quarantined)
+    footer = footer_of(plan, unit.index, product, *counts, stats, continuations)
     data = table_to_parquet_bytes(table, footer, groups)
     if store.most_bytes is not None and len(data) > store.most_bytes:
         raise OutputError(
@@ -209,26 +229,28 @@ def _publish_product(
         return made
     rows = set(table.column("doc_row").to_pylist())
     claimed = set(range(unit.doc_row, unit.doc_row + unit.n_rows)) - rows
-    return _adopt(store, plan, unit, product, claimed)[0]
+    return _adopt(store, plan, unit, product, claimed, continuations)[0]
 
 
 def _adopt(
-    store: Store, plan: Plan, unit: PlanUnit, product: str, claimed: set[int]
-) -> tuple[ShardFile, dict[str, float]]:
-    """The file that another attempt published under this name, after checking that it is ours, whole and undamaged; and the
-    unit's statistics as its footer has them."""
+    store: Store, plan: Plan, unit: PlanUnit, product: str, claimed: set[int], continuations: str | None
+) -> tuple[ShardFile, dict[str, str]]:
+    """The file that another attempt published under this name, after checking that it is ours, whole and undamaged; and its
+    footer. continuations: what its rows must have been closed by, None where that is not known."""
     name = shard_name(product, unit.index, len(plan.units))
     data, place = store.read(name), store.place(name)
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
-            stats = {str(key): float(value) for key, value in json.loads(footer.get("targetsmith.stats", "")).items()}
+            for value in json.loads(footer.get("targetsmith.stats", "")).values():
+                float(value)
             table = read_whole(file)
     except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
         raise OutputError(f"{place}: damaged ({error}); remove the file and run again to make it anew") from error
     if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):
         raise OutputError(f"{place}: not a file of this run: other columns or types; move it away and run again")
-    wanted = footer_of(plan, unit.index, product, table.num_rows, int(lengths_of(table).sum()), len(claimed), {})
+    counts = (table.num_rows, int(lengths_of(table).sum()), len(claimed))
+    wanted = footer_of(plan, unit.index, product, *counts, {}, continuations)
     free = {
         "targetsmith.stats",
         "targetsmith.tokenizer",
@@ -241,7 +263,7 @@ def _adopt(
             )
     if problem := _incomplete(unit, table, claimed):
         raise OutputError(f"{place}: {problem}; move the file away and run again")
-    return _shard_file(name, footer, data), stats
+    return _shard_file(name, footer, data), footer
 
 
 def _seal(
@@ -251,9 +273,11 @@ def _seal(
     quarantined: int,
     files: dict[str, ShardFile | None],
     stats: Mapping[str, float],
+    continuations: str | None,
 ) -> Seal:
     sums = {key: float(value) for key, value in stats.items()}
-    seal = Seal(fingerprint=plan.fingerprint, unit=unit, quarantined=quarantined, files=files, stats=sums)
+    facts = {"fingerprint": plan.fingerprint, "unit": unit, "quarantined": quarantined, "files": files, "stats": sums}
+    seal = Seal(**facts, continuations=continuations)
     return seal if store.put_if_absent(seal_name(unit), seal.to_bytes()) else own_seal(store, plan, unit)
 
 
@@ -281,7 +305,14 @@ def _without(table: pa.Table, doc_rows: set[int]) -> pa.Table:
 
 
 def footer_of(
-    plan: Plan, unit: int, product: str, rows: int, positions: int, quarantined: int, stats: Mapping[str, float]
+    plan: Plan,
+    unit: int,
+    product: str,
+    rows: int,
+    positions: int,
+    quarantined: int,
+    stats: Mapping[str, float],
+    continuations: str | None = None,
 ) -> dict[str, str]:
     """The key-value metadata of a file (docs/format.md, section 4)."""
     facts = plan.products[product]
@@ -311,7 +342,8 @@ def footer_of(
         "columns": canonical_json({name: COLUMNS[name] for name in facts.schema_of_rows.names}),
         "stats": canonical_json({key: float(value) for key, value in stats.items()}),
     }
-    return {f"targetsmith.{key}": str(value) for key, value in values.items()}
+    closed_by = {} if continuations is None else {CLOSED_BY: continuations}
+    return {f"targetsmith.{key}": str(value) for key, value in values.items()} | closed_by
 
 
 def _shard_file(name: str, footer: Mapping[str, str], data: bytes) -> ShardFile:

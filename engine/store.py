@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 
 from engine.publish import output_errors, put_if_absent, read_published
-from schemas.address import STORES, is_url, url_fault
+from schemas.address import STORES, is_url, path_of, url_fault
 from schemas.errors import OutputError
 from schemas.redact import redacted
 
@@ -251,7 +251,7 @@ def open_store(out: Out) -> Store:
         return out
     text = str(out)
     if isinstance(out, Path) or not is_url(text):
-        return PosixStore(Path(text.removeprefix("file://")))
+        return PosixStore(path_of(text))
     if fault := url_fault(text):
         raise OutputError(f"{redacted(text)}: wanted {fault[0]}; {fault[1]}")
     return ObjectStore(text)

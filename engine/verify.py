@@ -55,7 +55,7 @@ class _Verifier:
         plan = self._plan(manifest)
         report.fingerprint, report.units = plan.fingerprint, len(plan.units)
         report.extend(plan_findings(plan))
-        self.sealed_names = {name for name, _ in self.store.files(SEALS)}
+        self.sealed_names = self._listed_or_there(plan)
         seals = self._seals(plan)
         records = self._records(plan, seals, manifest)
         report.sealed = len(records)
@@ -68,7 +68,7 @@ class _Verifier:
                     self.progress(report)
         if manifest is not None:
             self.report.extend(manifest_findings(plan, seals, manifest))
-        self.report.extend(side_findings(self.store, plan, manifest, report.notes))
+        self.report.extend(side_findings(self.store, plan, manifest, seals, report.notes))
         report.seconds = time.perf_counter() - began
         return report
 
@@ -128,9 +128,12 @@ class _Verifier:
             seals[unit] = seal
         return seals
 
-    def _has_seal(self, unit: int) -> bool:
-        """A listing may be behind: what it lacks is asked for."""
-        return seal_name(unit) in self.sealed_names or self.store.exists(seal_name(unit))
+    def _listed_or_there(self, plan: Plan) -> set[str]:
+        """Names of seals. A listing may be behind: what it lacks is asked for."""
+        listed = {name for name, _ in self.store.files(SEALS)}
+        lacking = [name for unit in plan.units if (name := seal_name(unit.index)) not in listed]
+        there = self.store.map(self.store.exists, lacking)
+        return listed | {name for name, found in zip(lacking, there, strict=True) if found}
 
     def _check_stats(self, file: str, seal: Seal) -> None:
         most = 2.0**-7 * 1.001
@@ -160,9 +163,9 @@ class _Verifier:
     def _check_progress(self, plan: Plan, records: Mapping[int, ShardRecord]) -> None:
         missing = [unit.index for unit in plan.units if unit.index not in records]
         if self.report.finished:
-            for unit in (unit.index for unit in plan.units):
-                if not self._has_seal(unit):
-                    self.report.add(seal_name(unit), "missing", "the unit's seal")
+            for name in (seal_name(unit.index) for unit in plan.units):
+                if name not in self.sealed_names:
+                    self.report.add(name, "missing", "the unit's seal")
             if not self.store.exists("README.md"):
                 self.report.add("README.md", "missing", "the dataset card, which is written before the manifest")
         elif self.complete:
@@ -181,7 +184,7 @@ class _Verifier:
             shard_name(product, unit.index, len(plan.units))
             for unit in plan.units
             for product in plan.products
-            if unit.index not in records and not self._has_seal(unit.index)
+            if seal_name(unit.index) not in self.sealed_names  # it may have got one since, beside a run
         }
         unsealed = 0
         for name in found:
@@ -213,7 +216,7 @@ class _Verifier:
                 self.report.add(sealed_in, found, f"{unit.n_rows} documents of the unit")
             expected = Expected(
                 plan, unit, product, file, quarantined, record.quarantined,
-                None if seal is None else seal.stats, _text_stored(plan),
+                None if seal is None else seal.stats, _text_stored(plan), None if seal is None else seal.continuations,
             )  # fmt: skip
             checked = self._check_file(expected)
             names.append(file.name)

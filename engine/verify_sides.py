@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -13,19 +13,22 @@ from safetensors.torch import load
 
 from engine.calibrate import KEPT
 from engine.findings import Finding, short
-from engine.head import HEAD
+from engine.head import HEAD, damage
 from engine.means import MEANS, heads_of, learns, parse
-from engine.outfolder import MANIFEST
+from engine.outfolder import MANIFEST, seal_name
 from engine.rows import flat, lengths_of
 from engine.store import Store
+from engine.verify_file import nulls_of
 from schemas.errors import OutputError
-from schemas.manifest import REASONS, Manifest, Plan, SideFile
+from schemas.manifest import REASONS, Manifest, Plan, Seal, SideFile
 
 _SLACK = 1e-6  # of sums of probabilities
 
 
-def side_findings(store: Store, plan: Plan, manifest: Manifest | None, notes: list[str]) -> Iterator[Finding]:
-    """Both files: there, with the checksum that the manifest has, and with what docs/format.md says. Adds to the notes."""
+def side_findings(
+    store: Store, plan: Plan, manifest: Manifest | None, seals: Mapping[int, Seal], notes: list[str]
+) -> Iterator[Finding]:
+    """Both files: there, with the checksum that manifest and seals have, and with what docs/format.md says. Adds notes."""
     sides = (
         (HEAD, "hidden" in plan.products, manifest.head if manifest else None, _head),
         (MEANS, _learns(plan), manifest.continuations if manifest else None, _means),
@@ -37,18 +40,26 @@ def side_findings(store: Store, plan: Plan, manifest: Manifest | None, notes: li
             if record is not None:
                 yield Finding(MANIFEST, f"a record of {name}", "none, this run has no such file")
             continue
-        if not store.exists(name):
-            if manifest is not None or any(store.files("data")):
+        try:
+            data = store.read(name)
+        except OutputError as error:
+            if store.exists(name):
+                yield Finding(name, f"not readable: {short(str(error))}", "a file of the run")
+            elif name == MEANS and record is None and not any(seal.continuations for seal in seals.values()):
+                notes.append(f"there is no {MEANS}: the output was made before 0.6.0, or no unit is scored yet")
+            elif manifest is not None or seals:
                 yield Finding(name, "missing", "a file that all actors write or read when they start")
             continue
-        data = store.read(name)
         if record is not None and SideFile.of(name, data) != record:
             found = f"sha256 {hashlib.sha256(data).hexdigest()[:12]}…, {len(data):,} bytes"
             stated = f"{short(record.name, 60)}: {short(record.sha256, 13)}, {record.bytes:,} bytes"
             yield Finding(name, found, f"{stated}, as the manifest says")
         if manifest is not None and record is None:
             notes.append(f"the manifest has no checksum of {name}, so only its form was checked")
-        yield from check(data, plan, notes)
+        wrong = list(check(data, plan, notes))
+        yield from wrong
+        if name == MEANS and (record is not None or not wrong):
+            yield from _closed_otherwise(seals, record.sha256 if record else hashlib.sha256(data).hexdigest())
 
 
 def _learns(plan: Plan) -> bool | None:
@@ -68,6 +79,8 @@ def _head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     except Exception as error:
         yield Finding(HEAD, f"not readable: {type(error).__name__}: {short(error)}", "lm_head and embedding")
         return
+    if fault := damage(data):
+        yield Finding(HEAD, fault, "the numbers that were written")
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(softcap) and softcap >= 0):
         yield Finding(HEAD, f"scale {scale}, softcap {softcap}", "finite numbers, scale above 0 and softcap not below")
     if lost := sorted({"lm_head", "embedding"} - tensors.keys()):
@@ -94,15 +107,21 @@ def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     except OutputError as error:
         yield Finding(MEANS, short(str(error)), "the means of the calibration sample")
         return
+    if nulls := [name for name in table.schema.names if nulls_of(table, name)]:
+        yield Finding(MEANS, f"nulls in {', '.join(nulls)}", "none in any column")
+        return
     sizes = {name: lengths_of(table, name) for name in ("ids", "probs", *(f"heads/{p}" for p in heads_of(plan)))}
     token, ids = table.column("token").to_numpy(), flat(table, "ids")
     probs, special = flat(table, "probs"), table.column("special").to_numpy()
+    owner = np.repeat(np.arange(len(token)), sizes["ids"])
+    known = max((plan.products[p].vocab_size for p in ("teacher", "hidden") if p in plan.products), default=2**31)
     row = np.repeat(np.arange(len(token)), sizes["probs"])
     kept = np.bincount(row, probs, minlength=len(token))
     within = {"probs": probs, "special": special, **{name: flat(table, name) for name in sizes if "/" in name}}
     problems = {
-        "tokens do not rise from 0": (np.diff(token) <= 0).any() or (token < 0).any(),
-        "an id below 0": (ids < 0).any(),
+        "tokens do not rise from 0": (np.diff(token) <= 0).any() or (token < 0).any() or (token >= known).any(),
+        "ids below 0, or not below the teacher's vocabulary": (ids < 0).any() or (ids >= known).any(),
+        "an id twice in a row": len(np.unique(np.stack([owner, ids]), axis=1).T) < len(ids),
         "ids and probs of different numbers": (sizes["ids"] != sizes["probs"]).any(),
         f"more than {KEPT} ids in a row": (sizes["ids"] > KEPT).any(),
         "probs that rise": (np.diff(probs)[np.diff(row) == 0] > 0).any(),
@@ -125,6 +144,16 @@ def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
         what = "1 document" if len(left_out) == 1 else f"{len(left_out)} documents"
         why = ", ".join(sorted({record["reason"] for record in left_out}))
         notes.append(f"{what} of the calibration sample gave nothing ({why}); {MEANS} has the list")
+
+
+def _closed_otherwise(seals: Mapping[int, Seal], sha256: str) -> Iterator[Finding]:
+    for unit, seal in seals.items():
+        filled = any(file is not None for file in seal.files.values())
+        if seal.continuations != sha256 and (filled or seal.continuations is not None):
+            told = "no" if seal.continuations is None else f"{short(seal.continuations, 13)} for"
+            yield Finding(
+                seal_name(unit), f"{told} sha256 of continuations.parquet", f"{sha256[:12]}…, as it lies there"
+            )
 
 
 def _is_refusal(record: object) -> bool:

@@ -6,6 +6,7 @@ Exit codes: 0 all done, 1 something failed, 2 the run file or the command line i
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -112,6 +113,8 @@ def cat(
     """Print the targets as JSON lines, one document each."""
     from jobs import cat as verb
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 wherever it goes
+        sys.stdout.reconfigure(encoding="utf-8")
     verb.cat(out, student=student, view=view, limit=limit, max_width=max_width, stream=sys.stdout, notes=sys.stderr)
 
 
@@ -170,6 +173,9 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script and of `python -m jobs.<verb>`. Exits; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=None if arguments is None else list(arguments), prog_name="targetsmith")
     except Exception:  # a bug: Python's own traceback would print every secret that a message holds

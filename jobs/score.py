@@ -26,7 +26,7 @@ from engine.corpus import CorpusScan, Document, Unit, read_units, scan_corpus
 from engine.finish import finish
 from engine.head import hidden_size_note
 from engine.means import MEANS, learns
-from engine.outfolder import MANIFEST, REMAKE, claim_name, load_plan, read_quarantine, unsealed_units
+from engine.outfolder import MANIFEST, load_plan, sealed_quarantine, unsealed_units
 from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.shards import open_output
@@ -232,11 +232,7 @@ def quarantined_by_reason(store: Store, manifest: Manifest) -> Counter[str]:
     """Reason -> number of documents."""
     counts: Counter[str] = Counter()
     for shard in manifest.shards:
-        records = read_quarantine(store, shard.unit) if shard.quarantined else []
-        if len(records) != shard.quarantined:
-            raise OutputError(
-                f"{store.place(claim_name(shard.unit))}: {len(records)} documents, sealed with {shard.quarantined}; {REMAKE}"
-            )
+        records = sealed_quarantine(store, shard) if shard.quarantined else []
         counts.update(record["reason"] for record in records)
     return counts
 

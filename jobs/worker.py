@@ -64,7 +64,7 @@ class UnitWorker:
 
     def _recall(self) -> None:
         if self._learns and self._store.exists(MEANS):
-            self._scorer.recall(read_means(self._store, self._plan, self._scorer.head_counts))
+            self._scorer.recall(*read_means(self._store, self._plan, self._scorer.head_counts))
             self._learns = False
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
@@ -90,7 +90,9 @@ class UnitWorker:
 def publish(out: Out, plan: Plan, unit: Unit, result: UnitResult) -> None:
     """Publish the result of a unit of this plan. Raises what `publish_unit` raises."""
     result = renumbered(result, plan)
-    publish_unit(out, plan, unit.index, result.products, result.quarantine, result.stats)
+    publish_unit(
+        out, plan, unit.index, result.products, result.quarantine, result.stats, continuations=result.continuations
+    )
 
 
 def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Died]]) -> UnitResult:
@@ -108,4 +110,5 @@ def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Di
         name: pa.concat_tables([facts.schema_of_rows.empty_table(), *(result.products[name] for result in results)])
         for name, facts in plan.products.items()
     }
-    return UnitResult(products=products, quarantine=quarantine, stats=stats)
+    continuations = next((result.continuations for result in results), None)
+    return UnitResult(products=products, quarantine=quarantine, stats=stats, continuations=continuations)

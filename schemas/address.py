@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 STORES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """Kinds of URL that can be written, with the fsspec library of each: the ones whose put can be told to create only."""
 
+_LOCAL = ("file:///", "file://localhost/")
+
 
 def is_url(text: str) -> bool:
-    """Whether it is meant as a URL, not as a path; file:// is a path."""
-    return "://" in text and not text.startswith("file://")
+    """Whether it is meant as a URL, not as a path; file:///path is a path."""
+    return "://" in text and not text.startswith(_LOCAL)
+
+
+def path_of(text: str) -> Path:
+    """A text that is no URL as a path."""
+    prefix = next((prefix for prefix in _LOCAL if text.startswith(prefix)), "/")
+    return Path(text[len(prefix) - 1 :] if prefix != "/" else text)
 
 
 def url_fault(url: str) -> tuple[str, str] | None:
@@ -20,7 +30,8 @@ def url_fault(url: str) -> tuple[str, str] | None:
         known = ", ".join(f"{name}://" for name in STORES)
         return f"a path, or a URL of {known}", "these stores can be told to create and never to overwrite; use one"
     parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query or parts.fragment or "::" in rest:
+    credentials = "@" in parts.netloc or re.search(":.*@", rest) or (":" in parts.netloc and "arn:" not in parts.netloc)
+    if credentials or parts.query or parts.fragment or "::" in rest:
         return (
             f"{kind}://bucket/prefix and nothing else",
             "credentials belong into the environment or the store's own configuration (docs/operations.md)",

@@ -78,6 +78,9 @@ COLUMNS: dict[str, str] = {
 }
 """One line per column; a footer has those of its product. Row i predicts token i given tokens < i."""
 
+RETRY = "retry"
+"""Key of `semantic` that only the plan of a retry has (engine/retry.py)."""
+
 Regime = Literal["own", "same", "subset", "bytes", "fast", "beam"]
 Semantics = Literal["canonical-context", "canonical-masked"]
 
@@ -214,6 +217,13 @@ class Seal(_Frozen):
     stats: dict[str, float] = Field(
         description="sums over the unit, as counted by the scorer; maxima where the name says so"
     )
+    continuations: str | None = Field(
+        default=None, description="sha256 of the means that its rows were closed by; without any there is no such key"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_null(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _dropped(dump(self), "continuations")
 
 
 class ProductTotal(_Frozen):
@@ -271,8 +281,12 @@ class Manifest(_Frozen):
 
     @model_serializer(mode="wrap")
     def _without_null(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        absent = {key for key in ("head", "continuations") if getattr(self, key) is None}
-        return {key: value for key, value in dump(self).items() if key not in absent}
+        return _dropped(dump(self), "head", "continuations")
+
+
+def _dropped(content: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Without those of these keys that are null, as files were before there was such a key."""
+    return {key: value for key, value in content.items() if value is not None or key not in keys}
 
 
 MAXIMUM = "_max"

@@ -10,6 +10,7 @@ import os
 import re
 
 HIDDEN = "***"
+_PAIR = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*:/{1,3})[^\s'\"]*:[^\s'\"]*@")  # a secret may have / and @ in it
 _USER = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*:/{1,3})[^/\s@'\"]+@")  # scheme://user:password@
 _QUERY = re.compile(
     r"(?i)([?&][\w.-]*(?:token|secret|password|passwd|signature|credential|api_?key|access_?key|sig)[\w.-]*=)[^&\s#'\"]+"
@@ -22,7 +23,7 @@ SHORTEST = 8
 
 def redacted(text: str) -> str:
     """`text` without user and password of URLs, secret query parameters, and access tokens of well-known forms."""
-    text = _USER.sub(rf"\1{HIDDEN}@", text)
+    text = _USER.sub(rf"\1{HIDDEN}@", _PAIR.sub(rf"\1{HIDDEN}@", text))
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     return _TOKEN.sub(HIDDEN, text)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
-from schemas.address import is_url, url_fault
+from schemas.address import is_url, path_of, url_fault
 from schemas.errors import RunFileError
 from schemas.redact import redacted
 from schemas.runfile_errors import Fault, Faults, explain, show
@@ -69,7 +69,7 @@ class RunConfig(Table):
     def _path_or_url(cls, value: Any) -> Any:
         """A URL stays a text, since a Path would take one of its slashes; all other texts become paths."""
         if not isinstance(value, str) or not is_url(value):
-            return Path(value.removeprefix("file://")) if isinstance(value, str) else value
+            return path_of(value) if isinstance(value, str) else value
         if fault := url_fault(value):
             raise Faults(Fault("output", show(redacted(value)), *fault))
         return value.rstrip("/")

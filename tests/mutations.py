@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 
-from engine.head import HEAD
+from engine.head import DIGEST, HEAD
 from engine.means import MEANS
 from engine.outfolder import load_plan, load_seals
 from engine.rows import flat
@@ -264,7 +264,7 @@ def edit_quarantine(out: Path, rng: Rng) -> str:
 
 def write_head(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], *, sealed: bool = True) -> None:
     """The file anew; its checksum in the manifest anew, too."""
-    (out / HEAD).write_bytes(save(tensors, metadata))
+    (out / HEAD).write_bytes(save(tensors, {key: value for key, value in metadata.items() if key != DIGEST}))
     manifest = out / "_engine" / "manifest.json"
     if sealed and manifest.exists():
         record = SideFile.of(HEAD, (out / HEAD).read_bytes()).model_dump()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Sequence
@@ -15,9 +16,10 @@ import jobs.score as verb
 from engine.calibrate import sample
 from engine.corpus import Document, read_units, scan_corpus
 from engine.findings import Report
+from engine.finish import finish
 from engine.means import LEFT_OUT, MEANS, learns, parse, publish_means, read_means
-from engine.outfolder import MANIFEST, load_plan
-from engine.plan import make_plan, pin
+from engine.outfolder import MANIFEST, load_plan, load_seals, seal_name
+from engine.plan import ENGINE_VERSION, make_plan, pin
 from engine.score import Scorer
 from engine.shards import open_output
 from engine.verify import verify
@@ -52,7 +54,7 @@ def test_what_is_read_back_is_what_was_learned(tmp_path: Path) -> None:
     scorer = Scorer(run)
     scorer.calibrate(documents)
     publish_means(run.output, plan, scorer.means, [])
-    found = read_means(run.output, plan, scorer.head_counts).means
+    found = read_means(run.output, plan, scorer.head_counts)[0].means
     assert learns(plan) and found.keys() == scorer.means.keys() and len(found) > 20
     for token, row in scorer.means.items():
         assert found[token].ids.tolist() == row.ids.tolist() and found[token].prob.tolist() == row.prob.tolist()
@@ -112,6 +114,48 @@ def test_a_file_that_is_gone_or_of_another_run_is_not_passed_over(tmp_path: Path
         assert {finding.file for finding in report.findings} == {MEANS} and len(report.findings) == 2
     (out / MEANS).write_bytes(whole)
     assert verify(out).sound
+
+
+def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) -> None:
+    """Half of a run is sealed; its means are lost, and on this machine one document of the sample fails."""
+    undisturbed = score_here(write_run(tmp_path, targets=TARGETS))
+    run, plan, documents = begin(tmp_path / "half")
+    out = run.output
+    assert isinstance(out, Path)
+    units = list(read_units(run.corpus, scan_corpus(run.corpus, run.base_dir), range(len(plan.units))))
+    worker = UnitWorker(run, plan, documents)
+    worker.score(*units[1])
+    whole = (out / MEANS).read_bytes()
+    assert hashlib.sha256(whole).hexdigest() == next(load_seals(out)).continuations
+    (out / MEANS).unlink()
+    assert open_output(out, plan) == [1]
+    other = UnitWorker(run, plan)
+    with pytest.raises(OutputError, match=f"{MEANS}: unit 1 was scored with another one.*Restore it from a copy"):
+        other.learn(documents[1:], True, [(documents[0], "killed")])
+    assert not (out / MEANS).exists()
+    again = UnitWorker(run, plan, documents)  # the same comes out: it is put back
+    assert (out / MEANS).read_bytes() == whole
+    for unit in units:
+        again.score(*unit)
+    finish(out, plan, engine_version=ENGINE_VERSION)
+    for path in sorted((undisturbed / "data").rglob("*.parquet")):
+        assert path.read_bytes() == (out / path.relative_to(undisturbed)).read_bytes()
+
+    (out / MANIFEST).unlink()  # another file in its place, well-formed
+    (out / "README.md").unlink()
+    shorter = Scorer(run)
+    shorter.calibrate(documents[:1])
+    (out / MEANS).unlink()
+    with pytest.raises(OutputError, match="unit 0 was scored with another one"):
+        publish_means(out, plan, shorter.means, [])
+    for name in sorted(out.glob("_engine/shards/*")):
+        name.rename(tmp_path / name.name)
+    publish_means(out, plan, shorter.means, [])
+    for unit in range(len(units)):
+        (tmp_path / f"{unit:05d}.json").rename(out / seal_name(unit))
+    assert {finding.file for finding in verify(out).findings} == {seal_name(unit) for unit in range(len(units))}
+    with pytest.raises(OutputError, match="unit 0 was scored with another one"):
+        open_output(out, plan)
 
 
 def foreign(folder: Path) -> bytes:

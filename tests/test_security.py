@@ -187,7 +187,7 @@ def test_document_ids_are_names_and_never_paths(tmp_path: Path) -> None:
     assert sum(len(read_quarantine(out, unit)) for unit in sealed_units(out)) == len(HOSTILE_IDS)
     wanted = re.compile(
         r"out/(data/(teacher|student/(sp|bl))/train-\d{5}-of-\d{5}\.parquet"
-        r"|_engine/((shards|quarantine)/\d{5}\.jsonl?|plan\.json|manifest\.json)|README\.md)"
+        r"|_engine/((shards|quarantine)/\d{5}\.jsonl?|plan\.json|manifest\.json|continuations\.parquet)|README\.md)"
     )
     made = set(everything(tmp_path)) - before
     assert made and all(wanted.fullmatch(name) for name in made), made
@@ -219,12 +219,23 @@ PASSWORD, TOKEN, KEY = "pa55-w0rd-x", "hf_" + "aBcD1234" * 5, "s3cr3t-of-the-env
         ("s3://me:pw@bucket/a and https://tok@host/x", "s3://***@bucket/a and https://***@host/x"),
         ("https:/u:p@host/corpus.jsonl#3", "https:/***@host/corpus.jsonl#3"),
         (f"use {TOKEN}.", "use ***."),
+        ("at s3://me:a/b@c/d+e=@bucket/out, https://u:p@ss@h/x", "at s3://***@bucket/out, https://***@h/x"),
         ("https://h/x?a=1&X-Amz-Signature=abc&token=t#z", "https://h/x?a=1&X-Amz-Signature=***&token=***#z"),
         ("data/a@b.jsonl, mail me@host.org, key = 5, 10:30", "data/a@b.jsonl, mail me@host.org, key = 5, 10:30"),
     ],
 )
 def test_what_is_redacted(text: str, wanted: str) -> None:
     assert redacted(text) == wanted and redacted(wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["s3://me:a/b+c@bucket/out", "s3://me:p@ss/w@bucket/out", "s3://me:pa#x@bucket/out", "s3://key:secret/out"],
+)
+def test_an_output_with_credentials_is_refused_and_not_told(output: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFileError, match="credentials belong into the environment") as refused:
+        load_run(write_run(tmp_path, output=output))
+    assert "@bucket" not in output or output[8:-11] not in str(refused.value)
 
 
 def test_secrets_of_the_environment_leave_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
