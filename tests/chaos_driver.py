@@ -46,7 +46,7 @@ class ObservedWorker(UnitWorker):
         gate: str,
         run: RunConfig,
         plan: Plan,
-        sample: Sequence[Document] = (),
+        sample: Sequence[Document] | None = None,
     ) -> None:
         super().__init__(run, plan, sample)
         self._note = partial(note, log, raylet=os.getppid(), driver=driver)

@@ -29,7 +29,7 @@ def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
-    worker = UnitWorker(pin(run), plan)
+    worker = UnitWorker(pin(run), plan, [])
     assert worker.note == ""
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
         outcomes = [(d, Died("signal 9") if d.doc_row in killers else worker.score_alone(d)) for d in documents]
@@ -59,7 +59,7 @@ def test_a_unit_that_is_sealed_by_now_is_not_scored_again(tmp_path: Path, monkey
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
-    worker = UnitWorker(pin(run), plan)
+    worker = UnitWorker(pin(run), plan, [])
     unit, documents = next(read_units(run.corpus, scan, {0}))
     first = worker.score(unit, documents)
     monkeypatch.delattr(worker, "_scorer")
