@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from engine.card import dataset_card
 from engine.head import HEAD, damage
 from engine.means import MEANS, check_means, learns
-from engine.outfolder import MANIFEST, REMAKE, load_manifest, own_seal, unsealed_units
+from engine.outfolder import MANIFEST, REMAKE, load_manifest, own_seal, seal_name, unsealed_units
 from engine.repair import lacking_units
 from engine.store import Out, Store, open_store
 from schemas.errors import OutputError
@@ -47,8 +47,11 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
                     f"{REMAKE}"
                 )
         if _nameless(made) != _nameless(found) or store.read(MANIFEST) != found.to_bytes():
+            pairs = zip(made.shards, found.shards, strict=False)
+            unit = next((mine.unit for mine, listed in pairs if mine != listed), None)
+            beside = "plan and seals say:" if unit is None else f"{seal_name(unit)} says: one of the two is"
             raise OutputError(
-                f"{store.place(MANIFEST)}: does not say what plan and seals say: damaged, or of another run; {REMAKE}"
+                f"{store.place(MANIFEST)}: does not say what {beside} damaged, or of another run; {REMAKE}"
             )
         store.put_if_absent("README.md", dataset_card(found).encode())
         return found

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.calibrate import Continuations
-from engine.outfolder import REMAKE, load_seals
+from engine.outfolder import REMAKE, load_seals, seal_name
 from engine.rows import flat, lengths_of, read_whole, table_to_parquet_bytes
 from engine.sketch import Row
 from engine.store import Out, Store, open_store
@@ -67,8 +67,13 @@ def publish_means(out: Out, plan: Plan, means: Mapping[int, Row], left_out: Sequ
     table = pa.Table.from_arrays(arrays, schema=schema_of(products))
     groups = [(start, min(_GROUP_ROWS, len(rows) - start)) for start in range(0, len(rows), _GROUP_ROWS)]
     data, store = table_to_parquet_bytes(table, metadata, groups), open_store(out)
-    if first := next((seal for seal in load_seals(store, plan) if seal.continuations is not None), None):
-        check_means(store, [first], hashlib.sha256(data).hexdigest())
+    sealed = next((seal for seal in load_seals(store, plan) if seal.continuations is not None), None)
+    if sealed is not None and sealed.continuations != hashlib.sha256(data).hexdigest():
+        raise OutputError(
+            f"{store.place(MEANS)}: lost, and made again it is not the one that unit {sealed.unit} was scored with (other "
+            "hardware or libraries, or another document of the sample failed); restore it from a copy, or score into a new "
+            "`output`. What is sealed stays good"
+        )
     store.put_if_absent(MEANS, data)
 
 
@@ -77,9 +82,8 @@ def check_means(store: Store, seals: Iterable[Seal], sha256: str) -> None:
     for seal in seals:
         if seal.continuations not in (None, sha256):
             raise OutputError(
-                f"{store.place(MEANS)}: unit {seal.unit} was scored with another one, which is lost, and made again it is "
-                "not the same (other hardware or libraries, or another document of the sample failed). Restore it from a "
-                "copy, or score into a new `output`; what is sealed stays good"
+                f"{store.place(MEANS)}: not the file that {seal_name(seal.unit)} names: one of the two is damaged, or this one "
+                "is of another run; remove that one and run `targetsmith score` again: it is made anew, if the same comes out"
             )
 
 

@@ -14,14 +14,17 @@ import torch
 
 ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """What want of memory may be raised as; ask `is_want` about a RuntimeError."""
-_CPU_WORDS = "DefaultCPUAllocator"  # torch has no type of its own for a host without memory
+_WORDS = (  # torch has no type of its own for a host without memory, nor for the libraries below it
+    "DefaultCPUAllocator", "CUDA error: out of memory", "HIP out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED", "could not create a memory object",
+)  # fmt: skip
 
 
 def is_want(error: BaseException) -> bool:
     """Whether an error means that memory ran out: on a GPU, in torch on the host, or in NumPy and Arrow."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _CPU_WORDS in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 def told(error: BaseException) -> str:

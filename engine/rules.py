@@ -123,6 +123,7 @@ class RuleBook:
             return rule
         if allowed not in rule.derived:
             rule.derived[allowed] = rule.without(allowed)
+            self._kept += len(rule.tokens)
         return rule.derived[allowed]
 
     def resolved(self, rule: Rule, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -134,6 +135,7 @@ class RuleBook:
                 illegal = self.merges.illegal_after(last)
                 bad = (rule.kind == JOIN) & np.isin(first, illegal)
                 first = np.where(bad, -1, first)
+                self._kept += len(first)
             known = rule.derived[last] = (rule.tokens, first, rule.open, rule.kind)
         return known
 

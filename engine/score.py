@@ -32,6 +32,7 @@ from engine.sketch import Row
 from engine.tables import Work, first_parts, table_of
 from engine.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
+from schemas.manifest import add_stats
 
 T = TypeVar("T")
 Stats = dict[str, float]
@@ -86,6 +87,8 @@ class Scorer(Loaded):
                 left_out.append(refusal(document, error.reason, error.detail))
             except IdentityError as error:
                 left_out.append(refusal(document, "identity", str(error)))
+            except MemoryError as error:
+                left_out.append(refusal(document, "oom", memory.told(error)))
         return left_out
 
     def score_unit(self, documents: Sequence[Document]) -> UnitResult:
@@ -111,6 +114,9 @@ class Scorer(Loaded):
                 continue
             except IdentityError as error:  # two stages disagree about this text: a bug, but of this document only
                 quarantine.append(refusal(document, "identity", str(error)))
+                continue
+            except MemoryError as error:  # before any forward pass: no smaller batch helps
+                quarantine.append(refusal(document, "oom", memory.told(error)))
                 continue
             if group and nodes + work.nodes > 2 * self.run.teacher.batch_tokens:
                 flush()
@@ -266,13 +272,16 @@ class Scorer(Loaded):
         if not group:
             return
         prepared = [part for work in group for part in work.parts]
-        rows: dict[str, Rows] = {}
+
+        def attempt(parts: list[Prepared], batch_tokens: int, keep: bool) -> UnitResult:
+            return self._group_result(group, parts, *self._rows(parts, batch_tokens, keep))
+
+        found: UnitResult | None = None
         try:
             if len(group) > 1:
-                rows, spent = self._rows(prepared, self.run.teacher.batch_tokens, True)
+                found = attempt(prepared, self.run.teacher.batch_tokens, True)
             else:
-                rows, spent = self._fitting(prepared, self._rows, stats)
-            stats["teacher_evaluations"] += spent
+                found = self._fitting(prepared, attempt, stats)
         except BadDocument as error:
             yield {}, [refusal(group[0].document, error.reason, error.detail)]
             return
@@ -284,11 +293,19 @@ class Scorer(Loaded):
             if not memory.is_want(error):
                 raise
             stats["oom_retries"] += 1
-        if not rows:  # outside of the handlers, which hold all that the attempt has made
+        if found is None:  # outside of the handlers, which hold all that the attempt has made
             memory.free()
             yield from self._score_group(group[: len(group) // 2], stats)
             yield from self._score_group(group[len(group) // 2 :], stats)
             return
+        add_stats(stats, found.stats)
+        yield found.products, found.quarantine
+
+    def _group_result(
+        self, group: list[Work], prepared: list[Prepared], rows: dict[str, Rows], spent: int
+    ) -> UnitResult:
+        """Tables, refusals and sums of a group. spent: evaluations that the beam took."""
+        stats: Stats = defaultdict(float, teacher_evaluations=spent)
         refused = [refusal(work.document, *work.bad) for work in group if work.bad is not None]
         for product in rows:
             rows[product].mark_ends([p.sides[product].closed for p in prepared])
@@ -309,7 +326,7 @@ class Scorer(Loaded):
         good_parts = [part for i in good for part in range(first[i], first[i + 1])]
         for product, table in tables.items():
             _add_sums(stats, product, rows[product], good_parts, table)
-        yield tables, refused
+        return UnitResult(tables, refused, stats)
 
 
 def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:

@@ -200,7 +200,13 @@ _FACTS = (*_NUMBERS, "codec", "regime", "semantics", "tokenizer_hash", "bos_id",
 
 def _malformed(content: dict[str, Any], shards: list[dict[str, Any]]) -> str | None:
     """What is wrong with a manifest or plan and its records; also AttributeError, KeyError, TypeError say so."""
+    if type(content["fingerprint"]) is not str:
+        return "fingerprint"
     for product, facts in content["products"].items():
+        if any(
+            not isinstance(facts.get(name), str | None) for name in ("codec", "regime", "semantics", "tokenizer_hash")
+        ):
+            return f"facts of {product}"
         lost = content["schema_version"] > 2 and not facts.keys() >= {*_FACTS}
         if lost or any(not isinstance(facts[name], int) for name in _NUMBERS if facts.get(name) is not None):
             return f"facts of {product}"

@@ -8,8 +8,10 @@ often lie together, and what can be lost before the stop is that share of the ru
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
+from fractions import Fraction
 
 from engine.outfolder import load_seals, read_quarantine
 from engine.store import Out
@@ -26,7 +28,7 @@ class Budget:
     def __init__(self, out: Out, plan: Plan, config: QuarantineConfig) -> None:
         self._out, self._plan, self._config = out, plan, config
         self._documents = sum(unit.n_rows for unit in plan.units)
-        self._most = max(config.max_documents, int(config.max_share * self._documents))
+        self._most = max(config.max_documents, math.floor(Fraction(str(config.max_share)) * self._documents))
         self._found: dict[int, int] = {}  # unit -> documents; a unit that lost a file is scored again, and counts once
 
     def resume(self) -> None:

@@ -37,7 +37,7 @@ class _Guard(TyperGroup):
             raise typer.Exit(130) from None
         except BrokenPipeError:  # `targetsmith cat OUT | head`: the reader has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+            raise typer.Exit(0 if ctx.invoked_subcommand in ("cat", "show") else 1) from None
 
 
 app = typer.Typer(

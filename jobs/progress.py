@@ -74,12 +74,18 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read along has gone; the run goes on."""
+        self.quiet = True
+
+
 class Display:
     """Use as a context; call `update` often. Writes to `stream` (standard error in the commands)."""
 
     def __init__(self, counts: Counts, stream: TextIO) -> None:
         self._counts = counts
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = _Console(file=stream, highlight=False, soft_wrap=True)
         self._live: Progress | None = None
         self._last_line_at = time.monotonic()
         if self._console.is_terminal:

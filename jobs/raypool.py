@@ -80,7 +80,7 @@ class Pool:
         self._cpus = config.num_cpus
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
         self._gpus = config.num_gpus if config.num_gpus is not None else float(has_gpus)
-        self._waiting_since = time.monotonic()  # no actor is ready since then
+        self._waiting_since = self._placeless_since = time.monotonic()  # no actor is ready, has a place, since then
         self._fits: dict[str, int] = {}
         self._asked_at = -math.inf  # when `_fits` was
         self._schedule = Schedule(iter(()), 0, config.max_in_flight)
@@ -116,9 +116,8 @@ class Pool:
         for node in ray.nodes():
             if node["Alive"]:
                 have = node["Resources"]
-                counts = [have.get("CPU", 0) // self._cpus] if self._cpus else []
-                counts += [have.get("GPU", 0) // self._gpus] if self._gpus else []
-                most = int(min(counts, default=1))
+                wanted = (("CPU", self._cpus), ("GPU", self._gpus))
+                most = min((int(have.get(key, 0) / want + 1e-6) for key, want in wanted if want), default=1)
                 self._fits[node["NodeID"]] = min(most, self._config.actors_per_node or most)
         return self._fits
 
@@ -151,11 +150,12 @@ class Pool:
             )
 
     def _check_progress(self) -> None:
+        now, placed = time.monotonic(), any(slot.placed for slot in self._schedule.slots)
+        if placed:
+            self._placeless_since = now
         if any(slot.ready for slot in self._schedule.slots):
-            self._waiting_since = time.monotonic()
-            return
-        waited = time.monotonic() - self._waiting_since
-        placed = any(slot.placed for slot in self._schedule.slots)
+            self._waiting_since = now
+        waited = now - (self._waiting_since if placed else self._placeless_since)
         if waited > self._limit_s[placed]:
             still = "every actor is still loading the teacher." if placed else "no actor has found a place."
             raise WorkError(f"Ray: after {waited:.0f} s {still} {RESUME if placed else self._no_place()}")
@@ -177,7 +177,7 @@ class Pool:
             return slot.handle.learn.remote(call.lessons, not slot.lessons, self._schedule.lost)
         assert call.task is not None
         if call.kind == "document":
-            return slot.handle.score_alone.remote(call.task.documents[len(call.task.outcomes)])
+            return slot.handle.score_alone.remote(call.task.documents[call.number])
         return slot.handle.score.remote(call.task.unit, call.task.documents)
 
     def _landed(self) -> list[Slot]:

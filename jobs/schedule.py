@@ -20,6 +20,7 @@ from engine.corpus import Document, Unit
 from jobs.events import Died, Done, Event, Notice, Ready, Salvaged
 from schemas.errors import WorkError
 
+KILLERS_IN_A_ROW = 20  # documents that kill, as many as the quarantine allows by default
 DEATHS_PER_UNIT = 2  # deaths that one unit may cause before its documents are scored one by one
 STARTS_FAILED = 3  # actors that die in a row while loading the teacher: the machine, not the work, is to blame
 PATIENCE = 1.25  # an idle actor copies a unit after so many times the seconds that its size lets expect
@@ -52,6 +53,7 @@ class Call:
 
     kind: Literal["place", "start", "learn", "unit", "document"]
     task: Task | None = None
+    number: int = 0  # of "document": which of the task
     lessons: list[Document] | None = None  # of "learn"
     copy: bool = False
     ref: Any = None
@@ -164,11 +166,12 @@ class Schedule:
         for slot in sorted(self.slots, key=lambda slot: len(slot.calls)) if self._alone else ():
             while self._alone and self._alone[0].done:
                 self._alone.popleft()
-            if self._alone and slot.ready and slot.alone is None and not self._stuck(slot, now):
+            behind = slot.calls and slot.calls[0].kind == "document"  # one that was taken from it
+            if self._alone and slot.ready and slot.alone is None and not behind and not self._stuck(slot, now):
                 slot.alone = self._alone.popleft()
         for slot in self.slots:
             if slot.alone is not None and not slot.calls:
-                yield slot, self._give(slot, Call("document", slot.alone), now)
+                yield slot, self._give(slot, Call("document", slot.alone, len(slot.alone.outcomes)), now)
 
     def _hand_out_copies(self, idle: list[Slot], now: float) -> Iterator[tuple[Slot, Call]]:
         """The source is exhausted: idle actors take over what others have not begun, then what is overdue."""
@@ -234,7 +237,7 @@ class Schedule:
         task.held -= 1
         self._deaths_in_a_row = 0
         if call.kind == "document":
-            return self._outcome(slot, task, value)
+            return self._outcome(task, call.number, value)
         if task.done:
             return None
         seconds = now - call.since
@@ -248,16 +251,18 @@ class Schedule:
         task.documents = []  # an actor that hangs may hold the task for long
         self.open_tasks -= 1
 
-    def _outcome(self, slot: Slot, task: Task, outcome: Any) -> Salvaged | None:
-        """One document of a task that is scored one by one is decided, unless the task was taken from this actor."""
-        if slot.alone is task and not task.done:
-            task.outcomes.append((task.documents[len(task.outcomes)], outcome))
-            if len(task.outcomes) < len(task.documents):
-                return None
-            self._finish(task)
-            slot.alone = None
-            return Salvaged(task.unit, task.outcomes)
-        return None
+    def _outcome(self, task: Task, number: int, outcome: Any) -> Salvaged | None:
+        """One document of a task that is scored one by one is decided, by whichever actor was first with it."""
+        if task.done or number != len(task.outcomes):
+            return None
+        task.outcomes.append((task.documents[number], outcome))
+        if len(task.outcomes) < len(task.documents):
+            return None
+        self._finish(task)
+        for slot in self.slots:
+            if slot.alone is task:
+                slot.alone = None
+        return Salvaged(task.unit, task.outcomes)
 
     def died(self, slot: Slot, blame: bool, how: str) -> Iterator[Event]:
         """An actor is lost with its calls. blame: what it was running killed it. Raises WorkError when this must end."""
@@ -266,12 +271,12 @@ class Schedule:
             if call.task is not None:
                 call.task.held -= 1
         call, *later = slot.calls
-        if call.kind == "learn" and blame and not self._taught:
-            yield self._learned_to_death(call.lessons or [], how)
+        if call.kind == "learn" and call.lessons and blame and not self._taught:
+            yield self._learned_to_death(call.lessons, how)
             return
         if call.kind in ("place", "start", "learn"):
             # not when its node was lost with it; before it has a place nobody knows, and the pool's limit of time counts
-            self._starts_failed += blame and call.kind == "start"
+            self._starts_failed += blame and (call.kind == "start" or (call.kind == "learn" and not call.lessons))
             blame = False
             yield Notice(f"an actor died while it started: {how}")
             if self._starts_failed >= STARTS_FAILED:
@@ -282,19 +287,19 @@ class Schedule:
         elif call.task is not None and call.kind == "unit":
             yield Notice(f"an actor died in unit {call.task.unit.index}: {how}")
             self._give_back(call.task, blame)
-        elif call.task is not None and call.task is slot.alone and not call.task.done and blame:
-            document = call.task.documents[len(call.task.outcomes)]
+        elif call.task is not None and not call.task.done and blame and call.number == len(call.task.outcomes):
+            document = call.task.documents[call.number]
             yield Notice(f"document {document.doc_id!r} ({document.source}, {document.place}) kills its process: {how}")
-            if (event := self._outcome(slot, call.task, Died(how))) is not None:
+            if (event := self._outcome(call.task, call.number, Died(how))) is not None:
                 yield event
         # Calls behind the failed one never ran. An undecided task of single documents goes on where it stopped.
         for one in reversed(later):
             if one.kind == "unit" and one.task is not None and not one.task.done and not one.task.held:
                 self._queue.appendleft(one.task)
-        if slot.alone is not None:
+        if slot.alone is not None and not slot.alone.done:
             self._alone.appendleft(slot.alone)
         self._deaths_in_a_row += blame
-        if self._deaths_in_a_row > 4 * (DEATHS_PER_UNIT + len(self.slots)):
+        if self._deaths_in_a_row > KILLERS_IN_A_ROW + 4 * (DEATHS_PER_UNIT + len(self.slots)):
             raise WorkError(
                 f"Ray: {self._deaths_in_a_row} actors died without one unit or document finished in between, the last "
                 f"one: {how}\nThis is not one bad document. Look at memory, drivers and the teacher. {RESUME}"

@@ -146,9 +146,9 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
                     display.say(event.text)
                 elif isinstance(event, Salvaged):
                     joined = join_outcomes(plan, event.outcomes)
-                    publish(store, plan, event.unit, joined)
+                    seal = publish(store, plan, event.unit, joined)
                     counts.add(joined.stats)
-                    budget.add(event.unit.index, int(joined.stats["quarantined"]))
+                    budget.add(event.unit.index, seal.quarantined)
                 elif isinstance(event, Done):
                     counts.add(event.stats)
                     budget.add(event.unit.index, int(event.stats["quarantined"]))

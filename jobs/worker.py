@@ -19,7 +19,7 @@ from engine.shards import publish_unit
 from engine.store import Out, open_store
 from jobs.events import Died
 from schemas.errors import OutputError
-from schemas.manifest import Plan, add_stats
+from schemas.manifest import Plan, Seal, add_stats
 from schemas.runfile import RunConfig
 
 
@@ -77,20 +77,23 @@ class UnitWorker:
         if self._store.exists(seal_name(unit.index)):
             seal = own_seal(self._store, self._plan, unit.index)
             if is_whole(self._store, seal):
-                return seal.stats
-        result = self._scorer.score_unit(documents)
-        publish(self._store, self._plan, unit, result)
-        return result.stats
+                return _told(seal)
+        return _told(publish(self._store, self._plan, unit, self._scorer.score_unit(documents)))
 
     def score_alone(self, document: Document) -> UnitResult:
         """Score one document without publishing it: for units in which some document kills its process."""
         return self._scorer.score_unit([document])
 
 
-def publish(out: Out, plan: Plan, unit: Unit, result: UnitResult) -> None:
-    """Publish the result of a unit of this plan. Raises what `publish_unit` raises."""
+def _told(seal: Seal) -> dict[str, float]:
+    """Its sums. An attempt that scored more documents than the claim leaves counted what it scored: what is sealed counts."""
+    return {**seal.stats, "quarantined": float(seal.quarantined)}
+
+
+def publish(out: Out, plan: Plan, unit: Unit, result: UnitResult) -> Seal:
+    """Publish the result of a unit of this plan; its seal. Raises what `publish_unit` raises."""
     result = renumbered(result, plan)
-    publish_unit(
+    return publish_unit(
         out, plan, unit.index, result.products, result.quarantine, result.stats, continuations=result.continuations
     )
 

@@ -7,6 +7,7 @@ walks the models and no list of names can fall behind them.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from typing import Annotated, Any, Literal
@@ -295,6 +296,21 @@ class RayConfig(Table):
     max_in_flight: int = key(
         2, semantic=False, ge=1, about="Units handed to an actor ahead of time, the one in work included."
     )
+
+    @model_validator(mode="after")
+    def _as_ray_counts(self) -> RayConfig:
+        """Ray knows no parts below 1/10,000, and of GPUs none above one."""
+        faults = [
+            Fault(name, f"{value}", "at most 4 digits behind the point", f"set {name} = {round(value, 4) or 0.0001}")
+            for name, value in (("num_cpus", self.num_cpus), ("num_gpus", self.num_gpus))
+            if value is not None and value != round(value, 4)
+        ]
+        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus % 1:
+            told = "a whole number, or a part of one GPU"
+            faults.append(Fault("num_gpus", f"{self.num_gpus}", told, f"set num_gpus = {math.ceil(self.num_gpus)}"))
+        if faults:
+            raise Faults(*faults)
+        return self
 
 
 class QuarantineConfig(Table):

@@ -64,9 +64,10 @@ def empty(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit, of a data page where it is a shard."""
+    """One bit, of a data page where it is a shard, of a checksum where there is one."""
     data = bytearray(path.read_bytes())
-    data[200 if path.suffix == ".parquet" else len(data) // 2] ^= 1
+    checksum = data.find(b'sha256":"') if path.suffix == ".json" else -1
+    data[200 if path.suffix == ".parquet" else checksum + 9 if checksum >= 0 else len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,27 @@ def test_what_does_not_fit_in_any_way_is_quarantined_and_the_others_are_kept(rea
     assert {tuple(table["doc_id"].to_pylist()) for table in unit.products.values()} == {("s0", "s2")}
 
 
+@pytest.mark.parametrize("place", ["_work", "_group_result"])
+def test_want_of_memory_beside_the_forward_passes_is_of_one_document(
+    ready: Scorer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before them, when the tree is made, and behind them, when rows become tables."""
+    documents, real = demo_documents(4), getattr(ready, place)
+
+    def short(what: Any, *given: Any) -> Any:
+        rows = [what.doc_row] if place == "_work" else [work.document.doc_row for work in what]
+        if 2 in rows:
+            raise MemoryError("Unable to allocate 9 GiB")
+        return real(what, *given)
+
+    monkeypatch.setattr(ready, place, short)
+    unit = ready.score_unit(documents)
+    assert [(record["doc_row"], record["reason"]) for record in unit.quarantine] == [(2, "oom")]
+    assert "9 GiB" in unit.quarantine[0]["detail"]
+    assert {tuple(table["doc_row"].to_pylist()) for table in unit.products.values()} == {(0, 1, 3)}
+    assert unit.stats["documents"] == 4 and unit.stats["teacher.documents"] == 3
+
+
 def test_keys_and_values_are_given_up_last(ready: Scorer) -> None:
     """Rounds of the beam over a cache fail; scored again without one, the values are the same."""
     documents = [long_document(0, 3)]
@@ -130,7 +152,12 @@ def test_another_error_is_not_taken_for_want_of_memory(ready: Scorer) -> None:
     def broken(tokens: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    assert not memory.is_want(RuntimeError("shapes"))
+    assert not memory.is_want(RuntimeError("shapes")) and not memory.is_want(RuntimeError("CUDA error: illegal access"))
+    for said in (
+        "CUDA error: out of memory\nkernel",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+    ):
+        assert memory.is_want(RuntimeError(said))
     with limited(ready, 1, broken), pytest.raises(RuntimeError, match="mat1"):
         ready.score_unit(demo_documents(2))
 

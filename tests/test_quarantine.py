@@ -25,9 +25,12 @@ from engine.shards import open_output
 from engine.store import Out
 from engine.vocab import load_vocabulary
 from jobs import score as verb
+from jobs.budget import Budget
 from jobs.worker import UnitWorker
 from schemas.errors import OutputError, QuarantineError
+from schemas.manifest import Plan, PlanUnit
 from schemas.runfile import RunConfig, load_run
+from schemas.settings import QuarantineConfig
 from tests.runs import ASSETS, TEXTS, score_here, write_run
 from tests.test_jobs import digests
 
@@ -103,6 +106,14 @@ def test_a_document_that_kills_is_quarantined_and_can_be_scored_later(
         if product != "teacher":
             assert mine["sample_ids"].to_pylist() == wanted["sample_ids"].to_pylist()
     assert verb.retry_quarantined(run, "local") is None
+
+
+@pytest.mark.parametrize(("share", "documents", "most"), [(0.29, 100, 29), (0.57, 100, 57), (0.001, 29_999, 29)])
+def test_a_share_is_that_of_its_decimal_digits(share: float, documents: int, most: int) -> None:
+    unit = PlanUnit(index=0, file_index=0, first_row=0, n_rows=documents, doc_row=0)
+    budget = Budget(Path("."), Plan.make({}, [unit], {}), QuarantineConfig(max_documents=0, max_share=share))
+    budget.add(0, most)
+    assert budget._most == most
 
 
 def bad_lines(count: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engine.corpus import Document, Unit
+from jobs import schedule
 from jobs.events import Died, Done, Event, Notice, Ready, Salvaged
 from jobs.raypool import Pool, connect
 from schemas.errors import IdentityError, RunFileError, TeacherError, WorkError
@@ -144,7 +145,10 @@ def test_actors_that_die_while_they_start_end_the_run(local_ray: None) -> None:
         run([["a"]], die_at_start, actors=1)
 
 
-def test_when_everything_dies_the_run_ends_and_nothing_is_blamed_wrongly(local_ray: None, tmp_path: Path) -> None:
+def test_when_everything_dies_the_run_ends_and_nothing_is_blamed_wrongly(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "KILLERS_IN_A_ROW", 0)
     with pytest.raises(WorkError, match="without one unit or document finished in between"):
         run([["kill"] * 30], partial(ScriptedWorker, tmp_path / "log"), actors=1)
 

@@ -244,6 +244,8 @@ WRONG = {
     "bos": ("model =", 'bos = "yes"\nmodel =', "[teacher] bos", '"yes"', '"auto" or true or false', "give bos"),
     "no actors": ("[targets]", "[ray]\nactors = 0\n[targets]", "[ray] actors", "0", '"auto" or a whole', "give"),
     "no number": ("[targets]", "[ray]\nnum_cpus = nan\n[targets]", "[ray] num_cpus", "NaN", "a number, 0", "give"),
+    "parts of GPUs": ("[targets]", "[ray]\nnum_gpus = 1.5\n[targets]", "[ray] num_gpus", "1.5", "whole", "num_gpus = 2"),
+    "tiny parts": ("[targets]", "[ray]\nnum_cpus = 1e-5\n[targets]", "[ray] num_cpus", "1e-05", "4 digits", "0.0001"),
     "output is the folder": ('"out"', '"."', "output", ".", "a folder of its own", 'output = "out"'),
     "output as number": ('"out"', "3", "output", "3", "the folder of the results", "quotes"),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from benchmarks.simulation import Costs, simulate
 from engine.corpus import Document, Unit
 from jobs.events import Died, Done, Event, Notice, Salvaged
 from jobs.schedule import STUCK, Call, Schedule, Slot, Task
+from schemas.errors import WorkError
 
 
 def task(index: int, documents: int = 2, size: int = 10) -> Task:
@@ -255,3 +256,104 @@ def test_without_documents_an_actor_still_ends_its_lessons() -> None:
     assert slot.calls[0].lessons == [] and not slot.ready
     run.land(slot)
     assert slot.ready and run.units(slot) == [0]
+
+
+# ---- documents that go one by one
+
+
+def alone(run: Run, task_of: int) -> Task:
+    """The unit's actors die until its documents go one by one; new ones take the places."""
+    found = None
+    while found is None or not any(call.kind == "document" for slot in run.schedule.slots for call in slot.calls):
+        run.hand_out()
+        slot = next((s for s in run.schedule.slots if s.calls and s.calls[0].task is not None), None)
+        assert slot is not None and slot.calls[0].task is not None
+        if slot.calls[0].task.unit.index == task_of and slot.calls[0].kind == "unit":
+            found = slot.calls[0].task
+            run.die(slot)
+            run.join()
+        elif slot.calls[0].kind == "unit":
+            run.now += 1
+            run.land(slot)
+    return found
+
+
+def test_a_document_that_takes_far_longer_than_its_unit_ends_the_wait_when_it_lands() -> None:
+    """One actor: a unit takes a second, each document of the bad one six, as when memory is short. It is done once each."""
+    run = Run(4, actors=1)
+    bad = alone(run, 2)
+    calls = 0
+    while run.schedule.open_tasks and calls < 20:
+        (slot,) = run.schedule.slots
+        calls += slot.calls[0].kind == "document"
+        for _ in range(6 if slot.calls[0].kind == "document" else 1):
+            run.now += 1
+            run.hand_out()
+        run.land(slot)
+    assert calls == len(bad.outcomes) == 2 and sorted(run.finished()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_an_actor_says_late_is_of_the_document_that_it_was_given(dies: bool) -> None:
+    """It freezes at the first document; another does that one and is lost. When it wakes up, or dies of it, nothing is said
+    of the second document, and it is given no more before."""
+    run = Run(6, actors=2)
+    bad = alone(run, 1)
+    frozen = next(slot for slot in run.schedule.slots if slot.calls and slot.calls[0].kind == "document")
+    other = next(slot for slot in run.schedule.slots if slot is not frozen)
+    while not (other.calls and other.calls[0].kind == "document"):
+        run.now += 10
+        run.hand_out()
+        if other.calls and other.calls[0].kind == "unit":
+            run.land(other)
+    run.land(other)
+    assert [document.doc_id for document, _ in bad.outcomes] == ["d1.0"]
+    run.die(other, blame=False)
+    run.now += 0.1
+    run.hand_out()
+    assert frozen.alone is None and [call.number for call in frozen.calls] == [0]
+    if dies:
+        run.die(frozen)
+    else:
+        run.land(frozen)
+    assert len(bad.outcomes) == 1 and not any("kills its process" in str(event) for event in run.events)
+    run.join()
+    for _ in range(20):
+        run.hand_out()
+        for slot in [slot for slot in run.schedule.slots if slot.calls]:
+            run.land(slot)
+    assert [document.doc_id for document, _ in bad.outcomes] == ["d1.0", "d1.1"] and run.schedule.open_tasks == 0
+    assert not any(isinstance(outcome, Died) for _, outcome in bad.outcomes)
+
+
+def test_a_unit_of_killers_alone_is_decided_one_by_one() -> None:
+    """As many as the quarantine allows by default; then it is not the documents."""
+    run = Run(0, actors=0)
+    run.schedule = Schedule(iter([task(0, documents=20), task(1, documents=20)]), 2, depth=2)
+    run.join()
+    for _ in range(2 + 20):
+        run.hand_out()
+        (slot,) = run.schedule.slots
+        run.die(slot)
+        run.join()
+    (done,) = [event for event in run.events if isinstance(event, Salvaged)]
+    assert len(done.outcomes) == 20 and all(isinstance(outcome, Died) for _, outcome in done.outcomes)
+    with pytest.raises(WorkError, match="29 actors died without one unit or document finished"):
+        for _ in range(20):
+            run.hand_out()
+            (slot,) = run.schedule.slots
+            run.die(slot)
+            run.join()
+
+
+def test_an_actor_that_dies_behind_its_last_lesson_is_replaced() -> None:
+    run = Run(1, actors=0)
+    run.schedule = Schedule(map(task, range(1)), 1, depth=2, lessons=[])
+    for _ in range(2):
+        slot = run.join()
+        run.hand_out()
+        run.die(slot)
+    with pytest.raises(WorkError, match="3 actors in a row died while loading"):
+        slot = run.join()
+        run.hand_out()
+        run.die(slot)

@@ -22,7 +22,9 @@ from engine.outfolder import MANIFEST, PLAN, claim_name, load_json, load_plan, r
 from engine.retry import find_retry
 from engine.shards import open_output
 from engine.store import PosixStore
+from engine.stream import Targets, TargetsError
 from engine.verify import verify
+from jobs.progress import Counts, Display
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal
 from schemas.runfile import load_run
@@ -185,6 +187,38 @@ def test_means_that_are_none(how: str, out: Path) -> None:
         content = json.loads(path.read_text())
         write_json(path, {key: value for key, value in content.items() if key != "continuations"})
     assert any(finding.file == MEANS for finding in verify(out).findings)
+
+
+def test_a_manifest_that_lacks_what_the_reader_needs(out: Path) -> None:
+    whole = json.loads((out / MANIFEST).read_text())
+    odd = {**whole["products"]["teacher"], "codec": []}
+    for content in (
+        {key: value for key, value in whole.items() if key != "fingerprint"},
+        {**whole, "products": {**whole["products"], "teacher": odd}},
+    ):
+        write_json(out / MANIFEST, content)
+        with pytest.raises(TargetsError, match="the records of the run are damaged"):
+            Targets(out, "sp")
+
+
+def test_a_reader_that_goes_away_does_not_make_a_damaged_output_sound(out: Path) -> None:
+    for path in (out / "data").rglob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:-50])
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "verify", str(out)], cwd=ROOT, env=env, stdout=subprocess.PIPE
+    )
+    assert command.stdout is not None
+    command.stdout.close()
+    assert command.wait(120) == 1
+
+
+def test_a_log_whose_reader_goes_away_does_not_end_a_run() -> None:
+    there, here = os.pipe()
+    display = Display(Counts(units_total=1, units_before=0), os.fdopen(here, "w", buffering=1))
+    os.close(there)
+    for _ in range(3):
+        display.say("x" * 100_000)
 
 
 def test_a_terminal_without_the_letters(out: Path) -> None:

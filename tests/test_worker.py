@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from engine.corpus import read_units, scan_corpus
-from engine.outfolder import read_quarantine, sealed_units
+from engine.outfolder import claim_name, read_quarantine, sealed_units
 from engine.plan import make_plan, pin
+from engine.score import refusal
 from engine.shards import open_output, publish_unit
+from engine.store import open_store
 from engine.stream import Targets
 from jobs.events import Died
 from jobs.worker import UnitWorker, join_outcomes
+from schemas.manifest import canonical_json
 from schemas.runfile import load_run
 from tests.runs import TEXTS, score_here, write_run
 
@@ -65,6 +68,19 @@ def test_a_unit_that_is_sealed_by_now_is_not_scored_again(tmp_path: Path, monkey
     monkeypatch.delattr(worker, "_scorer")
     again = worker.score(unit, documents)
     assert {key: again[key] for key in first} == first and first["teacher_tokens"] > 0
+
+
+def test_the_budget_counts_what_is_sealed(tmp_path: Path) -> None:
+    """An attempt before had no memory for a document: its claim holds, though this one has scored all."""
+    run = load_run(write_run(tmp_path))
+    scan = scan_corpus(run.corpus, run.base_dir)
+    plan = make_plan(run, scan)
+    open_output(run.output, plan)
+    unit, documents = next(read_units(run.corpus, scan, {0}))
+    claim = canonical_json(refusal(documents[0], "oom", "9 GiB")).encode() + b"\n"
+    open_store(run.output).put_if_absent(claim_name(0), claim)
+    worker = UnitWorker(pin(run), plan, [])
+    assert worker.score(unit, documents)["quarantined"] == 1.0 == worker.score(unit, documents)["quarantined"]
 
 
 def test_a_teacher_that_takes_no_tree_says_so(tmp_path: Path) -> None:
