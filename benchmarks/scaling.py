@@ -41,7 +41,7 @@ from schemas.runfile import load_run
 DEMO = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"
 ACTORS = (1, 2, 4, 16, 64, 256)
 PER_ACTOR = (5, 10, 20, 50, 100)
-JOINED = 32  # small units of this benchmark that make about one of the default size (256 documents)
+JOINED = 64  # small units of this benchmark that make one of the default size (256 documents)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.errors import IdentityError, OutputError
-from schemas.target import BOUND_COLUMNS, COARSER, DICTIONARY_COLUMNS, LOGP_COLUMNS, MANTISSA_BITS, WHOLE_COLUMNS
+from schemas.manifest import COLUMNS, Plan, canonical_json
+from schemas.target import (
+    BOUND_COLUMNS,
+    COARSER,
+    DICTIONARY_COLUMNS,
+    LOGP_COLUMNS,
+    MANTISSA_BITS,
+    SCHEMA_NAME,
+    SCHEMA_VERSION,
+    WHOLE_COLUMNS,
+)
 
 MAX_GROUP_ROWS = 64
 """Documents per row group at most: the unit of streaming and of shuffling."""
@@ -25,6 +35,8 @@ MAX_GROUP_BYTES = 48 << 20
 _COARSEST = 2.0**-6
 """No log-probability is stored coarser than in steps of this many nats, so that none is off by more than 2**-7 = 0.008."""
 
+CLOSED_BY = "targetsmith.continuations"
+"""Key of a footer: sha256 of the means that the unit's rows were closed by."""
 _WRITER: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
@@ -147,6 +159,48 @@ def table_to_parquet_bytes(table: pa.Table, metadata: Mapping[str, str], groups:
             "Suspect the memory of this machine: run again, elsewhere if it comes back"
         )
     return data.to_pybytes()
+
+
+def footer_of(
+    plan: Plan,
+    unit: int,
+    product: str,
+    rows: int,
+    positions: int,
+    quarantined: int,
+    stats: Mapping[str, float],
+    continuations: str | None = None,
+) -> dict[str, str]:
+    """The key-value metadata of a file (docs/format.md, section 4)."""
+    facts = plan.products[product]
+    values = {
+        "schema": SCHEMA_NAME,
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": plan.fingerprint,
+        "product": product,
+        "unit": unit,
+        "units": len(plan.units),
+        "rows": rows,
+        "positions": positions,
+        "quarantined": quarantined,
+        "codec": facts.codec,
+        "top_k": facts.top_k,
+        "draws": facts.draws,
+        "hidden_size": facts.hidden_size,
+        "vocab_size": facts.vocab_size,
+        "tokenizer": facts.tokenizer,
+        "tokenizer_hash": facts.tokenizer_hash,
+        "bos_id": "" if facts.bos_id is None else facts.bos_id,
+        "eos_id": "" if facts.eos_id is None else facts.eos_id,
+        "regime": facts.regime,
+        "semantics": facts.semantics,
+        "mantissa_bits": MANTISSA_BITS,
+        "logp_unit": "nats",
+        "columns": canonical_json({name: COLUMNS[name] for name in facts.schema_of_rows.names}),
+        "stats": canonical_json({key: float(value) for key, value in stats.items()}),
+    }
+    closed_by = {} if continuations is None else {CLOSED_BY: continuations}
+    return {f"targetsmith.{key}": str(value) for key, value in values.items()} | closed_by
 
 
 def read_whole(file: pq.ParquetFile) -> pa.Table:

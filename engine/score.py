@@ -27,9 +27,8 @@ from engine.expansion import BYTES_END
 from engine.lines import Talk
 from engine.loaded import Loaded
 from engine.positions import Rows
-from engine.rows import flat
 from engine.sketch import Row
-from engine.tables import Work, first_parts, table_of
+from engine.tables import Work, add_sums, first_parts, table_of
 from engine.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
 from schemas.manifest import add_stats
@@ -325,7 +324,7 @@ class Scorer(Loaded):
         }
         good_parts = [part for i in good for part in range(first[i], first[i + 1])]
         for product, table in tables.items():
-            _add_sums(stats, product, rows[product], good_parts, table)
+            add_sums(stats, product, rows[product], good_parts, table)
         return UnitResult(tables, refused, stats)
 
 
@@ -341,19 +340,3 @@ def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
         "detail": detail,
         "text_sha256": digest,
     }
-
-
-def _add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int], table: pa.Table) -> None:
-    at = np.concatenate([np.arange(rows.start[i], rows.start[i + 1]) for i in good]) if good else np.empty(0, np.int64)
-    scored = at[rows.scored[at]]
-    stats[f"{product}.documents"] += table.num_rows
-    stats[f"{product}.positions"] += len(flat(table, "token_ids"))
-    stats[f"{product}.scored"] += len(scored)
-    if product == HIDDEN:
-        return
-    stats[f"{product}.stored_mass_sum"] += float(rows.stored_mass[scored].sum())
-    for name in ("err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
-        stats[f"{product}.{name}_sum"] += float(getattr(rows, name)[scored].sum())
-    gold = rows.gold_logp[scored]
-    stats[f"{product}.gold_nats_sum"] -= float(gold[np.isfinite(gold)].sum())
-    stats[f"{product}.gold_impossible"] += int(np.isneginf(gold).sum())

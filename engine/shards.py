@@ -42,6 +42,8 @@ from engine.outfolder import (
 )
 from engine.repair import check_plan_lost, is_whole, lacking_units, other_than_sealed
 from engine.rows import (
+    CLOSED_BY,
+    footer_of,
     lengths_of,
     read_whole,
     round_logps,
@@ -54,7 +56,6 @@ from engine.rows import (
 from engine.store import STAGING, Out, Store, open_store
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import (
-    COLUMNS,
     MAXIMUM,
     RETRY,
     Plan,
@@ -63,7 +64,6 @@ from schemas.manifest import (
     ShardFile,
     canonical_json,
 )
-from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION
 
 # The whole vocabulary of the output folder is importable from here; reading lives in outfolder.py, rows in rows.py,
 # the end of the run in finish.py.
@@ -71,9 +71,6 @@ __all__ = [
     "finish", "iter_shards", "load_manifest", "load_plan", "load_seals", "open_output", "publish_unit",
     "read_quarantine", "recover", "round_logps", "round_up", "sealed_units", "shard_name", "table_to_parquet_bytes",
 ]  # fmt: skip
-
-CLOSED_BY = "targetsmith.continuations"
-"""Key of a footer: sha256 of the means that the unit's rows were closed by."""
 
 # ---- begin or resume -------------------------------------------------------------------------------------------------
 
@@ -302,48 +299,6 @@ def _without(table: pa.Table, doc_rows: set[int]) -> pa.Table:
     if not doc_rows:
         return table
     return table.filter(pa.array([row not in doc_rows for row in table.column("doc_row").to_pylist()], pa.bool_()))
-
-
-def footer_of(
-    plan: Plan,
-    unit: int,
-    product: str,
-    rows: int,
-    positions: int,
-    quarantined: int,
-    stats: Mapping[str, float],
-    continuations: str | None = None,
-) -> dict[str, str]:
-    """The key-value metadata of a file (docs/format.md, section 4)."""
-    facts = plan.products[product]
-    values = {
-        "schema": SCHEMA_NAME,
-        "schema_version": SCHEMA_VERSION,
-        "fingerprint": plan.fingerprint,
-        "product": product,
-        "unit": unit,
-        "units": len(plan.units),
-        "rows": rows,
-        "positions": positions,
-        "quarantined": quarantined,
-        "codec": facts.codec,
-        "top_k": facts.top_k,
-        "draws": facts.draws,
-        "hidden_size": facts.hidden_size,
-        "vocab_size": facts.vocab_size,
-        "tokenizer": facts.tokenizer,
-        "tokenizer_hash": facts.tokenizer_hash,
-        "bos_id": "" if facts.bos_id is None else facts.bos_id,
-        "eos_id": "" if facts.eos_id is None else facts.eos_id,
-        "regime": facts.regime,
-        "semantics": facts.semantics,
-        "mantissa_bits": MANTISSA_BITS,
-        "logp_unit": "nats",
-        "columns": canonical_json({name: COLUMNS[name] for name in facts.schema_of_rows.names}),
-        "stats": canonical_json({key: float(value) for key, value in stats.items()}),
-    }
-    closed_by = {} if continuations is None else {CLOSED_BY: continuations}
-    return {f"targetsmith.{key}": str(value) for key, value in values.items()} | closed_by
 
 
 def _shard_file(name: str, footer: Mapping[str, str], data: bytes) -> ShardFile:

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from engine.corpus import Document
-from engine.emit import Prepared
+from engine.emit import HIDDEN, Prepared
 from engine.lines import Line, rows_of
 from engine.positions import Rows, taken
+from engine.rows import flat
 from engine.teacher_rows import FILLS
 from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES
 
@@ -117,3 +118,20 @@ def roles_of(token_ids: np.ndarray, flags: np.ndarray, begin: int | None) -> np.
         roles[context & (token_ids == begin)] = ROLES["begin"]
     roles[(flags & FLAG_END) != 0] = ROLES["end"]
     return roles
+
+
+def add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int], table: pa.Table) -> None:
+    """Add the sums of one product's rows (docs/format.md, section 5). good: numbers of the parts that are in its table."""
+    at = np.concatenate([np.arange(rows.start[i], rows.start[i + 1]) for i in good]) if good else np.empty(0, np.int64)
+    scored = at[rows.scored[at]]
+    stats[f"{product}.documents"] += table.num_rows
+    stats[f"{product}.positions"] += len(flat(table, "token_ids"))
+    stats[f"{product}.scored"] += len(scored)
+    if product == HIDDEN:
+        return
+    stats[f"{product}.stored_mass_sum"] += float(rows.stored_mass[scored].sum())
+    for name in ("err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
+        stats[f"{product}.{name}_sum"] += float(getattr(rows, name)[scored].sum())
+    gold = rows.gold_logp[scored]
+    stats[f"{product}.gold_nats_sum"] -= float(gold[np.isfinite(gold)].sum())
+    stats[f"{product}.gold_impossible"] += int(np.isneginf(gold).sum())

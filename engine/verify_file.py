@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from engine.checks import Problem, misfit, place_of
 from engine.findings import Finding, short
-from engine.rows import MAX_GROUP_ROWS, flat, lengths_of
-from engine.shards import footer_of
+from engine.rows import MAX_GROUP_ROWS, flat, footer_of, lengths_of
 from engine.verify_rows import problems_of, sum_slack, sums_of
 from schemas.manifest import Plan, PlanUnit, ProductFacts, ShardFile
 from schemas.target import SCHEMA_VERSION
