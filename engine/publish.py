@@ -15,13 +15,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from schemas.errors import OutputError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_DURABLE: set[Path] = set()  # folders whose names this process has seen to
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 
 
@@ -59,8 +60,13 @@ def read_published(path: Path) -> bytes:
 
 
 def make_folder(folder: Path) -> None:
-    """mkdir -p, durable: the parent of each new folder is fsynced. Raises OSError."""
+    """mkdir -p, durable: the parent of each new folder is fsynced, once also that of one that is there: whoever made it may
+    have been killed in between. Raises OSError."""
     if folder.is_dir():
+        if folder not in _DURABLE:
+            with suppress(OSError):  # a parent that this user may not open
+                _fsync_folder(folder.parent)
+            _DURABLE.add(folder)
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
