@@ -49,7 +49,7 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
         if _nameless(made) != _nameless(found) or store.read(MANIFEST) != found.to_bytes():
             pairs = zip(made.shards, found.shards, strict=False)
             unit = next((mine.unit for mine, listed in pairs if mine != listed), None)
-            beside = "plan and seals say:" if unit is None else f"{seal_name(unit)} says: one of the two is"
+            beside = "plan and seals say:" if unit is None else f"{seal_name(unit)} says (verify tells which is right):"
             raise OutputError(
                 f"{store.place(MANIFEST)}: does not say what {beside} damaged, or of another run; {REMAKE}"
             )

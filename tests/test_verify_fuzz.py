@@ -26,6 +26,7 @@ from engine.verify import verify
 from schemas.errors import TargetsmithError
 from tests import mutations as m
 from tests import mutations_rows as mr
+from tests import mutations_sides as ms
 from tests.runs import ASSETS, TEXTS, retry_here, score_here, write_run
 from tests.vocabularies import EFFORT
 
@@ -63,8 +64,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
         run_file = _run_file(tmp_path_factory.mktemp("drawn"), texts, 'codec = "sample"\nregime = "fast"')
         drawn = score_here(run_file, died={"t0", "t1", "t3"})
         retried = retry_here(run_file)
-    tensors, metadata = m.read_head(whole)
-    m.write_head(whole, {**tensors, "bias": torch.zeros(len(tensors["lm_head"]))}, metadata)
+    tensors, metadata = ms.read_head(whole)
+    ms.write_head(whole, {**tensors, "bias": torch.zeros(len(tensors["lm_head"]))}, metadata)
     partial = Path(shutil.copytree(whole, whole.with_name("partial")))
     for name in ("manifest.json", "shards/00001.json"):
         (partial / "_engine" / name).unlink()
@@ -74,9 +75,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
         *[m.flip, m.flip_resealed, m.flip_footer_resealed, m.edit_json, mr.value, mr.rows, mr.recast, mr.regroup] * 2,
         mr.value, mr.value, m.edit_json, m.edit_json,
     ]  # fmt: skip
-    means = [m.means_file, m.means_file]
-    head, draws = [m.manifest_side, m.head_file, m.head_file, *means], [mr.resize, m.manifest_side, *means]
-    old = [m.head_file, m.means_file]
+    means = [ms.means_file, ms.means_file]
+    head, draws = [ms.manifest_side, ms.head_file, ms.head_file, *means], [mr.resize, ms.manifest_side, *means]
+    old = [ms.head_file, ms.means_file]
     return [
         _base("all", whole, [*usual, *head, m.foreign(drawn)]),
         _base("drawn", drawn, [*usual, *draws, m.foreign(retried)]),

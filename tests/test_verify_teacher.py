@@ -25,8 +25,9 @@ from engine.stream import Targets
 from engine.verify import verify
 from schemas.runfile import load_run
 from tests.chats import chat_teacher
-from tests.mutations import parquet_files, place_of, read_head, recount, reseal, write_head
+from tests.mutations import parquet_files, place_of, recount, reseal
 from tests.mutations_rows import rewrite
+from tests.mutations_sides import read_head, write_head
 from tests.runs import ASSETS, retry_here, score_here, write_run, write_subset
 from tests.test_cli import call
 
