@@ -17,7 +17,7 @@ chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n0 -m chaos $(ARGS)
 
 soak: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $${TARGETSMITH_KILLS:-120} $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.soak --kills $${TARGETSMITH_KILLS:-120} $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ bench-distill: $(STAMP)
 
 # Outputs damaged in 1,280 ways: verify finds each, or it is harmless. 160 of them are in `make test`.
 fuzz: $(STAMP)
-	TARGETSMITH_EFFORT=8 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n0 --timeout=0 -s $(ARGS) tests/test_verify_fuzz.py
+	TARGETSMITH_EFFORT=8 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n0 --timeout=0 -s $(ARGS) tests/verify/test_fuzz.py
 
 # Known holes in the pinned packages; wants a network. In an environment of its own, so that its needs do not move our pins.
 audit: $(STAMP)

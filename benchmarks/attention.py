@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from engine.forest import Window, lay_out, pack
-from engine.forward import Decoder
-from engine.growth import CachedGrowth
-from engine.masks import allowed, reach_of
+from engine.teacher.attention_masks import allowed, reach_of
+from engine.teacher.decoder import Decoder
+from engine.teacher.incremental import CachedGrowth
+from engine.teacher.packing import Window, lay_out, pack
 
 VOCAB = 1000
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from engine.calibrate import sample
-from engine.corpus import read_units, scan_corpus
-from engine.finish import finish
-from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.shards import open_output
-from jobs.worker import UnitWorker
+from engine.corpus.scan import read_units, sample, scan_corpus
+from engine.dataset.commit import open_output
+from engine.dataset.finish import finish
+from engine.plan.make_plan import ENGINE_VERSION, make_plan
+from engine.plan.pin import pin
+from jobs.pool.unit_worker import UnitWorker
 from schemas.manifest import Manifest
 from schemas.runfile import parse_run
 

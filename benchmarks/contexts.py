@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.bpe import build_merge_table
-from engine.contexts import ContextBuilder
-from engine.split import build_splitter
-from engine.vocab import Vocabulary, load_vocabulary
+from engine.bpe.merges import build_merge_table
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.contexts.builder import ContextBuilder
 from schemas.errors import BadDocument
 
 SHARED = Path(os.environ.get("TARGETSMITH_SHARED", "../shared"))

@@ -21,8 +21,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.throughput import SHARED, read_documents
-from engine.corpus import Document
-from engine.score import Scorer
+from engine.corpus.document import Document
+from engine.scoring.scorer import Scorer
 from schemas.runfile import parse_run
 
 TOP_K = 1024

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from engine.corpus import Document
-from engine.rows import flat, lengths_of
-from engine.score import Scorer
+from engine.corpus.document import Document
+from engine.dataset.parquet import flat, lengths_of
+from engine.scoring.scorer import Scorer
 from schemas.runfile import parse_run
 from schemas.target import LOGP_COLUMNS, PAD_ID
 

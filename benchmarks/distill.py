@@ -34,8 +34,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from benchmarks.distill_data import SETTINGS, Setting, scored, stored_bytes
 from benchmarks.distill_measure import begin_id, bits_per_byte, end_id, exact_answers
 from benchmarks.distill_methods import METHODS, View, make_context
-from engine.collate import student_inputs
-from engine.stream import Targets
+from engine.reader.collate import student_inputs
+from engine.reader.targets import Targets
 
 RUNS = {  # [targets] of each scoring run
     "topk": "top_k = 64\nbytes = true\nteacher_stats = true\nhidden = true",

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from engine.stream import Targets
+from engine.reader.targets import Targets
 from jobs.score import score
 from schemas.runfile import load_run
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.losses import cdm as cdm_losses
 from engine.losses import gold as gold_losses
 from engine.losses.align import Alignment, Side, align
@@ -35,8 +36,7 @@ from engine.losses.sampled import sampled_ce
 from engine.losses.sparse import forward_kl, jsd, reverse_kl
 from engine.losses.strings import ids_of
 from engine.losses.uld import uld
-from engine.stream import Targets
-from engine.vocab import Vocabulary, load_vocabulary
+from engine.reader.targets import Targets
 
 MIX = 0.8  # of the divergences; 1 - MIX is the cross-entropy's
 CANDIDATES = 5  # of partial KL; its published runs have 1 to 5

@@ -33,13 +33,13 @@ import torch
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.throughput import SHARED, read_documents
-from engine.contexts import ContextTree
-from engine.corpus import Document
-from engine.exact import exact_side
-from engine.forest import Window
-from engine.rows import flat
-from engine.score import Scorer
-from engine.windows import OwnedWindow, batches
+from engine.alignment.refinement import exact_side
+from engine.contexts.tree import ContextTree
+from engine.corpus.document import Document
+from engine.dataset.parquet import flat
+from engine.scoring.scorer import Scorer
+from engine.teacher.packing import Window
+from engine.teacher.windows import OwnedWindow, batches
 from schemas.runfile import parse_run
 
 ROWS = 151_936

@@ -11,8 +11,9 @@ import resource
 import numpy as np
 import torch
 
-from engine.contexts import ContextTree
-from engine.emit import Emitter, Prepared, Side
+from engine.alignment.passage import Prepared, Side
+from engine.contexts.tree import ContextTree
+from engine.targets.emit import Emitter
 
 POSITIONS, VOCABULARY, HIDDEN, TOP_K = 8192, 151_936, 64, 64
 

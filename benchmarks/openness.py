@@ -1,4 +1,4 @@
-"""How much is open at depth 0, by cuts alone and with engine/openness.py: python benchmarks/openness.py
+"""How much is open at depth 0, by cuts alone and with engine/alignment/openness.py: python benchmarks/openness.py
 
 First table: share of teacher tokens whose leaf behind a certain cut, with nothing of the text in it, is open (each token
 counts once), and the CPU seconds of that one rule. Second table: share of live mass that is open, and the certified
@@ -16,12 +16,12 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.throughput import DEMO, SHARED, make_scorer, read_documents
-from engine.bpe import build_merge_table
-from engine.corpus import Document
-from engine.openness import Openness
-from engine.rules import Rule, RuleBook, TeacherTokens
-from engine.split import build_splitter
-from engine.vocab import load_vocabulary
+from engine.alignment.openness import Openness
+from engine.alignment.rules import Rule, RuleBook, TeacherTokens
+from engine.bpe.merges import build_merge_table
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import load_vocabulary
+from engine.corpus.document import Document
 
 TEACHERS = ("qwen2.5", "llama-3", "gpt2")
 STUDENTS = ("gpt2", "llama-2", "llama-3", "mistral-v0.3", "smollm2")

@@ -24,13 +24,13 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from engine import shards
-from engine.rowgroups import BATCH_COLUMNS
-from engine.rows import encodings
-from engine.stream import Targets
+from engine.dataset import commit as shards
+from engine.dataset.parquet import encodings
+from engine.reader.row_groups import BATCH_COLUMNS
+from engine.reader.targets import Targets
 from schemas.manifest import Plan
-from tests.codecs import FACTS, lists, write_shard
-from tests.tables import small_plan, targets_table
+from tests.support.codecs import FACTS, lists, write_shard
+from tests.support.tables import small_plan, targets_table
 
 COMMON = ("token_ids", "scored", "gold_logp", "err")
 CODECS = {

@@ -27,15 +27,15 @@ import numpy as np
 import ray
 
 from benchmarks.simulation import Costs, simulate
-from engine.calibrate import sample
-from engine.corpus import read_units, scan_corpus
-from engine.plan import make_plan, pin
-from engine.shards import open_output
-from jobs.events import Done, Ready
-from jobs.rayconnect import connect
-from jobs.raypool import Pool
-from jobs.schedule import PATIENCE
-from jobs.worker import UnitWorker
+from engine.corpus.scan import read_units, sample, scan_corpus
+from engine.dataset.commit import open_output
+from engine.plan.make_plan import make_plan
+from engine.plan.pin import pin
+from jobs.pool.events import Done, Ready
+from jobs.pool.ray_cluster import connect
+from jobs.pool.ray_pool import Pool
+from jobs.pool.schedule import PATIENCE
+from jobs.pool.unit_worker import UnitWorker
 from schemas.runfile import load_run
 
 DEMO = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"

@@ -1,4 +1,4 @@
-"""A run of the pool in simulated time: the real policy (jobs/schedule.py), actors that only have speeds, a driver that has costs.
+"""A run of the pool in simulated time: the real policy (pool/schedule.py), actors that only have speeds, a driver that has costs.
 
 The driver is one thread, as the real one: while it reads a unit or takes a result, nobody else is served.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.corpus import Unit
-from jobs.raypool import POLL_S
-from jobs.schedule import PATIENCE, Call, Schedule, Slot, Task
+from engine.corpus.document import Unit
+from jobs.pool.ray_pool import POLL_S
+from jobs.pool.schedule import PATIENCE, Call, Schedule, Slot, Task
 
 
 @dataclass(frozen=True, slots=True)

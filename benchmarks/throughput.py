@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.corpus import Document
-from engine.score import Scorer
-from engine.windows import batches, windows_of
+from engine.corpus.document import Document
+from engine.scoring.scorer import Scorer
+from engine.teacher.windows import batches, windows_of
 from schemas.runfile import parse_run
 
 SHARED = Path(os.environ.get("TARGETSMITH_SHARED", "../shared"))

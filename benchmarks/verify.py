@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.reader import document_lengths
-from engine import shards
-from engine.rows import lengths_of, round_rows
-from engine.verify import verify
-from engine.verify_rows import sums_of
+from engine.dataset import commit as shards
+from engine.dataset.parquet import lengths_of, round_rows
+from engine.verify.output import verify
+from engine.verify.rows import sums_of
 from schemas.manifest import Plan
-from tests.tables import small_plan, targets_table
+from tests.support.tables import small_plan, targets_table
 
 
 def write(out: Path, top_k: int, files: int, positions: int) -> None:

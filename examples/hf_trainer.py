@@ -23,7 +23,7 @@ from train_student import begin_id, load_student
 from transformers import Trainer, TrainingArguments
 
 from engine.losses.sparse import forward_kl
-from engine.stream import Targets
+from engine.reader.targets import Targets
 
 COLUMNS = ["token_ids", "scored", "flags", "topk_ids", "topk_logps", "tail_logp"]
 FLAG_CONTEXT = 64  # of `flags`: not asked for (chat template, other roles)

@@ -22,9 +22,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.collate import student_inputs
 from engine.losses.sparse import forward_kl
-from engine.stream import Targets
+from engine.reader.collate import student_inputs
+from engine.reader.targets import Targets
 
 
 def load_student(folder: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

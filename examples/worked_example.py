@@ -1,7 +1,7 @@
 """One boundary of one text, from contexts to the stored row, as the engine computes it: python -m examples.worked_example
 
 Two small tokenizers, and a teacher whose next token depends on the last one only (`NEXT`; a Llama model whose layer adds
-nothing). The output stands in docs/design.md, section 5, which explains it; tests/test_worked_example.py compares the two.
+nothing). The output stands in docs/design.md, section 5, which explains it; test_worked_example.py compares the two.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.beam import Front, Item
-from engine.corpus import Document
-from engine.evaluate import hidden_states
-from engine.score import Scorer
+from engine.beam.frontier import Front, Item
+from engine.corpus.document import Document
+from engine.scoring.scorer import Scorer
+from engine.teacher.evaluate import hidden_states
 from schemas.runfile import parse_run
 
 TEXT, ROW, PRODUCT = "so to", 1, "student/s"  # row 1: what follows the student's token "so"

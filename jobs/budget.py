@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 
-from engine.outfolder import load_seals, read_quarantine
-from engine.store import Out
+from engine.dataset.layout import load_seals, read_quarantine
+from engine.dataset.store import Out
 from schemas.errors import QuarantineError
 from schemas.manifest import REASONS, Plan
 from schemas.settings import QuarantineConfig

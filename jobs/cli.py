@@ -75,6 +75,7 @@ def score(
 ) -> None:
     """Score a corpus: do all that is missing of the run, then print a summary."""
     from jobs import score as verb
+    from jobs.summary import print_summary
     from schemas.runfile import load_run
 
     run = load_run(run_file)
@@ -82,7 +83,7 @@ def score(
     if outcome is None:
         print(f"{run.output}: nothing is in quarantine any more, nothing to retry")
     else:
-        verb.print_summary(outcome, sys.stdout)
+        print_summary(outcome, sys.stdout)
 
 
 @app.command()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jobs.score import print_summary, score
+from jobs.score import score
 from jobs.show import show
+from jobs.summary import print_summary
 from schemas.runfile import load_run
 
 ASSETS = Path(__file__).parent / "demo_assets"

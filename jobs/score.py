@@ -9,54 +9,37 @@ error, the summary to standard output.
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Column, Table
-
-from engine.calibrate import sample
-from engine.corpus import CorpusScan, Document, Unit, read_units, scan_corpus
-from engine.finish import finish
-from engine.head import hidden_size_note
-from engine.means import MEANS, learns
-from engine.outfolder import MANIFEST, load_plan, sealed_quarantine, unsealed_units
-from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.retry import check_corpus, find_retry, read_retried, retry_plan
-from engine.shards import open_output
-from engine.store import PosixStore, Store, open_store
-from engine.vocab import load_vocabulary
+from engine.bpe.vocabulary import load_vocabulary
+from engine.corpus.document import Document, Unit
+from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
+from engine.dataset.commit import open_output
+from engine.dataset.finish import finish
+from engine.dataset.layout import MANIFEST, load_plan, unsealed_units
+from engine.dataset.sidecars import MEANS, learns
+from engine.dataset.store import PosixStore, Store, open_store
+from engine.plan.make_plan import ENGINE_VERSION, make_plan
+from engine.plan.pin import pin
+from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
 from jobs.budget import Budget
-from jobs.events import Done, Notice, Ready, Salvaged
-from jobs.progress import Counts, Display, clock
-from jobs.rayconnect import connect
-from jobs.raypool import Pool
-from jobs.worker import UnitWorker, join_outcomes, publish
+from jobs.estimates import hidden_size_note
+from jobs.pool.events import Done, Notice, Ready, Salvaged
+from jobs.pool.ray_cluster import connect
+from jobs.pool.ray_pool import Pool
+from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
+from jobs.progress import Counts, Display
+from jobs.summary import Outcome
 from schemas.errors import OutputError, RunFileError
-from schemas.manifest import REASONS, REGIMES, Manifest, Plan
+from schemas.manifest import Plan
 from schemas.runfile import RunConfig
 from schemas.settings import QuarantineConfig
 
 _EPHEMERAL = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` ships
-
-
-_PIPE_WIDTH = 110  # columns where the output is not a terminal
-_COLUMNS = ("docs", "positions", "scored", "stored mass", "width", "non-canonical", "bytes/pos")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A finished run: where it lies, its manifest, and what this command itself did for it."""
-
-    store: Store
-    manifest: Manifest
-    counts: Counts
 
 
 def score(run: RunConfig, address: str | None = None) -> Outcome:
@@ -71,7 +54,7 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
 
 
 def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | None:
-    """Score the documents that a finished run has in quarantine again, into an output beside it (engine/retry.py); what a
+    """Score the documents that a finished run has in quarantine again, into an output beside it (engine/plan/retry.py); what a
     retry before has left is taken from there. None: nothing is in quarantine. Raises TargetsmithError."""
     store, rows = find_retry(run.output)
     if not rows:
@@ -177,64 +160,6 @@ def _hidden_note(run: RunConfig, scan: CorpusScan, plan: Plan) -> str:
     documents = sum(unit.n_rows for unit in plan.units)
     first = sample(run.corpus, scan, run.targets.calibration_documents or 64)
     return hidden_size_note(first, documents, vocabulary, plan.products["hidden"].hidden_size)
-
-
-def print_summary(outcome: Outcome, stream: TextIO) -> None:
-    """What came out, for a person: the products, the quarantine, the speed."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    manifest, counts, store = outcome.manifest, outcome.counts, outcome.store
-    console.print(f"{store}: run {manifest.fingerprint[:12]} is complete", markup=False)
-    headings = [
-        Column("product", overflow="fold", min_width=12),
-        Column("regime", no_wrap=True),
-        *(Column(name, justify="right", no_wrap=True) for name in _COLUMNS),
-    ]
-    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
-    for name, total in manifest.totals.items():
-        scored = manifest.stats.get(f"{name}.scored", 0.0)
-        mass = width = outside = size = "-"
-        if scored and manifest.products[name].codec != "hidden":
-            mass = f"{manifest.stats[f'{name}.stored_mass_sum'] / scored:.6f}"
-            width = f"{manifest.stats[f'{name}.err_sum'] / scored:.2e}"
-            outside = f"{manifest.stats[f'{name}.noncanonical_mass_sum'] / scored:.2e}"
-        if total.positions:
-            size = f"{total.bytes / total.positions:.1f}"
-        counted = (f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}")
-        facts = manifest.products[name]
-        made = facts.regime if facts.codec == "topk" else f"{facts.regime}, {facts.codec}"
-        table.add_row(name, made, *counted, mass, width, outside, size)
-    console.print(table)
-    console.print(
-        "Means over scored positions: stored mass, probability of what is stored; width, certified width; non-canonical, the\n"
-        "teacher's mass on tokens that no text has there. Regimes:"
-    )
-    for regime in sorted({facts.regime for facts in manifest.products.values()}):
-        console.print(f"  {regime}: {REGIMES[regime]}", markup=False)
-    console.print(
-        f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
-    )
-    for reason, count in quarantined_by_reason(store, manifest).most_common():
-        console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
-    if retried := manifest.stats.get("oom_retries"):
-        console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
-    if manifest.quarantined:
-        console.print(f"  each with its place and detail: {store.place('_engine/quarantine')}/*.jsonl", markup=False)
-    if counts.units:
-        rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
-        console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
-    else:
-        console.print("this command: nothing to do, the run was complete")
-
-
-def quarantined_by_reason(store: Store, manifest: Manifest) -> Counter[str]:
-    """Reason -> number of documents."""
-    counts: Counter[str] = Counter()
-    for shard in manifest.shards:
-        records = sealed_quarantine(store, shard) if shard.quarantined else []
-        counts.update(record["reason"] for record in records)
-    return counts
 
 
 if __name__ == "__main__":

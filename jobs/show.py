@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.expansion import BYTES_END
-from engine.outfolder import REMAKE, load_plan, load_seals, own_seal, read_quarantine, seal_name
-from engine.store import Out, PosixStore, Store, open_store
-from engine.vocab import Vocabulary, load_vocabulary
-from jobs.cat import View, choose
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.dataset.layout import REMAKE, load_plan, load_seals, own_seal, read_quarantine, seal_name
+from engine.dataset.store import Out, PosixStore, Store, open_store
+from jobs.products import View, choose
 from schemas.errors import OutputError, RunFileError, TokenizerError
 from schemas.manifest import Plan, ProductFacts, Seal
+from schemas.products import BYTES_END
 from schemas.target import (
     FLAG_BOUNDED,
     FLAG_BUDGET,

@@ -1,8 +1,8 @@
 """targetsmith verify OUT: is what lies there what was written, and does it keep docs/format.md? Nothing is changed.
 
     structure and rows    always; needs nothing but the output
-    --run RUN.toml        the corpus that it names, beside the plan and every stored document (engine/verify_corpus.py)
-    --rescore N           N documents again by the live teacher, beside the stored rows (engine/rescore.py)
+    --run RUN.toml        the corpus that it names, beside the plan and every stored document (engine/verify/corpus.py)
+    --rescore N           N documents again by the live teacher, beside the stored rows (engine/verify/rescore.py)
     --oracle N            N short documents without any tolerance: is the certified width true?
 
 Findings go to standard output, one line each, progress to standard error.
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from engine.findings import Finding, Report, printable
-from engine.outfolder import PLAN
-from engine.rescore import Comparison, open_rescorer
-from engine.store import Out
-from engine.verify import verify as verify_output
-from engine.verify_corpus import compare_corpus
+from engine.dataset.layout import PLAN
+from engine.dataset.store import Out
+from engine.verify.corpus import compare_corpus
+from engine.verify.findings import Finding, Report, printable
+from engine.verify.output import verify as verify_output
+from engine.verify.rescore import Comparison, open_rescorer
 from schemas.errors import RunFileError, TargetsmithError
 from schemas.runfile import RunConfig, load_run
 

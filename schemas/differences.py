@@ -51,7 +51,7 @@ def _show(value: Any) -> str:
 
 
 def _corpus_files(semantic: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The corpus files as the scan has them (engine/corpus.py); None where the plan is of another form."""
+    """The corpus files as the scan has them (engine/corpus/scan.py); None where the plan is of another form."""
     corpus = semantic.get("corpus")
     files = corpus.get("files") if isinstance(corpus, dict) else None
     known = isinstance(files, list) and all(

@@ -79,7 +79,7 @@ COLUMNS: dict[str, str] = {
 """One line per column; a footer has those of its product. Row i predicts token i given tokens < i."""
 
 RETRY = "retry"
-"""Key of `semantic` that only the plan of a retry has (engine/retry.py)."""
+"""Key of `semantic` that only the plan of a retry has (engine/plan/retry.py)."""
 
 Regime = Literal["own", "same", "subset", "bytes", "fast", "beam"]
 Semantics = Literal["canonical-context", "canonical-masked"]

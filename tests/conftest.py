@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.faults import Call, caller
-from tests.objectstores import bucket, endpoint  # noqa: F401 - fixtures of all tests
+from tests.support.faults import Call, caller
+from tests.support.objectstores import bucket, endpoint  # noqa: F401 - fixtures of all tests
 
 torch.set_num_threads(1)
 

@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.chat_template import ChatTemplate
-from engine.columns import Message
-from engine.outfolder import load_plan, read_quarantine, sealed_units
-from engine.plan import teacher_files
-from engine.stream import Targets
-from engine.teacher import load_teacher
+from engine.chat.template import ChatTemplate
+from engine.corpus.document import Message
+from engine.dataset.layout import load_plan, read_quarantine, sealed_units
+from engine.plan.teacher_files import teacher_files
+from engine.reader.targets import Targets
+from engine.teacher.model import load_teacher
 from jobs.show import show
 from schemas.errors import BadDocument, RunFileError, TeacherError
 from schemas.redact import redacted, without_secrets
 from schemas.runfile import load_run, parse_run
 from schemas.settings import StudentConfig, TeacherConfig
-from tests.runs import ASSETS, score_here, write_run
+from tests.support.runs import ASSETS, score_here, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(

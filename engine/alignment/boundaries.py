@@ -10,11 +10,11 @@ from functools import partial
 
 import numpy as np
 
-from engine.contexts import ContextTree
-from engine.outcomes import Gate, Outcomes
-from engine.pending import cut_text
-from engine.remembered import Remembered
-from engine.rules import Rule, RuleBook
+from engine.alignment.rules import Rule, RuleBook
+from engine.alignment.strings import Gate, Outcomes
+from engine.bpe.bounded_cache import Remembered
+from engine.bpe.pending import cut_text
+from engine.contexts.tree import ContextTree
 
 _MOST_LEFTS = 100_000  # remembered, at about a KiB each; text makes new ones without end
 

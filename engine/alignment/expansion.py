@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.bpe import MergeTable, build_merge_table
-from engine.vocab import Vocabulary
-
-BYTES_END = 256
-"""Id of "the text ends" in the byte product; ids 0..255 are the bytes."""
+from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.vocabulary import Vocabulary
+from schemas.products import BYTES_END
 
 
 @dataclass(frozen=True, eq=False)

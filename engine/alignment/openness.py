@@ -6,7 +6,7 @@ student token v, and whether there is a boundary at all, are the same for every 
 Inside one pre-token (`decided`): let s be what the pre-token holds of the known bytes. By lemma 4 an encoding of s w passes
 the end of s with a token u that begins at some j <= |s|: u = s[j:] and more, behind enc(s[:j]). So v can be the first token
 of enc(s[:j]) for those j where such a u may stand, or u itself for j = 0; the leaf is decided when all of these are one.
-Across pre-tokens (`settle`): all ways to cut (engine/cuts.py) must agree on what lies before the boundary and on v.
+Across pre-tokens (`settle`): all ways to cut (engine/bpe/continuations.py) must agree on what lies before the boundary and on v.
 
 Whatever is not known keeps a leaf open: an incomplete character at the end of r (and, with NFC, the last character) is
 taken as any continuation; an added text or a word of `ignore_merges` that may be coming leaves all as it was.
@@ -20,9 +20,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from engine.bpe import NEVER
-from engine.cuts import Ways
-from engine.ranges import JOIN, FollowedRange, StudentSide, TokenRange, Variants, successor
+from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Variants
+from engine.bpe.continuations import Ways
+from engine.bpe.merges import NEVER
+from engine.bpe.segmenter import StudentSide
+from engine.bpe.utf8 import successor
 
 _UNKNOWN = -2
 _MOST_KEPT = 2_000_000  # strings, and pairs of token and string
@@ -150,7 +152,7 @@ class Openness:
         open_: np.ndarray,
     ) -> np.ndarray:
         """`open_` without the leaves that are decided. closed: (kind, stop, variant, first) [m] of texts that end behind r;
-        left, variants, words as in engine/rules.py."""
+        left, variants, words as in engine/alignment/rules.py."""
         kind, stop, variant, first = closed
         choose = open_ & ~span.composing & (first >= 0)
         self._keep_settled(span, first, choose, np.flatnonzero(choose & (stop >= span.known)))

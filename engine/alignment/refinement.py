@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.contexts import ContextTree
-from engine.expansion import Expansion
-from engine.trie import Trie
+from engine.alignment.expansion import Expansion
+from engine.alignment.token_trie import Trie
+from engine.contexts.tree import ContextTree
 from schemas.errors import IdentityError
 
 

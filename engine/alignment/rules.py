@@ -1,7 +1,7 @@
 """Stage 6 (fast): for one student boundary, which student token does each teacher token begin?
 
 A *leaf* is a context c ending at byte p <= e and a teacher token t that starts with the text's bytes z = x[p:e] and
-reaches past e. What t brings beyond e are the bytes r. With the student's pending part on the left (engine/split.py),
+reaches past e. What t brings beyond e are the bytes r. With the student's pending part on the left (engine/bpe/pretokenizer.py),
 r falls into one of three kinds (docs/design.md, definition 7):
 
 * CUT   a pre-token boundary lies at e: the next token is the first one of BPE(r up to the next cut);
@@ -9,7 +9,7 @@ r falls into one of three kinds (docs/design.md, definition 7):
 * NONE  the student's encoding has no boundary at e: excluded.
 
 A leaf is *decided* when nothing that follows can change this: the pre-token that holds v ends inside r whatever follows,
-or merges and cuts leave v alone (engine/openness.py). Else it is *open*, and `v` is the answer as if the text ended there.
+or merges and cuts leave v alone (alignment/openness.py). Else it is *open*, and `v` is the answer as if the text ended there.
 Rules depend on (z, left classes) only, so they are made once and kept: arrays over the teacher tokens that start with z.
 m = number of those tokens.
 """
@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.bpe import MergeTable
-from engine.openness import Openness
-from engine.ranges import CUT, JOIN, NONE, FollowedRange, StudentSide, TokenRange, successor
-from engine.remembered import Remembered
-from engine.split import Splitter
-from engine.vocab import Vocabulary, valid_utf8_prefix
+from engine.alignment.openness import Openness
+from engine.alignment.token_range import CUT, JOIN, NONE, FollowedRange, TokenRange
+from engine.bpe.bounded_cache import Remembered
+from engine.bpe.merges import MergeTable
+from engine.bpe.pretokenizer import Splitter
+from engine.bpe.segmenter import StudentSide
+from engine.bpe.utf8 import _character_length, successor, valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary
 
 _MOST_KEPT = 60_000_000  # tokens in remembered rules, at some 30 bytes each
 
@@ -210,7 +212,3 @@ class RuleBook:
             kind[i] = NONE if known else CUT
             first[i] = -1 if known or not self.student.byte_fallback else self.student.fallback_ids[r[len(partial)]]
             open_[i] = not whole
-
-
-def _character_length(lead: int) -> int:
-    return 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4

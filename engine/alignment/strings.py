@@ -1,6 +1,6 @@
 """Stage 6c (fast, beam): what a string of bytes behind a boundary means to the student, string by string.
 
-Rules (engine/rules.py) answer definition 7 for all teacher tokens behind a context at once. Where leaves are split further,
+Rules (alignment/rules.py) answer definition 7 for all teacher tokens behind a context at once. Where leaves are split further,
 the strings are too many for that: r, then every next token behind it. Here each string is asked for by itself and
 remembered, and the bulk of the next tokens is settled by their *heads*: the first units of a token decide whether the
 pre-token that ends with s is certainly closed by it, and then the answer is that of s alone (lemma 9).
@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from engine.ranges import JOIN, TokenRange, is_composed, may_compose
-from engine.rules import RuleBook
-from engine.vocab import Vocabulary, valid_utf8_prefix
+from engine.alignment.rules import RuleBook
+from engine.alignment.token_range import JOIN, TokenRange
+from engine.bpe.nfc import is_composed, may_compose
+from engine.bpe.utf8 import valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary
 
 _HEAD_UNITS = 3  # characters of a token's beginning; longer look-ahead at the end of a piece has no known pattern
 _MOST_STRINGS = 3_000_000
@@ -58,7 +60,9 @@ class Strings:
         self.open: list[bool] = []
         self.variant: list[int] = []
         self.variants: dict[Cuts, int] = {}
-        self.spread: dict[tuple[bytes, int], tuple[list[bytes], list[float]]] = {}  # engine/beam.py: closed by means
+        self.spread: dict[
+            tuple[bytes, int], tuple[list[bytes], list[float]]
+        ] = {}  # engine/beam/frontier.py: closed by means
         self._slot: dict[bytes, int] = {}
         self._closing: dict[str, np.ndarray] = {}
         self._never = np.zeros(heads.count, bool)

@@ -4,69 +4,24 @@ All teacher tokens that start with z, seen from behind z: r = token[len(z):]. `T
 string once. `FollowedRange` is the same range with some bytes y of text in front of every r; it is put together from the
 range without y, so that a new y costs array operations instead of a pass over the vocabulary in Python.
 
-m = number of tokens in the range. Units as in engine/split.py. Kinds as in engine/rules.py.
+m = number of tokens in the range. Units as in engine/bpe/pretokenizer.py. Kinds as in engine/alignment/rules.py.
 """
 
 from __future__ import annotations
 
 import bisect
-import unicodedata
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
-from engine.bpe import MergeTable
-from engine.remembered import Remembered
-from engine.split import Splitter
-from engine.vocab import Vocabulary, valid_utf8_prefix
+from engine.bpe.nfc import may_compose
+from engine.bpe.segmenter import StudentSide
+from engine.bpe.utf8 import successor, valid_utf8_prefix
 
 NONE, CUT, JOIN = 0, 1, 2
 _UNKNOWN = -2
-_MOST_FIRSTS = 4_000_000
 
 Variants = tuple[tuple[tuple[int, ...], bool], ...]
-
-
-class StudentSide:
-    """What ranges ask of the student: its cuts, its tokens, its first token of a piece. Shared by all ranges of a book."""
-
-    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
-        self.vocabulary, self.merges, self.splitter = vocabulary, merges, splitter
-        self.by_bytes = splitter.byte_units and not splitter.added
-        self.whole_words = sorted(
-            piece
-            for i, piece in enumerate(vocabulary.token_bytes)
-            if vocabulary.ignore_merges and piece is not None and not merges.reachable(i)
-        )
-        self._whole_differs = vocabulary.ignore_merges or bool(vocabulary.added_text)
-        self._firsts: dict[tuple[bytes, bool], int] = {}
-        self._seams: Remembered[str, np.ndarray] = Remembered(10_000)  # 2 KiB each
-
-    def first(self, piece: bytes, *, whole: bool) -> int:
-        """First token of a piece, -1 when it has none. whole: the piece is a whole pre-token."""
-        key = (piece, whole and self._whole_differs)
-        known = self._firsts.get(key)
-        if known is None:
-            if len(self._firsts) > _MOST_FIRSTS:
-                self._firsts.clear()
-            added = self.vocabulary.added_text.get(piece.decode("utf-8", "replace")) if whole else None
-            known = added if added is not None else next(iter(self.vocabulary.bpe(piece, whole=whole)), -1)
-            self._firsts[key] = known
-        return known
-
-    def units(self, r: bytes, count: int) -> bytes:
-        """The first `count` units of r as bytes (an incomplete character at the end is one unit)."""
-        if self.splitter.byte_units:
-            return r[:count]
-        whole = valid_utf8_prefix(r)
-        text = r[:whole].decode("utf-8")
-        return r if count > len(text) else text[:count].encode("utf-8")
-
-    def seams(self, left: str) -> np.ndarray:
-        """bool [256]: whether a cut lies between the byte `left` and each next byte (byte units only)."""
-        if left not in self._seams:
-            self._seams[left] = np.array([self.splitter.locate(left, chr(b))[1] for b in range(256)])
-        return self._seams[left]
 
 
 class TokenRange:
@@ -80,7 +35,7 @@ class TokenRange:
         self.classes = list(index)
         self.class_index = np.array([index[s] for s in strings], dtype=np.int64)
         self.composing = np.array([side.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
-        self.settled: np.ndarray | None = None  # of engine/openness.py
+        self.settled: np.ndarray | None = None  # of engine/alignment/openness.py
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
@@ -210,52 +165,3 @@ class FollowedRange(TokenRange):
     def piece(self, index: int, stop: int) -> bytes:
         more = stop - len(self._y_classes)
         return self.side.units(self.y, stop) if more <= 0 else self.y + self.side.units(self.base.rest[index], more)
-
-
-def successor(z: bytes) -> bytes:
-    """The smallest byte string greater than all strings that start with z."""
-    trimmed = z.rstrip(b"\xff")
-    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\xff" * 64
-
-
-@lru_cache(maxsize=1)
-def _composing() -> frozenset[str]:
-    """Characters that NFC may merge with, or reorder before, the one in front of them."""
-    found = set()
-    for code in range(0x110000):
-        if 0xD800 <= code < 0xE000:
-            continue
-        char = chr(code)
-        decomposed = unicodedata.decomposition(char)
-        if unicodedata.combining(char):
-            found.add(char)
-        elif decomposed and not decomposed.startswith("<"):
-            found.add(char)  # NFC may replace it
-            found.update(chr(int(c, 16)) for c in decomposed.split()[1:])
-    found.update(chr(c) for c in range(0x1161, 0x11C3))  # Hangul vowels and finals
-    return frozenset(found)
-
-
-@lru_cache(maxsize=1)
-def _joining() -> frozenset[str]:
-    """Characters that NFC may merge with, or reorder before, the one in front of them, whatever they are themselves."""
-    found = {c for c in map(chr, range(0x1161, 0x11C3))}
-    for code in (c for c in range(0x110000) if not 0xD800 <= c < 0xE000):
-        parts = unicodedata.decomposition(chr(code))
-        if unicodedata.combining(chr(code)):
-            found.add(chr(code))
-        elif parts and not parts.startswith("<"):
-            found.update(chr(int(c, 16)) for c in parts.split()[1:])
-    return frozenset(found)
-
-
-def is_composed(r: bytes) -> bool:
-    """Whether NFC leaves r as it is, whatever stands before it. What follows may still change its last character."""
-    text = r.decode("utf-8", "ignore")
-    return text.isascii() or (unicodedata.is_normalized("NFC", text) and text[0] not in _joining())
-
-
-def may_compose(r: bytes) -> bool:
-    """Whether NFC may change r, or something in front of it."""
-    text = r.decode("utf-8", "ignore")
-    return not text.isascii() and any(c in _composing() for c in text)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.expansion import Expansion
+from engine.alignment.expansion import Expansion
 
 _MOST_CELLS = 16384
 _HEAP = 64

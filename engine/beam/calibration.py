@@ -2,7 +2,7 @@
 
 An open leaf that is not split must be closed somehow. "As if a boundary followed" is wrong for most pieces of words; better
 is the mean of the teacher's own rows behind the same last token, over the paths of a calibration sample. The sample is the
-first documents of the corpus, named in the plan, and what it gave is a file of the output (engine/means.py), so that all have
+first documents of the corpus, named in the plan, and what it gave is a file of the output (calibration_file.py), so that all have
 the same means. They move the point estimate only: what is closed by them counts as open, and no certificate depends on them.
 
 Letters: K heaviest tokens of a mean row, H heads of a student.
@@ -14,12 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.corpus import CorpusScan, Document, read_units
-from engine.sketch import Row
-from schemas.settings import CorpusConfig
+from engine.beam.sketch import Row
 
-SAMPLE_BYTES = 1_000_000
-LONGEST = 100_000  # characters; a longer document is no part of a sample
 TAKEN = 64  # heaviest tokens of each row that enter a mean
 KEPT = 32  # heaviest next tokens of a mean row; the rest is closed as if a boundary followed
 
@@ -67,20 +63,3 @@ class Continuations:
     def mean(self, token: int) -> Row | None:
         """The mean row behind `token`, None when the sample does not have it."""
         return self.means.get(token)
-
-
-def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
-    """The first `count` documents of the corpus, fewer where texts are long. Raises CorpusError."""
-    units, rows = set(), 0
-    for unit in scan.units():
-        if rows >= count:
-            break
-        units.add(unit.index)
-        rows += unit.n_rows
-    found: list[Document] = []
-    for document in (one for _, documents in read_units(config, scan, units) for one in documents):
-        if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
-            return found
-        if len(document.text) <= LONGEST:
-            found.append(document)
-    return found

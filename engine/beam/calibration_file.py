@@ -5,43 +5,32 @@ resume. So no value depends on which actor made it, on what one of them had no m
 
 OUT/_engine/continuations.parquet: a row per token t behind which the sample has rows, t rising. `ids` and `probs`: the
 heaviest next tokens, falling; `special`: mass on specials; `heads/<product>` [H]: mass by heads of that student
-(engine/outcomes.py). All float64, as they are used. Its metadata name the run and the documents that were left out.
+(engine/alignment/strings.py). All float64, as they are used. Its metadata name the run and the documents that were left out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.calibrate import Continuations
-from engine.outfolder import REMAKE, load_seals, seal_name
-from engine.rows import flat, lengths_of, read_whole, table_to_parquet_bytes
-from engine.sketch import Row
-from engine.store import Out, Store, open_store
+from engine.beam.calibration import Continuations
+from engine.beam.sketch import Row
+from engine.dataset.layout import REMAKE, load_seals
+from engine.dataset.parquet import flat, lengths_of, read_whole, table_to_parquet_bytes
+from engine.dataset.sidecars import MEANS, heads_of
+from engine.dataset.store import Out, open_store
 from schemas.errors import OutputError
-from schemas.manifest import Plan, Seal, canonical_json
+from schemas.manifest import Plan, canonical_json
 from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
 
-MEANS = "_engine/continuations.parquet"
 LEFT_OUT = "targetsmith.left_out"
 _GROUP_ROWS = 1024
-
-
-def learns(plan: Plan) -> bool:
-    """Whether the run has open mass to be closed, and a calibration sample for it."""
-    targets = plan.semantic.get("settings", {}).get("targets", {})
-    return bool(plan.units and heads_of(plan)) and targets.get("calibration_documents", 0) > 0
-
-
-def heads_of(plan: Plan) -> list[str]:
-    """Products whose rows are closed by means."""
-    return sorted(product for product, facts in plan.products.items() if facts.regime in ("fast", "beam"))
 
 
 def schema_of(products: Sequence[str]) -> pa.Schema:
@@ -75,16 +64,6 @@ def publish_means(out: Out, plan: Plan, means: Mapping[int, Row], left_out: Sequ
             "`output`. What is sealed stays good"
         )
     store.put_if_absent(MEANS, data)
-
-
-def check_means(store: Store, seals: Iterable[Seal], sha256: str) -> None:
-    """All units of a run are closed by the same means. OutputError when these are not those of the seals."""
-    for seal in seals:
-        if seal.continuations not in (None, sha256):
-            raise OutputError(
-                f"{store.place(MEANS)}: not the file that {seal_name(seal.unit)} names: one of the two is damaged, or this one "
-                "is of another run; remove that one and run `targetsmith score` again: it is made anew, if the same comes out"
-            )
 
 
 def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Continuations, str]:

@@ -5,7 +5,7 @@ leaves that were split (`Boundary.skip`). One `Front` holds the open leaves of o
 takes all fronts of a group through rounds. Leaves whose context is evaluated already (the document's own path, or for another
 student or boundary) are split for nothing; the others cost one teacher evaluation each, heaviest first, until every boundary
 is known to `tolerance` or the document's budget is spent. What is left open is closed by the mean row of its last token, where
-a calibration sample has one (engine/calibrate.py), else as if a boundary followed; it counts as open all the same.
+a calibration sample has one (engine/beam/calibration.py), else as if a boundary followed; it counts as open all the same.
 
 Letters: n boundaries of a document, m items of a front, E entries of a boundary.
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.boundaries import Boundary, Extra
-from engine.leaves import Use
-from engine.outcomes import Gate, Outcomes, Strings
-from engine.sketch import Row
+from engine.alignment.boundaries import Boundary, Extra
+from engine.alignment.strings import Gate, Outcomes, Strings
+from engine.beam.leaves import Use
+from engine.beam.sketch import Row
 from schemas.errors import IdentityError
 
 LEAST_MASS = 1e-13  # of a boundary: below this nothing is split, whatever the budget; it stays open

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.boundaries import Boundary
-from engine.ranges import JOIN
-from engine.rules import Rule, RuleBook
+from engine.alignment.boundaries import Boundary
+from engine.alignment.rules import Rule, RuleBook
+from engine.alignment.token_range import JOIN
 
-_DENSE = 2048  # as in engine/pushforward.py: larger rules are read as whole rows
+_DENSE = 2048  # as in engine/targets/pushforward.py: larger rules are read as whole rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.beam import Front, Spending
-from engine.calibrate import Continuations
-from engine.canonical import CanonicalNext, Pending
-from engine.emit import Prepared
-from engine.evaluate import Open
-from engine.fast_rows import pruned_bounds
-from engine.forest import Window
-from engine.leaves import LeafFinder, Use
-from engine.outcomes import Outcomes
-from engine.sketch import Row, Sketcher
-from engine.softmax import Logits, Scored, Softmax, not_finite
+from engine.alignment.passage import Prepared
+from engine.alignment.strings import Outcomes
+from engine.beam.calibration import Continuations
+from engine.beam.frontier import Front, Spending
+from engine.beam.leaves import LeafFinder, Use
+from engine.beam.sketch import Row, Sketcher
+from engine.contexts.canonical import CanonicalNext, Pending
+from engine.teacher.incremental import Open
+from engine.teacher.packing import Window
+from engine.teacher.softmax import Logits, Scored, Softmax, not_finite, pruned_bounds
 
 _CHUNK_CELLS = 6_000_000  # R x Vt
 

@@ -1,6 +1,6 @@
 """Stage 8a (fast, beam): a probability row as far as splitting a leaf needs it: its heaviest tokens, and sums by heads.
 
-What a context brings behind a boundary is settled for most tokens by their heads (engine/outcomes.py), and one by one for
+What a context brings behind a boundary is settled for most tokens by their heads (alignment/strings.py), and one by one for
 the heaviest; the rest stays open. So a row of Vt numbers becomes K + H of them, and no second pass over the lm_head is
 needed when a leaf is split.
 

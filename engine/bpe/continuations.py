@@ -1,7 +1,7 @@
 """Stage 3b: every way in which the pre-tokenizer may cut a string of unit classes, over all continuations.
 
-In: class strings (engine/split.py), characters as units. Out: sets of ways. The certain cuts are the same in all; behind
-them all continuations of two characters by class are tried, as for contexts (engine/contexts.py), but a second character
+In: class strings (bpe/pretokenizer.py), characters as units. Out: sets of ways. The certain cuts are the same in all; behind
+them all continuations of two characters by class are tried, as for contexts (engine/contexts/builder.py), but a second character
 only where the first leaves a cut open (lemma 5), and remembered for the open part alone. No continuation is the beginning
 of an added text: one that follows closes what is before it, as the end of the text does, and one that began earlier and
 goes on leaves no token end here.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.split import NO_UNIT, Splitter
+from engine.bpe.pretokenizer import NO_UNIT, Splitter
 
 _MOST_TAILS = 100_000
 

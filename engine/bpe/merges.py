@@ -19,7 +19,8 @@ from functools import cached_property
 
 import numpy as np
 
-from engine.vocab import Vocabulary, valid_utf8_prefix
+from engine.bpe.utf8 import valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
 
 NEVER = np.iinfo(np.int64).max

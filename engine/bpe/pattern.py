@@ -1,17 +1,17 @@
 """The regular expressions of pre-tokenizers, with one thing more than a library gives: did the match look past the end?
 
-A small backtracking matcher over class strings (engine/split.py). Soundness is plain: it is deterministic and reads one
+A small backtracking matcher over class strings (bpe/pretokenizer.py). Soundness is plain: it is deterministic and reads one
 unit at a time, so a match found without ever asking for a unit at `end` is found again in every longer text (lemma 5).
 Dialect: alternatives, groups `(?:)` and `(?i:)`, look-ahead `(?=)` `(?!)`, greedy and possessive `? * + {m} {m,n}`, sets,
 escapes. That is what published BPE tokenizers use; anything else is refused by name. Equality with the tokenizers
-library is tested on every code point and on real text (tests/test_split.py).
+library is tested on every code point and on real text (tests/bpe/test_pretokenizer.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from schemas.errors import TokenizerError
 
@@ -21,7 +21,6 @@ _Node = Callable[["_Scan", int, _Continue], int]
 _ONE_CHARACTER = "dDwWsShHnrtfvae"  # letters that an escape turns into a predicate on one character
 _FAIL = -1
 _MANY = 1 << 30
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 @dataclass(slots=True)
@@ -300,26 +299,3 @@ def _ahead(inner: _Node, wanted: bool) -> _Node:
         return then(i) if found == wanted else _FAIL
 
     return node
-
-
-def flatten(node: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The pre-tokenizers of a tokenizer.json in order, sequences opened."""
-    if node is None:
-        return []
-    if node["type"] == "Sequence":
-        return [x for child in node["pretokenizers"] for x in flatten(child)]
-    return [node]
-
-
-def pattern_of(pre: dict[str, Any], where: str) -> str | None:
-    """The pattern that a pre-tokenizer isolates, None when it cuts nothing. Raises TokenizerError for an unknown one."""
-    if pre["type"] == "ByteLevel":
-        return _GPT2_PATTERN if pre.get("use_regex", True) else None
-    if pre["type"] == "Digits":
-        return r"\p{N}" if pre["individual_digits"] else r"\p{N}+"
-    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
-        pattern = pre["pattern"]
-        return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
-    raise TokenizerError(
-        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split"
-    )

@@ -7,14 +7,14 @@ on continuations of two characters (the premise of lemma 7). Both sides use the 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from engine.split import Splitter
-from engine.vocab import Vocabulary
+from engine.bpe.pretokenizer import Splitter
+from engine.bpe.utf8 import characters_from
+from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument
 
 _LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
@@ -151,17 +151,3 @@ class PendingCuts:
             pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
             self._units = sorted({unit for pair in pairs for unit in pair})
         return self._units
-
-
-def characters_from(partial: bytes) -> list[str]:
-    """All characters whose UTF-8 begins with `partial` (an incomplete character); where these are more than 4096, one of
-    each Unicode category."""
-    size = 2 if partial[0] < 0xE0 else 3 if partial[0] < 0xF0 else 4
-    code = partial[0] & (0x7F >> size)
-    for byte in partial[1:]:
-        code = code << 6 | byte & 0x3F
-    rest = 6 * (size - len(partial))
-    least, most = (0x80, 0x800, 0x10000)[size - 2], (0x7FF, 0xFFFF, 0x10FFFF)[size - 2]
-    codes = range(max(code << rest, least), min(((code + 1) << rest) - 1, most) + 1)
-    chars = [chr(c) for c in codes if not 0xD800 <= c < 0xE000]
-    return chars if len(chars) <= 4096 else list({unicodedata.category(c): c for c in chars}.values())

@@ -22,10 +22,14 @@ import numpy as np
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from engine.pattern import Matcher, compile_pattern, flatten, pattern_of, predicates_of
-from engine.remembered import Remembered
-from engine.vocab import Vocabulary, valid_utf8_prefix
+from engine.bpe.bounded_cache import Remembered
+from engine.bpe.pattern import Matcher, compile_pattern, escape, predicates_of
+from engine.bpe.utf8 import valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
+
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
 
 _BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
 NO_UNIT = "\0"  # the class of no character: answers no predicate, belongs to no added text
@@ -355,3 +359,26 @@ def _needs_before(matchers: list[Matcher], count: int) -> tuple[tuple[int, int],
     free = set().union(*(m.starts for m in matchers))
     pairs = set().union(*(m.follows for m in matchers))
     return tuple((q, sum(1 << p for p, r in pairs if r == q)) for q in range(count) if q not in free)
+
+
+def flatten(node: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The pre-tokenizers of a tokenizer.json in order, sequences opened."""
+    if node is None:
+        return []
+    if node["type"] == "Sequence":
+        return [x for child in node["pretokenizers"] for x in flatten(child)]
+    return [node]
+
+
+def pattern_of(pre: dict[str, Any], where: str) -> str | None:
+    """The pattern that a pre-tokenizer isolates, None when it cuts nothing. Raises TokenizerError for an unknown one."""
+    if pre["type"] == "ByteLevel":
+        return _GPT2_PATTERN if pre.get("use_regex", True) else None
+    if pre["type"] == "Digits":
+        return r"\p{N}" if pre["individual_digits"] else r"\p{N}+"
+    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
+        pattern = pre["pattern"]
+        return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
+    raise TokenizerError(
+        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split"
+    )

@@ -21,7 +21,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine.vocab_file import (
+from engine.bpe.tokenizer_json import (
     ROLES,
     SPACE_MARK,
     byte_alphabet,
@@ -37,6 +37,7 @@ from engine.vocab_file import (
     token_name,
     without_prefix,
 )
+from engine.bpe.utf8 import valid_utf8_prefix
 from schemas.errors import BadDocument, TokenizerError
 
 
@@ -174,18 +175,6 @@ class Vocabulary:
 
 
 _SPELL = {byte: char for char, byte in byte_alphabet().items()}
-
-
-def valid_utf8_prefix(data: bytes) -> int:
-    """Length of `data` without an incomplete character at its end (the rest is at most 3 bytes).
-
-    Bytes that are broken elsewhere than at the end count as valid up to the first of them.
-    """
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(data)
 
 
 def load_vocabulary(

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
 
-from engine.chat_files import chat_templates
-from engine.chat_template import ASSISTANT, ChatTemplate, Rendering
-from engine.columns import Message
-from engine.lines import Line, LineMaker, Talk
-from engine.specials import prefix_behind_special, special_pattern, with_specials
-from engine.vocab import Vocabulary
+from engine.bpe.vocabulary import Vocabulary
+from engine.chat.segments import Line, LineMaker, Talk
+from engine.chat.special_tokens import prefix_behind_special, special_pattern, with_specials
+from engine.chat.template import ASSISTANT, ChatTemplate, Rendering
+from engine.chat.template_files import chat_templates
+from engine.corpus.document import Message
 from schemas.errors import BadDocument, RunFileError
 from schemas.runfile import RunConfig
 

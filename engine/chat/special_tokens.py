@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
-from engine.lines import Line, LineMaker, Talk
-from engine.vocab import Vocabulary
+from engine.bpe.vocabulary import Vocabulary
+from engine.chat.segments import Line, LineMaker, Talk
 from schemas.errors import BadDocument, RunFileError
 
 

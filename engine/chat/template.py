@@ -16,7 +16,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from engine.columns import Message
+from engine.corpus.document import Message
 from schemas.errors import BadDocument, RunFileError
 
 ASSISTANT = "assistant"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.chat_template import ChatTemplate
-from engine.vocab_file import token_name, tokenizer_folder
+from engine.bpe.tokenizer_json import token_name, tokenizer_folder
+from engine.chat.template import ChatTemplate
 from schemas.errors import RunFileError
 from schemas.runfile import RunConfig
 

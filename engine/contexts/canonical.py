@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.bpe import MergeTable
-from engine.contexts import NO_NODE, ContextTree
-from engine.kinds import PAIR, Kind, KindBook, State, Table
-from engine.pending import CutText, cut_text
-from engine.ranges import successor
-from engine.split import Splitter
-from engine.vocab import Vocabulary, valid_utf8_prefix
+from engine.bpe.merges import MergeTable
+from engine.bpe.pending import CutText, cut_text
+from engine.bpe.pretokenizer import Splitter
+from engine.bpe.utf8 import successor, valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary
+from engine.contexts.next_tokens import PAIR, Kind, KindBook, State, Table
+from engine.contexts.tree import NO_NODE, ContextTree
 from schemas.errors import IdentityError
 
 _MOST_STATES = 200_000

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.bpe import MergeTable
-from engine.pending import PendingCuts, cut_text
-from engine.vocab import Vocabulary
+from engine.bpe.merges import MergeTable
+from engine.bpe.pending import PendingCuts, cut_text
+from engine.bpe.vocabulary import Vocabulary
 
 ROOT = -1
 _OUTSIDE = -2  # below another first token than the given one: outside what the teacher was asked

@@ -7,20 +7,19 @@ per distinct class string of the vocabulary, or, where units are bytes, from two
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from engine.bpe import NEVER as UNREACHABLE
-from engine.bpe import MergeTable
-from engine.cuts import Ways
-from engine.pending import characters_from
-from engine.ranges import StudentSide
-from engine.split import Splitter
-from engine.vocab import Vocabulary, valid_utf8_prefix
+from engine.bpe.continuations import Ways
+from engine.bpe.merges import NEVER as UNREACHABLE
+from engine.bpe.merges import MergeTable
+from engine.bpe.pretokenizer import Splitter
+from engine.bpe.segmenter import StudentSide
+from engine.bpe.utf8 import characters_beginning, characters_from, open_tail, valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary
 
 NEVER, ALWAYS, PAIR = 0, 1, 2
 _ORDINARY, _WHOLE_ONLY, _ADDED = 0, 1, 2
@@ -302,34 +301,3 @@ class KindBook:
     def _untold(self, begun: bytes) -> bool:
         """Whether some character begins with (or is) these bytes and has no token of its own."""
         return characters_beginning(begun) > self._told.get(begun, 0)
-
-
-def open_tail(data: bytes) -> bytes | None:
-    """Bytes of the incomplete character at the end of `data`; None when no text begins with `data`."""
-    if data.isascii():
-        return b""
-    tail = data[valid_utf8_prefix(data) :]
-    try:
-        codecs.utf_8_decode(tail, "strict", False)
-    except UnicodeDecodeError:
-        return None
-    return None if tail[:1] == b"\xed" and tail[1:2] >= b"\xa0" else tail  # surrogates: Python waits for the third byte
-
-
-def characters_beginning(begun: bytes) -> int:
-    """How many characters have a UTF-8 that begins with these bytes (not empty); 0 when none."""
-    if open_tail(begun) is None or len(begun) > 4:
-        return 0
-    if open_tail(begun) == b"":
-        return int(len(begun.decode("utf-8")) == 1)
-    size = 2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4
-    free = size - len(begun)
-    if len(begun) > 1:
-        return int(64**free)
-    fewer: dict[int, int] = {
-        0xE0: 2048,
-        0xED: 2048,
-        0xF0: 3 * 65536,
-        0xF4: 65536,
-    }  # overlong, surrogates, end
-    return fewer.get(begun[0], int(64**free))

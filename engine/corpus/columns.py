@@ -9,10 +9,10 @@ import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pyarrow as pa
 
+from engine.corpus.document import Message
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
 
@@ -25,13 +25,6 @@ class Problem:
 
     reason: str
     detail: str
-
-
-class Message(NamedTuple):
-    """One message of a conversation."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

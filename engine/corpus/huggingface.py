@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
-from engine.columns import Columns, Record
-from engine.records import BATCH_ROWS, Span
+from engine.corpus.columns import Columns, Record
+from engine.corpus.records import BATCH_ROWS, Span
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig, locate
 

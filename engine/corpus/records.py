@@ -26,7 +26,7 @@ from typing import IO, Any, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.columns import Columns, Problem, Record, decode
+from engine.corpus.columns import Columns, Problem, Record, decode
 from schemas.errors import CorpusError
 
 KINDS = {

@@ -9,11 +9,9 @@ that the same corpus is cut in the same way on every machine and a unit number a
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import sys
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,25 +19,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from engine import hub
-from engine.columns import Columns, Message, Problem, Record
-from engine.records import Source, Span, read_records
+from engine.corpus import huggingface as hub
+from engine.corpus.columns import Columns, Problem, Record
+from engine.corpus.document import Document, Unit
+from engine.corpus.files import _inside, _raw, labels, list_files
+from engine.corpus.records import Source, Span, read_records
 from schemas.errors import CorpusError
 from schemas.redact import redacted
 from schemas.runfile import CorpusConfig
 
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One record. With a `problem` (reason, detail) there is no text and the document belongs into quarantine."""
-
-    doc_id: str
-    doc_row: int  # from 0, over all files in order
-    text: str
-    source: str  # label of the file, see CorpusFile
-    place: str  # "line 17" (from 1) or "row 17" (from 0) of the source
-    problem: tuple[str, str] | None = None
-    messages: tuple[Message, ...] = ()  # of a conversation; `text` is then their contents put together
+SAMPLE_BYTES = 1_000_000
+LONGEST = 100_000  # characters; a longer document is no part of a sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +47,6 @@ class CorpusFile:
     n_rows: int  # records taken; fewer than the file has when [corpus] limit ends in it
     text_bytes: int  # UTF-8 bytes of the texts of these records
     unit_rows: tuple[int, ...]  # records of each unit, in order; they add up to n_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """`n_rows` records of one file from `first_row` on; `doc_row` is the first one's number over all files."""
-
-    index: int
-    file_index: int
-    first_row: int
-    n_rows: int
-    doc_row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,75 +243,6 @@ def _merged(units: Sequence[Unit]) -> list[Span]:
 # ==== files
 
 
-def list_files(patterns: Sequence[str], base_dir: Path) -> list[str]:
-    """Absolute paths of the files that `patterns` name, sorted by path, each once. CorpusError: see `scan_corpus`."""
-    found: set[str] = set()
-    for pattern in patterns:
-        whole = os.path.join(base_dir, os.path.expanduser(pattern))
-        if os.path.isdir(whole):
-            raise CorpusError(
-                f"[corpus] paths {pattern!r}: got the folder {os.path.abspath(whole)}; wanted files. "
-                f'Write for example "{pattern.rstrip("/")}/*.jsonl".'
-            )
-        if os.path.exists(whole):  # also a file whose very name has "*" or "[" in it
-            matches = [whole]
-        else:
-            root = glob.escape(str(base_dir))
-            matches = glob.glob(os.path.join(root, os.path.expanduser(pattern)), recursive=True)
-        files = {os.path.abspath(match) for match in matches if not os.path.isdir(match)}
-        if not files:
-            raise CorpusError(
-                f"[corpus] paths {pattern!r}: got no file; wanted at least one in {base_dir}. Correct the path; "
-                f"relative ones start at the folder of the run file."
-            )
-        found |= files
-    return sorted(found)
-
-
-def labels(paths: Sequence[str], base_dir: Path) -> list[str]:
-    """Names of the files in doc ids, all different; see CorpusFile. CorpusError for a name that is not UTF-8."""
-    for path in paths:
-        try:
-            path.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise CorpusError(f"{path!a}: got a file name that is not UTF-8; wanted UTF-8. Rename the file.") from error
-    inside = {path: Path(os.path.relpath(path, base_dir)).as_posix() for path in paths if _inside(path, base_dir)}
-    outside = {path: Path(path).parts for path in paths if path not in inside}
-    # Every end of every path, counted: the shortest end that only one path has is its label.
-    taken = set(inside.values())
-    ends = Counter(parts[-n:] for parts in outside.values() for n in range(1, len(parts) + 1))
-    chosen = dict(inside)
-    for path, parts in outside.items():
-        candidates = (Path(*parts[-n:]).as_posix() for n in range(1, len(parts) + 1) if ends[parts[-n:]] == 1)
-        chosen[path] = next(label for label in candidates if label not in taken)
-    named = [redacted(chosen[path]) for path in paths]  # labels are written to files
-    if len(set(named)) < len(named):
-        twice = next(label for label, count in Counter(named).items() if count > 1)
-        raise CorpusError(
-            f"[corpus] paths: got several files that are called {twice} once credentials are left out; wanted names that "
-            "differ. Rename the folders."
-        )
-    return named
-
-
-def _inside(path: str, base_dir: Path) -> bool:
-    return Path(path).is_relative_to(base_dir)
-
-
-def _raw(path: str) -> tuple[int, str, int]:
-    """Size, sha256 (hex) and st_mtime_ns of a file. CorpusError when it is empty or cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            stamp = os.fstat(stream.fileno()).st_mtime_ns
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            n_bytes = stream.tell()
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read ({error.strerror}). Allow it, or correct [corpus] paths.") from error
-    if n_bytes == 0:
-        raise CorpusError(f"{path}: got an empty file; wanted documents. Fill it, or take it out of [corpus] paths.")
-    return n_bytes, sha256, stamp
-
-
 def _check_same(path: Path, file: CorpusFile, stamp: int | None) -> None:
     try:
         found = path.stat()
@@ -348,3 +258,20 @@ def _changed(file: CorpusFile, got: str, wanted: str) -> CorpusError:
         f"{file.path}: changed since the corpus was scanned: got {got}, wanted {wanted}. Put the file back as it was, "
         f"or score the new corpus into another output folder."
     )
+
+
+def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
+    """The first `count` documents of the corpus, fewer where texts are long. Raises CorpusError."""
+    units, rows = set(), 0
+    for unit in scan.units():
+        if rows >= count:
+            break
+        units.add(unit.index)
+        rows += unit.n_rows
+    found: list[Document] = []
+    for document in (one for _, documents in read_units(config, scan, units) for one in documents):
+        if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
+            return found
+        if len(document.text) <= LONGEST:
+            found.append(document)
+    return found

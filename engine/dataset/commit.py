@@ -2,7 +2,7 @@
 
     open_output -> publish_unit (any process, any number of times, per unit) -> finish
 
-Commit protocol of a unit; each step is put-if-absent (engine/store.py), so repeats, races and zombies do no harm:
+Commit protocol of a unit; each step is put-if-absent (engine/dataset/store.py), so repeats, races and zombies do no harm:
 
     1  _engine/quarantine/<unit>.jsonl   the claim: who wins this name decides which documents are quarantined
     2  data/<product>/train-...parquet   one per product; the loser of a name checks and takes over the winner's
@@ -22,11 +22,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.checks import check_rows
-from engine.finish import finish
-from engine.head import HEAD
-from engine.means import MEANS, check_means, learns
-from engine.outfolder import (
+from engine.dataset.finish import finish
+from engine.dataset.invariants import check_rows
+from engine.dataset.layout import (
     PLAN,
     claim_name,
     claimed_units,
@@ -40,8 +38,7 @@ from engine.outfolder import (
     sealed_units,
     shard_name,
 )
-from engine.repair import check_plan_lost, is_whole, lacking_units, other_than_sealed
-from engine.rows import (
+from engine.dataset.parquet import (
     CLOSED_BY,
     footer_of,
     lengths_of,
@@ -53,17 +50,11 @@ from engine.rows import (
     row_groups,
     table_to_parquet_bytes,
 )
-from engine.store import STAGING, Out, Store, open_store
+from engine.dataset.repair import check_plan_lost, is_whole, lacking_units, other_than_sealed
+from engine.dataset.sidecars import HEAD, MEANS, check_means, learns
+from engine.dataset.store import STAGING, Out, Store, open_store
 from schemas.errors import FingerprintMismatch, OutputError
-from schemas.manifest import (
-    MAXIMUM,
-    RETRY,
-    Plan,
-    PlanUnit,
-    Seal,
-    ShardFile,
-    canonical_json,
-)
+from schemas.manifest import MAXIMUM, RETRY, Plan, PlanUnit, Seal, ShardFile, canonical_json
 
 # The whole vocabulary of the output folder is importable from here; reading lives in outfolder.py, rows in rows.py,
 # the end of the run in finish.py.

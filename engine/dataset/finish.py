@@ -6,12 +6,11 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 
-from engine.card import dataset_card
-from engine.head import HEAD, damage
-from engine.means import MEANS, check_means, learns
-from engine.outfolder import MANIFEST, REMAKE, load_manifest, own_seal, seal_name, unsealed_units
-from engine.repair import lacking_units
-from engine.store import Out, Store, open_store
+from engine.dataset.card import dataset_card
+from engine.dataset.layout import MANIFEST, REMAKE, load_manifest, own_seal, seal_name, unsealed_units
+from engine.dataset.repair import lacking_units
+from engine.dataset.sidecars import HEAD, MEANS, check_means, damage, learns
+from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, SideFile, add_stats
 

@@ -1,6 +1,6 @@
 """The invariants of docs/format.md, section 3, on the rows of one product at stored precision. Vectorised.
 
-`check_rows` refuses rows before they are published; `engine/verify_rows.py` lists all that is wrong with published ones.
+`check_rows` refuses rows before they are published; `engine/verify/rows.py` lists all that is wrong with published ones.
 
 Letters: N positions of the table (sum of T over its documents), K = top_k, S = stored samples.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.rows import flat, lengths_of
+from engine.dataset.parquet import flat, lengths_of
 from schemas.errors import IdentityError
 from schemas.manifest import ProductFacts
 from schemas.target import FLAG_CONTEXT, FLAG_GIVEN, FLAG_NO_MASS, MANTISSA_BITS, PAD_ID, ROLES

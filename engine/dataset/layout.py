@@ -1,6 +1,6 @@
 """The output seen by a reader: what the files are called, and the plan, seals, quarantine and manifest as typed values.
 
-An output is given as a path, a URL or an open store (engine/store.py). Writing is in engine/shards.py. Normative text:
+An output is given as a path, a URL or an open store (dataset/store.py). Writing is in dataset/commit.py. Normative text:
 docs/format.md.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from engine.store import Out, Store, open_store
+from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import REASONS, Manifest, Plan, Seal, ShardRecord
 from schemas.target import SCHEMA_NAME, SCHEMA_VERSION

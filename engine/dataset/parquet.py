@@ -1,7 +1,7 @@
 """One product of one unit: rows -> checked, rounded rows -> the bytes of a Parquet file, reopened and compared.
 
 Shapes: N = positions of the table (sum of T over its documents).
-Nothing here touches a disk: engine/publish.py makes the bytes visible, engine/shards.py says when.
+Nothing here touches a disk: engine/dataset/posix.py makes the bytes visible, engine/dataset/commit.py says when.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.means import MEANS
-from engine.outfolder import CLAIMS, MANIFEST, PLAN, REMAKE, SEALS, claim_name, seal_name, shard_name
-from engine.store import Out, Store, open_store
+from engine.dataset.layout import CLAIMS, MANIFEST, PLAN, REMAKE, SEALS, claim_name, seal_name, shard_name
+from engine.dataset.sidecars import MEANS
+from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal
 

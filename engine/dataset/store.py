@@ -4,7 +4,7 @@
     store.put_if_absent("_engine/plan.json", data)     True: this call published it. False: the name was taken
 
 Names are relative to the output, with slashes. A file appears whole under its name, once and for ever, or not at all: on
-POSIX by a hard link (engine/publish.py), on an object store by one conditional PUT (If-None-Match: *), which the store
+POSIX by a hard link (engine/dataset/posix.py), on an object store by one conditional PUT (If-None-Match: *), which the store
 carries out for at most one of any number of writers. Nothing is ever renamed or overwritten.
 
 Object stores are reached through fsspec, as in the reader: one library, one set of credentials (environment, configuration
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
-from engine.publish import output_errors, put_if_absent, read_published
+from engine.dataset.posix import output_errors, put_if_absent, read_published
 from schemas.address import STORES, is_url, path_of, url_fault
 from schemas.errors import OutputError
 from schemas.redact import redacted

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.expansion import subset_gap
-from engine.split import build_splitter
-from engine.vocab import Vocabulary
+from engine.alignment.expansion import subset_gap
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import RunFileError
 from schemas.manifest import Regime
 from schemas.runfile import RunConfig

@@ -17,10 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.corpus import CorpusScan, Document, Unit, read_units
-from engine.outfolder import MANIFEST, PLAN, load_manifest, load_plan, sealed_quarantine
-from engine.score import UnitResult
-from engine.store import Out, Store, open_store
+from engine.corpus.document import Document, Unit
+from engine.corpus.scan import CorpusScan, read_units
+from engine.dataset.layout import MANIFEST, PLAN, load_manifest, load_plan, sealed_quarantine
+from engine.dataset.store import Out, Store, open_store
+from engine.dataset.unit_result import UnitResult
 from schemas.errors import OutputError
 from schemas.manifest import RETRY, Plan, PlanUnit
 from schemas.settings import CorpusConfig

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.rowgroups import LEFT_OUT, WIDE, Pool, ranges
+from engine.reader.row_groups import LEFT_OUT, WIDE, Pool, ranges
 
 Batch = dict[str, Any]
 """Key -> tensor; and name of a product read beside -> a dict of tensors."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.shardfiles import TargetsError
+from engine.reader.run_files import TargetsError
 
 PAD_ID = -1
 FLAG_CONTEXT = 64

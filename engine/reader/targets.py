@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.collate import Batch, collate, packed_layout, padded_layout, to_device
-from engine.rowgroups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, Group, Pool, decode, spread
-from engine.shardfiles import SCHEMA_NAME, SCHEMA_VERSIONS, ProductFiles, Run, Store, TargetsError
+from engine.reader.collate import Batch, collate, packed_layout, padded_layout, to_device
+from engine.reader.row_groups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, Group, Pool, decode, spread
+from engine.reader.run_files import SCHEMA_NAME, SCHEMA_VERSIONS, ProductFiles, Run, Store, TargetsError
 
 __all__ = ["PAD_ID", "SCHEMA_NAME", "SCHEMA_VERSIONS", "Cursor", "Document", "Targets", "TargetsError"]
 

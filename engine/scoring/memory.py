@@ -1,6 +1,6 @@
 """Want of memory: how it shows, and the ever smaller ways in which one document is tried before it is given up.
 
-A group of documents that does not fit is halved (engine/score.py). A document alone is tried with smaller forward passes,
+A group of documents that does not fit is halved (scoring/scorer.py). A document alone is tried with smaller forward passes,
 down to one window at a time, then without keys and values kept between rounds. The results of all of these are the same but
 for rounding. Only then it is quarantined as `oom`.
 """

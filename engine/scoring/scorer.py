@@ -7,46 +7,34 @@ Bad documents leave at the step that finds them, with a reason, and the others g
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from engine import memory
-from engine.calibrate import Continuations
-from engine.chat import seen_by
-from engine.corpus import Document
-from engine.emit import BYTES, HIDDEN, TEACHER, Prepared, Side
-from engine.evaluate import BEAM_DEPTH, Open, hidden_states
-from engine.exact import exact_side
-from engine.expansion import BYTES_END
-from engine.lines import Talk
-from engine.loaded import Loaded
-from engine.positions import Rows
-from engine.sketch import Row
-from engine.tables import Work, add_sums, first_parts, table_of
-from engine.windows import windows_of
+from engine.alignment.passage import Prepared, Side
+from engine.alignment.refinement import exact_side
+from engine.beam.calibration import Continuations
+from engine.beam.sketch import Row
+from engine.chat.conversation import seen_by
+from engine.chat.segments import Talk
+from engine.corpus.document import Document, refusal
+from engine.dataset.unit_result import UnitResult
+from engine.scoring import memory
+from engine.scoring.stages import Loaded
+from engine.targets.positions import Rows
+from engine.targets.tables import Work, add_sums, first_parts, table_of
+from engine.teacher.evaluate import BEAM_DEPTH, hidden_states
+from engine.teacher.incremental import Open
+from engine.teacher.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
 from schemas.manifest import add_stats
+from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
 
 T = TypeVar("T")
 Stats = dict[str, float]
-
-
-@dataclass(frozen=True)
-class UnitResult:
-    """products: "teacher" and "student/<name>" -> table of ROW_SCHEMA. stats: sums that add up over units."""
-
-    products: dict[str, pa.Table]
-    quarantine: list[dict[str, Any]]
-    stats: dict[str, float]
-    continuations: str | None = (
-        None  # sha256 of the means that rows were closed by, where they are a file of the output
-    )
 
 
 class Scorer(Loaded):
@@ -55,7 +43,7 @@ class Scorer(Loaded):
     continuations_sha256: str | None = None
 
     def calibrate(self, documents: Sequence[Document]) -> None:
-        """Learn from these documents how open leaves are usually continued (engine/calibrate.py). The same documents give
+        """Learn from these documents how open leaves are usually continued (engine/beam/calibration.py). The same documents give
         the same means; without, open leaves are closed as if a boundary followed. Documents that are no good are left out."""
         self.learn(documents)
         if self.widener is not None:
@@ -326,17 +314,3 @@ class Scorer(Loaded):
         for product, table in tables.items():
             add_sums(stats, product, rows[product], good_parts, table)
         return UnitResult(tables, refused, stats)
-
-
-def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
-    """The quarantine record of one document: where it is, why it is out, and the hash of its text (never the text)."""
-    digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest() if document.text else None
-    return {
-        "doc_id": document.doc_id,
-        "doc_row": document.doc_row,
-        "source": document.source,
-        "place": document.place,
-        "reason": reason,
-        "detail": detail,
-        "text_sha256": digest,
-    }

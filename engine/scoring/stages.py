@@ -8,30 +8,31 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.beam import Spending
-from engine.boundaries import Aligner
-from engine.bpe import build_merge_table
-from engine.canonical import CanonicalNext
-from engine.chat import chat_sides
-from engine.contexts import ContextBuilder
-from engine.emit import BYTES, HIDDEN, TEACHER, Emitter
-from engine.exact_rows import Refinement
-from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion
-from engine.leaves import LeafFinder
-from engine.outcomes import Outcomes
-from engine.prune import Pruner
-from engine.pushforward import PushForward
-from engine.regime import bos_of, regimes_of
-from engine.rules import RuleBook, TeacherTokens
-from engine.sketch import Sketcher
-from engine.specials import SpecialBorders
-from engine.split import build_splitter
-from engine.teacher import load_teacher
-from engine.teacher_rows import JoinedEnds, Statistics
-from engine.trie import Trie, build_trie
-from engine.vocab import load_vocabulary
-from engine.widen import Widener
+from engine.alignment.boundaries import Aligner
+from engine.alignment.expansion import Expansion, byte_expansion, subset_expansion
+from engine.alignment.rules import RuleBook, TeacherTokens
+from engine.alignment.strings import Outcomes
+from engine.alignment.token_trie import Trie, build_trie
+from engine.beam.frontier import Spending
+from engine.beam.leaves import LeafFinder
+from engine.beam.search import Widener
+from engine.beam.sketch import Sketcher
+from engine.bpe.merges import build_merge_table
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import load_vocabulary
+from engine.chat.conversation import chat_sides
+from engine.chat.special_tokens import SpecialBorders
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.canonical import CanonicalNext
+from engine.plan.regimes import bos_of, regimes_of
+from engine.targets.emit import Emitter
+from engine.targets.exact_rows import Refinement
+from engine.targets.pushforward import PushForward
+from engine.targets.teacher_rows import JoinedEnds, Statistics
+from engine.teacher.model import load_teacher
+from engine.teacher.pruning import Pruner
 from schemas.errors import TeacherError
+from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
 from schemas.runfile import RunConfig
 from schemas.target import row_schema
 

@@ -11,10 +11,10 @@ import math
 import numpy as np
 import torch
 
-from engine.boundaries import Boundary, Extra
-from engine.positions import Rows
-from engine.pushforward import Job, PushForward
-from engine.softmax import Chunk, Softmax
+from engine.alignment.boundaries import Boundary, Extra
+from engine.targets.positions import Rows
+from engine.targets.pushforward import Job, PushForward
+from engine.teacher.softmax import Chunk, Softmax, pruned_bounds
 from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_NO_MASS
 
 _STEP_CELLS = 6_000_000  # J x Vs
@@ -111,16 +111,6 @@ class FastRows:
             extra=None if boundary.extra is None else _weighted(boundary.extra, weight, base),
             noncanonical=sum([weight[m] * at_hand[m][2] for m in at if at_hand[m][3] == boundary.place]),
         )
-
-
-def pruned_bounds(softmax: Softmax, base: int, boundary: Boundary) -> list[float]:
-    """Log weights that bound the mass of a boundary in contexts that were not evaluated: the fringe, and what `eps` left out.
-    base: global number of the document's first node."""
-    nodes = {base + n for n in {*(n for n, _ in boundary.leaves), *boundary.at}}
-    hanging = [(base + n, t) for n, t in boundary.fringe]
-    gone = {int(softmax.top_pruned[n]) for n in (*nodes, *(n for n, _ in hanging)) if softmax.chunk_of[n] < 0}
-    bounds = [softmax.logw[n] for n in gone]
-    return bounds + [softmax.logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]
 
 
 def _weighted(extra: Extra, weight: dict[int, float], base: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,55 +9,20 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
-from engine.boundaries import Boundary
-from engine.canonical import CanonicalNext
-from engine.contexts import ContextTree
-from engine.draws import Sample, key_of, row_keys
-from engine.exact import ExactSide
-from engine.exact_rows import ExactRows, Refinement
-from engine.fast_rows import FastRows
-from engine.positions import Rows, TopK
-from engine.pushforward import PushForward
-from engine.softmax import Logits, Scored, Softmax
-from engine.teacher_rows import FILLS, HiddenStates, JoinedEnds, Statistics, TeacherRows
-
-TEACHER, BYTES, HIDDEN = "teacher", "bytes", "hidden"
-
-
-@dataclass(slots=True)
-class Side:
-    """One product's view of one document: token ids [n] and their byte ends in the text, the closing end included (if it is
-    `closed`), and how its rows are made: boundaries (fast), exact pairs, or neither for the teacher's own tokens."""
-
-    ids: np.ndarray
-    ends: np.ndarray
-    boundaries: list[Boundary] | None = None
-    exact: ExactSide | None = None
-    closed: bool = False
-
-
-@dataclass(slots=True)
-class Prepared:
-    """One document (or part of one) ready to be scored.
-
-    data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
-    kept: bool [nodes], False for contexts that were pruned; None: none was. bad: (reason, detail) once not finite.
-    lead: bytes of the prefix. place: (number of the document in the corpus, of the part in the document); what draws hang on.
-    """
-
-    tree: ContextTree
-    data: bytes
-    sides: dict[str, Side]
-    states: list[Any] | None = None
-    kept: np.ndarray | None = None
-    bad: tuple[str, str] | None = None
-    place: tuple[int, int] = (0, 0)
-    lead: int = 0
+from engine.alignment.passage import Prepared
+from engine.contexts.canonical import CanonicalNext
+from engine.targets.beam_rows import FastRows
+from engine.targets.exact_rows import ExactRows, Refinement
+from engine.targets.positions import Rows, TopK
+from engine.targets.pushforward import PushForward
+from engine.targets.sampling import Sample, key_of, row_keys
+from engine.targets.teacher_rows import FILLS, HiddenStates, JoinedEnds, Statistics, TeacherRows
+from engine.teacher.softmax import Logits, Scored, Softmax
+from schemas.products import HIDDEN, TEACHER
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.exact import ExactSide
-from engine.expansion import Expansion
-from engine.positions import SLACK, Rows
-from engine.softmax import Chunk, Softmax
-from engine.trie import Trie
+from engine.alignment.expansion import Expansion
+from engine.alignment.refinement import ExactSide
+from engine.alignment.token_trie import Trie
+from engine.targets.positions import SLACK, Rows
+from engine.teacher.softmax import Chunk, Softmax, interval_sums
 from schemas.errors import IdentityError
 from schemas.target import FLAG_BOUNDED, FLAG_EXACT, FLAG_NO_MASS
 
@@ -269,19 +269,6 @@ class _Kept:
     def keep(self, nodes: np.ndarray) -> None:
         at = np.flatnonzero(np.isin(self.nodes, nodes))
         self.nodes, self.values = self.nodes[at], self.values[torch.from_numpy(at).to(self.values.device)]
-
-
-def interval_sums(
-    prob_RV: torch.Tensor, order: torch.Tensor, row_F: np.ndarray, lo_F: np.ndarray, hi_F: np.ndarray
-) -> torch.Tensor:
-    """float64 [F] sums of prob[row, order[lo:hi]]."""
-    device = prob_RV.device
-    size = torch.from_numpy(hi_F - lo_F).to(device)
-    which = torch.repeat_interleave(size)
-    offset = torch.from_numpy(lo_F).to(device) - (torch.cumsum(size, 0) - size)
-    token = order[torch.arange(len(which), device=device) + offset[which]]
-    value = prob_RV[torch.from_numpy(row_F).to(device)[which], token].double()
-    return torch.zeros(len(size), dtype=torch.float64, device=device).index_add_(0, which, value)
 
 
 def _ranges(first: np.ndarray, count: np.ndarray) -> np.ndarray:

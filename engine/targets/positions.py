@@ -1,4 +1,4 @@
-"""Stage 9c: masses of a batch of positions -> what is stored of them: top-k and tail (or draws: engine/draws.py), gold, and
+"""masses of a batch of positions -> what is stored of them: top-k and tail (or draws: targets/sampling.py), gold, and
 the shares beside.
 
 Letters: N positions of one product over a group of documents, J positions written at once, V ids, K top_k.

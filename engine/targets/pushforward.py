@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.boundaries import Boundary
-from engine.rules import JOIN, Rule, RuleBook
+from engine.alignment.boundaries import Boundary
+from engine.alignment.rules import JOIN, Rule, RuleBook
 from schemas.errors import IdentityError
 
 _DENSE = 2048  # rules over more tokens than this are scattered row by row, smaller ones all in one flat scatter

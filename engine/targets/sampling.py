@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from engine.positions import Rows, check_total
+from engine.targets.positions import Rows, check_total
 from schemas.target import PAD_ID
 
 _CELLS = 6_000_000  # J x V at once: 8 bytes each

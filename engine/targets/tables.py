@@ -1,6 +1,6 @@
 """Stage 9d: rows of a group -> one table per product, one row per document.
 
-A document is scored whole, or in parts (engine/lines.py); then its parts' rows are put back into the line of its tokens,
+A document is scored whole, or in parts (engine/chat/segments.py); then its parts' rows are put back into the line of its tokens,
 and what lies between them is context: unscored, FLAG_CONTEXT.
 """
 
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.corpus import Document
-from engine.emit import HIDDEN, Prepared
-from engine.lines import Line, rows_of
-from engine.positions import Rows, taken
-from engine.rows import flat
-from engine.teacher_rows import FILLS
+from engine.alignment.passage import Prepared
+from engine.chat.segments import Line, rows_of
+from engine.corpus.document import Document
+from engine.dataset.parquet import flat
+from engine.targets.positions import Rows, taken
+from engine.targets.teacher_rows import FILLS
+from schemas.products import HIDDEN
 from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES
 
 _SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")

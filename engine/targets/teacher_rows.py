@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.positions import Rows, taken
-from engine.softmax import Chunk, Softmax
-from engine.vocab import Vocabulary
+from engine.bpe.vocabulary import Vocabulary
+from engine.targets.positions import Rows, taken
+from engine.teacher.softmax import Chunk, Softmax
 from schemas.target import FLAG_EXACT, FLAG_NO_MASS
 
 _WHITE_SPACE = b" \t\n\v\f\r"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from engine.forest import intervals
+from engine.teacher.packing import intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Masking:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Forests on the device: int32 [B, N] each (engine/forest.py, `intervals`; depth in tokens)."""
+    """Forests on the device: int32 [B, N] each (engine/teacher/packing.py, `intervals`; depth in tokens)."""
 
     enter: torch.Tensor
     leave: torch.Tensor

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.forest import Window, lay_out, pack
-from engine.masks import Masking, Reach, masks_for, reach_of
+from engine.teacher.attention_masks import Masking, Reach, masks_for, reach_of
+from engine.teacher.packing import Window, lay_out, pack
 
 MASK_CELLS = 1 << 26  # a boolean mask [B, M, N] stays below 64 MiB
 _FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes that FlexAttention compiles for small

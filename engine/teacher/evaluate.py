@@ -2,35 +2,24 @@
 
 Trees are cut into windows that fit the teacher, windows are batched, and each context's state is taken from the window that
 owns it. With pruning, some contexts are left out and the documents are told which were kept. For the beam regime the batches
-stay open, so that more nodes can be hung off the contexts (engine/growth.py).
+stay open, so that more nodes can be hung off the contexts (engine/teacher/incremental.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-from engine.emit import Prepared
-from engine.growth import Growth
-from engine.prune import Pruner
-from engine.teacher import Teacher
-from engine.windows import OwnedWindow, batches, windows_of
+from engine.alignment.passage import Prepared
+from engine.teacher.incremental import Open
+from engine.teacher.model import Teacher
+from engine.teacher.pruning import Pruner
+from engine.teacher.windows import OwnedWindow, batches, windows_of
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
 BEAM_DEPTH = 8
 """Tokens at the end of a teacher's window that are left free for nodes hung off its contexts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """A batch that can grow. For each of its windows: the document, and for each node that the window owns its number in
-    the growth and its depth in the window, as three arrays (nodes of the tree, numbers, depths)."""
-
-    growth: Growth
-    windows: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
 
 
 def hidden_states(

@@ -9,14 +9,15 @@ Letters: B rows, P places filled before, M new places, n and m nodes of one wind
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
-from engine.forest import Window, ancestors_too, lay_out
-from engine.forward import MASK_CELLS, Decoder
-from engine.masks import Reach, reach_of
+from engine.teacher.attention_masks import Reach, reach_of
+from engine.teacher.decoder import MASK_CELLS, Decoder
+from engine.teacher.packing import Window, ancestors_too, lay_out
 
 
 class Growth:
@@ -161,3 +162,12 @@ def _check(more: Sequence[Window], known: list[int]) -> None:
                 f"window {index}: new node {at} has parent {parent[at]}, but it is number {count + at} of its window; "
                 "parents come before their children"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A batch that can grow. For each of its windows: the document, and for each node that the window owns its number in
+    the growth and its depth in the window, as three arrays (nodes of the tree, numbers, depths)."""
+
+    growth: Growth
+    windows: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]

@@ -2,7 +2,7 @@
 
 A decoder scores a whole tree in one pass: one token per node, position id = depth, attention to ancestors only
 (docs/design.md, section 3). Trees without branches take the plain causal path. A wrong mask gives plausible numbers and
-no error, so `load_teacher` scores small trees and the same contexts one by one (engine/selfcheck.py), and falls back to
+no error, so `load_teacher` scores small trees and the same contexts one by one (engine/teacher/self_check.py), and falls back to
 `paths` (each branch as its own sequence, same results) when they differ, with the reason in `why`.
 
 Letters: B sequences, n nodes of one window, D hidden size, C rows of one chunk, V ids of the lm_head.
@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from engine.forest import Window
-from engine.forward import Decoder
-from engine.growth import CachedGrowth, Growth, RescoredGrowth
-from engine.selfcheck import Found, LogProbs, find_way, probe
+from engine.teacher.decoder import Decoder
+from engine.teacher.incremental import CachedGrowth, Growth, RescoredGrowth
+from engine.teacher.packing import Window
+from engine.teacher.self_check import Found, LogProbs, find_way, probe
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
@@ -70,7 +70,7 @@ class Teacher:
 
     @torch.inference_mode()
     def grow(self, windows: list[Window]) -> Growth:
-        """Score these nodes; more that hang off them can be added in rounds (engine/growth.py)."""
+        """Score these nodes; more that hang off them can be added in rounds (engine/teacher/incremental.py)."""
         if self.reuse:
             return CachedGrowth(self._decoder, windows)
         return RescoredGrowth(self.hidden, windows)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.contexts import ContextTree
-from engine.exact_rows import interval_sums
-from engine.forest import Window
-from engine.growth import Growth
-from engine.teacher import Teacher
-from engine.trie import Trie
-from engine.windows import OwnedWindow
+from engine.alignment.token_trie import Trie
+from engine.contexts.tree import ContextTree
+from engine.teacher.incremental import Growth
+from engine.teacher.model import Teacher
+from engine.teacher.packing import Window
+from engine.teacher.softmax import interval_sums
+from engine.teacher.windows import OwnedWindow
 
 _CHUNK_CELLS = 6_000_000  # R x Vt, float32 twice
 

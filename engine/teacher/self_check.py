@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.forest import Window
-from engine.forward import Decoder
-from engine.growth import CachedGrowth
-from engine.masks import Masking
+from engine.teacher.attention_masks import Masking
+from engine.teacher.decoder import Decoder
+from engine.teacher.incremental import CachedGrowth
+from engine.teacher.packing import Window
 
 # what libraries raise when a model or a kernel does not take what it is given (errors of the compiler are RuntimeErrors)
 REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, ImportError)

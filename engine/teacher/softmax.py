@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.canonical import CanonicalNext
-from engine.contexts import ContextTree
+from engine.alignment.boundaries import Boundary
+from engine.contexts.canonical import CanonicalNext
+from engine.contexts.tree import ContextTree
 
 _CHUNK_CELLS = 6_000_000  # R x Vt: about 20 bytes each at the peak, so 0.12 GiB
 _MOST_ROWS = 512
@@ -213,3 +214,26 @@ class Softmax:
                 logw[below] = logw[above] + logp
             else:
                 self.fringe_logp[above, t] = logp
+
+
+def interval_sums(
+    prob_RV: torch.Tensor, order: torch.Tensor, row_F: np.ndarray, lo_F: np.ndarray, hi_F: np.ndarray
+) -> torch.Tensor:
+    """float64 [F] sums of prob[row, order[lo:hi]]."""
+    device = prob_RV.device
+    size = torch.from_numpy(hi_F - lo_F).to(device)
+    which = torch.repeat_interleave(size)
+    offset = torch.from_numpy(lo_F).to(device) - (torch.cumsum(size, 0) - size)
+    token = order[torch.arange(len(which), device=device) + offset[which]]
+    value = prob_RV[torch.from_numpy(row_F).to(device)[which], token].double()
+    return torch.zeros(len(size), dtype=torch.float64, device=device).index_add_(0, which, value)
+
+
+def pruned_bounds(softmax: Softmax, base: int, boundary: Boundary) -> list[float]:
+    """Log weights that bound the mass of a boundary in contexts that were not evaluated: the fringe, and what `eps` left out.
+    base: global number of the document's first node."""
+    nodes = {base + n for n in {*(n for n, _ in boundary.leaves), *boundary.at}}
+    hanging = [(base + n, t) for n, t in boundary.fringe]
+    gone = {int(softmax.top_pruned[n]) for n in (*nodes, *(n for n, _ in hanging)) if softmax.chunk_of[n] < 0}
+    bounds = [softmax.logw[n] for n in gone]
+    return bounds + [softmax.logw[n] + softmax.fringe_logp[n, t] for n, t in hanging if softmax.chunk_of[n] >= 0]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.contexts import ContextTree
-from engine.forest import Window
-from engine.forward import MASK_CELLS
+from engine.contexts.tree import ContextTree
+from engine.teacher.decoder import MASK_CELLS
+from engine.teacher.packing import Window
 
 
 @dataclass(frozen=True, slots=True)

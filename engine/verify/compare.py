@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.checks import mass_tolerance
-from engine.findings import Finding
-from engine.rows import flat
+from engine.dataset.invariants import mass_tolerance
+from engine.dataset.parquet import flat
+from engine.verify.findings import Finding
 from schemas.manifest import ProductFacts
 from schemas.target import COARSER, FLAG_CONTEXT, FLAG_END, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID
 

@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.corpus import Document, read_units, scan_corpus
-from engine.findings import Finding, short
-from engine.outfolder import claim_name, load_plan, read_quarantine
-from engine.retry import KEY, read_retried
-from engine.score import refusal
-from engine.store import Out, Store, open_store
-from engine.verify_records import sound_seals
+from engine.corpus.document import Document, refusal
+from engine.corpus.scan import read_units, scan_corpus
+from engine.dataset.layout import claim_name, load_plan, read_quarantine
+from engine.dataset.store import Out, Store, open_store
+from engine.plan.retry import KEY, read_retried
+from engine.verify.findings import Finding, short
+from engine.verify.records import sound_seals
 from schemas.errors import OutputError
 from schemas.manifest import Plan, PlanUnit, Seal
 from schemas.runfile import RunConfig
@@ -75,7 +75,7 @@ def _text_stored(plan: Plan) -> bool:
 
 
 def _unit(store: Store, unit: PlanUnit, seal: Seal, documents: list[Document], text_stored: bool) -> Iterator[Finding]:
-    """Every document of a unit. Those that are in neither place are a finding of engine/verify.py."""
+    """Every document of a unit. Those that are in neither place are a finding of engine/verify/output.py."""
     name = next((file.name for file in seal.files.values() if file is not None), "")
     stored = {row["doc_row"]: row for row in _rows(store, name)} if name else {}
     refused = {record["doc_row"]: record for record in read_quarantine(store, unit.index)}

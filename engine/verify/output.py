@@ -15,21 +15,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from engine.findings import Finding, Report, short
-from engine.outfolder import CLAIMS, MANIFEST, PLAN, SEALS, claim_name, load_json, seal_name, shard_name
-from engine.store import Out, Store, open_store
-from engine.verify_file import Contents, Expected, FileCheck, compare, same_tokens
-from engine.verify_records import manifest_findings, plan_findings, quarantine_of
-from engine.verify_sides import side_findings
+from engine.dataset.layout import CLAIMS, MANIFEST, PLAN, SEALS, claim_name, load_json, seal_name, shard_name
+from engine.dataset.store import Out, Store, open_store
+from engine.verify.findings import Finding, Report, short
+from engine.verify.records import manifest_findings, plan_findings, quarantine_of
+from engine.verify.shard_file import Contents, Expected, FileCheck, compare, same_tokens
+from engine.verify.sidecars import side_findings
 from schemas.errors import OutputError
-from schemas.manifest import (
-    MAXIMUM,
-    Manifest,
-    Plan,
-    PlanUnit,
-    Seal,
-    ShardRecord,
-)
+from schemas.manifest import MAXIMUM, Manifest, Plan, PlanUnit, Seal, ShardRecord
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

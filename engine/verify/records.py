@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.corpus import CorpusScan
-from engine.findings import Finding, short
-from engine.outfolder import MANIFEST, PLAN, claim_name, load_json, seal_name, sealed_units
-from engine.retry import KEY, retry_plan
-from engine.store import Store
+from engine.corpus.scan import CorpusScan
+from engine.dataset.layout import MANIFEST, PLAN, claim_name, load_json, seal_name, sealed_units
+from engine.dataset.store import Store
+from engine.plan.retry import KEY, retry_plan
+from engine.verify.findings import Finding, short
 from schemas.manifest import (
     REASONS,
     Manifest,

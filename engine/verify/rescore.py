@@ -1,4 +1,4 @@
-"""verify: stored documents scored once more by the live teacher, or without tolerance, and compared (engine/compare.py).
+"""verify: stored documents scored once more by the live teacher, or without tolerance, and compared (engine/verify/compare.py).
 
 The run file says where teacher and tokenizers are; its plan must be that of the output. Where the output stores its texts
 the corpus is not needed; conversations and outputs without texts are read from the corpus again.
@@ -15,20 +15,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from engine.compare import Comparison, Pair, oracle, rescored
-from engine.corpus import CorpusScan, Document, read_units, scan_corpus
-from engine.emit import HIDDEN
-from engine.findings import Finding, short
-from engine.head import HEAD, head_tensors
-from engine.means import learns, read_means
-from engine.outfolder import load_plan
-from engine.plan import make_plan, pin
-from engine.retry import KEY, read_retried, renumbered, retry_plan
-from engine.score import Scorer
-from engine.store import Out, open_store
-from engine.verify_records import corpus_of, sound_seals
+from engine.beam.calibration_file import read_means
+from engine.corpus.document import Document
+from engine.corpus.scan import CorpusScan, read_units, scan_corpus
+from engine.dataset.layout import load_plan
+from engine.dataset.sidecars import HEAD, learns
+from engine.dataset.store import Out, open_store
+from engine.plan.make_plan import make_plan
+from engine.plan.pin import pin
+from engine.plan.retry import KEY, read_retried, renumbered, retry_plan
+from engine.scoring.scorer import Scorer
+from engine.teacher.lm_head import head_tensors
+from engine.verify.compare import Comparison, Pair, oracle, rescored
+from engine.verify.findings import Finding, short
+from engine.verify.records import corpus_of, sound_seals
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import Plan, Seal
+from schemas.products import HIDDEN
 from schemas.runfile import RunConfig
 
 ORACLE_BYTES = 60

@@ -1,7 +1,7 @@
 """verify: the rows of one row group against docs/format.md: the invariants of section 3, and what section 2 promises beside.
 
 Letters: N positions of the table, K top_k, D documents. A table that is looked at here has the schema of its product and
-lists that fit each other (engine/checks.py, `misfit`).
+lists that fit each other (engine/dataset/invariants.py, `misfit`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.checks import SIGN_TOLERANCE, Problem, broken, mass_tolerance, row_problems
-from engine.rows import flat, lengths_of, rounded
+from engine.dataset.invariants import SIGN_TOLERANCE, Problem, broken, mass_tolerance, row_problems
+from engine.dataset.parquet import flat, lengths_of, rounded
 from schemas.errors import IdentityError
 from schemas.manifest import ProductFacts
 from schemas.target import (

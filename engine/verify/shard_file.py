@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.checks import Problem, misfit, place_of
-from engine.findings import Finding, short
-from engine.rows import MAX_GROUP_ROWS, flat, footer_of, lengths_of
-from engine.verify_rows import problems_of, sum_slack, sums_of
+from engine.dataset.invariants import Problem, misfit, place_of
+from engine.dataset.parquet import MAX_GROUP_ROWS, flat, footer_of, lengths_of
+from engine.verify.findings import Finding, short
+from engine.verify.rows import problems_of, sum_slack, sums_of
 from schemas.manifest import Plan, PlanUnit, ProductFacts, ShardFile
 from schemas.target import SCHEMA_VERSION
 

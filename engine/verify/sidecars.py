@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from safetensors.torch import load
 
-from engine.calibrate import KEPT
-from engine.findings import Finding, short
-from engine.head import HEAD, damage
-from engine.means import MEANS, heads_of, learns, parse
-from engine.outfolder import MANIFEST, seal_name
-from engine.rows import flat, lengths_of
-from engine.store import Store
-from engine.verify_file import nulls_of
+from engine.beam.calibration import KEPT
+from engine.beam.calibration_file import parse
+from engine.dataset.layout import MANIFEST, seal_name
+from engine.dataset.parquet import flat, lengths_of
+from engine.dataset.sidecars import HEAD, MEANS, damage, heads_of, learns
+from engine.dataset.store import Store
+from engine.verify.findings import Finding, short
+from engine.verify.shard_file import nulls_of
 from schemas.errors import OutputError
 from schemas.manifest import REASONS, Manifest, Plan, Seal, SideFile
 

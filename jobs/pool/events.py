@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine.corpus import Document, Unit
+from engine.corpus.document import Document, Unit
 
 
 class Worker(Protocol):

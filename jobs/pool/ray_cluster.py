@@ -43,7 +43,7 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
             f"From outside: ray job submit --address http://HEAD:8265 --working-dir . -- python -m jobs.score RUN.toml"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     env_vars = {"TOKENIZERS_PARALLELISM": "false"} | {k: os.environ[k] for k in HANDED_ON if k in os.environ}
     runtime_env: dict[str, Any] = {"env_vars": env_vars}
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}

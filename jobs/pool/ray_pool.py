@@ -1,4 +1,4 @@
-"""The pool: actors of Ray, fed by the policy of jobs/schedule.py.
+"""The pool: actors of Ray, fed by the policy of jobs/pool/schedule.py.
 
 corpus units ──► Pool.run ──► actor.score(unit, documents) ──► Done(unit, stats)
                     │ a death: the unit goes back to the queue, a new actor takes the dead one's place
@@ -21,10 +21,10 @@ import ray
 from ray import exceptions as failures
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from engine.corpus import Document, Unit
-from jobs.events import Event, Tick, Worker
-from jobs.rayconnect import connect
-from jobs.schedule import RESUME, Call, Schedule, Slot, Task
+from engine.corpus.document import Document, Unit
+from jobs.pool.events import Event, Tick, Worker
+from jobs.pool.ray_cluster import connect
+from jobs.pool.schedule import RESUME, Call, Schedule, Slot, Task
 from schemas.errors import TargetsmithError, WorkError
 from schemas.runfile import RayConfig
 

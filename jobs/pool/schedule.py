@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from engine.corpus import Document, Unit
-from jobs.events import Died, Done, Event, Notice, Ready, Salvaged
+from engine.corpus.document import Document, Unit
+from jobs.pool.events import Died, Done, Event, Notice, Ready, Salvaged
 from schemas.errors import WorkError
 
 KILLERS_IN_A_ROW = 20  # documents that kill, as many as the quarantine allows by default

@@ -8,16 +8,18 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from engine.corpus import Document, Unit
-from engine.head import publish_head
-from engine.means import MEANS, learns, publish_means, read_means
-from engine.outfolder import own_seal, seal_name
-from engine.repair import is_whole
-from engine.retry import renumbered
-from engine.score import Scorer, UnitResult, refusal
-from engine.shards import publish_unit
-from engine.store import Out, open_store
-from jobs.events import Died
+from engine.beam.calibration_file import publish_means, read_means
+from engine.corpus.document import Document, Unit, refusal
+from engine.dataset.commit import publish_unit
+from engine.dataset.layout import own_seal, seal_name
+from engine.dataset.repair import is_whole
+from engine.dataset.sidecars import MEANS, learns
+from engine.dataset.store import Out, open_store
+from engine.dataset.unit_result import UnitResult
+from engine.plan.retry import renumbered
+from engine.scoring.scorer import Scorer
+from engine.teacher.lm_head import publish_head
+from jobs.pool.events import Died
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal, add_stats
 from schemas.runfile import RunConfig

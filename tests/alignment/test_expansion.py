@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import engine.trie as trie_module
-from engine.expansion import byte_expansion, subset_expansion, subset_gap
-from engine.trie import build_trie
-from engine.vocab import Vocabulary, load_vocabulary
+import engine.alignment.token_trie as trie_module
+from engine.alignment.expansion import byte_expansion, subset_expansion, subset_gap
+from engine.alignment.token_trie import build_trie
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument, TokenizerError
-from tests.pairs import BYTES, STUDENT, Pair, stored, subset_pair
-from tests.toys import TableTeacher, alphabet, random_text, toy
-from tests.vocabularies import EFFORT, SPELL, needs_shared, texts, vocabulary
+from tests.support.pairs import BYTES, STUDENT, Pair, stored, subset_pair
+from tests.support.toys import TableTeacher, alphabet, random_text, toy
+from tests.support.vocabularies import EFFORT, SPELL, needs_shared, texts, vocabulary
 
 
 def save_vocabulary(spec: dict[str, Any], folder: Path, texts: Sequence[dict[str, Any]] = ()) -> Vocabulary:

@@ -14,18 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.boundaries import Aligner
-from engine.bpe import build_merge_table
-from engine.openness import Openness
-from engine.pending import characters_from, cut_text
-from engine.ranges import FollowedRange, StudentSide, TokenRange
-from engine.rules import RuleBook, TeacherTokens
-from engine.split import build_splitter
-from engine.vocab import Vocabulary, load_vocabulary, valid_utf8_prefix
+from engine.alignment.boundaries import Aligner
+from engine.alignment.openness import Openness
+from engine.alignment.rules import RuleBook, TeacherTokens
+from engine.alignment.token_range import FollowedRange, TokenRange
+from engine.bpe.merges import build_merge_table
+from engine.bpe.pending import cut_text
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import StudentSide
+from engine.bpe.utf8 import characters_from, valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument
-from tests.oracle import encode_closed
-from tests.pairs import STUDENT, Pair, path_of
-from tests.toys import (
+from tests.support.oracle import encode_closed
+from tests.support.pairs import STUDENT, Pair, path_of
+from tests.support.toys import (
     BYTE_LEVEL,
     SENTENCEPIECE,
     TableTeacher,
@@ -35,7 +37,7 @@ from tests.toys import (
     strings,
     toy,
 )
-from tests.vocabularies import EFFORT, merge_table, needs_shared, save, splitter, texts, vocabulary
+from tests.support.vocabularies import EFFORT, merge_table, needs_shared, save, splitter, texts, vocabulary
 
 STUDENTS = (
     "gpt2", "llama-2", "llama-3", "mistral-v0.3", "smollm2", "o200k_base", "deepseek-llm-7b", "gpt-neox-20b",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.bpe import build_merge_table
-from engine.ranges import FollowedRange, StudentSide, TokenRange, may_compose
-from engine.rules import TeacherTokens
-from engine.split import build_splitter
-from tests.vocabularies import needs_shared, vocabulary
+from engine.alignment.rules import TeacherTokens
+from engine.alignment.token_range import FollowedRange, TokenRange
+from engine.bpe.merges import build_merge_table
+from engine.bpe.nfc import may_compose
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import StudentSide
+from tests.support.vocabularies import needs_shared, vocabulary
 
 FOLLOWED = [b" ", b"1", b"12", b" w", b"'", b"don", b" nghi", b" vi", b"\n", b"\n\n", b"a b", "é".encode(), b"  "]
 LEFT = ["", " hel", "1", "'", "  ", "don"]

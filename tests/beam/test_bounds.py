@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.beams import score
-from tests.pairs import STUDENT, cases, random_pair, stored
-from tests.test_beam import MODES, finite_cases, targets_of
-from tests.vocabularies import EFFORT
+from tests.beam.test_search import MODES, finite_cases, targets_of
+from tests.support.beams import score
+from tests.support.pairs import STUDENT, cases, random_pair, stored
+from tests.support.vocabularies import EFFORT
 
 BUDGETS = (0.0, 0.5, 1.0, 2.0, 4.0)
 

@@ -1,4 +1,4 @@
-"""What the calibration sample gave (engine/means.py): one file of the output, the same for all who work on it."""
+"""What the calibration sample gave (engine/beam/calibration_file.py): one file of the output, the same for all who work on it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.score as verb
-from engine.calibrate import sample
-from engine.corpus import Document, read_units, scan_corpus
-from engine.findings import Report
-from engine.finish import finish
-from engine.means import LEFT_OUT, MEANS, learns, parse, publish_means, read_means
-from engine.outfolder import MANIFEST, load_plan, load_seals, seal_name
-from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.score import Scorer
-from engine.shards import open_output
-from engine.verify import verify
-from jobs.worker import UnitWorker
+from engine.beam.calibration_file import LEFT_OUT, parse, publish_means, read_means
+from engine.corpus.document import Document
+from engine.corpus.scan import read_units, sample, scan_corpus
+from engine.dataset.commit import open_output
+from engine.dataset.finish import finish
+from engine.dataset.layout import MANIFEST, load_plan, load_seals, seal_name
+from engine.dataset.sidecars import MEANS, learns
+from engine.plan.make_plan import ENGINE_VERSION, make_plan
+from engine.plan.pin import pin
+from engine.scoring.scorer import Scorer
+from engine.verify.findings import Report
+from engine.verify.output import verify
+from jobs.pool.unit_worker import UnitWorker
 from schemas.errors import OutputError
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig, load_run
-from tests.runs import TEXTS, score_here, write_run
-from tests.test_memory import limited
+from tests.scoring.test_memory import limited
+from tests.support.runs import TEXTS, score_here, write_run
 
 POISON = "this text kills"
 TARGETS = "top_k = 16\nmax_nodes_per_token = 1\ncalibration_documents = 3"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.emit import Prepared
-from engine.evaluate import Open, hidden_states
-from engine.forest import Window
-from engine.growth import Growth, RescoredGrowth
-from engine.positions import TopK
-from engine.score import Scorer
-from engine.teacher import Teacher
-from tests.test_score import documents, scorer
-from tests.vocabularies import SHARED, needs_shared
+from engine.alignment.passage import Prepared
+from engine.scoring.scorer import Scorer
+from engine.targets.positions import TopK
+from engine.teacher.evaluate import hidden_states
+from engine.teacher.incremental import Growth, Open, RescoredGrowth
+from engine.teacher.model import Teacher
+from engine.teacher.packing import Window
+from tests.scoring.test_scorer import documents, scorer
+from tests.support.vocabularies import SHARED, needs_shared
 
 pytestmark = needs_shared
 STUDENT = "student/gpt2"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.vocab import load_vocabulary
+from engine.bpe.vocabulary import load_vocabulary
 from schemas.errors import BadDocument
-from tests.beams import FiniteTeacher, Truth, score
-from tests.pairs import STUDENT, Pair
-from tests.toys import toy
-from tests.vocabularies import EFFORT
+from tests.support.beams import FiniteTeacher, Truth, score
+from tests.support.pairs import STUDENT, Pair
+from tests.support.toys import toy
+from tests.support.vocabularies import EFFORT
 
 CHARS = ("a", "e", "\u0301", "é", " ")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.emit import Prepared
-from tests.beams import FiniteTeacher, Truth, score
-from tests.pairs import STUDENT, Pair, cases, random_pair, stored
-from tests.toys import SPELL, TableTeacher, toy
-from tests.vocabularies import EFFORT
+from engine.alignment.passage import Prepared
+from tests.support.beams import FiniteTeacher, Truth, score
+from tests.support.pairs import STUDENT, Pair, cases, random_pair, stored
+from tests.support.toys import SPELL, TableTeacher, toy
+from tests.support.vocabularies import EFFORT
 
 OTHER = "student/other"
 

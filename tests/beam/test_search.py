@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.emit import Prepared
-from engine.positions import TopK
+from engine.alignment.passage import Prepared
+from engine.targets.positions import TopK
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
-from tests.beams import FiniteTeacher, Truth, score
-from tests.oracle import evaluated
-from tests.pairs import STUDENT, Pair, path_of, random_pair, stored
-from tests.toys import random_text
-from tests.vocabularies import EFFORT
+from tests.support.beams import FiniteTeacher, Truth, score
+from tests.support.oracle import evaluated
+from tests.support.pairs import STUDENT, Pair, path_of, random_pair, stored
+from tests.support.toys import random_text
+from tests.support.vocabularies import EFFORT
 
 # raw teacher, contexts canonical; raw teacher, masked by the engine at every step; teacher that writes canonical text only,
 # masked once more by the engine, which must find nothing

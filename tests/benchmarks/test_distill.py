@@ -15,8 +15,8 @@ from benchmarks.distill import RUNS, Protocol, Results, make_student, table, tra
 from benchmarks.distill_data import Problem, Setting, arithmetic, stored_bytes
 from benchmarks.distill_measure import answered, begin_id, bits_per_byte, continuations, encode, end_id, exact_answers
 from benchmarks.distill_methods import METHODS
-from engine.stream import Targets
-from tests.runs import ASSETS, TEXTS, score_here, write_run
+from engine.reader.targets import Targets
+from tests.support.runs import ASSETS, TEXTS, score_here, write_run
 
 SMALL = Protocol(documents=len(TEXTS), steps=3, hidden=32, layers=1)
 

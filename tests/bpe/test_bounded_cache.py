@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from engine.remembered import Remembered
-from engine.rules import TeacherTokens
-from engine.split import build_splitter
-from engine.vocab import load_vocabulary
-from tests.runs import ASSETS
+from engine.alignment.rules import TeacherTokens
+from engine.bpe.bounded_cache import Remembered
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import load_vocabulary
+from tests.support.runs import ASSETS
 
 
 def test_it_forgets_everything_when_it_is_full() -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.bpe import MergeTable, build_merge_table
-from engine.vocab import Vocabulary, load_vocabulary, valid_utf8_prefix
+from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.utf8 import valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import TokenizerError
-from tests.vocabularies import ALL, EFFORT, byte_level, merge_table, needs_shared, save, vocabulary, words
+from tests.support.vocabularies import ALL, EFFORT, byte_level, merge_table, needs_shared, save, vocabulary, words
 
 PAIRS = 6_500 * EFFORT  # per vocabulary; 18 of them
 

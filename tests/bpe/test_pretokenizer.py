@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.split import Splitter, build_splitter
-from engine.vocab import Vocabulary, load_vocabulary, valid_utf8_prefix
+from engine.bpe.pretokenizer import Splitter, build_splitter
+from engine.bpe.utf8 import valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument, TokenizerError
-from tests.vocabularies import (
+from tests.support.vocabularies import (
     ALL,
     BYTE_LEVEL,
     EFFORT,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.vocab import Vocabulary, byte_alphabet, load_vocabulary
+from engine.bpe.vocabulary import Vocabulary, byte_alphabet, load_vocabulary
 from schemas.errors import BadDocument, TokenizerError
-from tests.vocabularies import (
+from tests.support.vocabularies import (
     ALL,
     BYTE_LEVEL,
     EFFORT,

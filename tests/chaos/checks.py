@@ -1,6 +1,6 @@
 """What must hold after kills: every document once, the files of an undisturbed run, and no work done twice without cause.
 
-`Log` reads what tests/chaos_driver.py noted; `Watcher` reads an output while others write it and are killed.
+`Log` reads what tests/chaos/driver.py noted; `Watcher` reads an output while others write it and are killed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Literal
 import polars as pl
 from datasets import load_dataset
 
-from engine.outfolder import load_manifest
-from engine.stream import Targets
+from engine.dataset.layout import load_manifest
+from engine.reader.targets import Targets
 
 PRODUCTS = ("teacher", "student/bl")
 

@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, in a process of its own: tests add nodes to it, kill and freeze them.
 
-    python -m tests.chaos_cluster FOLDER      (private: Ray's temporary files; the fewest letters, for its sockets)
+    python -m tests.chaos.cluster FOLDER      (private: Ray's temporary files; the fewest letters, for its sockets)
 
 It answers each line of standard input with one line of JSON. First comes {"address": ..., "raylet": head's pid}; then
 `add CPUS` -> {"raylet": pid}, `kill PID` (SIGKILL of the whole node) and `leave PID` (SIGTERM) -> {}, `alive` -> {"count": n}.
@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = {  # a node that does not answer is declared dead after about 2 s, not 13
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -107,7 +107,7 @@ class Nodes:
 def nodes(folder: Path, env: dict[str, str], workers: int = 2) -> Iterator[Nodes]:
     """A head without CPUs and `workers` nodes with one each, in `folder`. All their processes are gone afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos_cluster", str(folder)],
+        [sys.executable, "-m", "tests.chaos.cluster", str(folder)],
         cwd=ROOT, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "err").open("w"),
     )  # fmt: skip
     try:

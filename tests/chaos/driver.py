@@ -1,6 +1,6 @@
 """The command `score` as it is, with a worker that notes each execution: what the kill tests start, kill and start again.
 
-    python -m tests.chaos_driver RUN.toml --log FILE [--address HOST:PORT] [--pause SECONDS] [--gate FILE]
+    python -m tests.chaos.driver RUN.toml --log FILE [--address HOST:PORT] [--pause SECONDS] [--gate FILE]
 
 Lines `WHAT UNIT PID RAYLET DRIVER TIME` go into the log: `begin` when the command starts (unit -1), `start` before a unit is
 scored, `end` when it is published. RAYLET, the actor's parent when it was made, is its node. Each line is one write to a file
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import jobs.score
-from engine.corpus import Document, Unit
-from engine.score import UnitResult
+from engine.corpus.document import Document, Unit
+from engine.dataset.unit_result import UnitResult
 from jobs.cli import main
-from jobs.worker import UnitWorker
+from jobs.pool.unit_worker import UnitWorker
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig
 

@@ -3,8 +3,8 @@
     with site(units=24) as place, cluster(place) as ray:
         kills = nodes_killed(place, "first", random.Random(0), 2, ray)
 
-Each round scores one small corpus with the real command (tests/chaos_driver.py), kills it, its actors or its nodes, and runs
-it again until it is finished. Who checks what is left: tests/chaos_checks.py.
+Each round scores one small corpus with the real command (tests/chaos/driver.py), kills it, its actors or its nodes, and runs
+it again until it is finished. Who checks what is left: tests/chaos/checks.py.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos_checks import Log, Tally, tally, wait_for
-from tests.chaos_cluster import ROOT, Nodes, end, nodes
-from tests.runs import STUDENTS, score_here, write_run
+from tests.chaos.checks import Log, Tally, tally, wait_for
+from tests.chaos.cluster import ROOT, Nodes, end, nodes
+from tests.support.runs import STUDENTS, score_here, write_run
 
 IN_HAND = 2  # [ray] max_in_flight
 BAD = ('{"id": "b0"}', '{"id": "good", "text": "4 + 4 = 8"}', '{"id": "b1", "text": ""}', "no json")
@@ -107,7 +107,7 @@ class Command:
     ) -> None:
         self.log = run_file.with_name("log")
         self.said = run_file.with_name(f"said-{secrets.token_hex(3)}")
-        command = [sys.executable, "-m", "tests.chaos_driver", str(run_file), "--log", str(self.log)]
+        command = [sys.executable, "-m", "tests.chaos.driver", str(run_file), "--log", str(self.log)]
         command += ["--address", address, "--pause", str(pause_s), "--gate", str(gate or "")]
         with self.said.open("w") as stream:
             self.process = subprocess.Popen(command, cwd=ROOT, env=place.env, stdout=stream, stderr=stream)
@@ -189,7 +189,7 @@ def kill_driver(command: Command, kills: Kills) -> None:
 def kill_actor(command: Command, kills: Kills, rng: random.Random, roots: list[int]) -> bool:
     """SIGKILL of a random actor; False when there was none to be killed.
 
-    A unit that was hit once is left in peace: two deaths are how the pool knows a bad document (tests/test_raypool.py). And
+    A unit that was hit once is left in peace: two deaths are how the pool knows a bad document (test_ray_pool.py). And
     every other kill at most hits an actor that loads the teacher: three in a row are how it knows a small machine.
     """
     log = Log(command.log)

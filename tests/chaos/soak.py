@@ -1,8 +1,8 @@
 """Kills at random moments, and what is left of a run afterwards: the long version. The tiers: docs/CONTRIBUTING.md.
 
-    python -m tests.chaos --kills 120 [--seed N]       a table: what was killed, and what it did to the output
+    python -m tests.chaos.soak --kills 120 [--seed N]       a table: what was killed, and what it did to the output
 
-Rounds are in tests/chaos_rounds.py, what must hold after each of them in tests/chaos_checks.py.
+Rounds are in tests/chaos/rounds.py, what must hold after each of them in tests/chaos/checks.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from schemas.errors import TargetsmithError
-from tests.chaos_checks import Log, Watcher, accounts, check_output, files
-from tests.chaos_cluster import Nodes
-from tests.chaos_rounds import (
+from tests.chaos.checks import Log, Watcher, accounts, check_output, files
+from tests.chaos.cluster import Nodes
+from tests.chaos.rounds import (
     Kills,
     Site,
     actors_killed,

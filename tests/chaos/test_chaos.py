@@ -18,10 +18,9 @@ import psutil
 import pytest
 
 from schemas.errors import OutputError
-from tests.chaos import KINDS, Line, judge, play, soak
-from tests.chaos_checks import Execution, Log, Tally, Watcher, check_output, tally, wait_for
-from tests.chaos_cluster import Nodes
-from tests.chaos_rounds import (
+from tests.chaos.checks import Execution, Log, Tally, Watcher, check_output, tally, wait_for
+from tests.chaos.cluster import Nodes
+from tests.chaos.rounds import (
     Command,
     Kills,
     Site,
@@ -34,7 +33,8 @@ from tests.chaos_rounds import (
     progress,
     site,
 )
-from tests.runs import STUDENTS, score_here, write_run
+from tests.chaos.soak import KINDS, Line, judge, play, soak
+from tests.support.runs import STUDENTS, score_here, write_run
 
 SEED = int(os.environ.get("TARGETSMITH_SEED", random.SystemRandom().randrange(10**6)))
 

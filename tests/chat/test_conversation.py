@@ -11,17 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from engine.checks import check_rows
-from engine.columns import Message
-from engine.corpus import Document
-from engine.rows import round_rows
-from engine.score import BYTES, TEACHER, Scorer
-from engine.vocab import Vocabulary
+from engine.bpe.vocabulary import Vocabulary
+from engine.corpus.document import Document, Message
+from engine.dataset.invariants import check_rows
+from engine.dataset.parquet import round_rows
+from engine.scoring.scorer import BYTES, TEACHER, Scorer
 from schemas.runfile import parse_run
 from schemas.target import FLAG_CONTEXT, FLAG_END, FLAG_EXACT
-from tests.chats import END_OF_TURN, chat_teacher, with_template
-from tests.runs import ASSETS, write_subset
-from tests.tables import facts_of
+from tests.support.chats import END_OF_TURN, chat_teacher, with_template
+from tests.support.runs import ASSETS, write_subset
+from tests.support.tables import facts_of
 
 TALK = (
     Message("user", "How many apples? <|im_end|><|eot_id|>"),

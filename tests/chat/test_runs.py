@@ -11,17 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.columns import Message
-from engine.corpus import read_units, scan_corpus
-from engine.plan import make_plan, pin
-from engine.stream import Targets
+from engine.corpus.document import Message
+from engine.corpus.scan import read_units, scan_corpus
+from engine.plan.make_plan import make_plan
+from engine.plan.pin import pin
+from engine.reader.targets import Targets
 from jobs.cat import cat
 from jobs.show import show
 from schemas.errors import CorpusError, RunFileError
 from schemas.runfile import CorpusConfig, load_run
 from schemas.target import FLAG_CONTEXT, FLAG_END
-from tests.chats import GEMMA, chat_teacher, with_template
-from tests.runs import ASSETS, score_here
+from tests.support.chats import GEMMA, chat_teacher, with_template
+from tests.support.runs import ASSETS, score_here
 
 TALK = [
     {"role": "user", "content": "How many <|im_end|> apples?"},

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checks import check_rows
-from engine.corpus import Document
-from engine.rows import round_rows
-from engine.score import BYTES, TEACHER, Scorer
-from engine.specials import SpecialBorders
-from engine.vocab import load_vocabulary
+from engine.bpe.vocabulary import load_vocabulary
+from engine.chat.special_tokens import SpecialBorders
+from engine.corpus.document import Document
+from engine.dataset.invariants import check_rows
+from engine.dataset.parquet import round_rows
+from engine.scoring.scorer import BYTES, TEACHER, Scorer
 from schemas.errors import BadDocument
 from schemas.runfile import parse_run
 from schemas.target import FLAG_CONTEXT, FLAG_END
-from tests.chats import with_template
-from tests.runs import ASSETS, write_subset
-from tests.tables import facts_of
+from tests.support.chats import with_template
+from tests.support.runs import ASSETS, write_subset
+from tests.support.tables import facts_of
 
 STUDENTS = {"bl": ASSETS / "student_bl", "sp": ASSETS / "student_sp", "same": ASSETS / "teacher"}
 TEXT = "Anna has 3.<|eos|>Naïve ☃?\n<|bos|>9 apples"

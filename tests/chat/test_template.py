@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.chat_template import ChatTemplate
-from engine.columns import Message
+from engine.chat.template import ChatTemplate
+from engine.corpus.document import Message
 from schemas.errors import BadDocument, RunFileError
-from tests.chats import CHATML, GEMMA, LLAMA2, LLAMA3, TEMPLATES
+from tests.support.chats import CHATML, GEMMA, LLAMA2, LLAMA3, TEMPLATES
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 TALK = [

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from engine.chat import ChatSide
-from engine.chat_files import chat_templates
-from engine.chat_template import ChatTemplate
-from engine.columns import Message
-from engine.vocab import load_vocabulary
+from engine.bpe.vocabulary import load_vocabulary
+from engine.chat.conversation import ChatSide
+from engine.chat.template import ChatTemplate
+from engine.chat.template_files import chat_templates
+from engine.corpus.document import Message
 from schemas.runfile import parse_run
-from tests.chats import CHATML, GEMMA, LLAMA2, LLAMA3, TEMPLATES, with_template
-from tests.runs import ASSETS
-from tests.vocabularies import SHARED, needs_shared
+from tests.support.chats import CHATML, GEMMA, LLAMA2, LLAMA3, TEMPLATES, with_template
+from tests.support.runs import ASSETS
+from tests.support.vocabularies import SHARED, needs_shared
 
 TALK = (
     Message("user", "Hi there"),

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.bpe import build_merge_table
-from engine.contexts import NO_NODE, ContextBuilder, ContextTree
-from engine.split import build_splitter
-from engine.vocab import Vocabulary, load_vocabulary
+from engine.bpe.merges import build_merge_table
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.tree import NO_NODE, ContextTree
 from schemas.errors import BadDocument
-from tests.vocabularies import (
+from tests.support.vocabularies import (
     ALL,
     BYTE_LEVEL,
     EFFORT,

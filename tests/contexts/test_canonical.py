@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bpe import build_merge_table
-from engine.canonical import CanonicalNext, State, _take_at_once
-from engine.contexts import ContextBuilder, ContextTree
-from engine.kinds import characters_beginning, open_tail
-from engine.pending import characters_from
-from engine.split import build_splitter
-from engine.vocab import Vocabulary
+from engine.bpe.merges import build_merge_table
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.utf8 import characters_beginning, characters_from, open_tail
+from engine.bpe.vocabulary import Vocabulary
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.canonical import CanonicalNext, State, _take_at_once
+from engine.contexts.tree import ContextTree
 from schemas.errors import IdentityError
-from tests.pairs import path_of
-from tests.test_contexts import CONTINUATIONS, characters_like, documents, encodable, given_token, path_to
-from tests.toys import BYTE_LEVEL as TOY_BYTE_LEVEL
-from tests.toys import SENTENCEPIECE as TOY_SENTENCEPIECE
-from tests.toys import TableTeacher, alphabet, random_text, strings, toy
-from tests.vocabularies import ALL, EFFORT, builder, merge_table, needs_shared, splitter, vocabulary, words
+from tests.contexts.test_builder import CONTINUATIONS, characters_like, documents, encodable, given_token, path_to
+from tests.support.pairs import path_of
+from tests.support.toys import BYTE_LEVEL as TOY_BYTE_LEVEL
+from tests.support.toys import SENTENCEPIECE as TOY_SENTENCEPIECE
+from tests.support.toys import TableTeacher, alphabet, random_text, strings, toy
+from tests.support.vocabularies import ALL, EFFORT, builder, merge_table, needs_shared, splitter, vocabulary, words
 
 MORE = [*CONTINUATIONS, "x ", "zq", "Qj", " Zq", "7x", "  x", "\n\nx", "\t\tx", "'x", "##", "=x", "\r", " \n\n", "   "]
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.canonical import CanonicalNext, State
-from engine.contexts import ContextBuilder
-from engine.kinds import open_tail
-from engine.vocab import Vocabulary
-from tests.pairs import path_of
-from tests.test_canonical import skipped, toy_side, tree_of
-from tests.toys import TableTeacher, strings
-from tests.vocabularies import EFFORT
+from engine.bpe.utf8 import open_tail
+from engine.bpe.vocabulary import Vocabulary
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.canonical import CanonicalNext, State
+from tests.contexts.test_canonical import skipped, toy_side, tree_of
+from tests.support.pairs import path_of
+from tests.support.toys import TableTeacher, strings
+from tests.support.vocabularies import EFFORT
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from engine.contexts import ContextBuilder, ContextTree
-from engine.split import build_splitter
+from engine.bpe.pretokenizer import build_splitter
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument, IdentityError
-from tests.contexts_twin import TwinBuilder, TwinTree
-from tests.test_contexts import FRAGMENTS, boundaries, documents, encodable, given_token
-from tests.vocabularies import ALL, EFFORT, QWEN_SUBSETS, builder, needs_shared, texts, vocabulary
+from tests.contexts.test_builder import FRAGMENTS, boundaries, documents, encodable, given_token
+from tests.support.contexts_twin import TwinBuilder, TwinTree
+from tests.support.vocabularies import ALL, EFFORT, QWEN_SUBSETS, builder, needs_shared, texts, vocabulary
 
 SLOW = (*QWEN_SUBSETS, "qwen2.5", "o200k_base", "deepseek-llm-7b")  # for the twin
 
@@ -110,7 +111,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit everything is forgotten, and trees stay the same."""
     vocab, known = vocabulary("gpt2"), builder("gpt2")
     make = ContextBuilder(vocab, known.merges, build_splitter(vocab))
-    monkeypatch.setattr("engine.contexts._MOST_REMEMBERED", 20_000)
+    monkeypatch.setattr("engine.contexts.builder._MOST_REMEMBERED", 20_000)
     sizes = []
     for text, ids, data in documents("gpt2", 60):
         wanted = list(range(len(data) + 1))

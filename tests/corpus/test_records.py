@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused, zst
+from tests.support.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused, zst
 
 # ==== every kind of file
 
@@ -58,7 +58,7 @@ def test_plain_text_places_and_closing_delimiter(tmp_path: Path) -> None:
 
 
 def test_a_delimiter_across_two_reads_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.records.CHUNK_BYTES", 3)
+    monkeypatch.setattr("engine.corpus.records.CHUNK_BYTES", 3)
     (tmp_path / "a.txt").write_text("abcd<eos>ef<eos><eos>g<eo<eos>")
     assert [document.text for document in read(corpus(delimiter="<eos>"), tmp_path)] == ["abcd", "ef", "", "g<eo"]
 

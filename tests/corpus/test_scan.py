@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.corpus import CorpusScan, labels, read_units, scan_corpus, split_units
+from engine.corpus.files import labels
+from engine.corpus.scan import CorpusScan, read_units, scan_corpus, split_units
 from schemas.errors import CorpusError
-from tests.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused
+from tests.support.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused
 
 # ==== files and names
 
@@ -122,7 +123,7 @@ def test_unwanted_units_are_passed_over_without_parsing(tmp_path: Path, monkeypa
     scan = scan_corpus(config, tmp_path)
     parsed = []
     loads = json.loads
-    monkeypatch.setattr("engine.records.json.loads", lambda text: parsed.append(text) or loads(text))
+    monkeypatch.setattr("engine.corpus.records.json.loads", lambda text: parsed.append(text) or loads(text))
     assert [unit.index for unit, _ in read_units(config, scan, {1, 5})] == [1, 5]
     assert len(parsed) == 4
 
@@ -239,7 +240,7 @@ def test_bad_datasets(tmp_path: Path, cache: None) -> None:
 # ==== real text
 
 
-SHARED = Path(os.environ.get("TARGETSMITH_SHARED", Path(__file__).parent.parent.parent / "shared"))
+SHARED = Path(os.environ.get("TARGETSMITH_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 
 
 @pytest.mark.skipif(not (SHARED / "text").is_dir(), reason="no shared data: set TARGETSMITH_SHARED")

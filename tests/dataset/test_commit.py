@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import publish, shards
-from engine.publish import put_if_absent
+from engine.dataset import commit as shards
+from engine.dataset import posix as publish
+from engine.dataset.posix import put_if_absent
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import COLUMNS, Plan, PlanUnit
 from schemas.target import ROW_SCHEMA
-from tests.tables import quarantine_record, small_plan, unit_tables
+from tests.support.tables import quarantine_record, small_plan, unit_tables
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
 

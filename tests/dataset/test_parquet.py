@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import rows, shards
-from engine.checks import check_rows, mass_tolerance
-from engine.rows import round_nearest, round_rows, rounding_error_nats, row_groups
+from engine.dataset import commit as shards
+from engine.dataset import parquet as rows
+from engine.dataset.invariants import check_rows, mass_tolerance
+from engine.dataset.parquet import round_nearest, round_rows, rounding_error_nats, row_groups
 from schemas.errors import IdentityError
 from schemas.target import MANTISSA_BITS, PAD_ID, ROW_SCHEMA
-from tests.tables import facts_of, targets_table
+from tests.support.tables import facts_of, targets_table
 
 # ---- rounding --------------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from engine import publish, shards
-from engine.outfolder import unsealed_units
-from engine.store import ObjectStore, PosixStore, open_store
+from engine.dataset import commit as shards
+from engine.dataset import posix as publish
+from engine.dataset.layout import unsealed_units
+from engine.dataset.store import ObjectStore, PosixStore, open_store
 from schemas.errors import OutputError
-from tests.objectstores import Wrapped, contents, publish_all, real
-from tests.tables import quarantine_record, small_plan, unit_tables
+from tests.support.objectstores import Wrapped, contents, publish_all, real
+from tests.support.tables import quarantine_record, small_plan, unit_tables
 
 # ---- the operations
 

@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engine.losses.sparse import forward_kl
-from engine.stream import Targets
-from tests.runs import ASSETS, TEXTS, score_here, write_run
+from engine.reader.targets import Targets
+from tests.support.runs import ASSETS, TEXTS, score_here, write_run
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from examples.worked_example import main
 
-DESIGN = Path(__file__).resolve().parent.parent / "docs" / "design.md"
+DESIGN = Path(__file__).resolve().parents[2] / "docs" / "design.md"
 
 
 def test_the_page_has_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,21 +17,23 @@ from pathlib import Path
 
 import pytest
 
-from engine.corpus import Unit, read_units, scan_corpus
-from engine.finish import finish
-from engine.plan import make_plan
-from engine.score import Scorer, UnitResult
-from engine.shards import open_output, publish_unit
-from jobs.worker import publish
+from engine.corpus.document import Unit
+from engine.corpus.scan import read_units, scan_corpus
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
+from engine.dataset.unit_result import UnitResult
+from engine.plan.make_plan import make_plan
+from engine.scoring.scorer import Scorer
+from jobs.pool.unit_worker import publish
 from schemas.errors import OutputError
 from schemas.manifest import Plan
 from schemas.runfile import load_run
-from tests.faults import BAD, contents
-from tests.runs import ASSETS, TEXTS, score_here, write_run
-from tests.tables import small_plan, unit_tables
-from tests.test_jobs import environment
+from tests.jobs.test_score import environment
+from tests.support.faults import BAD, contents
+from tests.support.runs import ASSETS, TEXTS, score_here, write_run
+from tests.support.tables import small_plan, unit_tables
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 
 

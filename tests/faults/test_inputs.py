@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from engine.corpus import read_units, scan_corpus
-from engine.outfolder import load_manifest, sealed_units
-from engine.stream import Targets
+from engine.corpus.scan import read_units, scan_corpus
+from engine.dataset.layout import load_manifest, sealed_units
+from engine.reader.targets import Targets
 from schemas.errors import CorpusError
 from schemas.runfile import load_run
-from tests.faults import BAD, Call, contents
-from tests.runs import ASSETS, TEXTS, score_here, write_run
-from tests.test_jobs import environment
+from tests.jobs.test_score import environment
+from tests.support.faults import BAD, Call, contents
+from tests.support.runs import ASSETS, TEXTS, score_here, write_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ONE_STUDENT = {"sp": ASSETS / "student_sp"}
 SHORT = "top_k = 8\nmax_nodes_per_token = 1\ncalibration_documents = 2"
 

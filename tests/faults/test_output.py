@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import shards
-from engine.outfolder import MANIFEST, PLAN, claim_name, seal_name, sealed_units
-from engine.stream import Targets, TargetsError
+from engine.dataset import commit as shards
+from engine.dataset.layout import MANIFEST, PLAN, claim_name, seal_name, sealed_units
+from engine.reader.targets import Targets, TargetsError
 from schemas.errors import OutputError
-from tests.faults import BAD, Call, contents
-from tests.runs import ASSETS, TEXTS, score_here, write_run
-from tests.tables import quarantine_record, small_plan, unit_tables
+from tests.support.faults import BAD, Call, contents
+from tests.support.runs import ASSETS, TEXTS, score_here, write_run
+from tests.support.tables import quarantine_record, small_plan, unit_tables
 
 
 @pytest.fixture(scope="module")

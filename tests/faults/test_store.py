@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from engine import shards
-from engine.outfolder import MANIFEST, seal_name, unsealed_units
-from engine.store import ObjectStore, open_store
-from engine.stream import Targets, TargetsError
-from engine.verify import verify
+from engine.dataset import commit as shards
+from engine.dataset.layout import MANIFEST, seal_name, unsealed_units
+from engine.dataset.store import ObjectStore, open_store
+from engine.reader.targets import Targets, TargetsError
+from engine.verify.output import verify
 from schemas.errors import OutputError
-from tests.objectstores import Wrapped, contents, real
-from tests.tables import quarantine_record, small_plan, unit_tables
+from tests.support.objectstores import Wrapped, contents, real
+from tests.support.tables import quarantine_record, small_plan, unit_tables
 
 SHARD = "data/student/small/train-00001-of-00002.parquet"
 ERRORS: list[Callable[[], Exception]] = [

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import typer
 
-from engine.plan import ENGINE_VERSION
-from engine.stream import Targets
+from engine.plan.make_plan import ENGINE_VERSION
+from engine.reader.targets import Targets
 from jobs.cli import app, main
-from tests.runs import TEXTS, score_here, write_run
+from tests.support.runs import TEXTS, score_here, write_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VERBS = ("score", "show", "cat", "verify", "demo")
 
 

@@ -17,7 +17,7 @@ import tokenizers
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "jobs" / "demo_assets"
 BYTE_LEVEL, ALL = ("teacher", "student_bl"), ("teacher", "student_bl", "student_sp")
 SIZES = {"teacher": 2048, "student_bl": 800, "student_sp": 1000}

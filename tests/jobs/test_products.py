@@ -13,21 +13,22 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.collate import student_inputs
-from engine.losses.chunks import chunked
+from engine.dataset.layout import load_manifest
+from engine.dataset.store import open_store
+from engine.losses.chunked_head import chunked
 from engine.losses.sampled import sampled_ce
 from engine.losses.sparse import forward_kl
-from engine.outfolder import load_manifest
-from engine.store import open_store
-from engine.stream import Targets
-from jobs.cat import View, cat
+from engine.reader.collate import student_inputs
+from engine.reader.targets import Targets
+from jobs.cat import cat
+from jobs.products import View
 from jobs.progress import Counts
-from jobs.score import Outcome, print_summary
 from jobs.show import show
+from jobs.summary import Outcome, print_summary
 from schemas.errors import OutputError
-from tests.runs import score_here, write_run
+from tests.support.runs import score_here, write_run
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "train.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "train.md"
 EVERYTHING = "top_k = 16\nbytes = true\nhidden = true\nteacher_stats = true"
 
 

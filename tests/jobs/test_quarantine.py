@@ -16,25 +16,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.determinism import BOUND_NATS, gaps
-from engine.corpus import Document, Unit, scan_corpus
-from engine.finish import finish
-from engine.outfolder import load_plan, read_quarantine, sealed_units
-from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.retry import KEY, check_corpus, find_retry, read_retried, retry_plan
-from engine.shards import open_output
-from engine.store import Out
-from engine.vocab import load_vocabulary
+from engine.bpe.vocabulary import load_vocabulary
+from engine.corpus.document import Document, Unit
+from engine.corpus.scan import scan_corpus
+from engine.dataset.commit import open_output
+from engine.dataset.finish import finish
+from engine.dataset.layout import load_plan, read_quarantine, sealed_units
+from engine.dataset.store import Out
+from engine.plan.make_plan import ENGINE_VERSION, make_plan
+from engine.plan.pin import pin
+from engine.plan.retry import KEY, check_corpus, find_retry, read_retried, retry_plan
 from jobs import score as verb
 from jobs.budget import Budget
-from jobs.worker import UnitWorker
+from jobs.pool.unit_worker import UnitWorker
 from schemas.errors import OutputError, QuarantineError
 from schemas.manifest import Plan, PlanUnit
 from schemas.runfile import RunConfig, load_run
 from schemas.settings import QuarantineConfig
-from tests.runs import ASSETS, TEXTS, score_here, write_run
-from tests.test_jobs import digests
+from tests.jobs.test_score import digests
+from tests.support.runs import ASSETS, TEXTS, score_here, write_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 POISON = "this text kills"
 ONE = "[ray]\nactors = 1"
 

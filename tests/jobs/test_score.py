@@ -22,12 +22,12 @@ from types import MappingProxyType
 import psutil
 import pytest
 
-from engine.outfolder import load_manifest, read_quarantine, sealed_units
-from engine.stream import Targets
-from tests.runs import TEXTS, score_here, write_run
+from engine.dataset.layout import load_manifest, read_quarantine, sealed_units
+from engine.reader.targets import Targets
+from tests.support.runs import TEXTS, score_here, write_run
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -17,19 +17,19 @@ from typing import Any
 
 import pytest
 
-from engine import shards
-from engine import store as stores
-from engine.head import HEAD
-from engine.outfolder import claim_name, seal_name, sealed_shards, unsealed_units
-from engine.store import ObjectStore, PosixStore, open_store
-from engine.stream import Targets
+from engine.dataset import commit as shards
+from engine.dataset import store as stores
+from engine.dataset.layout import claim_name, seal_name, sealed_shards, unsealed_units
+from engine.dataset.sidecars import HEAD
+from engine.dataset.store import ObjectStore, PosixStore, open_store
+from engine.reader.targets import Targets
 from jobs.cli import main
 from schemas.errors import FingerprintMismatch, OutputError, RunFileError
 from schemas.runfile import load_run
-from tests.objectstores import ROOT, SECRET, contents, publish_all, real
-from tests.runs import TEXTS, score_here, score_run, write_run
-from tests.tables import small_plan
-from tests.vocabularies import EFFORT
+from tests.support.objectstores import ROOT, SECRET, contents, publish_all, real
+from tests.support.runs import TEXTS, score_here, score_run, write_run
+from tests.support.tables import small_plan
+from tests.support.vocabularies import EFFORT
 
 # ---- runs
 
@@ -70,8 +70,8 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
 PUBLISH = """
 import sys
 from engine import shards
-from engine.store import open_store
-from tests.tables import quarantine_record, small_plan, unit_tables
+from engine.dataset.store import open_store
+from tests.support.tables import quarantine_record, small_plan, unit_tables
 plan, store = small_plan(units=4, rows=2), open_store(sys.argv[1])
 print("begun", flush=True)
 shards.open_output(store, plan)

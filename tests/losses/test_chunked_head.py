@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.losses.chunks import chunked
+from engine.losses.chunked_head import chunked
 from engine.losses.partial import partial_kl
 from engine.losses.sampled import sampled_ce
 from engine.losses.sparse import forward_kl, jsd, reverse_kl

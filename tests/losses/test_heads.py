@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.losses.bytes_head import REACH, SYMBOLS, ByteHead, byte_loss, byte_rows
-from engine.losses.chunks import chunked
+from engine.losses.chunked_head import chunked
 from engine.losses.sparse import forward_kl
 
 END = 256

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.corpus import scan_corpus
-from engine.plan import make_plan, pin
+from engine.corpus.scan import scan_corpus
+from engine.plan.make_plan import make_plan
+from engine.plan.pin import pin
 from schemas.errors import RunFileError, TeacherError, TokenizerError
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig, load_run
-from tests.runs import ASSETS, TEXTS, write_run, write_subset
+from tests.support.runs import ASSETS, TEXTS, write_run, write_subset
 
 
 def plan_of(run_file: Path) -> Plan:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from engine.collate import attention_mask, packed_layout, student_inputs
-from engine.stream import Targets, TargetsError
-from tests.codecs import DRAWS, HIDDEN, STATISTICS, TOP_K, write_output, write_shard
+from engine.reader.collate import attention_mask, packed_layout, student_inputs
+from engine.reader.targets import Targets, TargetsError
+from tests.support.codecs import DRAWS, HIDDEN, STATISTICS, TOP_K, write_output, write_shard
 
 Documents = dict[str, list[dict[str, Any]]]
 

@@ -1,4 +1,4 @@
-"""Other readers of the same files: datasets (streaming), polars and ray.data give what engine/stream.py gives."""
+"""Other readers of the same files: datasets (streaming), polars and ray.data give what engine/reader/targets.py gives."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.stream import Targets
-from tests.codecs import TOP_K, write_output
+from engine.reader.targets import Targets
+from tests.support.codecs import TOP_K, write_output
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_polars_scan(out: Path, documents: dict[str, list[Any]]) -> None:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    from jobs.raypool import connect
+    from jobs.pool.ray_pool import connect
     from schemas.runfile import RayConfig
 
     with connect(RayConfig(actors=2)):
@@ -79,7 +79,7 @@ def test_ray_data(out: Path, documents: dict[str, list[Any]]) -> None:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    page = (Path(__file__).resolve().parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {"OUT": str(out), "TOP_K": TOP_K}
     exec(example, names)

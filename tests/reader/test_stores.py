@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from engine.loader import TargetsDataset
-from engine.stream import Targets, TargetsError
-from tests.codecs import write_output
+from engine.reader.targets import Targets, TargetsError
+from engine.reader.torch_dataset import TargetsDataset
+from tests.support.codecs import write_output
 
 
 @pytest.fixture(scope="module")

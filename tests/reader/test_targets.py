@@ -16,14 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from engine import rowgroups, shards, stream
-from engine.rows import round_rows
-from engine.stream import Targets, TargetsError
+from engine.dataset import commit as shards
+from engine.dataset.parquet import round_rows
+from engine.reader import row_groups as rowgroups
+from engine.reader import targets as stream
+from engine.reader.targets import Targets, TargetsError
 from schemas import target
 from schemas.manifest import COLUMNS
-from tests.tables import quarantine_record, small_plan, unit_tables
+from tests.support.tables import quarantine_record, small_plan, unit_tables
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_imports_nothing_of_the_project_and_runs_alone(finished: Path, tmp_path:
         shutil.copy(folder / name, tmp_path / "engine" / name)
     assert roots - set(sys.stdlib_module_names) == {"engine", "fsspec", "pyarrow", "numpy", "torch"}
     code = (
-        "from engine.loader import TargetsDataset; from engine.stream import Targets; "
+        "from engine.reader.torch_dataset import TargetsDataset; from engine.reader.targets import Targets; "
         f"print(sum(int(b['lengths'].sum()) for b in TargetsDataset(Targets({str(finished)!r}), 4)))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from engine.loader import TargetsDataset
-from engine.stream import Targets, TargetsError
-from tests.codecs import write_output
+from engine.reader.targets import Targets, TargetsError
+from engine.reader.torch_dataset import TargetsDataset
+from tests.support.codecs import write_output
 
 # torchdata 0.11 calls a function of torch that warns; nothing that this project can change.
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")

@@ -13,9 +13,9 @@ from schemas.runfile import RunConfig
 from schemas.runfile_errors import wanted
 from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, StudentConfig, TeacherConfig
 from schemas.settings_targets import TargetsConfig
-from tests.test_runfile import load
+from tests.schemas.test_runfile import load
 
-PAGE = Path(__file__).parent.parent / "docs" / "runfile.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "runfile.md"
 TABLES: dict[str, type[BaseModel]] = {
     "top of the file": RunConfig,
     "[teacher]": TeacherConfig,

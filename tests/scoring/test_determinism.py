@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.determinism import ASSETS, BOUND_NATS, demo_documents, demo_scorer, gaps, score
-from engine.beam import Front, Item, Spending
-from engine.score import Scorer
-from tests.runs import write_subset
+from engine.beam.frontier import Front, Item, Spending
+from engine.scoring.scorer import Scorer
+from tests.support.runs import write_subset
 
 COUNT = 12
 

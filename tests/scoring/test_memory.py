@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from benchmarks.determinism import BOUND_NATS, demo_documents, gaps
-from engine import memory
-from engine.corpus import Document
-from engine.score import Scorer
-from tests.test_score import demo
+from engine.corpus.document import Document
+from engine.scoring import memory
+from engine.scoring.scorer import Scorer
+from tests.scoring.test_scorer import demo
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from engine.checks import check_rows
-from engine.corpus import Document
-from engine.rows import flat, lengths_of, round_rows
-from engine.score import Scorer, UnitResult
+from engine.corpus.document import Document
+from engine.dataset.invariants import check_rows
+from engine.dataset.parquet import flat, lengths_of, round_rows
+from engine.dataset.unit_result import UnitResult
+from engine.scoring.scorer import Scorer
 from schemas.errors import RunFileError, TeacherError
 from schemas.runfile import parse_run
 from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_EXACT, FLAG_GIVEN, ROW_SCHEMA
-from tests.runs import write_subset
-from tests.tables import facts_of
-from tests.vocabularies import SHARED, needs_shared
+from tests.support.runs import write_subset
+from tests.support.tables import facts_of
+from tests.support.vocabularies import SHARED, needs_shared
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "jobs" / "demo_assets"
 
 HOSTILE = (

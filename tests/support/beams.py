@@ -14,19 +14,21 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from engine.beam import Spending
-from engine.emit import Emitter, Prepared
-from engine.evaluate import Open, hidden_states
-from engine.leaves import LeafFinder
-from engine.positions import TopK
-from engine.sketch import Sketcher
-from engine.vocab import Vocabulary
-from engine.widen import Widener
+from engine.alignment.passage import Prepared
+from engine.beam.frontier import Spending
+from engine.beam.leaves import LeafFinder
+from engine.beam.search import Widener
+from engine.beam.sketch import Sketcher
+from engine.bpe.vocabulary import Vocabulary
+from engine.targets.emit import Emitter
+from engine.targets.positions import TopK
+from engine.teacher.evaluate import hidden_states
+from engine.teacher.incremental import Open
 from schemas.settings import TeacherConfig
-from tests.oracle import encode_closed, is_text
-from tests.pairs import STUDENT, Pair, path_of
-from tests.table_model import TableModel
-from tests.toys import TableTeacher, completions
+from tests.support.oracle import encode_closed, is_text
+from tests.support.pairs import STUDENT, Pair, path_of
+from tests.support.table_model import TableModel
+from tests.support.toys import TableTeacher, completions
 
 Tokens = tuple[int, ...]
 UNLIMITED = 1e6
@@ -217,7 +219,7 @@ class Rules:
 
 
 class Truth:
-    """All texts behind the leaves of one document. Contexts: those of the tree (tests/test_pushforward.py holds the tree
+    """All texts behind the leaves of one document. Contexts: those of the tree (tests/targets/test_pushforward.py holds the tree
     to brute force)."""
 
     def __init__(self, pair: Pair, doc: Prepared, table: TableTeacher, text: str) -> None:

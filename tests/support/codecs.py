@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.target import ROW_SCHEMA
-from tests.tables import targets_table
+from tests.support.tables import targets_table
 
 DRAWS, HIDDEN, TOP_K = 50, 6, 4
 STATISTICS = ("logz", "entropy", "logit_std", "logz_scaled", "space_logp", "end_logp")

@@ -1,4 +1,4 @@
-"""The slow, obvious twin of engine/contexts.py: one wanted byte after another, every path inserted into one tree.
+"""The slow, obvious twin of engine/contexts/builder.py: one wanted byte after another, every path inserted into one tree.
 
 Contents and errors are those of `ContextBuilder.build`; the order of nodes is not.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.bpe import MergeTable
-from engine.pending import CutText, characters_from, cut_text
-from engine.split import Splitter
-from engine.vocab import Vocabulary
+from engine.bpe.merges import MergeTable
+from engine.bpe.pending import CutText, cut_text
+from engine.bpe.pretokenizer import Splitter
+from engine.bpe.utf8 import characters_from
+from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument, IdentityError
 
 NO_NODE = -1

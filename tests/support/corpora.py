@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.corpus import Document, read_units, scan_corpus
+from engine.corpus.document import Document
+from engine.corpus.scan import read_units, scan_corpus
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
 

@@ -31,8 +31,8 @@ from transformers import (
     Starcoder2Config,
 )
 
-from engine.forest import Window
-from engine.teacher import Teacher, load_teacher
+from engine.teacher.model import Teacher, load_teacher
+from engine.teacher.packing import Window
 from schemas.settings import TeacherConfig
 
 VOCAB = 97

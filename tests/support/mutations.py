@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.outfolder import load_plan, load_seals
-from engine.rows import flat
-from engine.verify_rows import sums_of
+from engine.dataset.layout import load_plan, load_seals
+from engine.dataset.parquet import flat
+from engine.verify.rows import sums_of
 from schemas.manifest import add_stats, canonical_json
 
 Rng = random.Random

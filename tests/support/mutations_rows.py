@@ -1,4 +1,4 @@
-"""Ways to damage an output that leave every file a valid one of ours: other rows, other values. The rest: tests/mutations.py."""
+"""Ways to damage an output that leave every file a valid one of ours: other rows, other values. The rest: mutations.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.rows import _WRITER, encodings, flat, lengths_of, row_groups
+from engine.dataset.parquet import _WRITER, encodings, flat, lengths_of, row_groups
 from schemas.manifest import Plan
-from tests.mutations import Rng, parquet_files, place_of, reseal, write_json
+from tests.support.mutations import Rng, parquet_files, place_of, reseal, write_json
 
 # ---- valid Parquet files with other rows
 

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 
-from engine.head import DIGEST, HEAD
-from engine.means import MEANS
+from engine.dataset.sidecars import DIGEST, HEAD, MEANS
 from schemas.manifest import SideFile
-from tests.mutations import Rng, write_json
+from tests.support.mutations import Rng, write_json
 
 # ---- the teacher's head
 

@@ -12,13 +12,13 @@ from typing import Any
 import fsspec
 import pytest
 
-from engine import shards
-from engine import store as stores
-from engine.store import ObjectStore, open_store
+from engine.dataset import commit as shards
+from engine.dataset import store as stores
+from engine.dataset.store import ObjectStore, open_store
 from schemas.manifest import Plan
-from tests.tables import unit_tables
+from tests.support.tables import unit_tables
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a-very-secret-key"
 SERVER = """
 import logging, sys

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.vocab import SPACE_MARK, Vocabulary, load_vocabulary
-from tests.toys import SPELL, TableTeacher, bytes_in_use, completions, strings, two_byte_characters
+from engine.bpe.vocabulary import SPACE_MARK, Vocabulary, load_vocabulary
+from tests.support.toys import SPELL, TableTeacher, bytes_in_use, completions, strings, two_byte_characters
 
 Tokens = tuple[int, ...]
 

@@ -17,23 +17,26 @@ from typing import cast
 import numpy as np
 import torch
 
-from engine.boundaries import Aligner
-from engine.bpe import build_merge_table
-from engine.canonical import CanonicalNext
-from engine.contexts import ContextBuilder, ContextTree
-from engine.emit import Emitter, Prepared, Side
-from engine.exact import exact_side
-from engine.exact_rows import Refinement
-from engine.expansion import BYTES_END, Expansion, byte_expansion, subset_expansion, subset_gap
-from engine.outcomes import Outcomes
-from engine.positions import TopK
-from engine.pushforward import PushForward
-from engine.rules import RuleBook, TeacherTokens
-from engine.split import build_splitter
-from engine.trie import Trie, build_trie
-from engine.vocab import Vocabulary, load_vocabulary
+from engine.alignment.boundaries import Aligner
+from engine.alignment.expansion import Expansion, byte_expansion, subset_expansion, subset_gap
+from engine.alignment.passage import Prepared, Side
+from engine.alignment.refinement import exact_side
+from engine.alignment.rules import RuleBook, TeacherTokens
+from engine.alignment.strings import Outcomes
+from engine.alignment.token_trie import Trie, build_trie
+from engine.bpe.merges import build_merge_table
+from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.canonical import CanonicalNext
+from engine.contexts.tree import ContextTree
+from engine.targets.emit import Emitter
+from engine.targets.exact_rows import Refinement
+from engine.targets.positions import TopK
+from engine.targets.pushforward import PushForward
 from schemas.errors import BadDocument
-from tests.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, alphabet, random_text, toy
+from schemas.products import BYTES_END
+from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, alphabet, random_text, toy
 
 STUDENT, BYTES = "student/toy", "bytes"
 

@@ -7,20 +7,21 @@ import shutil
 from collections.abc import Container
 from pathlib import Path
 
-from engine.calibrate import sample
-from engine.corpus import CorpusScan, Document, read_units, scan_corpus
-from engine.finish import finish
-from engine.outfolder import load_plan
-from engine.plan import ENGINE_VERSION, make_plan, pin
-from engine.retry import find_retry, read_retried, retry_plan
-from engine.shards import open_output
-from engine.store import PosixStore
-from jobs.events import Died
-from jobs.worker import UnitWorker, join_outcomes, publish
+from engine.corpus.document import Document
+from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
+from engine.dataset.commit import open_output
+from engine.dataset.finish import finish
+from engine.dataset.layout import load_plan
+from engine.dataset.store import PosixStore
+from engine.plan.make_plan import ENGINE_VERSION, make_plan
+from engine.plan.pin import pin
+from engine.plan.retry import find_retry, read_retried, retry_plan
+from jobs.pool.events import Died
+from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
 from schemas.manifest import Manifest
 from schemas.runfile import RunConfig, load_run
 
-ASSETS = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"
+ASSETS = Path(__file__).resolve().parents[2] / "jobs" / "demo_assets"
 
 TEXTS = (
     "Anna has 3 apples and buys 4 more. 3 + 4 = 7. Anna has 7 apples.",

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.forest import Window
-from engine.growth import Growth
-from engine.vocab import Vocabulary
-from tests.toys import TableTeacher
+from engine.bpe.vocabulary import Vocabulary
+from engine.teacher.incremental import Growth
+from engine.teacher.packing import Window
+from tests.support.toys import TableTeacher
 
 Path = tuple[int, ...]
 
 
 class TableModel:
-    """What engine/evaluate.py and engine/widen.py ask of a teacher. broken: text tokens of contexts whose row is NaN.
+    """What teacher/evaluate.py and beam/search.py ask of a teacher. broken: text tokens of contexts whose row is NaN.
     asked: contexts in the order in which they were scored, BOS included."""
 
     def __init__(

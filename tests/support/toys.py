@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from engine.vocab import SPACE_MARK, Vocabulary, byte_alphabet, load_vocabulary
+from engine.bpe.vocabulary import SPACE_MARK, Vocabulary, byte_alphabet, load_vocabulary
 
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 BYTE_LEVEL = ("none", "gpt2", "llama3", "digits", "number")

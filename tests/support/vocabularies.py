@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.bpe import MergeTable, build_merge_table
-from engine.contexts import ContextBuilder, ContextTree
-from engine.split import Splitter, build_splitter
-from engine.vocab import Vocabulary, byte_alphabet, load_vocabulary
+from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.pretokenizer import Splitter, build_splitter
+from engine.bpe.vocabulary import Vocabulary, byte_alphabet, load_vocabulary
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.tree import ContextTree
 
-SHARED = Path(os.environ.get("TARGETSMITH_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
+SHARED = Path(os.environ.get("TARGETSMITH_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 EFFORT = int(os.environ.get("TARGETSMITH_EFFORT", "1"))
 needs_shared = pytest.mark.skipif(
     not (SHARED / "tokenizers").is_dir(), reason=f"no shared data at {SHARED}: set TARGETSMITH_SHARED"

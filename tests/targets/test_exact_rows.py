@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.softmax
-from engine.expansion import BYTES_END
-from engine.vocab import Vocabulary
+import engine.teacher.softmax
+from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument
+from schemas.products import BYTES_END
 from schemas.target import FLAG_EXACT
-from tests.oracle import contexts_of, truth, with_all_bytes
-from tests.pairs import BYTES, STUDENT, Case, cases, path_of, stored, subset_pair
-from tests.toys import TableTeacher, random_text
-from tests.vocabularies import EFFORT
+from tests.support.oracle import contexts_of, truth, with_all_bytes
+from tests.support.pairs import BYTES, STUDENT, Case, cases, path_of, stored, subset_pair
+from tests.support.toys import TableTeacher, random_text
+from tests.support.vocabularies import EFFORT
 
 
 def spell(case: Case, token: int, product: str) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ def test_chunks_do_not_change_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         group = [c for c in found[begin : begin + 6] if c.pair is found[begin].pair]
         alone = [c.pair.emit([c.doc], c.table) for c in group]
         for cells in (1, 3 * group[0].pair.teacher.size):
-            monkeypatch.setattr(engine.softmax, "_CHUNK_CELLS", cells)
+            monkeypatch.setattr(engine.teacher.softmax, "_CHUNK_CELLS", cells)
             together = group[0].pair.emit([c.doc for c in group], group[0].table)
             for product in (STUDENT, BYTES):
                 rows = together[product]

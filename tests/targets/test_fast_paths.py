@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-import engine.boundaries
-import engine.pushforward
-import engine.rules
-from engine.boundaries import Aligner
-from engine.positions import TopK
-from engine.pushforward import Job, Pushed, PushForward
+import engine.alignment.boundaries
+import engine.alignment.rules
+import engine.targets.pushforward
+from engine.alignment.boundaries import Aligner
+from engine.targets.positions import TopK
+from engine.targets.pushforward import Job, Pushed, PushForward
 from schemas.errors import BadDocument
-from tests.pairs import STUDENT, cases, random_pair
-from tests.toys import random_text
-from tests.vocabularies import EFFORT
+from tests.support.pairs import STUDENT, cases, random_pair
+from tests.support.toys import random_text
+from tests.support.vocabularies import EFFORT
 
 
 def push_slowly(push: PushForward, prob_RV: torch.Tensor, job: Job) -> tuple[np.ndarray, float, float, float]:
@@ -57,7 +57,7 @@ def test_the_push_forward_is_the_sum_over_all_leaves(
     seed: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Whichever rules count as large; on what the engine really asks, with splits, specials and several documents."""
-    monkeypatch.setattr(engine.pushforward, "_DENSE", limit)
+    monkeypatch.setattr(engine.targets.pushforward, "_DENSE", limit)
     fast, seen, narrow = PushForward.push, 0, 0
 
     def push(self: PushForward, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> Pushed:
@@ -87,8 +87,8 @@ def test_what_an_aligner_remembers_changes_nothing(tmp_path: Path, monkeypatch: 
     for number in range(12 * EFFORT):
         pair = random_pair(rng, tmp_path / str(number))
         assert pair.teacher.bos_id is not None
-        monkeypatch.setattr(engine.rules, "_MOST_KEPT", (60_000_000, 40)[number % 2])
-        monkeypatch.setattr(engine.boundaries, "_MOST_LEFTS", (100_000, 3, 100_000)[number % 3])
+        monkeypatch.setattr(engine.alignment.rules, "_MOST_KEPT", (60_000_000, 40)[number % 2])
+        monkeypatch.setattr(engine.alignment.boundaries, "_MOST_LEFTS", (100_000, 3, 100_000)[number % 3])
         book = pair.aligner.book
         for _ in range(8):
             text = random_text(rng, pair.chars, 12)
@@ -98,7 +98,7 @@ def test_what_an_aligner_remembers_changes_nothing(tmp_path: Path, monkeypatch: 
                 continue
             ids, ends = pair.student.encode(text)
             fresh = Aligner(
-                engine.rules.RuleBook(book.teacher, book.student, book.merges, book.splitter),
+                engine.alignment.rules.RuleBook(book.teacher, book.student, book.merges, book.splitter),
                 pair.teacher.prefix_bytes,
             )
             ours = doc.sides[STUDENT].boundaries

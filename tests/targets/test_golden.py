@@ -26,13 +26,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.corpus import Document
-from engine.rows import flat
-from engine.score import Scorer, UnitResult
+from engine.corpus.document import Document
+from engine.dataset.parquet import flat
+from engine.dataset.unit_result import UnitResult
+from engine.scoring.scorer import Scorer
 from schemas.runfile import parse_run
 from schemas.target import FLAG_EXACT, FLAG_GIVEN
-from tests.test_jobs import targetsmith
-from tests.vocabularies import SHARED, needs_shared
+from tests.jobs.test_score import targetsmith
+from tests.support.vocabularies import SHARED, needs_shared
 
 pytestmark = needs_shared
 GOLDEN = SHARED / "golden/subset_qwen2.5"

@@ -22,15 +22,16 @@ import numpy as np
 import pytest
 import torch
 
-from engine.evaluate import hidden_states
-from engine.positions import TopK
-from engine.score import BYTES, TEACHER, Scorer
-from engine.vocab import Vocabulary, load_vocabulary, valid_utf8_prefix
+from engine.bpe.utf8 import valid_utf8_prefix
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.scoring.scorer import BYTES, TEACHER, Scorer
+from engine.targets.positions import TopK
+from engine.teacher.evaluate import hidden_states
 from schemas.runfile import parse_run
-from tests.oracle import encode_closed
-from tests.runs import ASSETS
-from tests.test_score import documents
-from tests.vocabularies import SHARED, needs_shared
+from tests.scoring.test_scorer import documents
+from tests.support.oracle import encode_closed
+from tests.support.runs import ASSETS
+from tests.support.vocabularies import SHARED, needs_shared
 
 pytestmark = needs_shared
 FOLDERS = {

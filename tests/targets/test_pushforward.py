@@ -1,4 +1,4 @@
-"""Truth first: the real pipeline on random toy tokenizers against brute force (tests/oracle.py).
+"""Truth first: the real pipeline on random toy tokenizers against brute force (tests/support/oracle.py).
 
 TARGETSMITH_EFFORT=n multiplies the number of random cases by n.
 """
@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.fast_rows
-import engine.pushforward
-import engine.softmax
-from engine.positions import TopK
+import engine.targets.beam_rows
+import engine.targets.pushforward
+import engine.teacher.softmax
+from engine.targets.positions import TopK
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
-from tests.beams import score
-from tests.oracle import encode_closed, evaluated, targets, truth, with_all_bytes
-from tests.pairs import STUDENT, Pair, cases, path_of, random_pair
-from tests.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, completions, random_text, strings, toy
-from tests.vocabularies import EFFORT
+from tests.support.beams import score
+from tests.support.oracle import encode_closed, evaluated, targets, truth, with_all_bytes
+from tests.support.pairs import STUDENT, Pair, cases, path_of, random_pair
+from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, completions, random_text, strings, toy
+from tests.support.vocabularies import EFFORT
 
 
 def probabilities(rows: TopK, at: int, size: int) -> np.ndarray:
@@ -268,14 +268,14 @@ def test_the_way_of_computing_changes_nothing(seed: int, change: str, tmp_path: 
     together = pair.emit([pair.prepare(t, bos) for t in texts], table)
     if change == "chunks":
         for cells in (1, 3 * size):
-            monkeypatch.setattr(engine.softmax, "_CHUNK_CELLS", cells)
-            monkeypatch.setattr(engine.fast_rows, "_STEP_CELLS", cells)
+            monkeypatch.setattr(engine.teacher.softmax, "_CHUNK_CELLS", cells)
+            monkeypatch.setattr(engine.targets.beam_rows, "_STEP_CELLS", cells)
             again = pair.emit([pair.prepare(t, bos) for t in texts], table)
             for product in together:
                 same(together[product], again[product], size)
     elif change == "dense":
         for limit in (0, 3):
-            monkeypatch.setattr(engine.pushforward, "_DENSE", limit)
+            monkeypatch.setattr(engine.targets.pushforward, "_DENSE", limit)
             same(together[STUDENT], pair.emit([pair.prepare(t, bos) for t in texts], table)[STUDENT], size)
     else:
         rows = together[STUDENT]

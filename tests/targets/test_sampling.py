@@ -10,17 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import draws
-from engine.checks import check_rows
-from engine.corpus import Document
-from engine.draws import Sample, counted, key_of, row_keys, uniforms
-from engine.positions import TopK
-from engine.rows import flat
+from engine.corpus.document import Document
+from engine.dataset.invariants import check_rows
+from engine.dataset.parquet import flat
+from engine.targets import sampling as draws
+from engine.targets.positions import TopK
+from engine.targets.sampling import Sample, counted, key_of, row_keys, uniforms
 from schemas.errors import IdentityError
 from schemas.target import PAD_ID, row_schema
-from tests.runs import score_here, write_run
-from tests.tables import facts_of
-from tests.test_score import ASSETS, HOSTILE, scorer
+from tests.scoring.test_scorer import ASSETS, HOSTILE, scorer
+from tests.support.runs import score_here, write_run
+from tests.support.tables import facts_of
 
 MASK = 2**64 - 1
 

@@ -14,22 +14,24 @@ import torch
 from safetensors.torch import load_file
 from transformers import PhiConfig, PhiForCausalLM
 
-from engine import rows
-from engine.checks import check_rows
-from engine.corpus import Document
-from engine.head import HEAD, hidden_size_note, publish_head
-from engine.rows import flat, round_rows
-from engine.score import Scorer
-from engine.tables import roles_of
-from engine.teacher import Teacher
-from engine.teacher_rows import JoinedEnds
+from engine.corpus.document import Document
+from engine.dataset import parquet as rows
+from engine.dataset.invariants import check_rows
+from engine.dataset.parquet import flat, round_rows
+from engine.dataset.sidecars import HEAD
+from engine.scoring.scorer import Scorer
+from engine.targets.tables import roles_of
+from engine.targets.teacher_rows import JoinedEnds
+from engine.teacher.lm_head import publish_head
+from engine.teacher.model import Teacher
+from jobs.estimates import hidden_size_note
 from schemas.errors import IdentityError, RunFileError
 from schemas.runfile import load_run
 from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, row_schema
-from tests.runs import score_here, write_run
-from tests.tables import facts_of
-from tests.test_draws import documents
-from tests.test_score import ASSETS, scorer
+from tests.scoring.test_scorer import ASSETS, scorer
+from tests.support.runs import score_here, write_run
+from tests.support.tables import facts_of
+from tests.targets.test_sampling import documents
 
 TEXTS = ("Anna has 3 apples and buys 4 more.\n3 + 4 = 7", "x", "  two spaces,\n\ttab — naïve 漢字")
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoConfig
 
-import engine.masks
-import engine.selfcheck
-from engine.forest import Window, lay_out, pack
-from engine.growth import CachedGrowth, RescoredGrowth
-from engine.masks import Masking
-from engine.teacher import Teacher
+import engine.teacher.attention_masks
+import engine.teacher.self_check
+from engine.teacher.attention_masks import Masking
+from engine.teacher.incremental import CachedGrowth, RescoredGrowth
+from engine.teacher.model import Teacher
+from engine.teacher.packing import Window, lay_out, pack
 from schemas.errors import TeacherError
-from tests.decoders import (
+from tests.support.decoders import (
     FULL,
     RECURRENT,
     SLIDING,
@@ -176,7 +176,7 @@ def test_windows_may_be_arrays(saved: Path, name: str) -> None:
 def test_rounds_in_steps_give_the_same(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = loaded(saved / "qwen2-last-layers")
     whole = logps(teacher, FOREST)
-    monkeypatch.setattr("engine.growth.MASK_CELLS", 300)  # a handful of places to a step
+    monkeypatch.setattr("engine.teacher.incremental.MASK_CELLS", 300)  # a handful of places to a step
     assert gap(rounds(teacher, FOREST, 0), whole) <= TOLERANCE
 
 
@@ -197,9 +197,11 @@ def test_which_masks_are_taken(saved: Path) -> None:
 def test_a_window_wrong_by_one_token_is_noticed(
     saved: Path, name: str, wrong_by: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = engine.masks.allowed
+    right = engine.teacher.attention_masks.allowed
     monkeypatch.setattr(
-        engine.masks, "allowed", lambda reach, start, window: right(reach, start, window and window + wrong_by)
+        engine.teacher.attention_masks,
+        "allowed",
+        lambda reach, start, window: right(reach, start, window and window + wrong_by),
     )
     teacher = load(saved / name)
     assert teacher.attention == "paths" and teacher.why.startswith("differs by ")
@@ -211,8 +213,8 @@ def test_a_window_that_no_mask_knows_is_noticed_beyond_the_small_probe(
     """GPT-Neo's local layers look back 60 tokens by place; the small probe cannot see it."""
     teacher = load(saved / "gpt_neo")
 
-    def found() -> engine.selfcheck.Found:
-        return engine.selfcheck.find_way(
+    def found() -> engine.teacher.self_check.Found:
+        return engine.teacher.self_check.find_way(
             replace(teacher._decoder, model=model), lambda h: torch.log_softmax(teacher.logits(h), -1), VOCAB, 128, 1e-3
         )
 
@@ -225,14 +227,16 @@ def test_a_window_that_no_mask_knows_is_noticed_beyond_the_small_probe(
     model.config.max_position_embeddings = 128  # as if there were none
     with torch.inference_mode():
         assert found().why.startswith("differs by ")
-        monkeypatch.setattr(engine.selfcheck, "_OTHER_WINDOWS", ())
+        monkeypatch.setattr(engine.teacher.self_check, "_OTHER_WINDOWS", ())
         assert found().decoder is not None  # what would have happened
 
 
 def test_a_cache_that_does_not_hold_is_not_used(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for layers that share keys: rounds are scored afresh, with the same results."""
     config = reference(saved / "mistral-window").config
-    monkeypatch.setattr("engine.growth.DynamicCache", lambda: DynamicCache(config=config))  # crops sliding layers
+    monkeypatch.setattr(
+        "engine.teacher.incremental.DynamicCache", lambda: DynamicCache(config=config)
+    )  # crops sliding layers
     teacher = load(saved / "mistral-window")
     assert teacher.attention == "tree" and not teacher.reuse
     assert gap(rounds(teacher, FOREST, 0), logps(teacher, FOREST)) <= TOLERANCE

@@ -13,10 +13,10 @@ import torch
 import transformers.integrations.flex_attention as wrapped
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
-from engine.forest import ancestors_too, intervals, lay_out, pack
-from engine.masks import allowed, allowed_function, reach_of
-from engine.selfcheck import _faster, _seconds, probe
-from tests.decoders import TREES, VOCAB, chain, load, logps, random_window, save
+from engine.teacher.attention_masks import allowed, allowed_function, reach_of
+from engine.teacher.packing import ancestors_too, intervals, lay_out, pack
+from engine.teacher.self_check import _faster, _seconds, probe
+from tests.support.decoders import TREES, VOCAB, chain, load, logps, random_window, save
 
 CPU = torch.device("cpu")
 FOREST = [random_window(seed, size) for seed, size in ((0, 50), (1, 20), (2, 17), (3, 9), (4, 1))] + [chain(9, 21)]

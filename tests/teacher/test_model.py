@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, BertConfig, BertModel
 
-from engine.teacher import load_teacher
+from engine.teacher.model import load_teacher
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
-from tests.decoders import TREES, VOCAB, alone, chain, load, logps, random_window, reference, save
-from tests.vocabularies import folder, needs_shared
+from tests.support.decoders import TREES, VOCAB, alone, chain, load, logps, random_window, reference, save
+from tests.support.vocabularies import folder, needs_shared
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.corpus import Document
-from engine.score import Scorer, UnitResult
+from engine.corpus.document import Document
+from engine.dataset.unit_result import UnitResult
+from engine.scoring.scorer import Scorer
 from schemas.runfile import parse_run
 from schemas.target import FLAG_BOUNDED, FLAG_EXACT
-from tests.vocabularies import SHARED, needs_shared
+from tests.support.vocabularies import SHARED, needs_shared
 
 TEXTS = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the sunshine.",

@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.contexts import ContextTree
-from engine.evaluate import BEAM_DEPTH
-from engine.forest import Window, pack
-from engine.teacher import Teacher, load_teacher
-from engine.windows import OwnedWindow, batches, windows_of
+from engine.contexts.tree import ContextTree
+from engine.teacher.evaluate import BEAM_DEPTH
+from engine.teacher.model import Teacher, load_teacher
+from engine.teacher.packing import Window, pack
+from engine.teacher.windows import OwnedWindow, batches, windows_of
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
-from tests.runs import ASSETS, TEXTS, score_here, write_run
-from tests.vocabularies import hand_made
+from tests.support.runs import ASSETS, TEXTS, score_here, write_run
+from tests.support.vocabularies import hand_made
 
 VOCAB = 60
 

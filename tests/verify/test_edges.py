@@ -14,24 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import engine.plan
-import tests.runs
-from engine.head import HEAD
-from engine.means import MEANS
-from engine.outfolder import MANIFEST, PLAN, claim_name, load_json, load_plan, read_quarantine, seal_name
-from engine.retry import find_retry
-from engine.shards import open_output
-from engine.store import PosixStore
-from engine.stream import Targets, TargetsError
-from engine.verify import verify
+import engine.plan.make_plan
+import tests.support.runs
+from engine.dataset.commit import open_output
+from engine.dataset.layout import MANIFEST, PLAN, claim_name, load_json, load_plan, read_quarantine, seal_name
+from engine.dataset.sidecars import HEAD, MEANS
+from engine.dataset.store import PosixStore
+from engine.plan.retry import find_retry
+from engine.reader.targets import Targets, TargetsError
+from engine.verify.output import verify
 from jobs.progress import Counts, Display
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal
 from schemas.runfile import load_run
-from tests.mutations import write_json
-from tests.runs import TEXTS, retry_here, score_here, write_run
+from tests.support.mutations import write_json
+from tests.support.runs import TEXTS, retry_here, score_here, write_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TARGETS = "top_k = 8\nhidden = true\nmax_nodes_per_token = 1\ncalibration_documents = 2"
 
 
@@ -85,7 +84,7 @@ def test_a_listing_that_lacks_a_seal_hides_nothing(out: Path) -> None:
 
 def test_an_output_from_before_the_file_of_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As 0.5.0 made it: no file, no key in manifest, seals and footers."""
-    for module in (engine.plan, tests.runs):
+    for module in (engine.plan.make_plan, tests.support.runs):
         monkeypatch.setattr(module, "ENGINE_VERSION", "0.5.0")
     out = score_here(write_run(tmp_path, texts=TEXTS[:2], targets=TARGETS.replace("documents = 2", "documents = 0")))
     content = json.loads((out / PLAN).read_text())
@@ -131,7 +130,7 @@ def test_an_unfinished_retry_with_other_settings_says_what_to_move(out: Path) ->
     run = load_run(run_file)
     (out.parent / "out-retry-1").mkdir()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError, match="stop"):
-        patch.setattr(tests.runs, "UnitWorker", _stop)
+        patch.setattr(tests.support.runs, "UnitWorker", _stop)
         retry_here(run_file)
     run_file.write_text(run_file.read_text().replace("top_k = 8", "top_k = 9"))
     with pytest.raises(OutputError, match="(?s)out-retry-1.*Move this unfinished retry away"):

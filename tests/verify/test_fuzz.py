@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 import torch
 
-from engine import rows
-from engine.findings import Report
-from engine.stream import Targets, TargetsError
-from engine.verify import verify
+from engine.dataset import parquet as rows
+from engine.reader.targets import Targets, TargetsError
+from engine.verify.findings import Report
+from engine.verify.output import verify
 from schemas.errors import TargetsmithError
-from tests import mutations as m
-from tests import mutations_rows as mr
-from tests import mutations_sides as ms
-from tests.runs import ASSETS, TEXTS, retry_here, score_here, write_run
-from tests.vocabularies import EFFORT
+from tests.support import mutations as m
+from tests.support import mutations_rows as mr
+from tests.support import mutations_sides as ms
+from tests.support.runs import ASSETS, TEXTS, retry_here, score_here, write_run
+from tests.support.vocabularies import EFFORT
 
 MUTATIONS = 160
 PRODUCTS = ("teacher", "student/sp", "bytes", "hidden")

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.rows import flat
-from engine.verify import verify
+from engine.dataset.parquet import flat
+from engine.verify.output import verify
 from schemas.manifest import canonical_json
 from schemas.runfile import load_run
-from tests.mutations import parquet_files, reseal
-from tests.mutations_rows import rewrite
-from tests.runs import ASSETS, TEXTS, score_here, score_run, write_run
-from tests.test_cli import call
+from tests.jobs.test_cli import call
+from tests.support.mutations import parquet_files, reseal
+from tests.support.mutations_rows import rewrite
+from tests.support.runs import ASSETS, TEXTS, score_here, score_run, write_run
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import rescore
-from engine.compare import NOISE
-from engine.head import HEAD
-from engine.outfolder import load_plan
-from engine.rows import flat, lengths_of, rounded
-from engine.score import Scorer
-from engine.stream import Targets
-from engine.verify import verify
+from engine.dataset.layout import load_plan
+from engine.dataset.parquet import flat, lengths_of, rounded
+from engine.dataset.sidecars import HEAD
+from engine.reader.targets import Targets
+from engine.scoring.scorer import Scorer
+from engine.verify import rescore
+from engine.verify.compare import NOISE
+from engine.verify.output import verify
 from schemas.runfile import load_run
-from tests.chats import chat_teacher
-from tests.mutations import parquet_files, place_of, recount, reseal
-from tests.mutations_rows import rewrite
-from tests.mutations_sides import read_head, write_head
-from tests.runs import ASSETS, retry_here, score_here, write_run, write_subset
-from tests.test_cli import call
+from tests.jobs.test_cli import call
+from tests.support.chats import chat_teacher
+from tests.support.mutations import parquet_files, place_of, recount, reseal
+from tests.support.mutations_rows import rewrite
+from tests.support.mutations_sides import read_head, write_head
+from tests.support.runs import ASSETS, retry_here, score_here, write_run, write_subset
 
 TEXTS = ("3 + 4 = 7.", "Anna has 3 apples.", "one")
 Columns = dict[str, np.ndarray]

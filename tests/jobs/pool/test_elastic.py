@@ -18,15 +18,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from engine.corpus import Document, Unit
-from jobs.events import Done, Event, Notice, Salvaged
-from jobs.rayconnect import connect
-from jobs.raypool import Pool
+from engine.corpus.document import Document, Unit
+from jobs.pool.events import Done, Event, Notice, Salvaged
+from jobs.pool.ray_cluster import connect
+from jobs.pool.ray_pool import Pool
 from schemas.runfile import RayConfig
-from tests.test_raypool import tasks
+from tests.jobs.pool.test_ray_pool import tasks
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 FAST_HEALTH_CHECK = {  # a lost node is noticed in about a second; names of Ray's own, private to it
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from engine.corpus import Document, Unit
-from jobs import schedule
-from jobs.events import Died, Done, Event, Notice, Ready, Salvaged
-from jobs.raypool import Pool, connect
+from engine.corpus.document import Document, Unit
+from jobs.pool import schedule
+from jobs.pool.events import Died, Done, Event, Notice, Ready, Salvaged
+from jobs.pool.ray_pool import Pool, connect
 from schemas.errors import IdentityError, RunFileError, TeacherError, WorkError
 from schemas.runfile import RayConfig
 

@@ -8,9 +8,9 @@ from collections import Counter, deque
 import pytest
 
 from benchmarks.simulation import Costs, simulate
-from engine.corpus import Document, Unit
-from jobs.events import Died, Done, Event, Notice, Salvaged
-from jobs.schedule import STUCK, Call, Schedule, Slot, Task
+from engine.corpus.document import Document, Unit
+from jobs.pool.events import Died, Done, Event, Notice, Salvaged
+from jobs.pool.schedule import STUCK, Call, Schedule, Slot, Task
 from schemas.errors import WorkError
 
 

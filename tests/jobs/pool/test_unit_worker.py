@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.corpus import read_units, scan_corpus
-from engine.outfolder import claim_name, read_quarantine, sealed_units
-from engine.plan import make_plan, pin
-from engine.score import refusal
-from engine.shards import open_output, publish_unit
-from engine.store import open_store
-from engine.stream import Targets
-from jobs.events import Died
-from jobs.worker import UnitWorker, join_outcomes
+from engine.corpus.document import refusal
+from engine.corpus.scan import read_units, scan_corpus
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.layout import claim_name, read_quarantine, sealed_units
+from engine.dataset.store import open_store
+from engine.plan.make_plan import make_plan
+from engine.plan.pin import pin
+from engine.reader.targets import Targets
+from jobs.pool.events import Died
+from jobs.pool.unit_worker import UnitWorker, join_outcomes
 from schemas.manifest import canonical_json
 from schemas.runfile import load_run
-from tests.runs import TEXTS, score_here, write_run
+from tests.support.runs import TEXTS, score_here, write_run
 
 
 @pytest.fixture(scope="module")

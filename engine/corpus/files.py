@@ -1,0 +1,82 @@
+"""Globs and labels of corpus files."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from schemas.errors import CorpusError
+from schemas.redact import redacted
+
+
+def list_files(patterns: Sequence[str], base_dir: Path) -> list[str]:
+    """Absolute paths of the files that `patterns` name, sorted by path, each once. CorpusError: see `scan_corpus`."""
+    found: set[str] = set()
+    for pattern in patterns:
+        whole = os.path.join(base_dir, os.path.expanduser(pattern))
+        if os.path.isdir(whole):
+            raise CorpusError(
+                f"[corpus] paths {pattern!r}: got the folder {os.path.abspath(whole)}; wanted files. "
+                f'Write for example "{pattern.rstrip("/")}/*.jsonl".'
+            )
+        if os.path.exists(whole):  # also a file whose very name has "*" or "[" in it
+            matches = [whole]
+        else:
+            root = glob.escape(str(base_dir))
+            matches = glob.glob(os.path.join(root, os.path.expanduser(pattern)), recursive=True)
+        files = {os.path.abspath(match) for match in matches if not os.path.isdir(match)}
+        if not files:
+            raise CorpusError(
+                f"[corpus] paths {pattern!r}: got no file; wanted at least one in {base_dir}. Correct the path; "
+                f"relative ones start at the folder of the run file."
+            )
+        found |= files
+    return sorted(found)
+
+
+def labels(paths: Sequence[str], base_dir: Path) -> list[str]:
+    """Names of the files in doc ids, all different; see CorpusFile. CorpusError for a name that is not UTF-8."""
+    for path in paths:
+        try:
+            path.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CorpusError(f"{path!a}: got a file name that is not UTF-8; wanted UTF-8. Rename the file.") from error
+    inside = {path: Path(os.path.relpath(path, base_dir)).as_posix() for path in paths if _inside(path, base_dir)}
+    outside = {path: Path(path).parts for path in paths if path not in inside}
+    # Every end of every path, counted: the shortest end that only one path has is its label.
+    taken = set(inside.values())
+    ends = Counter(parts[-n:] for parts in outside.values() for n in range(1, len(parts) + 1))
+    chosen = dict(inside)
+    for path, parts in outside.items():
+        candidates = (Path(*parts[-n:]).as_posix() for n in range(1, len(parts) + 1) if ends[parts[-n:]] == 1)
+        chosen[path] = next(label for label in candidates if label not in taken)
+    named = [redacted(chosen[path]) for path in paths]  # labels are written to files
+    if len(set(named)) < len(named):
+        twice = next(label for label, count in Counter(named).items() if count > 1)
+        raise CorpusError(
+            f"[corpus] paths: got several files that are called {twice} once credentials are left out; wanted names that "
+            "differ. Rename the folders."
+        )
+    return named
+
+
+def _inside(path: str, base_dir: Path) -> bool:
+    return Path(path).is_relative_to(base_dir)
+
+
+def _raw(path: str) -> tuple[int, str, int]:
+    """Size, sha256 (hex) and st_mtime_ns of a file. CorpusError when it is empty or cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            stamp = os.fstat(stream.fileno()).st_mtime_ns
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            n_bytes = stream.tell()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}). Allow it, or correct [corpus] paths.") from error
+    if n_bytes == 0:
+        raise CorpusError(f"{path}: got an empty file; wanted documents. Fill it, or take it out of [corpus] paths.")
+    return n_bytes, sha256, stamp

@@ -1,0 +1,39 @@
+"""Paths and Hub commits for actors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from engine.bpe.tokenizer_json import TOKENIZER_PATTERNS
+from engine.chat.template_files import template_text
+from engine.plan.teacher_files import _HUB_FILES
+from schemas.runfile import RunConfig
+
+
+def pin(run: RunConfig) -> RunConfig:
+    """The run as actors should see it: local paths absolute, Hub names with the commit that the plan was made from.
+
+    Actors start hours apart and on other machines; a branch of the Hub may have moved by then. Call after `make_plan`,
+    which has fetched everything and has reported what cannot be had.
+    """
+    model, revision = _pin_one(run, run.teacher.model, run.teacher.revision, _HUB_FILES)
+    given = template_text(run, run.teacher.chat_template, "[teacher]")
+    teacher = {"model": model, "revision": revision, "chat_template": given}
+    if run.teacher.tokenizer is not None:
+        teacher["tokenizer"] = run.locate(run.teacher.tokenizer)
+    students = []
+    for student in run.student:
+        tokenizer, revision = _pin_one(run, student.tokenizer, student.revision, TOKENIZER_PATTERNS)
+        given = template_text(run, student.chat_template, f"[[student]] {student.name}")
+        pinned = {"tokenizer": tokenizer, "revision": revision, "chat_template": given}
+        students.append(student.model_copy(update=pinned))
+    return run.model_copy(update={"teacher": run.teacher.model_copy(update=teacher), "student": tuple(students)})
+
+
+def _pin_one(run: RunConfig, name: str, revision: str | None, patterns: list[str]) -> tuple[str, str | None]:
+    place = run.locate(name)
+    if Path(place).exists():
+        return place, revision
+    return name, Path(snapshot_download(name, revision=revision, allow_patterns=patterns)).name

@@ -1,0 +1,118 @@
+"""Files that decide what the teacher answers, hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from engine.bpe.tokenizer_json import TOKENIZER_PATTERNS
+from schemas.errors import TeacherError
+from schemas.runfile import RunConfig
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks for them
+_HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
+
+
+def teacher_folder(run: RunConfig) -> Path:
+    """The local folder of the teacher; fetched from the Hub when `model` is an id. Raises TeacherError."""
+    name, revision = run.teacher.model, run.teacher.revision
+    folder = Path(run.locate(name))
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise TeacherError(
+            f"[teacher] model = {name!r} is a file; want the folder that holds config.json and the weights"
+        )
+    if folder.is_absolute():
+        raise TeacherError(
+            f"[teacher] model = {name!r}: there is no folder {folder}. Want one with config.json, weights, tokenizer; "
+            f"correct the path (relative ones start at the folder of the run file)."
+        )
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise TeacherError(
+            f"[teacher] model = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging "
+            f"Face Hub did not give it ({type(error).__name__}). Want a folder with config.json, weights and "
+            f"tokenizer, or a Hub id: check the spelling, the network, and HF_TOKEN if the model is gated."
+        ) from error
+
+
+def teacher_files(run: RunConfig) -> list[Path]:
+    """All files that decide what the teacher answers, sorted. Raises TeacherError naming the first that is missing."""
+    folder = teacher_folder(run)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise TeacherError(
+            f"[teacher] model = {run.teacher.model!r}: {config} is missing; want the folder that `save_pretrained` "
+            f"writes (config.json, model.safetensors, tokenizer.json). Copy the missing file there or correct the path."
+        )
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TeacherError(f"[teacher] model: {config} is not valid JSON ({error}); fetch the file again") from error
+    files = [config, *_weights(folder)]
+    tokenizer = Path(run.locate(run.teacher.tokenizer)) if run.teacher.tokenizer else folder
+    if tokenizer.is_dir():
+        have = [tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
+        if not (tokenizer / "tokenizer.json").is_file():
+            slow = [tokenizer / name for name in SLOW_TOKENIZER_FILES if (tokenizer / name).is_file()]
+            if not slow:
+                raise TeacherError(
+                    f"[teacher]: {tokenizer / 'tokenizer.json'} is missing, and so are "
+                    f"{', '.join(SLOW_TOKENIZER_FILES)}. Copy the teacher's tokenizer there, or name "
+                    f"its folder with [teacher] tokenizer = ..."
+                )
+            have += slow
+        files += have
+    if run.teacher.trust_remote_code:
+        files += folder.glob("*.py")
+    return sorted(set(files))
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    for name in _WEIGHTS:
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            yield single
+            return
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+                raise TeacherError(
+                    f"[teacher] model: {index} is not a weight index ({error}); fetch it again"
+                ) from error
+            for shard in shards:
+                if Path(shard).name != shard:
+                    raise TeacherError(
+                        f"[teacher] model: {index} names {shard!r}; want plain file names beside it, or weights would be read "
+                        "from anywhere on this machine. Do not use this model, or mend its index."
+                    )
+                if not (folder / shard).is_file():
+                    raise TeacherError(
+                        f"[teacher] model: {folder / shard} is missing, one of the {len(shards)} weight files that "
+                        f"{index.name} names. Fetch it again; an interrupted download leaves such a folder."
+                    )
+            yield index
+            yield from (folder / shard for shard in shards)
+            return
+    raise TeacherError(
+        f"[teacher] model: {folder} has no weights; want {' or '.join(_WEIGHTS)}, or their .index.json with all parts. "
+        f"Fetch them, or correct the path."
+    )
+
+
+def _sha256(path: Path) -> str:
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:  # the Hub cache names large files by their sha256
+        return blob.name
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,40 @@
+"""--student and --view -> product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from engine.dataset.store import Out
+from schemas.errors import OutputError, RunFileError
+
+View = Literal["student", "teacher", "bytes", "hidden"]
+
+
+def choose(out: Out, products: Sequence[str], student: str | None, view: View | None, *, first: bool = False) -> str:
+    """The product that `--student` and `--view` name. first: take the first student where several could be meant.
+
+    Without options: the student where there is one, else the only product. OutputError says what the run has.
+    """
+    if student is not None and view not in (None, "student"):
+        raise RunFileError(
+            f"--student {student} with --view {view}: that view has no students; leave out one of the two"
+        )
+    students = [name for name in products if name.startswith("student/")]
+    listed = ", ".join(sorted(products))
+    if view in ("teacher", "bytes", "hidden"):
+        if view not in products:
+            raise OutputError(
+                f"{out}: no {view} view here, this run has {listed}; [targets] {view} = true stores it, in a new output"
+            )
+        return view
+    if student is not None:
+        if f"student/{student}" not in products:
+            named = ", ".join(name.removeprefix("student/") for name in students) or f"no student, but {listed}"
+            raise OutputError(f"{out}: no student {student!r} here; this run has {named}")
+        return f"student/{student}"
+    candidates = students if students or view == "student" else products
+    if len(candidates) == 1 or (candidates and first):
+        return candidates[0]
+    how = "--student NAME" if students else "--view teacher, --view bytes or --view hidden"
+    raise OutputError(f"{out}: this run has {listed}; say which by {how}")

@@ -1,0 +1,86 @@
+"""What came out of a run, for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from engine.dataset.layout import sealed_quarantine
+from engine.dataset.store import Store
+from jobs.progress import Counts, clock
+from schemas.manifest import REASONS, REGIMES, Manifest
+
+_PIPE_WIDTH = 110  # columns where the output is not a terminal
+_COLUMNS = ("docs", "positions", "scored", "stored mass", "width", "non-canonical", "bytes/pos")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run: where it lies, its manifest, and what this command itself did for it."""
+
+    store: Store
+    manifest: Manifest
+    counts: Counts
+
+
+def print_summary(outcome: Outcome, stream: TextIO) -> None:
+    """What came out, for a person: the products, the quarantine, the speed."""
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    manifest, counts, store = outcome.manifest, outcome.counts, outcome.store
+    console.print(f"{store}: run {manifest.fingerprint[:12]} is complete", markup=False)
+    headings = [
+        Column("product", overflow="fold", min_width=12),
+        Column("regime", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in _COLUMNS),
+    ]
+    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
+    for name, total in manifest.totals.items():
+        scored = manifest.stats.get(f"{name}.scored", 0.0)
+        mass = width = outside = size = "-"
+        if scored and manifest.products[name].codec != "hidden":
+            mass = f"{manifest.stats[f'{name}.stored_mass_sum'] / scored:.6f}"
+            width = f"{manifest.stats[f'{name}.err_sum'] / scored:.2e}"
+            outside = f"{manifest.stats[f'{name}.noncanonical_mass_sum'] / scored:.2e}"
+        if total.positions:
+            size = f"{total.bytes / total.positions:.1f}"
+        counted = (f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}")
+        facts = manifest.products[name]
+        made = facts.regime if facts.codec == "topk" else f"{facts.regime}, {facts.codec}"
+        table.add_row(name, made, *counted, mass, width, outside, size)
+    console.print(table)
+    console.print(
+        "Means over scored positions: stored mass, probability of what is stored; width, certified width; non-canonical, the\n"
+        "teacher's mass on tokens that no text has there. Regimes:"
+    )
+    for regime in sorted({facts.regime for facts in manifest.products.values()}):
+        console.print(f"  {regime}: {REGIMES[regime]}", markup=False)
+    console.print(
+        f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
+    )
+    for reason, count in quarantined_by_reason(store, manifest).most_common():
+        console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
+    if retried := manifest.stats.get("oom_retries"):
+        console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
+    if manifest.quarantined:
+        console.print(f"  each with its place and detail: {store.place('_engine/quarantine')}/*.jsonl", markup=False)
+    if counts.units:
+        rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
+        console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
+    else:
+        console.print("this command: nothing to do, the run was complete")
+
+
+def quarantined_by_reason(store: Store, manifest: Manifest) -> Counter[str]:
+    """Reason -> number of documents."""
+    counts: Counter[str] = Counter()
+    for shard in manifest.shards:
+        records = sealed_quarantine(store, shard) if shard.quarantined else []
+        counts.update(record["reason"] for record in records)
+    return counts
