@@ -25,11 +25,10 @@ from torch.nn.functional import cross_entropy
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.losses import cdm as cdm_losses
 from engine.losses import gold as gold_losses
-from engine.losses.align import Alignment, Side, align
+from engine.losses.align import Alignment, TokenSpans, align
 from engine.losses.alm import TAU, alm, merge_at_spaces
 from engine.losses.bytes_head import ByteHead, byte_loss, byte_rows
-from engine.losses.dskd import DSKD
-from engine.losses.dskd import Side as HiddenSide
+from engine.losses.dskd import DSKD, ModelStates
 from engine.losses.multilevel import multilevel_ot
 from engine.losses.partial import partial_kl
 from engine.losses.sampled import sampled_ce
@@ -111,8 +110,8 @@ class Context:
         if key not in self._aligned:
             student, teacher = document(b, batch), document(b, batch["teacher"])
             found = align(
-                Side.teacher(teacher["byte_end"], teacher["roles"], teacher["mask"]),
-                Side.student(student["byte_end"], student["flags"], student["loss_mask"]),
+                TokenSpans.teacher(teacher["byte_end"], teacher["roles"], teacher["mask"]),
+                TokenSpans.student(student["byte_end"], student["flags"], student["loss_mask"]),
             )
             if merged:
                 found = merge_at_spaces(found, teacher["space_logp"], teacher["mask"], len(student["flags"]))
@@ -227,7 +226,7 @@ def cdm_loss(view: View, context: Context) -> Tensor:
         mask, keep = teacher["mask"], student["loss_mask"]
         logp_TK = teacher["logps"][mask]
         tail_T = torch.logaddexp(teacher["tail_logp"][mask], logp_TK[:, CDM_TOP:].logsumexp(1))
-        rows = cdm_losses.TeacherRows(
+        rows = cdm_losses.TeacherInputs(
             teacher["token_ids"][mask],
             teacher["ids"][mask, :CDM_TOP],
             logp_TK[:, :CDM_TOP],
@@ -242,7 +241,7 @@ def cdm_loss(view: View, context: Context) -> Tensor:
 def gold_loss(view: View, context: Context) -> Tensor:
     parts = []
     for b, logits_SV, student, teacher in documents(view):
-        rows = gold_losses.TeacherRows(
+        rows = gold_losses.TeacherInputs(
             *(teacher[key] for key in ("token_ids", "ids", "logps", "tail_logp", "gold_logp"))
         )
         chunks = context.alignment(b, view.batch, merged=False)
@@ -291,8 +290,8 @@ def dskd_loss(view: View, context: Context) -> Tensor:
         student, seen = document(b, view.batch), document(b, view.batch["hidden"])
         begin = context.teacher.eos_id if context.teacher.bos_id is None else context.teacher.bos_id
         read = torch.cat([seen["token_ids"].new_tensor([begin]), seen["token_ids"][:-1]])
-        teacher = HiddenSide(seen["hidden"], read, seen["token_ids"], seen["mask"], head["embedding"], head["lm_head"])
-        own = HiddenSide(
+        teacher = ModelStates(seen["hidden"], read, seen["token_ids"], seen["mask"], head["embedding"], head["lm_head"])
+        own = ModelStates(
             view.hidden_BLD[b, :n], view.input_ids_BL[b, :n], student["token_ids"], student["loss_mask"], *table
         )
         terms = module(own, teacher, view.logits_BLV[b, :n])

@@ -11,7 +11,7 @@ import resource
 import numpy as np
 import torch
 
-from engine.alignment.passage import Prepared, Side
+from engine.alignment.passage import Passage, ProductView
 from engine.contexts.tree import ContextTree
 from engine.targets.emit import Emitter
 
@@ -30,7 +30,7 @@ def main() -> None:
     spine, nothing, start = np.arange(POSITIONS + 1, dtype=np.int32), np.empty(0, np.int32), np.zeros(1, np.int32)
     tree = ContextTree(spine, spine - 1, spine, spine, spine[1:], 0, nothing, start, nothing, start, nothing, nothing)
     tokens = np.arange(1, POSITIONS + 1) % VOCABULARY
-    doc = Prepared(tree, b"", {"teacher": Side(tokens, tokens)})
+    doc = Passage(tree, b"", {"teacher": ProductView(tokens, tokens)})
     emitter = Emitter({"teacher": TOP_K}, torch.ones(VOCABULARY, dtype=torch.bool), {}, {})
     torch.topk(torch.log_softmax((hidden[:4] @ head.T).double(), -1), TOP_K)  # buffers that any use of torch takes
     before = peak_gib()

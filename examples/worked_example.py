@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.beam.frontier import Front, Item
+from engine.beam.frontier import Frontier, OpenLeaf
 from engine.corpus.document import Document
 from engine.scoring.scorer import Scorer
 from engine.teacher.evaluate import hidden_states
@@ -102,11 +102,11 @@ def leaves(scorer: Scorer, document: Document) -> None:
 def row(scorer: Scorer, document: Document, budget: float) -> None:
     """Definition 13: each split of the boundary's leaves, and the row that is stored. budget: nodes for each token."""
     pieces, student = scorer.vocabulary.token_bytes, scorer.students[PRODUCT].token_bytes
-    assert scorer.widener is not None
-    scorer.widener.spending[PRODUCT] = replace(scorer.widener.spending[PRODUCT], per_token=budget)
-    split = Front.split
+    assert scorer.beam_search is not None
+    scorer.beam_search.spending[PRODUCT] = replace(scorer.beam_search.spending[PRODUCT], per_token=budget)
+    split = Frontier.split
 
-    def traced(front: Front, item: Item, *rest: Any, **more: Any) -> list[Item]:
+    def traced(front: Frontier, item: OpenLeaf, *rest: Any, **more: Any) -> list[OpenLeaf]:
         begin = len(front.splits[item.k].mass) if item.k in front.splits else 0
         made, out = split(front, item, *rest, **more), front.splits[item.k]
         if item.k == ROW:
@@ -119,7 +119,7 @@ def row(scorer: Scorer, document: Document, budget: float) -> None:
         return made
 
     print(f"budget {budget:g}")
-    with patch.object(Front, "split", traced):
+    with patch.object(Frontier, "split", traced):
         table = scorer.score_unit([document]).products[PRODUCT]
     k, get = scorer.run.targets.top_k, {name: table[name][0].as_py() for name in table.column_names[6:]}
     found = zip(get["topk_ids"][ROW * k :], get["topk_logps"][ROW * k : (ROW + 1) * k], strict=False)

@@ -243,7 +243,7 @@ class ShardRecord(_Frozen):
     files: dict[str, ShardFile | None]
 
 
-class SideFile(_Frozen):
+class Sidecar(_Frozen):
     """A file of the whole run beside its shards."""
 
     name: str = Field(description="path relative to the output folder, with /")
@@ -251,7 +251,7 @@ class SideFile(_Frozen):
     sha256: str = Field(description="hex digest of the file")
 
     @classmethod
-    def of(cls, name: str, data: bytes) -> SideFile:
+    def of(cls, name: str, data: bytes) -> Sidecar:
         """The record of a file with this content."""
         return cls(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -271,11 +271,11 @@ class Manifest(_Frozen):
     totals: dict[str, ProductTotal]
     stats: dict[str, float] = Field(description="sums of the statistics of all units")
     shards: tuple[ShardRecord, ...]
-    head: SideFile | None = Field(
+    head: Sidecar | None = Field(
         default=None,
         description="lm_head and embedding, only where hidden states are stored; else there is no such key",
     )
-    continuations: SideFile | None = Field(
+    continuations: Sidecar | None = Field(
         default=None, description="what the calibration sample gave, only where there is one; else there is no such key"
     )
 

@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 
 from engine.alignment.rules import Rule, RuleBook
-from engine.alignment.strings import Gate, Outcomes
-from engine.bpe.bounded_cache import Remembered
+from engine.alignment.strings import BoundaryStrings, StringRules
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pending import cut_text
 from engine.contexts.tree import ContextTree
 
@@ -47,7 +47,7 @@ class Boundary:
     at: list[int] = field(default_factory=list)
     fringe: list[tuple[int, int]] = field(default_factory=list)
     end_counts: bool = True
-    gate: Gate | None = None  # answers for strings behind the place; only where leaves may be split
+    gate: BoundaryStrings | None = None  # answers for strings behind the place; only where leaves may be split
     extra: Extra | None = None
 
 
@@ -71,13 +71,13 @@ class _Left:
 class Aligner:
     """Makes boundaries for one student; remembers which cuts agree with which tokens."""
 
-    def __init__(self, book: RuleBook, prefix: bytes, outcomes: Outcomes | None = None) -> None:
+    def __init__(self, book: RuleBook, prefix: bytes, outcomes: StringRules | None = None) -> None:
         self.book, self.prefix, self.outcomes = book, prefix, outcomes
         self.student = book.student
         self._known: dict[tuple[str, bytes, bytes, tuple[int, ...]], _Left] = {}
         self._cleared = book.cleared
-        self._whole: Remembered[bytes, list[int]] = Remembered()
-        self._part: Remembered[bytes, list[int]] = Remembered()
+        self._whole: BoundedCache[bytes, list[int]] = BoundedCache()
+        self._part: BoundedCache[bytes, list[int]] = BoundedCache()
 
     def boundaries(self, tree: ContextTree, text: bytes, ids: list[int], ends: list[int]) -> list[Boundary]:
         """All n + 1 boundaries of a document. ids [n], ends [n]: student tokens and their byte ends in the text.
@@ -106,11 +106,11 @@ class Aligner:
                     boundary.gate = self._gate(self.outcomes, k, lefts[k], boundary.last)
         return out
 
-    def _gate(self, outcomes: Outcomes, k: int, left: _Left, last: int) -> Gate:
+    def _gate(self, outcomes: StringRules, k: int, left: _Left, last: int) -> BoundaryStrings:
         words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
         lead = self.student.prefix_bytes if k == 0 else b""
         strings = outcomes.strings(lead, left.partial, left.classes, words)
-        return Gate(strings, partial(self._allowed, left), last)
+        return BoundaryStrings(strings, partial(self._allowed, left), last)
 
     def _lefts(self, text: bytes, ids: list[int]) -> list[_Left]:
         """The pending part at each boundary, in the student's own byte string."""

@@ -23,7 +23,7 @@ import numpy as np
 from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Variants
 from engine.bpe.continuations import Ways
 from engine.bpe.merges import NEVER
-from engine.bpe.segmenter import StudentSide
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor
 
 _UNKNOWN = -2
@@ -36,7 +36,7 @@ Cuts = tuple[tuple[tuple[int, ...], bool], frozenset[int], bool]
 class Openness:
     """The openness of one student's leaves. Not thread-safe (it remembers)."""
 
-    def __init__(self, side: StudentSide) -> None:
+    def __init__(self, side: Segmenter) -> None:
         self.side, self.merges, self.vocabulary = side, side.merges, side.vocabulary
         self._decided: dict[bytes, bool] = {}
         self._ends: dict[bytes, tuple[int, int]] = {}

@@ -13,7 +13,7 @@ from engine.contexts.tree import ContextTree
 
 
 @dataclass(slots=True)
-class Side:
+class ProductView:
     """One product's view of one document: token ids [n] and their byte ends in the text, the closing end included (if it is
     `closed`), and how its rows are made: boundaries (fast), exact pairs, or neither for the teacher's own tokens."""
 
@@ -25,7 +25,7 @@ class Side:
 
 
 @dataclass(slots=True)
-class Prepared:
+class Passage:
     """One document (or part of one) ready to be scored.
 
     data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
@@ -35,7 +35,7 @@ class Prepared:
 
     tree: ContextTree
     data: bytes
-    sides: dict[str, Side]
+    sides: dict[str, ProductView]
     states: list[Any] | None = None
     kept: np.ndarray | None = None
     bad: tuple[str, str] | None = None

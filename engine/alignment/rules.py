@@ -24,10 +24,10 @@ import numpy as np
 
 from engine.alignment.openness import Openness
 from engine.alignment.token_range import CUT, JOIN, NONE, FollowedRange, TokenRange
-from engine.bpe.bounded_cache import Remembered
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.merges import MergeTable
 from engine.bpe.pretokenizer import Splitter
-from engine.bpe.segmenter import StudentSide
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import _character_length, successor, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 
@@ -66,7 +66,7 @@ class TeacherTokens:
         self.ids = np.array([i for _, i in pairs], dtype=np.int64)
         self.rank = {token: place for place, (_, token) in enumerate(pairs)}
         self.longest = max(map(len, self.pieces))
-        self._ranges: Remembered[bytes, tuple[int, int]] = Remembered()
+        self._ranges: BoundedCache[bytes, tuple[int, int]] = BoundedCache()
 
     def range_of(self, z: bytes) -> tuple[int, int]:
         """[begin, end) of the tokens that start with z and are longer."""
@@ -83,7 +83,7 @@ class RuleBook:
 
     def __init__(self, teacher: TeacherTokens, student: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
         self.teacher, self.student, self.merges, self.splitter = teacher, student, merges, splitter
-        self.side = StudentSide(student, merges, splitter)
+        self.side = Segmenter(student, merges, splitter)
         self._openness = Openness(self.side)
         self._ranges: dict[tuple[bytes, bytes, bytes], TokenRange] = {}
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}

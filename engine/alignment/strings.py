@@ -120,7 +120,7 @@ class Strings:
         return known
 
 
-class Outcomes:
+class StringRules:
     """All strings of one (teacher vocabulary, student) pair. `trim` between documents bounds what is remembered."""
 
     def __init__(self, teacher: Vocabulary, book: RuleBook) -> None:
@@ -141,7 +141,7 @@ class Outcomes:
             self._strings.clear()
 
 
-class Gate:
+class BoundaryStrings:
     """One boundary as strings see it: their answers settled against the student's own tokens before it.
 
     allowed: whether the pending bytes, cut like this, are encoded to the student's tokens. last: token before, -1: none.

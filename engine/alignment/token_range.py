@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from engine.bpe.nfc import may_compose
-from engine.bpe.segmenter import StudentSide
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor, valid_utf8_prefix
 
 NONE, CUT, JOIN = 0, 1, 2
@@ -27,7 +27,7 @@ Variants = tuple[tuple[tuple[int, ...], bool], ...]
 class TokenRange:
     """The tokens of a range and r for each. front: bytes of a character that the boundary cuts, put before every r."""
 
-    def __init__(self, side: StudentSide, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:
+    def __init__(self, side: Segmenter, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:
         self.side, self.tokens, self.front = side, tokens, front
         self.rest = [front + r for r in rest]
         strings = [side.splitter.canonical(side.splitter.classes(r)) for r in self.rest]

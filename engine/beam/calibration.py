@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.beam.sketch import Row
+from engine.beam.sketch import RowSketch
 
 TAKEN = 64  # heaviest tokens of each row that enter a mean
 KEPT = 32  # heaviest next tokens of a mean row; the rest is closed as if a boundary followed
@@ -33,11 +33,11 @@ class _Sum:
 class Continuations:
     """Mean rows by last token. means: made already, else by `add` and then `close`."""
 
-    def __init__(self, means: dict[int, Row] | None = None) -> None:
+    def __init__(self, means: dict[int, RowSketch] | None = None) -> None:
         self._sums: dict[int, _Sum] = {}
         self.means = means or {}
 
-    def add(self, token: int, row: Row) -> None:
+    def add(self, token: int, row: RowSketch) -> None:
         """One more row behind `token`."""
         known = self._sums.setdefault(token, _Sum())
         known.count += 1
@@ -51,7 +51,7 @@ class Continuations:
         """Make the means; what they were made from is given up."""
         for token, known in self._sums.items():
             best = sorted(known.tokens.items(), key=lambda item: (-item[1], item[0]))[:KEPT]
-            self.means[token] = Row(
+            self.means[token] = RowSketch(
                 ids=np.array([t for t, _ in best], np.int64),
                 prob=np.array([p for _, p in best]) / known.count,
                 heads={product: heads / known.count for product, heads in known.heads.items()},
@@ -60,6 +60,6 @@ class Continuations:
             )
         self._sums = {}
 
-    def mean(self, token: int) -> Row | None:
+    def mean(self, token: int) -> RowSketch | None:
         """The mean row behind `token`, None when the sample does not have it."""
         return self.means.get(token)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.beam.calibration import Continuations
-from engine.beam.sketch import Row
+from engine.beam.sketch import RowSketch
 from engine.dataset.layout import REMAKE, load_seals
 from engine.dataset.parquet import flat, lengths_of, read_whole, table_to_parquet_bytes
 from engine.dataset.sidecars import MEANS, heads_of
@@ -40,7 +40,7 @@ def schema_of(products: Sequence[str]) -> pa.Schema:
     return pa.schema([*columns, *((f"heads/{product}", numbers) for product in products)])
 
 
-def publish_means(out: Out, plan: Plan, means: Mapping[int, Row], left_out: Sequence[Mapping[str, Any]]) -> None:
+def publish_means(out: Out, plan: Plan, means: Mapping[int, RowSketch], left_out: Sequence[Mapping[str, Any]]) -> None:
     """Write the file unless it is there. left_out: records of documents of the sample that gave nothing, and why."""
     rows = [means[token] for token in sorted(means)]
     products = heads_of(plan)
@@ -83,7 +83,7 @@ def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Continua
     }
     special = table.column("special").to_pylist()
     means = {
-        token: Row(ids[i].astype(np.int64), probs[i], {p: h[i] for p, h in by_head.items()}, special[i], 1.0)
+        token: RowSketch(ids[i].astype(np.int64), probs[i], {p: h[i] for p, h in by_head.items()}, special[i], 1.0)
         for i, token in enumerate(table.column("token").to_pylist())
     }
     return Continuations(means), hashlib.sha256(data).hexdigest()

@@ -1,7 +1,7 @@
 """Stage 8d (beam): open leaves are split by the teacher's own next tokens, where that buys the most.
 
 In: a group of documents with the sketches of all their contexts. Out: `Boundary.extra`, masses that replace those of the
-leaves that were split (`Boundary.skip`). One `Front` holds the open leaves of one document and one student; `Widener.widen`
+leaves that were split (`Boundary.skip`). One `Frontier` holds the open leaves of one document and one student; `BeamSearch.widen`
 takes all fronts of a group through rounds. Leaves whose context is evaluated already (the document's own path, or for another
 student or boundary) are split for nothing; the others cost one teacher evaluation each, heaviest first, until every boundary
 is known to `tolerance` or the document's budget is spent. What is left open is closed by the mean row of its last token, where
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.alignment.boundaries import Boundary, Extra
-from engine.alignment.strings import Gate, Outcomes, Strings
+from engine.alignment.strings import BoundaryStrings, StringRules, Strings
 from engine.beam.leaves import Use
-from engine.beam.sketch import Row
+from engine.beam.sketch import RowSketch
 from schemas.errors import IdentityError
 
 LEAST_MASS = 1e-13  # of a boundary: below this nothing is split, whatever the budget; it stays open
@@ -47,7 +47,7 @@ Known = Callable[[int], dict[int, float]]
 
 
 @dataclass(slots=True)
-class Item:
+class OpenLeaf:
     """An open leaf: `token` behind `parent` (a context, or a node made before). prob: relative to the weight of context
     `node`; mass: share of boundary k; s: bytes behind the boundary."""
 
@@ -70,24 +70,24 @@ class _Split:
     open: list[bool] = field(default_factory=list)
 
 
-def _place(item: Item) -> tuple[int, int, bytes, int, int]:
+def _place(item: OpenLeaf) -> tuple[int, int, bytes, int, int]:
     return item.k, item.node, item.s, item.token, item.parent
 
 
-class Front:
+class Frontier:
     """Open leaves of one document for one student."""
 
     def __init__(
         self,
         product: str,
-        outcomes: Outcomes,
+        outcomes: StringRules,
         spending: Spending,
         boundaries: list[Boundary],
         text: bytes,
     ) -> None:
         self.product, self.outcomes, self.spending = product, outcomes, spending
         self.boundaries, self.text = boundaries, text
-        self.items: list[Item] = []
+        self.items: list[OpenLeaf] = []
         self.open = np.zeros(len(boundaries))  # [n] share of each boundary whose token is not certain
         self.gone = np.zeros(len(boundaries))  # [n] share that splits have shown to have no token there
         self.splits: dict[int, _Split] = {}
@@ -114,7 +114,7 @@ class Front:
             for token, prob in (listed | behind).items():
                 if prob * scale > self.spending.least or token in behind:
                     s = self.outcomes.pieces[token][place - end :]
-                    self.items.append(Item(k, use.node, use.node, token, prob, prob * scale, s))
+                    self.items.append(OpenLeaf(k, use.node, use.node, token, prob, prob * scale, s))
 
     def _behind(self, k: int, end: int, known: dict[int, float]) -> dict[int, float]:
         """Those of the known next tokens that are open leaves of boundary k."""
@@ -128,7 +128,7 @@ class Front:
         _, open_ = self._gate(k).answers([pieces[t][z:] for t in tokens])
         return {t: known[t] for t, o in zip(tokens, open_.tolist(), strict=True) if o}
 
-    def choose(self, turn: int, fits: Callable[[Item], bool]) -> list[Item]:
+    def choose(self, turn: int, fits: Callable[[OpenLeaf], bool]) -> list[OpenLeaf]:
         """Heaviest items of boundaries that are not certain enough, the first of them to be paid first. fits: whether the
         teacher's window has room for one more token.
 
@@ -152,7 +152,7 @@ class Front:
         best = needed[np.argsort(-level[needed], kind="stable")[:most]]
         return [candidates[i] for i in best]
 
-    def split(self, item: Item, row: Row, node: int, known: dict[int, float]) -> list[Item]:
+    def split(self, item: OpenLeaf, row: RowSketch, node: int, known: dict[int, float]) -> list[OpenLeaf]:
         """Replace a leaf by the next tokens in `row` (of the context `node` that it leads to). Returns the items among them."""
         gate = self._gate(item.k)
         if item.node == item.parent:
@@ -188,7 +188,7 @@ class Front:
             tokens.tolist(), prob.tolist(), strings[1:], first[1:].tolist(), open_[1:].tolist(), strict=True
         ):
             if o and item.prob * p > 0:
-                made.append(Item(item.k, item.node, node, token, item.prob * p, item.mass * p, s))
+                made.append(OpenLeaf(item.k, item.node, node, token, item.prob * p, item.mass * p, s))
                 still += item.mass * p
             else:
                 out.node.append(item.node)
@@ -200,15 +200,15 @@ class Front:
         self.gone[item.k] += item.mass * nothing
         return made
 
-    def _gate(self, k: int) -> Gate:
+    def _gate(self, k: int) -> BoundaryStrings:
         gate = self.boundaries[k].gate
         assert gate is not None, "boundaries made for the beam have gates"
         return gate
 
-    def finish(self, mean: Callable[[int], Row | None]) -> None:
+    def finish(self, mean: Callable[[int], RowSketch | None]) -> None:
         """Close what is left open, by the mean row of its last token or as if a boundary followed; hand the boundaries
         their extras."""
-        by_boundary: dict[int, list[Item]] = {}
+        by_boundary: dict[int, list[OpenLeaf]] = {}
         for item in self.items:
             by_boundary.setdefault(item.k, []).append(item)
         for k, items in by_boundary.items():
@@ -220,7 +220,7 @@ class Front:
             arrays = (np.array(out.node), np.array(out.first), np.array(out.mass), np.array(out.open, bool))
             self.boundaries[k].extra = Extra(*arrays)
 
-    def _close(self, k: int, items: list[Item], mean: Callable[[int], Row | None]) -> None:
+    def _close(self, k: int, items: list[OpenLeaf], mean: Callable[[int], RowSketch | None]) -> None:
         """What stands for the open leaves of one boundary: strings that count as closed, with their shares of each leaf."""
         gate, strings = self._gate(k), []
         out = self.splits.setdefault(k, _Split())
@@ -241,7 +241,7 @@ class Front:
             out.open += [True] * len(strings)
 
     def _spread(
-        self, table: Strings, s: bytes, token: int, mean: Callable[[int], Row | None]
+        self, table: Strings, s: bytes, token: int, mean: Callable[[int], RowSketch | None]
     ) -> tuple[list[bytes], list[float]]:
         """(strings, shares) of an open leaf that goes on as its last token usually does, token by token while a part is
         heavy. It depends on the kind of boundary only, so it is remembered there."""

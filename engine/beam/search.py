@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.alignment.passage import Prepared
-from engine.alignment.strings import Outcomes
+from engine.alignment.passage import Passage
+from engine.alignment.strings import StringRules
 from engine.beam.calibration import Continuations
-from engine.beam.frontier import Front, Spending
+from engine.beam.frontier import Frontier, Spending
 from engine.beam.leaves import LeafFinder, Use
-from engine.beam.sketch import Row, Sketcher
+from engine.beam.sketch import RowSketch, Sketcher
 from engine.contexts.canonical import CanonicalNext, Pending
-from engine.teacher.incremental import Open
+from engine.teacher.incremental import OpenBatch
 from engine.teacher.packing import Window
 from engine.teacher.softmax import Logits, Scored, Softmax, not_finite, pruned_bounds
 
@@ -37,20 +37,20 @@ class _Document:
 
     depth: list[int]
     tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # nodes made here: (parent, token)
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, RowSketch] = field(default_factory=dict)
     child: dict[tuple[int, int], int] = field(default_factory=dict)
     along: dict[int, dict[int, float]] = field(default_factory=dict)  # node of the tree -> tokens of its children there
     place: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     pending: Pending | None = None
 
 
-class Widener:
+class BeamSearch:
     """Splits open leaves for the students of a run. finders, outcomes, spending: by product."""
 
     def __init__(
         self,
         finders: dict[str, LeafFinder],
-        outcomes: dict[str, Outcomes],
+        outcomes: dict[str, StringRules],
         spending: dict[str, Spending],
         sketcher: Sketcher,
         real: torch.Tensor,
@@ -64,7 +64,9 @@ class Widener:
         self.continuations = Continuations()
 
     @torch.inference_mode()
-    def widen(self, docs: list[Prepared], hidden_ND: torch.Tensor, batches: list[Open], logits: Logits) -> np.ndarray:
+    def widen(
+        self, docs: list[Passage], hidden_ND: torch.Tensor, batches: list[OpenBatch], logits: Logits
+    ) -> np.ndarray:
         """Sets `skip` and `extra` of the documents' boundaries. Returns the evaluations that it took, int64 [documents]."""
         known = [_Document(d.tree.depth.tolist()) for d in docs]
         fronts = self._begin(docs, known, hidden_ND, logits)
@@ -92,14 +94,14 @@ class Widener:
         return spent
 
     @torch.inference_mode()
-    def calibrate(self, docs: list[Prepared], hidden_ND: torch.Tensor, logits: Logits) -> None:
+    def calibrate(self, docs: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> None:
         """Add the rows along these documents' own paths to the mean rows."""
         softmax = self._softmax(docs)
         token_of: dict[int, int] = {}
         for i, doc in enumerate(docs):
             trunk = doc.tree.trunk[doc.tree.trunk >= doc.tree.given]
             token_of |= zip((int(softmax.base[i]) + trunk).tolist(), doc.tree.token[trunk].tolist(), strict=True)
-        found: list[tuple[int, Row]] = []  # added only when all are there: memory may run out in between
+        found: list[tuple[int, RowSketch]] = []  # added only when all are there: memory may run out in between
         for chunk in softmax.run(hidden_ND, logits):
             for node, row in zip(chunk.nodes.tolist(), self.sketcher.rows(chunk.prob), strict=True):
                 if node in token_of and row.total > 0:
@@ -107,7 +109,7 @@ class Widener:
         for token, row in found:
             self.continuations.add(token, row)
 
-    def _softmax(self, docs: list[Prepared]) -> Softmax:
+    def _softmax(self, docs: list[Passage]) -> Softmax:
         asked = self.canonical if self.masked else None
         states = [d.states or [] for d in docs] if asked else None
         group = Scored(
@@ -116,8 +118,8 @@ class Widener:
         return Softmax(group, self.real, asked, masked=self.masked)
 
     def _begin(
-        self, docs: list[Prepared], known: list[_Document], hidden_ND: torch.Tensor, logits: Logits
-    ) -> list[list[Front]]:
+        self, docs: list[Passage], known: list[_Document], hidden_ND: torch.Tensor, logits: Logits
+    ) -> list[list[Frontier]]:
         """One pass over the rows of all contexts: sketches, and the open leaves of every boundary."""
         softmax = self._softmax(docs)
         group = softmax.group
@@ -163,13 +165,13 @@ class Widener:
         self,
         product: str,
         i: int,
-        doc: Prepared,
+        doc: Passage,
         known: _Document,
         found: dict[tuple[str, int, int], list[Use]],
         softmax: Softmax,
-    ) -> Front:
+    ) -> Frontier:
         boundaries, base = doc.sides[product].boundaries or [], int(softmax.base[i])
-        front = Front(product, self.outcomes[product], self.spending[product], boundaries, doc.data)
+        front = Frontier(product, self.outcomes[product], self.spending[product], boundaries, doc.data)
         ends = doc.tree.end
         for k, boundary in enumerate(boundaries):
             uses = found.get((product, i, k), [])
@@ -181,7 +183,7 @@ class Widener:
                 front.begin(k, weighted, sum(math.exp(b - top) for b in bounds), lambda node: known.along.get(node, {}))
         return front
 
-    def _choose(self, document: _Document, fronts: list[Front], turn: int) -> list[int]:
+    def _choose(self, document: _Document, fronts: list[Frontier], turn: int) -> list[int]:
         """New nodes for what the fronts want most, each paid for by the first that asks."""
         made = []
         for front in fronts:
@@ -199,10 +201,10 @@ class Widener:
 
     def _evaluate(
         self,
-        docs: list[Prepared],
+        docs: list[Passage],
         known: list[_Document],
         new: list[list[int]],
-        batches: list[Open],
+        batches: list[OpenBatch],
         counts: list[list[int]],
         logits: Logits,
     ) -> None:
@@ -235,7 +237,7 @@ class Widener:
                     known[i].rows[node] = row
 
     def _probabilities(
-        self, logits_RV: torch.Tensor, docs: list[Prepared], known: list[_Document], nodes: list[tuple[int, int]]
+        self, logits_RV: torch.Tensor, docs: list[Passage], known: list[_Document], nodes: list[tuple[int, int]]
     ) -> torch.Tensor:
         x = logits_RV[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
         prob = torch.softmax(x, 1)
@@ -266,7 +268,7 @@ def _path(document: _Document, node: int) -> tuple[int, list[int]]:
     return node, tokens[::-1]
 
 
-def _follow(front: Front, document: _Document) -> None:
+def _follow(front: Frontier, document: _Document) -> None:
     """Split all leaves whose node is known, and what comes of them, for nothing."""
     queue, kept = front.items, []
     while queue:

@@ -16,7 +16,7 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RowSketch:
     """One context's next token. ids [K], prob float64 [K], falling; heads: product -> float64 [H]; special: mass on
     specials; total: sum of the row (1, or 0 where no token is canonical)."""
 
@@ -42,7 +42,7 @@ class Sketcher:
         self.special = torch.tensor(special_ids, dtype=torch.long, device=device)
         self.heads = {p: (torch.from_numpy(of[:size]).to(device), count) for p, (of, count) in heads.items()}
 
-    def rows(self, prob_RV: torch.Tensor) -> list[Row]:
+    def rows(self, prob_RV: torch.Tensor) -> list[RowSketch]:
         """prob_RV [R, >= Vt] in any float dtype. All that is kept is divided by the float64 sum of its row: rows normalised
         in float32 miss 1 by more than a part of them may miss the whole."""
         prob = prob_RV[:, : self.size].double()
@@ -55,6 +55,6 @@ class Sketcher:
         special, total = prob[:, self.special].sum(1).tolist(), prob.sum(1).tolist()
         scale = [1 / t if t > 0 else 0.0 for t in total]
         return [
-            Row(ids[r], value[r] * f, {p: s[r] * f for p, s in sums.items()}, special[r] * f, total[r])
+            RowSketch(ids[r], value[r] * f, {p: s[r] * f for p, s in sums.items()}, special[r] * f, total[r])
             for r, f in enumerate(scale)
         ]

@@ -8,7 +8,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Remembered(dict[K, V]):
+class BoundedCache(dict[K, V]):
     """Forgets everything when it holds `most` keys."""
 
     def __init__(self, most: int = 100_000) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from engine.bpe.bounded_cache import Remembered
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pattern import Matcher, compile_pattern, escape, predicates_of
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
@@ -48,8 +48,8 @@ class Splitter:
     _class_of: dict[int, str] = field(default_factory=dict)
     _masks: list[int] = field(default_factory=lambda: [0])
     _owns: list[str] = field(default_factory=lambda: [""])
-    _pieces: Remembered[str, tuple[int, ...]] = field(default_factory=Remembered)
-    _certain: Remembered[str, tuple[int, ...]] = field(default_factory=Remembered)
+    _pieces: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache)
+    _certain: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache)
     _forgotten: dict[tuple[str, str], str] = field(default_factory=dict)
     _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.bpe.bounded_cache import Remembered
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.merges import MergeTable
 from engine.bpe.pretokenizer import Splitter
 from engine.bpe.utf8 import valid_utf8_prefix
@@ -13,7 +13,7 @@ from engine.bpe.vocabulary import Vocabulary
 _MOST_FIRSTS = 4_000_000
 
 
-class StudentSide:
+class Segmenter:
     """What ranges ask of the student: its cuts, its tokens, its first token of a piece. Shared by all ranges of a book."""
 
     def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
@@ -26,7 +26,7 @@ class StudentSide:
         )
         self._whole_differs = vocabulary.ignore_merges or bool(vocabulary.added_text)
         self._firsts: dict[tuple[bytes, bool], int] = {}
-        self._seams: Remembered[str, np.ndarray] = Remembered(10_000)  # 2 KiB each
+        self._seams: BoundedCache[str, np.ndarray] = BoundedCache(10_000)  # 2 KiB each
 
     def first(self, piece: bytes, *, whole: bool) -> int:
         """First token of a piece, -1 when it has none. whole: the piece is a whole pre-token."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from tokenizers import Tokenizer
 
 from engine.bpe.vocabulary import Vocabulary
-from engine.chat.segments import Line, LineMaker, Talk
+from engine.chat.segments import SegmentedDocument, SequenceBuilder, TokenSequence
 from engine.chat.special_tokens import prefix_behind_special, special_pattern, with_specials
 from engine.chat.template import ASSISTANT, ChatTemplate, Rendering
 from engine.chat.template_files import chat_templates
@@ -55,14 +55,14 @@ class ChatSide:
 
     def line(
         self, messages: Sequence[Message], scored: Sequence[bool], *, end: bool
-    ) -> tuple[Line, list[tuple[int, int]]]:
+    ) -> tuple[TokenSequence, list[tuple[int, int]]]:
         """The whole conversation as this side sees it, and of each scored content the (start, stop) characters of the message
         that its part holds. end: score the end of each turn. Raises BadDocument."""
         made = self.template.render(messages)
         for i, asked in enumerate(scored):
             if asked:
                 self.template.check_history(messages, i, made)
-        maker, shift, said = LineMaker(), 0, 0  # bytes of the messages before; where the content before ended
+        maker, shift, said = SequenceBuilder(), 0, 0  # bytes of the messages before; where the content before ended
         contents = [m.content[start:stop] for m, (start, stop) in zip(messages, made.spans, strict=True)]
         for i, message in enumerate(messages):
             lead = len(message.content[: made.spans[i][0]].encode())
@@ -128,7 +128,7 @@ def chat_sides(run: RunConfig, vocabularies: dict[str, Vocabulary]) -> dict[str,
 
 def seen_by(
     sides: dict[str, ChatSide], messages: Sequence[Message], roles: Sequence[str], *, end: bool, bytes_end: int
-) -> Talk:
+) -> SegmentedDocument:
     """The conversation as every side sees it, and as bytes. Raises BadDocument, also where two sides keep different parts of
     a scored content."""
     scored = [message.role in roles for message in messages]
@@ -153,14 +153,14 @@ def seen_by(
         raise BadDocument("too_short", "all scored messages are empty, and their ends are not scored")
     closed = [part.closed for part in lines["teacher"].parts]
     lines["bytes"] = _byte_line(messages, dict(zip(asked, kept["teacher"], strict=True)), closed, bytes_end)
-    return Talk(texts, lines)
+    return SegmentedDocument(texts, lines)
 
 
 def _byte_line(
     messages: Sequence[Message], kept: dict[int, tuple[int, int]], closed: list[bool], bytes_end: int
-) -> Line:
+) -> TokenSequence:
     """The bytes of all contents, and an end behind each scored one that the teacher's template ends."""
-    maker, shift = LineMaker(), 0
+    maker, shift = SequenceBuilder(), 0
     for i, message in enumerate(messages):
         raw = list(message.content.encode())
         ends = list(range(1, len(raw) + 1))

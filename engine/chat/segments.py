@@ -17,7 +17,7 @@ from schemas.errors import IdentityError
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """Tokens begin .. stop of a line are the part's text; closed: the token at `stop` is its end, and is scored."""
 
     begin: int
@@ -31,31 +31,31 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TokenSequence:
     """ids, ends: int64 [T], tokens and their ends in the document's text; a template's own tokens have no bytes of it.
     parts: one per scored part of the document, in order."""
 
     ids: np.ndarray
     ends: np.ndarray
-    parts: list[Stretch]
+    parts: list[Segment]
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
+class SegmentedDocument:
     """A document in parts, as all products see it. texts: what is scored, one per part. lines: per product, and of the teacher
     in any case."""
 
     texts: list[str]
-    lines: dict[str, Line]
+    lines: dict[str, TokenSequence]
 
 
 @dataclass(slots=True)
-class LineMaker:
+class SequenceBuilder:
     """Puts a line together from left to right; `ids` and `ends` so far may be read."""
 
     ids: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    parts: list[Stretch] = field(default_factory=list)
+    parts: list[Segment] = field(default_factory=list)
 
     def context(self, ids: list[int], end: int) -> None:
         """Tokens that are no text of the document; `end`: bytes of the document's text before them."""
@@ -64,7 +64,7 @@ class LineMaker:
 
     def reach(self, end: int) -> None:
         """Let the last token end at this byte, unless it belongs to a part."""
-        part = self.parts[-1] if self.parts else Stretch(0, 0, False)
+        part = self.parts[-1] if self.parts else Segment(0, 0, False)
         if len(self.ids) > part.stop + part.closed:
             self.ends[-1] = end
 
@@ -77,19 +77,19 @@ class LineMaker:
         """The same, scored. closed: the next token that is added is its end."""
         begin = len(self.ids)
         self.text(ids, ends, shift)
-        self.parts.append(Stretch(begin, len(self.ids), closed))
+        self.parts.append(Segment(begin, len(self.ids), closed))
 
-    def made(self) -> Line:
+    def made(self) -> TokenSequence:
         """The line; IdentityError when an end has no token."""
         for part in self.parts:
             if part.stop + part.closed > len(self.ids):
                 raise IdentityError(
                     f"lines: the end of part {part} lies outside the {len(self.ids)} tokens of its line"
                 )
-        return Line(np.array(self.ids, np.int64), np.array(self.ends, np.int64), self.parts)
+        return TokenSequence(np.array(self.ids, np.int64), np.array(self.ends, np.int64), self.parts)
 
 
-def rows_of(line: Line, starts: list[int]) -> np.ndarray:
+def rows_of(line: TokenSequence, starts: list[int]) -> np.ndarray:
     """int64 [T]: for each token of the line its row, when the rows of part i begin at starts[i]; -1 for context."""
     at = np.full(len(line.ids), -1, np.int64)
     for part, start in zip(line.parts, starts, strict=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer
 
 from engine.bpe.vocabulary import Vocabulary
-from engine.chat.segments import Line, LineMaker, Talk
+from engine.chat.segments import SegmentedDocument, SequenceBuilder, TokenSequence
 from schemas.errors import BadDocument, RunFileError
 
 
@@ -63,7 +63,7 @@ class SpecialBorders:
         ends = frozenset(i for i in end_ids if i in sides["teacher"].specials)
         return cls(sides, ends, end, given, bytes_end, special_pattern(sides["teacher"]))
 
-    def parts(self, text: str) -> Talk | None:
+    def parts(self, text: str) -> SegmentedDocument | None:
         """The text in parts, or None when no special is in it. Raises BadDocument."""
         found = list(self._pattern.finditer(text)) if self._pattern else []
         if not found:
@@ -85,13 +85,13 @@ class SpecialBorders:
         texts = [words for (words, _, _), asked in zip(pieces, scored, strict=True) if asked]
         if not texts:
             raise BadDocument("too_short", "nothing but special tokens: nothing to score")
-        return Talk(texts, lines)
+        return SegmentedDocument(texts, lines)
 
     def _ends(self, token: int | None) -> bool:
         return self.end and (token is None or token in self.end_ids)
 
-    def _line(self, product: str, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> Line:
-        vocabulary, maker, at = self.sides[product], LineMaker(), 0
+    def _line(self, product: str, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> TokenSequence:
+        vocabulary, maker, at = self.sides[product], SequenceBuilder(), 0
         for (words, token, name), asked in zip(pieces, scored, strict=True):
             mine = vocabulary.eos_id if token is None else self._partner(product, token, name)
             if asked:
@@ -103,8 +103,8 @@ class SpecialBorders:
                 maker.context([mine], at)
         return maker.made()
 
-    def _bytes(self, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> Line:
-        maker, at = LineMaker(), 0
+    def _bytes(self, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> TokenSequence:
+        maker, at = SequenceBuilder(), 0
         for (words, token, name), asked in zip(pieces, scored, strict=True):
             raw, special = list(words.encode()), list(name.encode())
             if asked:

@@ -22,7 +22,7 @@ from engine.bpe.pending import CutText, cut_text
 from engine.bpe.pretokenizer import Splitter
 from engine.bpe.utf8 import successor, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
-from engine.contexts.next_tokens import PAIR, Kind, KindBook, State, Table
+from engine.contexts.next_tokens import PAIR, KindBook, NextTokens, State, Table
 from engine.contexts.tree import NO_NODE, ContextTree
 from schemas.errors import IdentityError
 
@@ -198,7 +198,7 @@ class CanonicalNext:
             self._answers[state] = known
         return known
 
-    def _find_illegal(self, kind: Kind, state: State) -> np.ndarray:
+    def _find_illegal(self, kind: NextTokens, state: State) -> np.ndarray:
         parts = [kind.never, np.array(state.closed, np.int32)]
         if kind.has_pair and state.last >= 0:
             pairs = self.merges.illegal_after(state.last)

@@ -17,7 +17,7 @@ from engine.bpe.continuations import Ways
 from engine.bpe.merges import NEVER as UNREACHABLE
 from engine.bpe.merges import MergeTable
 from engine.bpe.pretokenizer import Splitter
-from engine.bpe.segmenter import StudentSide
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import characters_beginning, characters_from, open_tail, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Kind:
+class NextTokens:
     """kind: int8 [V] (ids without a token and specials: ALWAYS); never: int32 ids; has_pair: whether any kind is PAIR."""
 
     number: int
@@ -77,7 +77,7 @@ class Table:
     variants: list[tuple[tuple[int, ...], bool]]
     behaviour: np.ndarray
     behaviours: list[frozenset[tuple[int, bool, bool]]]
-    made: dict[tuple[bool, ...], Kind] = field(default_factory=dict)
+    made: dict[tuple[bool, ...], NextTokens] = field(default_factory=dict)
 
 
 class KindBook:
@@ -85,12 +85,12 @@ class KindBook:
 
     def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
         self.vocabulary, self.merges, self.splitter = vocabulary, merges, splitter
-        self.side = StudentSide(vocabulary, merges, splitter)
+        self.side = Segmenter(vocabulary, merges, splitter)
         self._tables: dict[tuple[str, bytes], Table] = {}
         self._spans: dict[bytes, _Span] = {}
-        self._kinds: dict[bytes, Kind] = {}
+        self._kinds: dict[bytes, NextTokens] = {}
         self._numbers = 0
-        self._byte_kinds: dict[tuple[str, bytes, bool], Kind] = {}
+        self._byte_kinds: dict[tuple[str, bytes, bool], NextTokens] = {}
         self._completions: dict[tuple[int, bytes], frozenset[str]] = {}
         self._continuing: dict[bytes, tuple[np.ndarray, list[str]]] = {}
 
@@ -208,7 +208,7 @@ class KindBook:
             rows.append(behaviours.setdefault(frozenset(entries), len(behaviours)))
         return Table(span, list(variants), np.array(rows, np.int64), list(behaviours))
 
-    def kind_of(self, state: State) -> Kind:
+    def kind_of(self, state: State) -> NextTokens:
         if self.splitter.byte_units:
             key = (state.left, state.partial, state.opening)
             known = self._byte_kinds.get(key)
@@ -236,7 +236,7 @@ class KindBook:
         kind[span.tokens] = rule[table.behaviour[span.key], self._sort[span.tokens]]
         return kind
 
-    def _keep(self, kind: np.ndarray) -> Kind:
+    def _keep(self, kind: np.ndarray) -> NextTokens:
         """Many class strings give the same kinds; keep each array once."""
         key = kind.tobytes()
         known = self._kinds.get(key)
@@ -246,7 +246,7 @@ class KindBook:
                 self._tables.clear()
                 self._byte_kinds.clear()
             never = np.flatnonzero(kind == NEVER).astype(np.int32)
-            known = self._kinds[key] = Kind(self._numbers, kind, never, bool((kind == PAIR).any()))
+            known = self._kinds[key] = NextTokens(self._numbers, kind, never, bool((kind == PAIR).any()))
             self._numbers += 1  # never used twice: others remember answers by it
         return known
 

@@ -12,7 +12,7 @@ from engine.dataset.repair import lacking_units
 from engine.dataset.sidecars import HEAD, MEANS, check_means, damage, learns
 from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, SideFile, add_stats
+from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, Sidecar, add_stats
 
 LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 
@@ -65,13 +65,13 @@ def _sides(plan: Plan) -> list[str]:
     return [HEAD] * ("hidden" in plan.products) + [MEANS] * learns(plan)
 
 
-def _side(store: Store, name: str) -> SideFile:
+def _side(store: Store, name: str) -> Sidecar:
     if not store.exists(name):
         raise OutputError(f"{store.place(name)}: missing; run again to make it anew")
     data = store.read(name)
     if name == HEAD and (fault := damage(data)):
         raise OutputError(f"{store.place(name)}: damaged: {fault}; {REMAKE}")
-    return SideFile.of(name, data)
+    return Sidecar.of(name, data)
 
 
 def _nameless(manifest: Manifest) -> Manifest:
@@ -100,7 +100,7 @@ def _manifest(
     seals: Sequence[Seal],
     engine_version: str,
     versions: Mapping[str, str],
-    sides: Mapping[str, SideFile],
+    sides: Mapping[str, Sidecar],
 ) -> Manifest:
     totals = {}
     for product in plan.products:

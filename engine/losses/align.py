@@ -22,7 +22,7 @@ FLAG_END, FLAG_CONTEXT = 16, 64  # flags of a student's product
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class TokenSpans:
     """The tokens of one side. Make it with `teacher` or `student`; arguments are numpy arrays or tensors, [N].
 
     Tokens without bytes are *special* where they are ends or context, and never part of a text's chunk. A token of text
@@ -35,19 +35,21 @@ class Side:
     usable: npt.NDArray[np.bool_]  # [N] may carry a loss
 
     @classmethod
-    def teacher(cls, byte_end: object, roles: object, mask: object) -> Side:
+    def teacher(cls, byte_end: object, roles: object, mask: object) -> TokenSpans:
         """roles: 0 text, 1 begin, 2 end, 3 template and other context; mask: scored."""
         role = _array(roles, np.int64)
         return cls._make(byte_end, role == ROLE_END, role != 0, mask)
 
     @classmethod
-    def student(cls, byte_end: object, flags: object, loss_mask: object) -> Side:
+    def student(cls, byte_end: object, flags: object, loss_mask: object) -> TokenSpans:
         """flags: bits 16 end, 64 context; loss_mask: bit 64 is not set (scored or not)."""
         flag = _array(flags, np.int64)
         return cls._make(byte_end, flag & FLAG_END != 0, flag & (FLAG_END | FLAG_CONTEXT) != 0, loss_mask)
 
     @classmethod
-    def _make(cls, byte_end: object, end: npt.NDArray[np.bool_], no_text: npt.NDArray[np.bool_], mask: object) -> Side:
+    def _make(
+        cls, byte_end: object, end: npt.NDArray[np.bool_], no_text: npt.NDArray[np.bool_], mask: object
+    ) -> TokenSpans:
         ends, usable = _array(byte_end, np.int64), _array(mask, np.bool_)
         if not len(ends) == len(end) == len(usable):
             raise ValueError(
@@ -68,14 +70,14 @@ class Alignment(NamedTuple):
     is_end: Tensor  # [C] bool: an end token on both sides, no text
 
 
-def align(teacher: Side, student: Side) -> Alignment:
+def align(teacher: TokenSpans, student: TokenSpans) -> Alignment:
     """The chunks of two sides of one text.
 
     An end without bytes is a chunk of its own with the end at the same byte of the other side, the first with the first
     where there are several; specials that one side has alone are skipped. What follows the last boundary (one side cut
     short, or both) has no chunk. A chunk is dropped whole, on both sides, where a row of it is not usable on either side,
     where a special stands inside it, and where it is an end on one side and text on the other (an end written out in the
-    text may have bytes). Raises ValueError (in Side) where byte ends fall.
+    text may have bytes). Raises ValueError (in TokenSpans) where byte ends fall.
     """
     sides = (teacher, student)
     text_t, text_s = (side.byte_end[_has_bytes(side)] for side in sides)
@@ -121,7 +123,7 @@ def keep(alignment: Alignment, good_C: Tensor) -> Alignment:
 
 
 def _raw_chunks(
-    side: Side, key: npt.NDArray[np.int64], common: npt.NDArray[np.int64], common_ends: npt.NDArray[np.int64]
+    side: TokenSpans, key: npt.NDArray[np.int64], common: npt.NDArray[np.int64], common_ends: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """[N] numbers before any is dropped: text by its boundary, behind these the ends by their key."""
     behind = np.where(
@@ -135,7 +137,7 @@ def _raw_chunks(
     return np.where(side.special, np.where(found, len(common) + at, NONE), chunk)
 
 
-def _end_keys(side: Side) -> npt.NDArray[np.int64]:
+def _end_keys(side: TokenSpans) -> npt.NDArray[np.int64]:
     """[N] byte and place among the ends there, as one number; NONE for all other rows."""
     rows = np.flatnonzero(side.special & side.end)
     ends = side.byte_end[rows]
@@ -144,7 +146,7 @@ def _end_keys(side: Side) -> npt.NDArray[np.int64]:
     return key
 
 
-def _has_bytes(side: Side) -> npt.NDArray[np.bool_]:
+def _has_bytes(side: TokenSpans) -> npt.NDArray[np.bool_]:
     return np.diff(side.byte_end, prepend=0) > 0
 
 

@@ -20,7 +20,7 @@ from engine.losses.strings import cost_matrix, edit_distances, warp
 MAX_RATIO = 0.3
 
 
-class TeacherRows(NamedTuple):
+class TeacherInputs(NamedTuple):
     """The teacher's scored rows of one document."""
 
     token_ids: Tensor  # int64 [T]
@@ -33,7 +33,7 @@ class TeacherRows(NamedTuple):
 def cdm(
     logits_SV: Tensor,
     gold_S: Tensor,
-    teacher: TeacherRows,
+    teacher: TeacherInputs,
     teacher_bytes: Sequence[bytes],
     student_bytes: Sequence[bytes],
     student_id_of: Mapping[bytes, int],
@@ -83,7 +83,7 @@ def weights(entropy_N: Tensor) -> npt.NDArray[np.int64]:
     return (3 / (1 + np.exp(2 - 4 * h)) + 3).astype(np.int64)
 
 
-def group_lists(teacher: TeacherRows, group_t: npt.NDArray[np.int64]) -> list[tuple[dict[int, float], float]]:
+def group_lists(teacher: TeacherInputs, group_t: npt.NDArray[np.int64]) -> list[tuple[dict[int, float], float]]:
     """Per group: mean probability of each stored token over the group's rows, and of what is not stored."""
     probability = teacher.logp.double().exp().tolist()
     lists, tails = teacher.ids.tolist(), teacher.tail_logp.double().exp().tolist()

@@ -22,7 +22,7 @@ from engine.losses.chunked_head import chunked
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class ModelStates:
     """One model's view of one document. Row i predicts token i.
 
     hidden_LE     float, behind the final norm; of the student with its gradient, of the teacher the product `hidden`
@@ -89,7 +89,12 @@ class DSKD(torch.nn.Module):
         self.register_buffer("std_e", torch.tensor(std_e))
 
     def forward(
-        self, student: Side, teacher: Side, logits_SV: torch.Tensor, temperature: float = 2.0, rows_per_chunk: int = 256
+        self,
+        student: ModelStates,
+        teacher: ModelStates,
+        logits_SV: torch.Tensor,
+        temperature: float = 2.0,
+        rows_per_chunk: int = 256,
     ) -> Terms:
         """x inputs, y predicted tokens, e embeddings, h hidden states; softmax over the rows that count:
 
@@ -130,7 +135,9 @@ class DSKD(torch.nn.Module):
         return Terms(cross_entropy(t2s_SV, gold_S, reduction="none"), t2s_kd_S, s2t_kd_T, agreed_S)
 
 
-def _kl_of_states(s2t_logits_TV: torch.Tensor, h_TD: torch.Tensor, teacher: Side, temperature: float) -> torch.Tensor:
+def _kl_of_states(
+    s2t_logits_TV: torch.Tensor, h_TD: torch.Tensor, teacher: ModelStates, temperature: float
+) -> torch.Tensor:
     return _dense_kl(teacher.logits(h_TD), s2t_logits_TV, temperature)
 
 

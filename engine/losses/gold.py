@@ -19,7 +19,7 @@ from engine.losses.strings import ids_of
 MANTISSA = 2.0**-11  # stored values are rounded to this relative error, docs/format.md
 
 
-class TeacherRows(NamedTuple):
+class TeacherInputs(NamedTuple):
     """The teacher's rows of one document; those in chunks must be scored."""
 
     token_ids: Tensor  # int64 [T]
@@ -32,7 +32,7 @@ class TeacherRows(NamedTuple):
 def gold(
     logits_SV: Tensor,
     gold_S: Tensor,
-    teacher: TeacherRows,
+    teacher: TeacherInputs,
     match_W: Tensor,
     alignment: Alignment,
     *,
@@ -118,7 +118,7 @@ class Cells(NamedTuple):
     least: Tensor  # [G] nats, of the K-th token: no token of the tail exceeds it
 
 
-def split_teacher(teacher: TeacherRows, first_t: Tensor, continued_t: Tensor) -> Cells:
+def split_teacher(teacher: TeacherInputs, first_t: Tensor, continued_t: Tensor) -> Cells:
     """Raises ValueError where gold_logp lies above 0, or above the tail that holds it, by more than rounding explains."""
     gold_G, tail_G = (x[first_t].to(continued_t) for x in (teacher.gold_logp, teacher.tail_logp))
     logp_GK, token_G = teacher.logp[first_t].to(continued_t), teacher.token_ids[first_t]

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 import torch
 
 ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-"""What want of memory may be raised as; ask `is_want` about a RuntimeError."""
+"""What want of memory may be raised as; ask `is_out_of_memory` about a RuntimeError."""
 _WORDS = (  # torch has no type of its own for a host without memory, nor for the libraries below it
     "DefaultCPUAllocator", "CUDA error: out of memory", "HIP out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED", "could not create a memory object",
 )  # fmt: skip
 
 
-def is_want(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out: on a GPU, in torch on the host, or in NumPy and Arrow."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

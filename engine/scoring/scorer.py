@@ -14,20 +14,20 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from engine.alignment.passage import Prepared, Side
+from engine.alignment.passage import Passage, ProductView
 from engine.alignment.refinement import exact_side
 from engine.beam.calibration import Continuations
-from engine.beam.sketch import Row
+from engine.beam.sketch import RowSketch
 from engine.chat.conversation import seen_by
-from engine.chat.segments import Talk
+from engine.chat.segments import SegmentedDocument
 from engine.corpus.document import Document, refusal
 from engine.dataset.unit_result import UnitResult
 from engine.scoring import memory
 from engine.scoring.stages import Loaded
-from engine.targets.positions import Rows
+from engine.targets.positions import TargetRows
 from engine.targets.tables import Work, add_sums, first_parts, table_of
 from engine.teacher.evaluate import BEAM_DEPTH, hidden_states
-from engine.teacher.incremental import Open
+from engine.teacher.incremental import OpenBatch
 from engine.teacher.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
 from schemas.manifest import add_stats
@@ -46,13 +46,13 @@ class Scorer(Loaded):
         """Learn from these documents how open leaves are usually continued (engine/beam/calibration.py). The same documents give
         the same means; without, open leaves are closed as if a boundary followed. Documents that are no good are left out."""
         self.learn(documents)
-        if self.widener is not None:
-            self.widener.continuations.close()
+        if self.beam_search is not None:
+            self.beam_search.continuations.close()
 
     @property
-    def means(self) -> dict[int, Row]:
-        """What `calibrate` has learned; without a widener nothing."""
-        return {} if self.widener is None else self.widener.continuations.means
+    def means(self) -> dict[int, RowSketch]:
+        """What `calibrate` has learned; without a beam_search nothing."""
+        return {} if self.beam_search is None else self.beam_search.continuations.means
 
     @property
     def head_counts(self) -> dict[str, int]:
@@ -61,13 +61,13 @@ class Scorer(Loaded):
 
     def recall(self, continuations: Continuations, sha256: str) -> None:
         """What was learned elsewhere, instead of `calibrate`. sha256: of the file that has it."""
-        assert self.widener is not None
-        self.widener.continuations, self.continuations_sha256 = continuations, sha256
+        assert self.beam_search is not None
+        self.beam_search.continuations, self.continuations_sha256 = continuations, sha256
 
     def learn(self, documents: Sequence[Document]) -> list[dict[str, Any]]:
         """A part of `calibrate`, which is called once behind the last part. Returns records of documents that gave nothing."""
         left_out = []
-        for document in documents if self.widener is not None else ():
+        for document in documents if self.beam_search is not None else ():
             try:
                 self._fitting(self._work(document).parts, self._learn, defaultdict(float))
             except BadDocument as error:  # mostly it goes to quarantine with its own unit, too
@@ -136,7 +136,7 @@ class Scorer(Loaded):
         talk = seen_by(self.chat, document.messages, roles, end=end, bytes_end=BYTES_END)
         return self._in_parts(document, talk)
 
-    def _in_parts(self, document: Document, talk: Talk) -> Work:
+    def _in_parts(self, document: Document, talk: SegmentedDocument) -> Work:
         """Each part behind what the teacher has read before it."""
         parts, lines = [], {**talk.lines, HIDDEN: talk.lines[TEACHER]}
         for i, text in enumerate(talk.texts):
@@ -152,9 +152,9 @@ class Scorer(Loaded):
             parts.append(part)
         return Work(document, parts, {product: lines[product] for product in self.products})
 
-    def _refuse_long(self, part: Prepared) -> None:
+    def _refuse_long(self, part: Passage) -> None:
         """What is given stands before every window; without room for a text behind it nothing can be scored."""
-        room = self.teacher.max_length - (BEAM_DEPTH if self.widener else 0)
+        room = self.teacher.max_length - (BEAM_DEPTH if self.beam_search else 0)
         if int(part.tree.depth.max()) < room:
             return
         try:
@@ -165,11 +165,11 @@ class Scorer(Loaded):
                 "prompt_too_long", f"{given} teacher tokens stand before a scored part: {error}"
             ) from error
 
-    def _prepare(self, document: Document) -> Prepared:
+    def _prepare(self, document: Document) -> Passage:
         """Tokens, tree and boundaries of one document. Raises BadDocument."""
         return self._see(document.text, self.bos, {p: self.end_id(p) is not None for p in self.products})
 
-    def _see(self, words: str, given: tuple[int, ...], closed: dict[str, bool]) -> Prepared:
+    def _see(self, words: str, given: tuple[int, ...], closed: dict[str, bool]) -> Passage:
         """One text behind the teacher's given tokens. closed: products that have a row for the end behind it."""
         text = words.encode("utf-8")
         sides = {TEACHER: self.vocabulary.encode(words) if words else ([], [])}
@@ -186,7 +186,7 @@ class Scorer(Loaded):
         for product in self.products:
             token_ids, byte_ends = sides[product]
             closing = ([self.end_id(product)], [len(text)]) if closed[product] else ([], [])
-            side = Side(
+            side = ProductView(
                 np.array([*token_ids, *closing[0]], np.int64),
                 np.array([*byte_ends, *closing[1]], np.int64),
                 closed=closed[product],
@@ -201,7 +201,7 @@ class Scorer(Loaded):
                 places = np.array(byte_ends, np.int64) + len(prefix)
                 side.exact = exact_side(tree, *self.refined(product), np.array(token_ids, np.int64), places)
             out[product] = side
-        return Prepared(tree, prefix + text, out, self.canonical.states(tree, prefix + text), lead=len(prefix))
+        return Passage(tree, prefix + text, out, self.canonical.states(tree, prefix + text), lead=len(prefix))
 
     def _wanted(self, sides: dict[str, tuple[list[int], list[int]]], size: int, shift: int) -> np.ndarray:
         """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students."""
@@ -210,32 +210,32 @@ class Scorer(Loaded):
         asked = [np.array(sides[p][1], np.int64) + shift for p in (*self.aligners, *self.expansions)]
         return np.unique(np.concatenate([[shift], *asked])) if asked else np.empty(0, np.int64)
 
-    def _learn(self, parts: list[Prepared], batch_tokens: int, keep: bool) -> None:
-        assert self.widener is not None
+    def _learn(self, parts: list[Passage], batch_tokens: int, keep: bool) -> None:
+        assert self.beam_search is not None
         config = self.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
         hidden = hidden_states(self.teacher.sparing(batch_tokens, keep=keep), parts, config)
-        self.widener.calibrate(parts, hidden, self.teacher.logits)
+        self.beam_search.calibrate(parts, hidden, self.teacher.logits)
 
-    def _rows(self, parts: list[Prepared], batch_tokens: int, keep: bool) -> tuple[dict[str, Rows], int]:
+    def _rows(self, parts: list[Passage], batch_tokens: int, keep: bool) -> tuple[dict[str, TargetRows], int]:
         """Rows of every product, and the evaluations that the beam took. Raises IdentityError, and what memory raises."""
         for part in parts:  # an attempt before may have come half the way
             part.bad = None
         config = self.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
         teacher = self.teacher.sparing(batch_tokens, keep=keep)
         pruner = self.pruner and self.pruner.by(teacher)
-        batches: list[Open] | None = None if self.widener is None else []
+        batches: list[OpenBatch] | None = None if self.beam_search is None else []
         hidden, spent = hidden_states(teacher, parts, config, pruner, grow=batches), 0
-        if self.widener is not None and batches:
-            spent = int(self.widener.widen(parts, hidden, batches, teacher.logits).sum())
+        if self.beam_search is not None and batches:
+            spent = int(self.beam_search.widen(parts, hidden, batches, teacher.logits).sum())
         return self.emitter.emit(parts, hidden, teacher.logits), spent
 
-    def _fitting(self, parts: list[Prepared], attempt: Callable[[list[Prepared], int, bool], T], stats: Stats) -> T:
+    def _fitting(self, parts: list[Passage], attempt: Callable[[list[Passage], int, bool], T], stats: Stats) -> T:
         """An attempt at one document, with less at a time whenever memory runs out. Raises BadDocument (oom) when nothing is
         small enough, and what the attempt raises. Nothing of a failed attempt may live on into the next."""
         batch_tokens, room = self.run.teacher.batch_tokens, self.teacher.max_length
         nodes = sum(len(part.tree.token) for part in parts)
         longest = max(min(int(part.tree.depth.max()) + 1, room) for part in parts)
-        keeps = self.teacher.reuse and (self.widener is not None or self.pruner is not None)
+        keeps = self.teacher.reuse and (self.beam_search is not None or self.pruner is not None)
         tries = [(batch_tokens, True)]
         tries += memory.smaller(batch_tokens, nodes=nodes, longest=longest, keeps=keeps)
         said = ""
@@ -243,7 +243,7 @@ class Scorer(Loaded):
             try:
                 return attempt(parts, tokens, keep)
             except memory.ERRORS as error:
-                if not memory.is_want(error):
+                if not memory.is_out_of_memory(error):
                     raise
                 said = memory.told(error)
             memory.free()
@@ -260,7 +260,7 @@ class Scorer(Loaded):
             return
         prepared = [part for work in group for part in work.parts]
 
-        def attempt(parts: list[Prepared], batch_tokens: int, keep: bool) -> UnitResult:
+        def attempt(parts: list[Passage], batch_tokens: int, keep: bool) -> UnitResult:
             return self._group_result(group, parts, *self._rows(parts, batch_tokens, keep))
 
         found: UnitResult | None = None
@@ -277,7 +277,7 @@ class Scorer(Loaded):
                 yield {}, [refusal(group[0].document, "identity", str(error))]
                 return
         except memory.ERRORS as error:
-            if not memory.is_want(error):
+            if not memory.is_out_of_memory(error):
                 raise
             stats["oom_retries"] += 1
         if found is None:  # outside of the handlers, which hold all that the attempt has made
@@ -289,7 +289,7 @@ class Scorer(Loaded):
         yield found.products, found.quarantine
 
     def _group_result(
-        self, group: list[Work], prepared: list[Prepared], rows: dict[str, Rows], spent: int
+        self, group: list[Work], prepared: list[Passage], rows: dict[str, TargetRows], spent: int
     ) -> UnitResult:
         """Tables, refusals and sums of a group. spent: evaluations that the beam took."""
         stats: Stats = defaultdict(float, teacher_evaluations=spent)

@@ -11,11 +11,11 @@ import torch
 from engine.alignment.boundaries import Aligner
 from engine.alignment.expansion import Expansion, byte_expansion, subset_expansion
 from engine.alignment.rules import RuleBook, TeacherTokens
-from engine.alignment.strings import Outcomes
+from engine.alignment.strings import StringRules
 from engine.alignment.token_trie import Trie, build_trie
 from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
-from engine.beam.search import Widener
+from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
@@ -104,7 +104,7 @@ class Loaded:
         tokens = TeacherTokens(vocabulary)
         self.aligners: dict[str, Aligner] = {}
         self.expansions: dict[str, tuple[Expansion, Trie]] = {}
-        self.outcomes: dict[str, Outcomes] = {}
+        self.outcomes: dict[str, StringRules] = {}
         fast: dict[str, PushForward] = {}
         for product, student in self.students.items():
             if self.regimes[product] == "subset":
@@ -112,7 +112,7 @@ class Loaded:
                 self.expansions[product] = (expansion, build_trie(expansion))
             elif self.regimes[product] in ("fast", "beam"):
                 book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
-                self.outcomes[product] = Outcomes(vocabulary, book)
+                self.outcomes[product] = StringRules(vocabulary, book)
                 self.aligners[product] = Aligner(book, vocabulary.prefix_bytes, self.outcomes[product])
                 fast[product] = PushForward(
                     book,
@@ -145,9 +145,9 @@ class Loaded:
             seed=targets.seed,
             statistics=Statistics.make(vocabulary, ends, teacher.device) if targets.teacher_stats else None,
         )
-        self.widener = self._make_widener(real, specials) if self.aligners else None
+        self.beam_search = self._make_beam_search(real, specials) if self.aligners else None
 
-    def _make_widener(self, real: torch.Tensor, specials: list[int]) -> Widener:
+    def _make_beam_search(self, real: torch.Tensor, specials: list[int]) -> BeamSearch:
         targets, device, size = self.run.targets, self.teacher.device, self.vocabulary.size
         budget = 0.0 if targets.regime == "fast" else targets.max_nodes_per_token
         spending = Spending(targets.tolerance, budget, LEAST_SHARE if targets.tolerance else 0.0)
@@ -157,7 +157,7 @@ class Loaded:
             for product, aligner in self.aligners.items()
         }
         heads = {p: (o.heads.of_token, o.heads.count) for p, o in self.outcomes.items()}
-        return Widener(
+        return BeamSearch(
             finders,
             self.outcomes,
             dict.fromkeys(self.aligners, spending),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from engine.alignment.boundaries import Boundary, Extra
-from engine.targets.positions import Rows
+from engine.targets.positions import TargetRows
 from engine.targets.pushforward import Job, PushForward
 from engine.teacher.softmax import Chunk, Softmax, pruned_bounds
 from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_NO_MASS
@@ -24,11 +24,11 @@ _MOST_ROWS = 512
 AtHand = dict[int, tuple[int, float, float, int]]  # context -> row of P, log weight, its non-canonical mass, its end
 
 
-class FastRows:
+class BeamRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
 
     def __init__(
-        self, product: str, push: PushForward, softmax: Softmax, boundaries: list[list[Boundary]], rows: Rows
+        self, product: str, push: PushForward, softmax: Softmax, boundaries: list[list[Boundary]], rows: TargetRows
     ) -> None:
         self.product, self.push, self.softmax, self.rows = product, push, softmax, rows
         self.boundaries = boundaries

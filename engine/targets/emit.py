@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.alignment.passage import Prepared
+from engine.alignment.passage import Passage
 from engine.contexts.canonical import CanonicalNext
-from engine.targets.beam_rows import FastRows
+from engine.targets.beam_rows import BeamRows
 from engine.targets.exact_rows import ExactRows, Refinement
-from engine.targets.positions import Rows, TopK
+from engine.targets.positions import TargetRows, TopK
 from engine.targets.pushforward import PushForward
 from engine.targets.sampling import Sample, key_of, row_keys
 from engine.targets.teacher_rows import FILLS, HiddenStates, JoinedEnds, Statistics, TeacherRows
@@ -45,7 +45,7 @@ class Emitter:
     statistics: Statistics | None = None
 
     @torch.inference_mode()
-    def emit(self, docs: list[Prepared], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, Rows]:
+    def emit(self, docs: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, TargetRows]:
         """docs' nodes lie one after another in hidden_ND (rows of pruned ones are not read). logits: [R, D] -> [R, >= Vt].
 
         Sets `bad` on documents with non-finite log-probabilities. Raises IdentityError when mass is lost.
@@ -59,8 +59,8 @@ class Emitter:
             lead=[d.lead for d in docs],
         )
         softmax = Softmax(group, self.real, self.canonical, masked=self.masked)
-        rows: dict[str, Rows] = {}
-        takers: list[TeacherRows | ExactRows | FastRows] = []
+        rows: dict[str, TargetRows] = {}
+        takers: list[TeacherRows | ExactRows | BeamRows] = []
         for product in docs[0].sides:
             sides = [d.sides[product] for d in docs]
             if product == HIDDEN:
@@ -72,7 +72,7 @@ class Emitter:
                 takers.append(ExactRows(product, self.exact[product], softmax, exact, out))
             elif product in self.fast:
                 boundaries = [s.boundaries for s in sides if s.boundaries is not None]
-                takers.append(FastRows(product, self.fast[product], softmax, boundaries, out))
+                takers.append(BeamRows(product, self.fast[product], softmax, boundaries, out))
             else:
                 statistics = self.statistics if product == TEACHER else None
                 takers.append(TeacherRows(product, softmax, out, self.joined.get(product), statistics))
@@ -85,7 +85,7 @@ class Emitter:
             states.put(softmax, hidden_ND)
         return rows
 
-    def _rows(self, product: str, docs: list[Prepared]) -> Rows:
+    def _rows(self, product: str, docs: list[Passage]) -> TargetRows:
         """All positions of a product, unscored, as its codec keeps them."""
         golds = [np.asarray(d.sides[product].ids) for d in docs]
         if product not in self.draws:

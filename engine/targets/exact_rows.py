@@ -21,7 +21,7 @@ import torch
 from engine.alignment.expansion import Expansion
 from engine.alignment.refinement import ExactSide
 from engine.alignment.token_trie import Trie
-from engine.targets.positions import SLACK, Rows
+from engine.targets.positions import SLACK, TargetRows
 from engine.teacher.softmax import Chunk, Softmax, interval_sums
 from schemas.errors import IdentityError
 from schemas.target import FLAG_BOUNDED, FLAG_EXACT, FLAG_NO_MASS
@@ -77,7 +77,9 @@ class _Values:
 class ExactRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
 
-    def __init__(self, product: str, refinement: Refinement, softmax: Softmax, sides: list[ExactSide], rows: Rows):
+    def __init__(
+        self, product: str, refinement: Refinement, softmax: Softmax, sides: list[ExactSide], rows: TargetRows
+    ):
         self.product, self.r, self.softmax, self.rows = product, refinement, softmax, rows
         device = refinement.order.device
         self.top = self._pairs([(s.top_node, s.top_row) for s in sides])

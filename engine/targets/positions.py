@@ -18,7 +18,7 @@ SLACK = 1e-6
 """Probability identities hold to this much, relative to the mass that they are about."""
 
 
-class Rows:
+class TargetRows:
     """Positions of one product over a group, in document order; a codec's subclass says what is kept of a distribution.
 
     golds: the token ids of each document. All positions begin as unscored; those that stay so keep these fills.
@@ -80,7 +80,7 @@ class Rows:
                 self.flags[stop - 1] |= FLAG_END
 
 
-class TopK(Rows):
+class TopK(TargetRows):
     """The K likeliest tokens and the tail. ids int32, logps float64 [N, K]; tail_logp [N]."""
 
     def __init__(self, golds: Sequence[np.ndarray], top_k: int) -> None:

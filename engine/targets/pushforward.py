@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
+class StudentMass:
     """q [J, C] unnormalised float64 (sum = valid mass), its student ids int64 [C], rising (no other id has mass), and per
     boundary float64 [J]: valid, excluded, open, decided, pruned.
 
@@ -110,7 +110,7 @@ class PushForward:
         self.end_ids = torch.tensor(end_ids, dtype=torch.long, device=device)
         self.other_ids = torch.tensor([i for i in special_ids if i not in end_ids], dtype=torch.long, device=device)
 
-    def push(self, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> Pushed:
+    def push(self, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> StudentMass:
         """prob_RV: float64 [R, Vt], rows sum to 1. Raises IdentityError when mass is lost or made."""
         large: dict[int, list[tuple[int, int, float, Rule]]] = {}
         small: list[tuple[int, int, float, Rule]] = []
@@ -143,7 +143,7 @@ class PushForward:
                 f"{totals[worst, 0]:.17g} != live {totals[worst, 3]:.17g}; want equality to {_SLACK}"
             )
         pruned = np.array([job.pruned for job in jobs])
-        return Pushed(mass, ids, valid, totals[:, 0], totals[:, 1], totals[:, 2], pruned)
+        return StudentMass(mass, ids, valid, totals[:, 0], totals[:, 1], totals[:, 2], pruned)
 
     def _push_large(self, prob_RV: torch.Tensor, group: list[tuple[int, int, float, Rule]], jobs, mass, sums) -> None:
         rule = self._columns(group[0][3])

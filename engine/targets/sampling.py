@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from engine.targets.positions import Rows, check_total
+from engine.targets.positions import TargetRows, check_total
 from schemas.target import PAD_ID
 
 _CELLS = 6_000_000  # J x V at once: 8 bytes each
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-class Sample(Rows):
+class Sample(TargetRows):
     """ids int32, counts uint8 [N, n]: the different tokens of each position by falling count, then rising id; -1 and 0
     fill. keys: uint64 [N], what the draws of each position hang on."""
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.alignment.passage import Prepared
-from engine.chat.segments import Line, rows_of
+from engine.alignment.passage import Passage
+from engine.chat.segments import TokenSequence, rows_of
 from engine.corpus.document import Document
 from engine.dataset.parquet import flat
-from engine.targets.positions import Rows, taken
+from engine.targets.positions import TargetRows, taken
 from engine.targets.teacher_rows import FILLS
 from schemas.products import HIDDEN
 from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES
@@ -30,8 +30,8 @@ class Work:
     """A document ready to be scored. lines: per product when it is scored in parts, else None and there is one part."""
 
     document: Document
-    parts: list[Prepared]
-    lines: dict[str, Line] | None = None
+    parts: list[Passage]
+    lines: dict[str, TokenSequence] | None = None
 
     @property
     def nodes(self) -> int:
@@ -57,7 +57,7 @@ def table_of(
     product: str,
     group: Sequence[Work],
     good: Sequence[int],
-    rows: Rows,
+    rows: TargetRows,
     *,
     schema: pa.Schema,
     keep_text: bool,
@@ -121,7 +121,7 @@ def roles_of(token_ids: np.ndarray, flags: np.ndarray, begin: int | None) -> np.
     return roles
 
 
-def add_sums(stats: dict[str, float], product: str, rows: Rows, good: list[int], table: pa.Table) -> None:
+def add_sums(stats: dict[str, float], product: str, rows: TargetRows, good: list[int], table: pa.Table) -> None:
     """Add the sums of one product's rows (docs/format.md, section 5). good: numbers of the parts that are in its table."""
     at = np.concatenate([np.arange(rows.start[i], rows.start[i + 1]) for i in good]) if good else np.empty(0, np.int64)
     scored = at[rows.scored[at]]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from engine.bpe.vocabulary import Vocabulary
-from engine.targets.positions import Rows, taken
+from engine.targets.positions import TargetRows, taken
 from engine.teacher.softmax import Chunk, Softmax
 from schemas.target import FLAG_EXACT, FLAG_NO_MASS
 
@@ -86,7 +86,7 @@ class TeacherRows:
         self,
         product: str,
         softmax: Softmax,
-        rows: Rows,
+        rows: TargetRows,
         joined: JoinedEnds | None = None,
         statistics: Statistics | None = None,
     ) -> None:
@@ -122,7 +122,7 @@ class TeacherRows:
                 rows.statistics[name][at] = values
 
 
-class HiddenStates(Rows):
+class HiddenStates(TargetRows):
     """The state that predicts each of the teacher's tokens. bits: uint16 [N, D], bfloat16; 0 where unscored."""
 
     def __init__(self, golds: Sequence[np.ndarray], size: int) -> None:

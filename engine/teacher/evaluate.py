@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.alignment.passage import Prepared
-from engine.teacher.incremental import Open
+from engine.alignment.passage import Passage
+from engine.teacher.incremental import OpenBatch
 from engine.teacher.model import Teacher
 from engine.teacher.pruning import Pruner
 from engine.teacher.windows import OwnedWindow, batches, windows_of
@@ -24,11 +24,11 @@ BEAM_DEPTH = 8
 
 def hidden_states(
     teacher: Teacher,
-    docs: list[Prepared],
+    docs: list[Passage],
     config: TeacherConfig,
     pruner: Pruner | None = None,
     *,
-    grow: list[Open] | None = None,
+    grow: list[OpenBatch] | None = None,
 ) -> torch.Tensor:
     """Last hidden states [N, D] of all nodes of the group, document after document; those of pruned contexts are zeros.
 
@@ -63,7 +63,7 @@ def hidden_states(
                 (i, w.nodes[w.owned], number[w.owned], np.asarray(w.window.depth)[w.owned])
                 for (i, _, w), number in zip(chosen, numbers, strict=True)
             ]
-            grow.append(Open(growth, own))
+            grow.append(OpenBatch(growth, own))
         for at, ((i, start, owned), states) in enumerate(zip(chosen, hidden, strict=True)):
             if out is None:
                 out = torch.zeros((base, states.shape[1]), dtype=states.dtype, device=states.device)

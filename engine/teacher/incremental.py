@@ -165,7 +165,7 @@ def _check(more: Sequence[Window], known: list[int]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenBatch:
     """A batch that can grow. For each of its windows: the document, and for each node that the window owns its number in
     the growth and its depth in the window, as three arrays (nodes of the tree, numbers, depths)."""
 

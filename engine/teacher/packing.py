@@ -30,7 +30,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class PackedTrees:
     """Windows in rows. Arrays int64 [B, N]; parents are places of the same row, -1 for a root. Padding: roots of depth 0.
 
     start: for each window its row and the place of its first node there.
@@ -58,7 +58,7 @@ def pack(sizes: Sequence[int]) -> list[list[int]]:
     return rows
 
 
-def lay_out(windows: Sequence[Window], rows: Sequence[Sequence[int]]) -> Rows:
+def lay_out(windows: Sequence[Window], rows: Sequence[Sequence[int]]) -> PackedTrees:
     """Put windows into the given rows (indices of `windows`, each once). Padding repeats the row's first token: any
     token will do, and libraries warn about the one that a model calls padding."""
     width = max(sum(len(windows[i].token) for i in row) for row in rows)
@@ -75,7 +75,7 @@ def lay_out(windows: Sequence[Window], rows: Sequence[Sequence[int]]) -> Rows:
             start[index] = (at, here)
             here = there
         token[at, here:] = token[at, :1]
-    return Rows(token, parent, depth, start)
+    return PackedTrees(token, parent, depth, start)
 
 
 def intervals(parent_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

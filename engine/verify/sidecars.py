@@ -20,7 +20,7 @@ from engine.dataset.store import Store
 from engine.verify.findings import Finding, short
 from engine.verify.shard_file import nulls_of
 from schemas.errors import OutputError
-from schemas.manifest import REASONS, Manifest, Plan, Seal, SideFile
+from schemas.manifest import REASONS, Manifest, Plan, Seal, Sidecar
 
 _SLACK = 1e-6  # of sums of probabilities
 
@@ -50,7 +50,7 @@ def side_findings(
             elif manifest is not None or seals:
                 yield Finding(name, "missing", "a file that all actors write or read when they start")
             continue
-        own, usual = SideFile.of(name, data), _usual(seals) if name == MEANS else None
+        own, usual = Sidecar.of(name, data), _usual(seals) if name == MEANS else None
         if record is not None and own != record:
             lies, listed = (f"{one.name}, sha256 {short(one.sha256, 13)}, {one.bytes:,} bytes" for one in (own, record))
             if usual == own.sha256:  # two against one

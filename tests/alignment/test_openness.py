@@ -21,7 +21,7 @@ from engine.alignment.token_range import FollowedRange, TokenRange
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import build_splitter
-from engine.bpe.segmenter import StudentSide
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import characters_from, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument
@@ -45,7 +45,7 @@ STUDENTS = (
 
 
 def openness_of(student: Vocabulary) -> Openness:
-    return Openness(StudentSide(student, build_merge_table(student), build_splitter(student)))
+    return Openness(Segmenter(student, build_merge_table(student), build_splitter(student)))
 
 
 @pytest.mark.parametrize("seed", range(4 * EFFORT))

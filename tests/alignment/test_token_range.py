@@ -10,7 +10,7 @@ from engine.alignment.token_range import FollowedRange, TokenRange
 from engine.bpe.merges import build_merge_table
 from engine.bpe.nfc import may_compose
 from engine.bpe.pretokenizer import build_splitter
-from engine.bpe.segmenter import StudentSide
+from engine.bpe.segmenter import Segmenter
 from tests.support.vocabularies import needs_shared, vocabulary
 
 FOLLOWED = [b" ", b"1", b"12", b" w", b"'", b"don", b" nghi", b" vi", b"\n", b"\n\n", b"a b", "é".encode(), b"  "]
@@ -22,7 +22,7 @@ LEFT = ["", " hel", "1", "'", "  ", "don"]
 def test_followed_range_equals_the_range_built_from_scratch(student: str) -> None:
     """Cuts, certainty and first tokens, for every y and left side: the fast construction against the obvious one."""
     teacher, chosen = TeacherTokens(vocabulary("qwen2.5-subset-8000")), vocabulary(student)
-    side = StudentSide(chosen, build_merge_table(chosen), build_splitter(chosen))
+    side = Segmenter(chosen, build_merge_table(chosen), build_splitter(chosen))
     pick = np.random.default_rng(0).choice(len(teacher.ids), 1500, replace=False)
     pieces, ids = [teacher.pieces[i] for i in pick], teacher.ids[pick]
     base = TokenRange(side, ids, pieces)

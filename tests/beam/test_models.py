@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.alignment.passage import Prepared
+from engine.alignment.passage import Passage
 from engine.scoring.scorer import Scorer
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
-from engine.teacher.incremental import Growth, Open, RescoredGrowth
+from engine.teacher.incremental import Growth, OpenBatch, RescoredGrowth
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
 from tests.scoring.test_scorer import documents, scorer
@@ -56,12 +56,12 @@ def _last_state(model: Any, path: tuple[int, ...]) -> torch.Tensor:
     return _KNOWN[path]
 
 
-def rows_of(made: Scorer, docs: list[Prepared]) -> tuple[TopK, int]:
+def rows_of(made: Scorer, docs: list[Passage]) -> tuple[TopK, int]:
     """What Scorer._score_group does, before anything is rounded: rows, and the evaluations spent on splits."""
-    assert made.widener is not None
-    batches: list[Open] = []
+    assert made.beam_search is not None
+    batches: list[OpenBatch] = []
     hidden = hidden_states(made.teacher, docs, made.run.teacher, made.pruner, grow=batches)
-    spent = made.widener.widen(docs, hidden, batches, made.teacher.logits)
+    spent = made.beam_search.widen(docs, hidden, batches, made.teacher.logits)
     return cast(TopK, made.emitter.emit(docs, hidden, made.teacher.logits)[STUDENT]), int(spent.sum())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.alignment.passage import Prepared
+from engine.alignment.passage import Passage
 from tests.support.beams import FiniteTeacher, Truth, score
 from tests.support.pairs import STUDENT, Pair, cases, random_pair, stored
 from tests.support.toys import SPELL, TableTeacher, toy
@@ -60,7 +60,7 @@ def made_pair(kind: str, folder: Path, *, masked: bool = False) -> tuple[Pair, t
     return Pair(sides[0], sides[1], tuple(chars), masked=masked), texts
 
 
-def finite(pair: Pair, doc: Prepared, text: str, seed: int, **more: bool) -> FiniteTeacher:
+def finite(pair: Pair, doc: Passage, text: str, seed: int, **more: bool) -> FiniteTeacher:
     ids = pair.teacher.encode(text)[0]
     return FiniteTeacher(pair.teacher, pair.chars, seed, masked=False, data=doc.data, ids=ids, **more)
 
@@ -149,7 +149,7 @@ def test_two_students_share_and_do_not_disturb(tmp_path: Path):
             doc, more = first.prepare(text, bos, every_byte=True), second.prepare(text, bos, every_byte=True)
             table = finite(first, doc, text, rng.randrange(1 << 30), specials=True)
             one, two = score(first, [doc], table), score(second, [more], table)
-            both = Prepared(doc.tree, doc.data, {**doc.sides, OTHER: more.sides[STUDENT]}, doc.states)
+            both = Passage(doc.tree, doc.data, {**doc.sides, OTHER: more.sides[STUDENT]}, doc.states)
             made = score(first, [both], table, others={OTHER: second})
             for product, single in ((STUDENT, one), (OTHER, two)):
                 ours, theirs = made.rows[product], single.rows[STUDENT]

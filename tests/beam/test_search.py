@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.alignment.passage import Prepared
+from engine.alignment.passage import Passage
 from engine.targets.positions import TopK
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
@@ -34,7 +34,7 @@ class BeamCase:
     pair: Pair
     table: FiniteTeacher
     text: str
-    doc: Prepared
+    doc: Passage
     truth: Truth
     every_byte: bool
 

@@ -6,14 +6,14 @@ import random
 from dataclasses import replace
 
 from engine.alignment.rules import TeacherTokens
-from engine.bpe.bounded_cache import Remembered
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.vocabulary import load_vocabulary
 from tests.support.runs import ASSETS
 
 
 def test_it_forgets_everything_when_it_is_full() -> None:
-    memory: Remembered[int, int] = Remembered(3)
+    memory: BoundedCache[int, int] = BoundedCache(3)
     for key in range(10):
         known = memory[key] = 2 * key
         assert known == memory[key] and len(memory) <= 3
@@ -24,9 +24,9 @@ def test_forgetting_changes_no_answer() -> None:
     """Cuts of random class strings, ranges of random beginnings: with room for all, and with room for four."""
     vocabulary = load_vocabulary(str(ASSETS / "student_bl"))
     large = build_splitter(vocabulary)
-    small = replace(large, _pieces=Remembered(4), _certain=Remembered(4))
+    small = replace(large, _pieces=BoundedCache(4), _certain=BoundedCache(4))
     tokens, few = TeacherTokens(vocabulary), TeacherTokens(vocabulary)
-    few._ranges = Remembered(4)
+    few._ranges = BoundedCache(4)
     rng = random.Random(0)
     for _ in range(500):
         text = "".join(rng.choices("ab 1'\n,é", k=rng.randint(1, 6)))

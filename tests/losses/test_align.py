@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.losses.align import NONE, Alignment, Side, align, first_and_last, keep
+from engine.losses.align import NONE, Alignment, TokenSpans, align, first_and_last, keep
 from engine.losses.alm import alm, binary_cross_entropy, merge_at_spaces, space_logp
 from engine.losses.logmath import gold_logp, group_logmean, jsd_cells, log1mexp
 
@@ -20,13 +20,13 @@ TEXT, END, CONTEXT = 0, 2, 3
 Token = tuple[int, int, bool]  # byte_end, role, usable
 
 
-def teacher(tokens: list[Token]) -> Side:
+def teacher(tokens: list[Token]) -> TokenSpans:
     ends, roles, mask = ([token[i] for token in tokens] for i in range(3))
-    return Side.teacher(ends, torch.tensor(roles), torch.tensor(mask, dtype=torch.bool))
+    return TokenSpans.teacher(ends, torch.tensor(roles), torch.tensor(mask, dtype=torch.bool))
 
 
-def student(tokens: list[Token]) -> Side:
-    return Side.student(
+def student(tokens: list[Token]) -> TokenSpans:
+    return TokenSpans.student(
         [t[0] for t in tokens], [{TEXT: 1, END: 16, CONTEXT: 64}[t[1]] for t in tokens], [t[2] for t in tokens]
     )
 
@@ -119,12 +119,12 @@ def test_what_an_alignment_keeps_and_drops() -> None:
     assert chunks_of(cut) == [([0, 1, 2], [0, 1])]  # the open tail: none
     right[2] = (4, TEXT, False)
     assert chunks_of(align(teacher(left), student(right))) == [([0, 1, 2], [0, 1]), ([4], [4])]
-    swapped = align(Side.teacher([2], [2], [True]), Side.student([1, 2], [0, 0], [True, True]))
+    swapped = align(TokenSpans.teacher([2], [2], [True]), TokenSpans.student([1, 2], [0, 0], [True, True]))
     assert chunks_of(swapped) == []  # an end written out, beside text
     with pytest.raises(ValueError, match="falls at row 1: 4 to 3"):
-        Side.teacher([4, 3], [0, 0], [True, True])
+        TokenSpans.teacher([4, 3], [0, 0], [True, True])
     with pytest.raises(ValueError, match="wanted one each"):
-        Side.teacher([4, 5], [0], [True, True])
+        TokenSpans.teacher([4, 5], [0], [True, True])
 
 
 # ---- log-probabilities ----
@@ -334,7 +334,7 @@ def test_a_document_without_chunks_has_no_losses() -> None:
     empty = keep(case.alignment, torch.zeros_like(case.alignment.is_end))
     assert len(case.alm(alignment=empty)) == 0
     assert len(merge_at_spaces(empty, case.space_logp, case.known, len(case.right)).is_end) == 0
-    nothing = align(Side.teacher([], [], []), Side.student([], [], []))
+    nothing = align(TokenSpans.teacher([], [], []), TokenSpans.student([], [], []))
     assert chunks_of(nothing) == []
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.losses import cdm as cdm_module
 from engine.losses import gold as gold_module
-from engine.losses.align import NONE, Side, align
+from engine.losses.align import NONE, TokenSpans, align
 from engine.losses.cdm import cdm, mapped_tokens, weights
 from engine.losses.gold import gold, matched_ids
 from engine.losses.strings import cost_matrix, edit_distances, ids_of, warp
@@ -115,21 +115,21 @@ class Case:
         return [*ids, len(vocabulary) - 1], [*ends, len(text)]
 
     def cdm(self, logits: Tensor | None = None) -> Tensor:
-        rows = cdm_module.TeacherRows(torch.tensor(self.ids_t), self.ids, self.logp, self.tail, self.entropy)
+        rows = cdm_module.TeacherInputs(torch.tensor(self.ids_t), self.ids, self.logp, self.tail, self.entropy)
         z = self.logits if logits is None else logits
         tables = self.teacher_bytes, self.student_bytes, ids_of(self.student_bytes)
         return cdm(z, torch.tensor(self.ids_s), rows, *tables, self.end)
 
     def gold(self, logits: Tensor | None = None, **options) -> Tensor:
-        rows = gold_module.TeacherRows(torch.tensor(self.ids_t), self.ids, self.logp, self.tail, self.gold_logp)
+        rows = gold_module.TeacherInputs(torch.tensor(self.ids_t), self.ids, self.logp, self.tail, self.gold_logp)
         z = self.logits if logits is None else logits
         match = matched_ids(self.teacher_bytes, self.student_bytes, self.end)
         return gold(z, torch.tensor(self.ids_s), rows, match, self.alignment(), **options)
 
     def alignment(self):
         roles, flags = ([kind] * (len(ids) - 1) for kind, ids in ((0, self.ids_t), (1, self.ids_s)))
-        left = Side.teacher(self.ends_t, [*roles, 2], [True] * len(self.ids_t))
-        return align(left, Side.student(self.ends_s, [*flags, 16], [True] * len(self.ids_s)))
+        left = TokenSpans.teacher(self.ends_t, [*roles, 2], [True] * len(self.ids_t))
+        return align(left, TokenSpans.student(self.ends_s, [*flags, 16], [True] * len(self.ids_s)))
 
 
 def plain_map(case: Case, q_t: dict[int, float], listed: list[int]) -> dict[int, int]:
@@ -243,13 +243,13 @@ def test_near_tokens_are_mapped_once_each_and_never_by_marks_of_space() -> None:
     assert found[0] == {0: 0.5, 2: 0.2} and found[1] == pytest.approx(0.3)  # 1 / 12, 1 / 11: both below; 1 / 5
     by_role = mapped_tokens(({2: 0.7}, 0.3), [3], teacher, student, ids_of(student), {2: 3})
     assert by_role == ({3: 0.7}, 0.3)
-    unlike = cdm_module.TeacherRows(
+    unlike = cdm_module.TeacherInputs(
         *map(torch.tensor, ([3, 3], [[3], [3]], [[-math.log(2)], [-math.log(2)]], [-math.log(2)] * 2, [1.0, 2.0]))
     )
     unmapped = cdm(torch.zeros(2, 5), torch.tensor([4, 4]), unlike, teacher, student, ids_of(student))
     torch.testing.assert_close(unmapped, torch.zeros(2), atol=1e-6, rtol=0)  # all is rest on both sides
     empty = torch.zeros(0, 5, dtype=F64)
-    rows = cdm_module.TeacherRows(
+    rows = cdm_module.TeacherInputs(
         *(torch.zeros(0), torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0), torch.zeros(0))
     )
     assert len(cdm(empty, torch.zeros(0, dtype=torch.long), rows, teacher, student, {})) == 0
@@ -342,7 +342,7 @@ def test_what_gold_refuses() -> None:
     case.logits = torch.zeros_like(case.dense)
     with pytest.raises(ValueError, match="nats above what it is part of"):
         case.gold()
-    rows = gold_module.TeacherRows(torch.tensor(case.ids_t), case.ids, case.logp, case.tail, case.gold_logp)
+    rows = gold_module.TeacherInputs(torch.tensor(case.ids_t), case.ids, case.logp, case.tail, case.gold_logp)
     with pytest.raises(ValueError, match="2 tokens are matched to 1 student ids"):
         gold(case.logits, torch.tensor(case.ids_s), rows, torch.tensor([3, 3, NONE]), case.alignment())
 

@@ -9,24 +9,24 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from engine.losses.dskd import DSKD, Side, Terms
+from engine.losses.dskd import DSKD, ModelStates, Terms
 
 F64 = torch.float64
 d, D, V_S, V_T = 4, 6, 11, 13
 
 
-def dskd_case(s: int = 5, t: int = 7, seed: int = 0) -> tuple[DSKD, Side, Side, torch.Tensor]:
+def dskd_case(s: int = 5, t: int = 7, seed: int = 0) -> tuple[DSKD, ModelStates, ModelStates, torch.Tensor]:
     """float64. A student whose rows 0 and 3 do not count, a teacher whose row 2 does not; everything asks for a gradient."""
     torch.manual_seed(seed)
 
-    def side(length: int, size: int, vocabulary: int, off: list[int]) -> Side:
+    def side(length: int, size: int, vocabulary: int, off: list[int]) -> ModelStates:
         mask = torch.ones(length, dtype=torch.bool)
         mask[off] = False
         tokens = torch.randint(vocabulary, (2, length))
         hidden, embedding, head = (
             torch.randn(n, size, dtype=F64, requires_grad=True) for n in (length, vocabulary, vocabulary)
         )
-        return Side(hidden, tokens[0], tokens[1], mask, embedding, head)
+        return ModelStates(hidden, tokens[0], tokens[1], mask, embedding, head)
 
     module = DSKD(d, D, std_h=1.5, std_e=0.25).double()
     student, teacher = side(s, d, V_S, [0, 3]), side(t, D, V_T, [2])
@@ -34,7 +34,7 @@ def dskd_case(s: int = 5, t: int = 7, seed: int = 0) -> tuple[DSKD, Side, Side, 
     return module, student, teacher, logits
 
 
-def agreeing(module: DSKD, student: Side, teacher: Side, logits: torch.Tensor) -> Side:
+def agreeing(module: DSKD, student: ModelStates, teacher: ModelStates, logits: torch.Tensor) -> ModelStates:
     """The student with two of its own tokens set to what the projected teacher finds likeliest: a mask that is mixed."""
     for row in (1, 4):  # each changes its own query too, so that it takes some rounds
         for token in range(V_S):
@@ -48,7 +48,7 @@ def agreeing(module: DSKD, student: Side, teacher: Side, logits: torch.Tensor) -
     return student
 
 
-def loops(module: DSKD, student: Side, teacher: Side, logits: torch.Tensor, temperature: float) -> Terms:
+def loops(module: DSKD, student: ModelStates, teacher: ModelStates, logits: torch.Tensor, temperature: float) -> Terms:
     """One student token and one teacher token at a time."""
     rows_s = [i for i in range(len(student.mask_L)) if student.mask_L[i]]
     rows_t = [j for j in range(len(teacher.mask_L)) if teacher.mask_L[j]]
@@ -87,7 +87,7 @@ def loops(module: DSKD, student: Side, teacher: Side, logits: torch.Tensor, temp
     return Terms(torch.stack(ce), torch.stack(kd), torch.stack(back), torch.tensor(agreed))
 
 
-def leaves(module: DSKD, student: Side, teacher: Side, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+def leaves(module: DSKD, student: ModelStates, teacher: ModelStates, logits: torch.Tensor) -> dict[str, torch.Tensor]:
     sides = {
         f"{name}.{part}": getattr(side, part)
         for name, side in (("student", student), ("teacher", teacher))
@@ -162,7 +162,7 @@ def test_rows_that_do_not_count_do_nothing() -> None:
     module, student, teacher, logits = dskd_case()
     before = module(student, teacher, logits)
 
-    def moved(side: Side, order: torch.Tensor, pad: int) -> Side:
+    def moved(side: ModelStates, order: torch.Tensor, pad: int) -> ModelStates:
         def padded(rows: torch.Tensor, fill: float) -> torch.Tensor:
             rows = rows.detach().clone()
             rows[~side.mask_L] = fill
@@ -196,7 +196,7 @@ def test_a_teacher_that_is_the_student_is_at_its_best() -> None:
     embedding = torch.eye(5, dtype=F64) * 40
     tokens = torch.arange(5)
     hidden = torch.eye(5, dtype=F64)[tokens] * 3
-    side = Side(hidden, tokens, tokens, torch.ones(5, dtype=torch.bool), embedding, torch.eye(5, dtype=F64))
+    side = ModelStates(hidden, tokens, tokens, torch.ones(5, dtype=torch.bool), embedding, torch.eye(5, dtype=F64))
     module = DSKD(5, 5, std_h=1.0, std_e=1.0).double()
     with torch.no_grad():
         for linear in (module.query, module.t2s, module.s2t):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.determinism import ASSETS, BOUND_NATS, demo_documents, demo_scorer, gaps, score
-from engine.beam.frontier import Front, Item, Spending
+from engine.beam.frontier import Frontier, OpenLeaf, Spending
 from engine.scoring.scorer import Scorer
 from tests.support.runs import write_subset
 
@@ -81,9 +81,9 @@ def test_draws_are_the_same_but_on_a_border() -> None:
             assert np.mean(ids[0] != ids[1]) < 1e-3
 
 
-def front(items: list[Item], boundaries: int) -> Front:
+def front(items: list[OpenLeaf], boundaries: int) -> Frontier:
     """Open leaves without anything behind them: what `choose` needs."""
-    made = Front.__new__(Front)
+    made = Frontier.__new__(Frontier)
     made.items, made.spending = items, Spending(tolerance=0.02, per_token=6.0, least=1e-4)
     made.open = np.zeros(boundaries)
     for item in items:
@@ -100,7 +100,7 @@ def test_near_ties_of_the_beam_fall_the_same_way(seed: int) -> None:
 
     def chosen(noise: float, order: np.ndarray) -> list[tuple[int, int]]:
         items = [
-            Item(k, 10 + k, 10 + k, token, mass, mass * (1 + noise * rng.uniform(-1, 1)), bytes([token]))
+            OpenLeaf(k, 10 + k, 10 + k, token, mass, mass * (1 + noise * rng.uniform(-1, 1)), bytes([token]))
             for k, token, mass in (leaves[i] for i in order)
         ]
         return [(item.k, item.token) for item in front(items, 8).choose(2, lambda item: True)]

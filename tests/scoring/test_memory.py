@@ -141,8 +141,8 @@ def test_the_calibration_sample_is_read_in_smaller_passes_too() -> None:
         scorer = demo(max_length=128, overlap=32)
         with limited(scorer, most) as refused:
             scorer.calibrate([long_document(0, 8)])
-        assert bool(refused) is (most == 400) and scorer.widener is not None
-        means.append(scorer.widener.continuations.means)
+        assert bool(refused) is (most == 400) and scorer.beam_search is not None
+        means.append(scorer.beam_search.continuations.means)
     assert means[0].keys() == means[1].keys()
     for token, row in means[0].items():
         np.testing.assert_allclose(means[1][token].special, row.special, atol=1e-6)
@@ -152,12 +152,14 @@ def test_another_error_is_not_taken_for_want_of_memory(ready: Scorer) -> None:
     def broken(tokens: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    assert not memory.is_want(RuntimeError("shapes")) and not memory.is_want(RuntimeError("CUDA error: illegal access"))
+    assert not memory.is_out_of_memory(RuntimeError("shapes")) and not memory.is_out_of_memory(
+        RuntimeError("CUDA error: illegal access")
+    )
     for said in (
         "CUDA error: out of memory\nkernel",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
     ):
-        assert memory.is_want(RuntimeError(said))
+        assert memory.is_out_of_memory(RuntimeError(said))
     with limited(ready, 1, broken), pytest.raises(RuntimeError, match="mat1"):
         ready.score_unit(demo_documents(2))
 

@@ -14,16 +14,16 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from engine.alignment.passage import Prepared
+from engine.alignment.passage import Passage
 from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
-from engine.beam.search import Widener
+from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
 from engine.bpe.vocabulary import Vocabulary
 from engine.targets.emit import Emitter
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
-from engine.teacher.incremental import Open
+from engine.teacher.incremental import OpenBatch
 from schemas.settings import TeacherConfig
 from tests.support.oracle import encode_closed, is_text
 from tests.support.pairs import STUDENT, Pair, path_of
@@ -35,15 +35,15 @@ UNLIMITED = 1e6
 CONFIG = TeacherConfig(model="table", overlap=4)
 
 
-def widener_of(
+def beam_search_of(
     pairs: dict[str, Pair], *, budget: float, tolerance: float, top: int | None = None, least: float = 0.0, length: int
-) -> Widener:
-    """As Scorer._make_widener, for the students of some pairs with one teacher (product -> pair)."""
+) -> BeamSearch:
+    """As Scorer._make_beam_search, for the students of some pairs with one teacher (product -> pair)."""
     first = next(iter(pairs.values()))
     size, device = first.teacher.size, torch.device("cpu")
     kept = size if top is None else top
     outcomes = {p: pair.outcomes for p, pair in pairs.items()}
-    return Widener(
+    return BeamSearch(
         {p: LeafFinder(pair.aligner.book, size, device, top=kept, least=least) for p, pair in pairs.items()},
         outcomes,
         dict.fromkeys(pairs, Spending(tolerance, budget, least)),
@@ -72,7 +72,7 @@ class Scored:
 
 def score(
     pair: Pair,
-    docs: list[Prepared],
+    docs: list[Passage],
     table: TableTeacher,
     *,
     budget: float = UNLIMITED,
@@ -94,10 +94,10 @@ def score(
             for boundary in doc.sides[product].boundaries or ():
                 boundary.skip, boundary.extra = {}, None
     model = TableModel(pair.teacher, table, max_length=max_length, broken=broken)
-    batches: list[Open] = []
+    batches: list[OpenBatch] = []
     hidden = hidden_states(cast(Any, model), docs, CONFIG, grow=batches)
-    widener = widener_of(pairs, budget=budget, tolerance=tolerance, top=top, least=least, length=max_length)
-    spent = widener.widen(docs, hidden, batches, model.logits)
+    beam_search = beam_search_of(pairs, budget=budget, tolerance=tolerance, top=top, least=least, length=max_length)
+    spent = beam_search.widen(docs, hidden, batches, model.logits)
     rows = emitter_of(pairs).emit(docs, hidden, model.logits)
     return Scored(cast(dict[str, TopK], rows), spent, model.asked)
 
@@ -222,7 +222,7 @@ class Truth:
     """All texts behind the leaves of one document. Contexts: those of the tree (tests/targets/test_pushforward.py holds the tree
     to brute force)."""
 
-    def __init__(self, pair: Pair, doc: Prepared, table: TableTeacher, text: str) -> None:
+    def __init__(self, pair: Pair, doc: Passage, table: TableTeacher, text: str) -> None:
         self.pair, self.doc, self.text, self.rules = pair, doc, text, Rules(pair, table)
         tree = doc.tree
         self.given = path_of(tree, tree.given, pair.teacher)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 from engine.dataset.sidecars import DIGEST, HEAD, MEANS
-from schemas.manifest import SideFile
+from schemas.manifest import Sidecar
 from tests.support.mutations import Rng, write_json
 
 # ---- the teacher's head
@@ -23,7 +23,7 @@ def write_head(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
     (out / HEAD).write_bytes(save(tensors, {key: value for key, value in metadata.items() if key != DIGEST}))
     manifest = out / "_engine" / "manifest.json"
     if sealed and manifest.exists():
-        record = SideFile.of(HEAD, (out / HEAD).read_bytes()).model_dump()
+        record = Sidecar.of(HEAD, (out / HEAD).read_bytes()).model_dump()
         write_json(manifest, {**json.loads(manifest.read_text()), "head": record})
 
 
@@ -117,6 +117,6 @@ def means_file(out: Path, rng: Rng) -> str:
     manifest = out / "_engine" / "manifest.json"
     sealed = manifest.exists() and rng.random() < 0.8
     if sealed:
-        record = SideFile.of(MEANS, (out / MEANS).read_bytes()).model_dump()
+        record = Sidecar.of(MEANS, (out / MEANS).read_bytes()).model_dump()
         write_json(manifest, {**json.loads(manifest.read_text()), "continuations": record})
     return f"{out / MEANS}: {how}{', resealed' if sealed else ''}"

@@ -19,10 +19,10 @@ import torch
 
 from engine.alignment.boundaries import Aligner
 from engine.alignment.expansion import Expansion, byte_expansion, subset_expansion, subset_gap
-from engine.alignment.passage import Prepared, Side
+from engine.alignment.passage import Passage, ProductView
 from engine.alignment.refinement import exact_side
 from engine.alignment.rules import RuleBook, TeacherTokens
-from engine.alignment.strings import Outcomes
+from engine.alignment.strings import StringRules
 from engine.alignment.token_trie import Trie, build_trie
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
@@ -65,10 +65,10 @@ class Pair:
     def aligner(self) -> Aligner:
         merges, splitter = build_merge_table(self.student), build_splitter(self.student)
         book = RuleBook(TeacherTokens(self.teacher), self.student, merges, splitter)
-        return Aligner(book, self.teacher.prefix_bytes, Outcomes(self.teacher, book))
+        return Aligner(book, self.teacher.prefix_bytes, StringRules(self.teacher, book))
 
     @cached_property
-    def outcomes(self) -> Outcomes:
+    def outcomes(self) -> StringRules:
         made = self.aligner.outcomes
         assert made is not None
         return made
@@ -100,7 +100,7 @@ class Pair:
         sizes = {"teacher": k, STUDENT: k, BYTES: BYTES_END + 1}
         return Emitter(sizes, real, fast, exact, self.canonical if self.masked else None, self.masked)
 
-    def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Prepared:
+    def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Passage:
         """What Scorer._prepare does for one text and one student. Raises BadDocument."""
         raw, prefix = text.encode(), self.teacher.prefix_bytes
         shift = len(prefix)
@@ -110,8 +110,8 @@ class Pair:
         wanted = range(shift, shift + len(raw) + 1) if every_byte else sorted({shift, *(e + shift for e in s_ends)})
         tree = self.builder.build(prefix + raw, ids, list(wanted), bos)
         assert self.teacher.eos_id is not None and self.student.eos_id is not None
-        own = Side(np.array([*ids, self.teacher.eos_id]), np.array([*ends, len(raw)]))
-        other = Side(np.array([*s_ids, self.student.eos_id]), np.array([*s_ends, len(raw)]))
+        own = ProductView(np.array([*ids, self.teacher.eos_id]), np.array([*ends, len(raw)]))
+        other = ProductView(np.array([*s_ids, self.student.eos_id]), np.array([*s_ends, len(raw)]))
         sides = {"teacher": own, STUDENT: other}
         if self.subset:
             expansion, trie = self.expansions[STUDENT]
@@ -122,12 +122,14 @@ class Pair:
             expansion, trie = self.expansions[BYTES]
             data = np.frombuffer(prefix + raw, np.uint8)
             exact = exact_side(tree, trie, expansion, data, np.arange(1, len(data) + 1), skip=shift)
-            sides[BYTES] = Side(np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact)
+            sides[BYTES] = ProductView(
+                np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact
+            )
         states = self.canonical.states(tree, prefix + raw) if self.masked else None
-        return Prepared(tree, prefix + raw, sides, states)
+        return Passage(tree, prefix + raw, sides, states)
 
     def emit(
-        self, docs: list[Prepared], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
+        self, docs: list[Passage], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
     ) -> dict[str, TopK]:
         """The real Emitter; `broken`: (document, node) whose row of log-probabilities is NaN."""
         where = [(i, node) for i, doc in enumerate(docs) for node in range(len(doc.tree.token))]
@@ -211,7 +213,7 @@ class Case:
     text: str
     bos: tuple[int, ...]
     every_byte: bool
-    doc: Prepared
+    doc: Passage
 
     def __str__(self) -> str:
         sides = [f"{v.name}: {v.kind} ignore_merges={v.ignore_merges}" for v in (self.pair.teacher, self.pair.student)]

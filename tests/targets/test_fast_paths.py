@@ -15,7 +15,7 @@ import engine.alignment.rules
 import engine.targets.pushforward
 from engine.alignment.boundaries import Aligner
 from engine.targets.positions import TopK
-from engine.targets.pushforward import Job, Pushed, PushForward
+from engine.targets.pushforward import Job, PushForward, StudentMass
 from schemas.errors import BadDocument
 from tests.support.pairs import STUDENT, cases, random_pair
 from tests.support.toys import random_text
@@ -60,7 +60,7 @@ def test_the_push_forward_is_the_sum_over_all_leaves(
     monkeypatch.setattr(engine.targets.pushforward, "_DENSE", limit)
     fast, seen, narrow = PushForward.push, 0, 0
 
-    def push(self: PushForward, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> Pushed:
+    def push(self: PushForward, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> StudentMass:
         nonlocal seen, narrow
         found = fast(self, prob_RV, jobs, where)
         assert (np.diff(found.ids) > 0).all() and found.mass.shape == (len(jobs), len(found.ids))
