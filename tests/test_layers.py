@@ -1,32 +1,100 @@
-"""The architecture, held by a walk over the imports: schemas <- engine <- jobs, Ray in two files, the reader alone."""
+"""The architecture as data, held by a walk over the imports: who may import whom, where torch and Ray may be named, what
+stands alone."""
 
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("schemas", "engine", "jobs")
-MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-ALLOWED = {"schemas": {"schemas"}, "engine": {"schemas", "engine"}, "jobs": {"schemas", "engine", "jobs"}}
-READER = ("stream", "shardfiles", "rowgroups", "collate", "loader")
-READER_LIBRARIES = {"pyarrow", "numpy", "torch", "fsspec"}
+
+LAYERS = {"schemas": {"schemas"}, "engine": {"schemas", "engine"}, "jobs": {"schemas", "engine", "jobs"}}
+
+# Inside engine, in the order of the data: a package may import those that stand before it and are named here, and schemas.
+MAY_IMPORT: dict[str, set[str]] = {
+    "corpus": set(),
+    "bpe": set(),
+    "chat": {"corpus", "bpe"},
+    "contexts": {"bpe"},
+    "alignment": {"bpe", "contexts"},
+    "dataset": set(),
+    "plan": {"corpus", "bpe", "chat", "alignment", "dataset"},
+    "teacher": {"contexts", "alignment", "dataset"},
+    "beam": {"contexts", "alignment", "teacher", "dataset"},
+    "targets": {"corpus", "bpe", "chat", "contexts", "alignment", "teacher", "dataset"},  # knows nothing of beam
+    "scoring": {
+        "corpus",
+        "bpe",
+        "chat",
+        "contexts",
+        "alignment",
+        "dataset",
+        "plan",
+        "teacher",
+        "beam",
+        "targets",
+    },
+    "verify": {"corpus", "dataset", "plan", "teacher", "beam", "scoring"},
+}
+ALONE = {  # nothing of the project, not even schemas; these libraries, and relative imports: the folder can be copied
+    "engine/reader": {"numpy", "torch", "pyarrow", "fsspec"},
+    "engine/losses": {"numpy", "torch"},
+}
+NO_TORCH = (
+    "schemas",
+    "engine/corpus",
+    "engine/bpe",
+    "engine/chat",
+    "engine/contexts/tree.py",
+    "engine/alignment",
+    "engine/dataset",
+    "engine/plan",
+)
+RAY_ONLY_IN = ["jobs/pool/ray_cluster.py", "jobs/pool/ray_pool.py"]
+TOP_LEVEL = {
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+    "engine",
+    "jobs",
+    "schemas",
+    "tests",
+    "docs",
+    "benchmarks",
+    "examples",
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def below(place: str) -> list[Path]:
+    """The modules of a folder and all below it, or the one file."""
+    path = ROOT / place
+    return [path] if path.suffix else sorted(path.rglob("*.py"))
+
+
+MODULES = [path for top in LAYERS for path in below(top)]
+PACKAGES = [path for path in MODULES if path.name == "__init__.py"]
 
 
 def imports(path: Path) -> set[str]:
-    """Every dotted name that a file imports, wherever in the file the import stands."""
+    """Every dotted name that a file imports, wherever in the file the import stands; relative ones in full."""
     found: set[str] = set()
+    package = path.parent.relative_to(ROOT).parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}, line {node.lineno}: relative import; write the package's name"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            base = [*package[: len(package) + 1 - node.level]] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -34,83 +102,83 @@ def tops(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(path)}
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
 def test_the_walk_sees_the_project() -> None:
     names = {name_of(path) for path in MODULES}
     assert {"schemas/errors.py", "engine/corpus/scan.py", "jobs/pool/ray_pool.py", "jobs/cli.py"} <= names
-    assert "engine" in tops(ROOT / "jobs/score.py")
+    assert "engine.dataset.store.Out" in imports(ROOT / "jobs/products.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_one_way(path: Path) -> None:
-    foreign = tops(path) & set(PACKAGES) - ALLOWED[path.relative_to(ROOT).parts[0]]
-    assert not foreign, f"{name_of(path)} imports {sorted(foreign)}: schemas <- engine <- jobs"
-    assert "tests" not in tops(path)
+    """schemas <- engine <- jobs, and inside engine the table."""
+    top = path.relative_to(ROOT).parts[0]
+    assert not (foreign := tops(path) & {*LAYERS, "tests"} - LAYERS[top]), f"imports {sorted(foreign)}: see LAYERS"
+    if top == "engine" and path.parent.name in MAY_IMPORT:
+        here = path.parent.name
+        others = {name.split(".")[1] for name in imports(path) if name.startswith("engine.")} - {here}
+        assert others <= MAY_IMPORT[here], f"imports {sorted(others - MAY_IMPORT[here])}: see MAY_IMPORT"
+    if path.parent.name == "pool":
+        others = {name for name in imports(path) if name.startswith("jobs.")}
+        assert all(name.startswith("jobs.pool.") for name in others), f"the pool knows no command: {sorted(others)}"
+
+
+def test_the_table_has_every_package_and_no_circle() -> None:
+    folders = {path.parent.name for path in (ROOT / "engine").glob("*/__init__.py")}
+    assert folders == {*MAY_IMPORT, *(place.partition("/")[2] for place in ALONE)}
+    order = list(MAY_IMPORT)
+    for package, others in MAY_IMPORT.items():
+        late = others - set(order[: order.index(package)])
+        assert not late, f"{package} may import {sorted(late)}, which stands behind it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_relative_imports_only_where_a_folder_can_be_copied(path: Path) -> None:
+    levels = {n.level for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)}
+    allowed = {0, 1} if path.parent in [ROOT / place for place in ALONE] else {0}
+    assert levels <= allowed, "relative import; write the package's name"
+
+
+@pytest.mark.parametrize("place", ALONE)
+def test_what_stands_alone(place: str) -> None:
+    """Its files need each other and few libraries, so that the folder can be copied into a trainer."""
+    found = {name for path in below(place) for name in imports(path)}
+    package = place.replace("/", ".")
+    assert not {name for name in found if name.split(".")[0] in LAYERS and not f"{name}.".startswith(f"{package}.")}
+    libraries = {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - {"engine"}
+    assert libraries == ALONE[place]
 
 
 def test_only_two_files_know_ray() -> None:
-    assert [name_of(path) for path in MODULES if "ray" in tops(path)] == [
-        "jobs/pool/ray_cluster.py",
-        "jobs/pool/ray_pool.py",
-    ]
+    assert [name_of(path) for path in MODULES if "ray" in tops(path)] == RAY_ONLY_IN
 
 
-def test_schemas_need_neither_torch_nor_transformers() -> None:
-    heavy = {"torch", "transformers", "tokenizers", "datasets"}
-    guilty = {name_of(path): tops(path) & heavy for path in MODULES if path.parent.name == "schemas"}
+@pytest.mark.parametrize("path", [path for place in NO_TORCH for path in below(place)], ids=name_of)
+def test_no_torch_here(path: Path) -> None:
+    assert "torch" not in tops(path)
+
+
+def test_schemas_need_no_model_library() -> None:
+    heavy = {"transformers", "tokenizers", "datasets", "huggingface_hub", "safetensors"}
+    guilty = {name_of(path): tops(path) & heavy for path in below("schemas")}
     assert not {name: found for name, found in guilty.items() if found}
 
 
-def test_the_reader_stands_alone() -> None:
-    """Its files need each other and four libraries, so that they can be copied into a trainer."""
-    found = {name for file in READER for name in imports(ROOT / "engine" / f"{file}.py")}
-    ours = {name.split(".")[1] for name in found if name.partition(".")[0] == "engine"}
-    assert ours <= set(READER)
-    outside = {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - {"engine"}
-    assert outside == READER_LIBRARIES
-
-
-def test_losses_need_torch_and_numpy_only() -> None:
-    found = {top for path in (ROOT / "engine/losses").glob("*.py") for top in tops(path)}
-    assert found - set(sys.stdlib_module_names) == {"torch", "numpy", "engine"}
-
-
-def test_the_readme_lists_every_file() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The files")[2]
-    listed, folder = set(), ""
-    for line in tree.splitlines():
-        folder = line.partition(" ")[0] if re.match(r"[a-z/]+/ ", line) else folder
-        listed |= {folder + name for name in re.findall(r"\w+\.py", line.partition("  ")[2])}
-    missing = {name_of(path) for path in MODULES if path.name != "__init__.py"} - listed
-    assert not missing, f"README.md, tree of files, lacks {sorted(missing)}"
-
-
-@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "tests").glob("test_*.py"))], ids=name_of)
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "tests").rglob("test_*.py"))], ids=name_of)
 def test_every_file_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"
 
 
+def test_pyproject_names_every_package() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(named) == sorted(name_of(path.parent).replace("/", ".") for path in PACKAGES)
+
+
 def test_the_top_level_holds_only_what_is_agreed() -> None:
     """pyproject, README, the three packages, tests and docs, and the optional folders; everything else has a place."""
-    agreed = {
-        "pyproject.toml",
-        "README.md",
-        "Makefile",
-        "engine",
-        "jobs",
-        "schemas",
-        "tests",
-        "docs",
-        "benchmarks",
-        "examples",
-    }
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout: no list of tracked files")
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    assert {name.split("/")[0] for name in tracked if not name.startswith(".")} <= agreed
+    assert {name.split("/")[0] for name in tracked if not name.startswith(".")} <= TOP_LEVEL
