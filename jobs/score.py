@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine.bpe.vocabulary import load_vocabulary
 from engine.corpus.document import Document, Unit
 from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
 from engine.dataset.commit import open_output
@@ -26,6 +25,7 @@ from engine.dataset.store import PosixStore, Store, open_store
 from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
+from engine.plan.vocabularies import load_teacher_vocabulary
 from jobs.budget import Budget
 from jobs.estimates import hidden_size_note
 from jobs.pool.events import Done, Notice, Ready, Salvaged
@@ -151,12 +151,7 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
 
 
 def _hidden_note(run: RunConfig, scan: CorpusScan, plan: Plan) -> str:
-    teacher = run.teacher
-    vocabulary = load_vocabulary(
-        run.locate(teacher.tokenizer or teacher.model),
-        revision=teacher.revision if teacher.tokenizer is None else None,
-        trust_remote_code=teacher.trust_remote_code,
-    )
+    vocabulary = load_teacher_vocabulary(run)
     documents = sum(unit.n_rows for unit in plan.units)
     first = sample(run.corpus, scan, run.targets.calibration_documents or 64)
     return hidden_size_note(first, documents, vocabulary, plan.products["hidden"].hidden_size)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, fi
 
 from schemas.address import is_url, path_of, url_fault
 from schemas.errors import RunFileError
+from schemas.products import TEACHER, student_product
 from schemas.redact import redacted
 from schemas.runfile_errors import Fault, Faults, explain, show
 from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
@@ -31,10 +33,24 @@ __all__ = [
     "StudentConfig",
     "TargetsConfig",
     "TeacherConfig",
+    "TokenizerSource",
     "load_run",
     "locate",
     "parse_run",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSource:
+    """Where one product's tokenizer comes from, and what the run file says about it."""
+
+    product: str  # "teacher" or "student/<name>"
+    where: str  # the table of the run file, for messages
+    name: str  # as the run file names it
+    place: str  # absolute path, or a hub id
+    revision: str | None  # of the hub id
+    trust_remote_code: bool
+    chat_template: str | None  # as the run file gives it
 
 
 class RunConfig(Table):
@@ -127,6 +143,21 @@ class RunConfig(Table):
     def locate(self, value: str) -> str:
         """See `locate`; relative to the folder of this run file."""
         return locate(value, self._base_dir)
+
+    @property
+    def tokenizers(self) -> tuple[TokenizerSource, ...]:
+        """The tokenizer of the teacher, then of each student. The teacher's own, not named apart, has the model's revision."""
+        teacher, found = self.teacher, []
+        own = (teacher.model, teacher.revision)
+        name, revision = own if teacher.tokenizer is None else (teacher.tokenizer, teacher.tokenizer_revision)
+        tables = [(TEACHER, "[teacher]", name, revision, teacher)]
+        tables += [(student_product(s.name), f"[[student]] {s.name}", s.tokenizer, s.revision, s) for s in self.student]
+        for product, where, name, revision, table in tables:
+            place = self.locate(name)
+            found.append(
+                TokenizerSource(product, where, name, place, revision, table.trust_remote_code, table.chat_template)
+            )
+        return tuple(found)
 
     def semantic(self) -> dict[str, Any]:
         """JSON-able settings that change bytes or meaning, defaults included. Students by name: their order is free."""

@@ -51,6 +51,12 @@ class TeacherConfig(Table):
     revision: str | None = key(
         None, semantic=True, min_length=1, about="Branch, tag or commit of `model` on the hub. Not given: main."
     )
+    tokenizer_revision: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Branch, tag or commit of `tokenizer` on the hub, where one is named. Not given: main.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto",
         semantic=True,
@@ -93,6 +99,19 @@ class TeacherConfig(Table):
     trust_remote_code: bool = key(
         False, semantic=True, about="Run Python code that comes with the model. Only for sources that you trust."
     )
+
+    @model_validator(mode="after")
+    def _revision_of_a_tokenizer(self) -> TeacherConfig:
+        if self.tokenizer_revision is not None and self.tokenizer is None:
+            raise Faults(
+                Fault(
+                    "tokenizer_revision",
+                    f"{show(self.tokenizer_revision)} without tokenizer",
+                    "the hub id of a tokenizer beside it: the one that comes with `model` has the revision of the model",
+                    "name it by tokenizer = ..., or remove tokenizer_revision",
+                )
+            )
+        return self
 
     @model_validator(mode="after")
     def _windows_advance(self) -> TeacherConfig:

@@ -21,17 +21,11 @@ def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
 
     The teacher's is needed even where its own view is not stored.
     """
-    teacher = run.teacher
-    own = teacher.revision if teacher.tokenizer is None else None
-    sides = [("teacher", "[teacher]", teacher.chat_template, teacher.tokenizer or teacher.model, own)]
-    sides += [
-        (f"student/{s.name}", f"[[student]] {s.name}", s.chat_template, s.tokenizer, s.revision) for s in run.student
-    ]
     if run.corpus.messages is None:
-        for _, where, given, _, _ in sides:
-            if given is not None:
+        for source in run.tokenizers:
+            if source.chat_template is not None:
                 raise RunFileError(
-                    f"{where} chat_template: got one, but no [corpus] messages; want it only for conversations. Remove "
+                    f"{source.where} chat_template: got one, but no [corpus] messages; want it only for conversations. Remove "
                     "chat_template, or name the column of the conversations"
                 )
         return {}
@@ -41,12 +35,12 @@ def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
             "token is said by the chat template. Remove bos"
         )
     out = {}
-    for product, where, given, tokenizer, revision in sides:
-        folder = tokenizer_folder(run.locate(tokenizer), revision, where)
-        config = _config(folder)
-        text = _given(run, given, where) if given is not None else _own(folder, config, where)
-        out[product] = ChatTemplate(text, _variables(config), where)
-        out[product].check()
+    for source in run.tokenizers:
+        folder = tokenizer_folder(source.place, source.revision, source.where)
+        config, given = _config(folder), template_text(run, source.chat_template, source.where)
+        text = _own(folder, config, source.where) if given is None else given
+        out[source.product] = ChatTemplate(text, _variables(config), source.where)
+        out[source.product].check()
     return out
 
 

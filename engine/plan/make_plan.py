@@ -16,16 +16,17 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from engine.bpe.vocabulary import Vocabulary, load_vocabulary
-from engine.chat.conversation import ChatSide, chat_sides
+from engine.bpe.vocabulary import Vocabulary
+from engine.chat.conversation import ChatSide
 from engine.chat.special_tokens import check_borders
 from engine.corpus.scan import CorpusScan
 from engine.plan.regimes import check_tokenizers
-from engine.plan.teacher_files import _sha256, teacher_files, teacher_folder
+from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
+from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
-from schemas.products import BYTES_END
+from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
 from schemas.redact import redacted
-from schemas.runfile import RunConfig
+from schemas.runfile import RunConfig, TokenizerSource
 
 ENGINE_VERSION = "0.6.0"
 """Raised whenever the numbers that the engine writes may change; the same as the version in pyproject.toml."""
@@ -34,7 +35,7 @@ BYTES_HASH = "bytes 0..255, end 256"
 """Stands where other products have the content hash of their tokenizer."""
 
 _PLACES = {
-    "teacher": ("model", "tokenizer", "revision", "chat_template"),
+    "teacher": ("model", "tokenizer", "revision", "tokenizer_revision", "chat_template"),
     "student": ("tokenizer", "revision", "chat_template"),
     "corpus": ("paths", "dataset", "name", "split", "revision"),
 }
@@ -48,55 +49,20 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
     """
     files = teacher_files(run)
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
-        hashes = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))
-    teacher = load_vocabulary(
-        run.locate(run.teacher.tokenizer or run.teacher.model),
-        revision=run.teacher.revision if run.teacher.tokenizer is None else None,
-        trust_remote_code=run.teacher.trust_remote_code,
-        where="[teacher]",
-    )
-    hashes_of = {"teacher": teacher.content_hash}
-    students = {}
-    for student in run.student:
-        product = f"student/{student.name}"
-        students[product] = load_vocabulary(
-            run.locate(student.tokenizer),
-            revision=student.revision,
-            trust_remote_code=student.trust_remote_code,
-            where=f"[[student]] {student.name}",
-        )
-        hashes_of[product] = students[product].content_hash
-    chat = chat_sides(run, {"teacher": teacher, **students})
-    if chat:  # a content is read without the tokenizer's prefix where template text stands before it
-        teacher = chat["teacher"].vocabulary
-        students = {product: chat[product].vocabulary for product in students}
+        hashes = dict(zip((file.name for file in files), pool.map(sha256_of, files), strict=True))
+    known = load_vocabularies(run)
     if run.corpus.specials == "boundary":
-        check_borders({"teacher": teacher, **students})
-    regimes = check_tokenizers(run, teacher, students)
-    products = {}
-    if run.targets.teacher:
-        own = _facts(run.teacher.tokenizer or run.teacher.model, teacher, hashes_of["teacher"], "own", run)
-        products["teacher"] = own.model_copy(update={"statistics": run.targets.teacher_stats})
-    for student, (product, vocabulary) in zip(run.student, students.items(), strict=True):
-        facts = _facts(student.tokenizer, vocabulary, hashes_of[product], regimes[product], run)
-        if run.targets.codec == "sample":
-            facts = facts.model_copy(update={"codec": "sample", "top_k": 0, "draws": run.targets.draws})
-        products[product] = facts
-    if run.targets.bytes:
-        products["bytes"] = _byte_facts(run)
-    if run.targets.hidden:
-        own = _facts(run.teacher.tokenizer or run.teacher.model, teacher, hashes_of["teacher"], "own", run)
-        stored = {"codec": "hidden", "top_k": 0, "hidden_size": _hidden_size(run)}
-        products["hidden"] = own.model_copy(update=stored)
+        check_borders(known.by_product)
+    products = _products(run, known)
     semantic = {
         "engine_version": ENGINE_VERSION,
         "settings": _settings(run),
         "teacher_files": hashes,
-        "vocabularies": hashes_of,
+        "vocabularies": known.hashes,
         "corpus": scan.semantic(),
     }
-    if chat:
-        semantic["chat_templates"] = {product: _seen(side) for product, side in chat.items()}
+    if known.chat:
+        semantic["chat_templates"] = {product: _seen(side) for product, side in known.chat.items()}
     units = [PlanUnit(**asdict(unit)) for unit in scan.units()]
     return Plan.make(semantic, units, products)
 
@@ -119,10 +85,33 @@ def _seen(side: ChatSide) -> dict[str, Any]:
     return {"sha256": text, "variables": side.template.variables, "end_id": side.vocabulary.eos_id}
 
 
-def _facts(name: str, vocabulary: Vocabulary, known: str, regime: Regime, run: RunConfig) -> ProductFacts:
+def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:
+    """What is stored of each product. Raises RunFileError for what these tokenizers do not allow."""
+    targets, first = run.targets, run.tokenizers[0]
+    regimes = check_tokenizers(run, known.teacher, known.students)
+    own = _facts(run, known, first, known.teacher, "own")
+    products = {}
+    if targets.teacher:
+        products[TEACHER] = own.model_copy(update={"statistics": targets.teacher_stats})
+    for source in run.tokenizers[1:]:
+        facts = _facts(run, known, source, known.students[source.product], regimes[source.product])
+        if targets.codec == "sample":
+            facts = facts.model_copy(update={"codec": "sample", "top_k": 0, "draws": targets.draws})
+        products[source.product] = facts
+    if targets.bytes:
+        products[BYTES] = _byte_facts(run)
+    if targets.hidden:
+        stored = {"codec": "hidden", "top_k": 0, "hidden_size": _hidden_size(run)}
+        products[HIDDEN] = own.model_copy(update=stored)
+    return products
+
+
+def _facts(
+    run: RunConfig, known: Vocabularies, source: TokenizerSource, vocabulary: Vocabulary, regime: Regime
+) -> ProductFacts:
     return ProductFacts(
-        tokenizer=redacted(name),
-        tokenizer_hash=known,
+        tokenizer=redacted(source.name),
+        tokenizer_hash=known.hashes[source.product],
         vocab_size=vocabulary.size,
         top_k=run.targets.top_k,
         bos_id=vocabulary.bos_id,

@@ -17,7 +17,7 @@ from schemas.runfile import RunConfig
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks for them
-_HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
+HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
 
 
 def teacher_folder(run: RunConfig) -> Path:
@@ -36,7 +36,7 @@ def teacher_folder(run: RunConfig) -> Path:
             f"correct the path (relative ones start at the folder of the run file)."
         )
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TeacherError(
             f"[teacher] model = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging "
@@ -110,7 +110,7 @@ def _weights(folder: Path) -> Iterator[Path]:
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     blob = path.resolve()
     if blob.parent.name == "blobs" and len(blob.name) == 64:  # the Hub cache names large files by their sha256
         return blob.name

@@ -19,12 +19,11 @@ from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
-from engine.bpe.vocabulary import load_vocabulary
-from engine.chat.conversation import chat_sides
 from engine.chat.special_tokens import SpecialBorders
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
 from engine.plan.regimes import bos_of, regimes_of
+from engine.plan.vocabularies import load_vocabularies
 from engine.targets.emit import Emitter
 from engine.targets.exact_rows import Refinement
 from engine.targets.pushforward import PushForward
@@ -46,27 +45,12 @@ class Loaded:
     def __init__(self, run: RunConfig) -> None:
         self.run = run
         config = run.teacher
-        self.vocabulary = load_vocabulary(
-            run.locate(config.tokenizer or config.model),
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            where="[teacher]",
-        )
-        self.students = {
-            f"student/{s.name}": load_vocabulary(
-                run.locate(s.tokenizer),
-                revision=s.revision,
-                trust_remote_code=s.trust_remote_code,
-                where=f"[[student]] {s.name}",
-            )
-            for s in run.student
-        }
-        self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=self.vocabulary.eos_id)
-        self.chat = chat_sides(run, {TEACHER: self.vocabulary, **self.students})
+        known = load_vocabularies(run)
+        self.vocabulary, self.students, self.chat = known.teacher, known.students, known.chat
+        as_it_comes = self.chat[TEACHER].full if self.chat else self.vocabulary
+        self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=as_it_comes.eos_id)
         self.bos = () if self.chat else bos_of(run, self.vocabulary)  # a conversation's BOS is its template's
-        if self.chat:  # from here on a text is a content, and its end the end of a turn
-            self.vocabulary = self.chat[TEACHER].vocabulary
-            self.students = {product: self.chat[product].vocabulary for product in self.students}
+        if self.chat:
             ends = (*self.teacher.end_ids, *([] if self.vocabulary.eos_id is None else [self.vocabulary.eos_id]))
             self.teacher = replace(self.teacher, end_ids=tuple(dict.fromkeys(ends)))
         self.regimes = regimes_of(run, self.vocabulary, self.students)
