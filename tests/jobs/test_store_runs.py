@@ -69,7 +69,7 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
 
 PUBLISH = """
 import sys
-from engine import shards
+from engine.dataset import commit as shards
 from engine.dataset.store import open_store
 from tests.support.tables import quarantine_record, small_plan, unit_tables
 plan, store = small_plan(units=4, rows=2), open_store(sys.argv[1])
