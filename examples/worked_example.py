@@ -85,7 +85,7 @@ def leaves(scorer: Scorer, document: Document) -> None:
     tree, pieces, student = part.tree, scorer.vocabulary.token_bytes, scorer.students[PRODUCT].token_bytes
     hidden = hidden_states(scorer.teacher, [part], scorer.run.teacher)
     prob = torch.softmax(scorer.teacher.logits(hidden)[:, : len(pieces)].double(), 1).numpy()
-    boundary = (part.sides[PRODUCT].boundaries or [])[ROW]
+    boundary = (part.views[PRODUCT].boundaries or [])[ROW]
     print(f"{TEXT!r}, row {ROW}, byte {boundary.place}. Leaves: mass, string behind the boundary, what it does")
     for node, rule in boundary.leaves:
         path, weight = [node], 1.0

@@ -1,4 +1,8 @@
-"""One scored text: its tree, and each product's view of it."""
+"""A text ready to be scored: its context tree, and each product's tokens of it with what their rows are made from.
+
+In: made by scoring/prepare.py from a document, or from a part of one. Out: the one thing that teacher, beam and targets
+work on, passage beside passage in a group.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,12 @@ from engine.contexts.tree import ContextTree
 
 @dataclass(slots=True)
 class ProductView:
-    """One product's view of one document: token ids [n] and their byte ends in the text, the closing end included (if it is
-    `closed`), and how its rows are made: boundaries (fast), exact pairs, or neither for the teacher's own tokens."""
+    """One product's tokens of one passage, and how their rows are made.
+
+    ids: int64 [n], token ids, the closing end included if the passage is `closed`. ends: int64 [n], byte of the text where each
+    token ends. boundaries: for the regimes fast and beam, one for each token. exact: for subsets and bytes. Neither: the
+    product has the teacher's own tokens.
+    """
 
     ids: np.ndarray
     ends: np.ndarray
@@ -26,16 +34,19 @@ class ProductView:
 
 @dataclass(slots=True)
 class Passage:
-    """One document (or part of one) ready to be scored.
+    """One document, or one scored part of it.
 
-    data: the teacher's prefix and the text. states: what `canonical` knows of every node, None when it is not asked.
-    kept: bool [nodes], False for contexts that were pruned; None: none was. bad: (reason, detail) once not finite.
-    lead: bytes of the prefix. place: (number of the document in the corpus, of the part in the document); what draws hang on.
+    tree: the teacher's contexts, N of them. data: the teacher's prefix and the text, bytes; lead: how many of them are prefix.
+    views: by product. states: for each context what contexts/canonical.py knows of it, None when nobody asks.
+    place: (number of the document in the corpus, of the part in the document); random draws depend on it.
+
+    Set while it is scored: kept, bool [N], False for contexts that pruning left out (None: none was); bad, (reason, detail) of
+    the first distribution that was not finite, None while all were.
     """
 
     tree: ContextTree
     data: bytes
-    sides: dict[str, ProductView]
+    views: dict[str, ProductView]
     states: list[Any] | None = None
     kept: np.ndarray | None = None
     bad: tuple[str, str] | None = None

@@ -1,7 +1,7 @@
-"""Stage 8d (fast, beam): what the calibration sample gave, as one file of the output, the same for all who work on it.
+"""The mean rows of the calibration sample as one file of the output, the same for all who work on it: written once, read by all.
 
-Every actor reads the sample when it starts; the first that is through publishes its means, and all take those, now and after a
-resume. So no value depends on which actor made it, on what one of them had no memory for, or on which document killed one.
+Every actor scores the sample when it starts; the first that is through publishes its mean rows, and all take those, now and after
+a resume. So no value depends on which actor made it, on what one of them had no memory for, or on which document killed one.
 
 OUT/_engine/continuations.parquet: a row per token t behind which the sample has rows, t rising. `ids` and `probs`: the
 heaviest next tokens, falling; `special`: mass on specials; `heads/<product>` [H]: mass by heads of that student
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.beam.calibration import Continuations
+from engine.beam.calibration import Calibration
 from engine.beam.sketch import RowSketch
 from engine.dataset.layout import REMAKE, load_seals
 from engine.dataset.parquet import flat, lengths_of, read_whole, table_to_parquet_bytes
@@ -40,11 +40,13 @@ def schema_of(products: Sequence[str]) -> pa.Schema:
     return pa.schema([*columns, *((f"heads/{product}", numbers) for product in products)])
 
 
-def publish_means(out: Out, plan: Plan, means: Mapping[int, RowSketch], left_out: Sequence[Mapping[str, Any]]) -> None:
+def publish_calibration(
+    out: Out, plan: Plan, mean_rows: Mapping[int, RowSketch], left_out: Sequence[Mapping[str, Any]]
+) -> None:
     """Write the file unless it is there. left_out: records of documents of the sample that gave nothing, and why."""
-    rows = [means[token] for token in sorted(means)]
+    rows = [mean_rows[token] for token in sorted(mean_rows)]
     products = heads_of(plan)
-    arrays = [pa.array(sorted(means), pa.int32()), _lists([row.ids for row in rows], pa.int32())]
+    arrays = [pa.array(sorted(mean_rows), pa.int32()), _lists([row.ids for row in rows], pa.int32())]
     arrays += [_lists([row.prob for row in rows], pa.float64()), pa.array([row.special for row in rows], pa.float64())]
     arrays += [_lists([row.heads[product] for row in rows], pa.float64()) for product in products]
     metadata = {
@@ -66,13 +68,13 @@ def publish_means(out: Out, plan: Plan, means: Mapping[int, RowSketch], left_out
     store.put_if_absent(MEANS, data)
 
 
-def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Continuations, str]:
-    """(means of an output, sha256 of their file). heads: product -> H of this program.
+def read_calibration(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Calibration, str]:
+    """(mean rows of an output, sha256 of their file). heads: product -> H of this program.
 
     Raises OutputError: missing, damaged, of another run."""
     store = open_store(out)
     data = store.read(MEANS)
-    table, _ = parse(data, plan, store.place(MEANS))
+    table, _ = parse_calibration(data, plan, store.place(MEANS))
     sizes = {product: set(lengths_of(table, f"heads/{product}").tolist()) for product in heads_of(plan)}
     if any(found - {heads.get(product)} for product, found in sizes.items()):
         raise OutputError(f"{store.place(MEANS)}: heads {sizes}, wanted {dict(heads)}: of another program; {REMAKE}")
@@ -82,14 +84,14 @@ def read_means(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Continua
         product: flat(table, f"heads/{product}").reshape(table.num_rows, count) for product, count in heads.items()
     }
     special = table.column("special").to_pylist()
-    means = {
+    mean_rows = {
         token: RowSketch(ids[i].astype(np.int64), probs[i], {p: h[i] for p, h in by_head.items()}, special[i], 1.0)
         for i, token in enumerate(table.column("token").to_pylist())
     }
-    return Continuations(means), hashlib.sha256(data).hexdigest()
+    return Calibration(mean_rows), hashlib.sha256(data).hexdigest()
 
 
-def parse(data: bytes, plan: Plan, place: str) -> tuple[pa.Table, list[dict[str, Any]]]:
+def parse_calibration(data: bytes, plan: Plan, place: str) -> tuple[pa.Table, list[dict[str, Any]]]:
     """(rows, records of the documents left out) of the file's bytes. Raises OutputError: damaged, or of another run."""
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:

@@ -1,13 +1,15 @@
-"""Stage 8d (beam): open leaves are split by the teacher's own next tokens, where that buys the most.
+"""Which open leaves of a document are split by the teacher's own next tokens, and what becomes of their mass.
 
-In: a group of documents with the sketches of all their contexts. Out: `Boundary.extra`, masses that replace those of the
-leaves that were split (`Boundary.skip`). One `Frontier` holds the open leaves of one document and one student; `BeamSearch.widen`
-takes all fronts of a group through rounds. Leaves whose context is evaluated already (the document's own path, or for another
-student or boundary) are split for nothing; the others cost one teacher evaluation each, heaviest first, until every boundary
-is known to `tolerance` or the document's budget is spent. What is left open is closed by the mean row of its last token, where
-a calibration sample has one (engine/beam/calibration.py), else as if a boundary followed; it counts as open all the same.
+In: the open leaves of every boundary, and sketches of next-token rows as they become known. Out: `Boundary.extra`, masses that
+replace those of the leaves that were split (`Boundary.skip`). One `Frontier` holds the open leaves of one document and one
+student; `BeamSearch.search` takes all frontiers of a group through rounds.
 
-Letters: n boundaries of a document, m items of a front, E entries of a boundary.
+Leaves whose context is evaluated already (the document's own path, or for another student or boundary) are split for nothing;
+the others cost one teacher evaluation each, heaviest first, until every boundary is known to `tolerance` or the document's
+budget is spent. What is left open is closed by the mean row of its last token, where a calibration sample has one
+(engine/beam/calibration.py), else as if a boundary followed; it counts as open all the same.
+
+Letters: n boundaries of a document, m open leaves of a frontier, E entries of a boundary.
 """
 
 from __future__ import annotations

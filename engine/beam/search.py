@@ -18,16 +18,15 @@ import torch
 
 from engine.alignment.passage import Passage
 from engine.alignment.strings import StringRules
-from engine.beam.calibration import Continuations
+from engine.beam.calibration import Calibration, CalibrationSums
 from engine.beam.frontier import Frontier, Spending
 from engine.beam.leaves import LeafFinder, Use
 from engine.beam.sketch import RowSketch, Sketcher
 from engine.contexts.canonical import CanonicalNext, Pending
+from engine.teacher.group import Group, group_of, not_finite, pruned_bounds, rows_at_once
 from engine.teacher.incremental import OpenBatch
 from engine.teacher.packing import Window
-from engine.teacher.softmax import Logits, Scored, Softmax, not_finite, pruned_bounds
-
-_CHUNK_CELLS = 6_000_000  # R x Vt
+from engine.teacher.softmax import Logits, Softmax
 
 
 @dataclass(slots=True)
@@ -61,10 +60,11 @@ class BeamSearch:
     ) -> None:
         self.finders, self.outcomes, self.spending, self.sketcher = finders, outcomes, spending, sketcher
         self.real, self.canonical, self.masked, self.max_length = real, canonical, masked, max_length
-        self.continuations = Continuations()
+        self.calibration = Calibration()
+        self._sums = CalibrationSums()
 
     @torch.inference_mode()
-    def widen(
+    def search(
         self, docs: list[Passage], hidden_ND: torch.Tensor, batches: list[OpenBatch], logits: Logits
     ) -> np.ndarray:
         """Sets `skip` and `extra` of the documents' boundaries. Returns the evaluations that it took, int64 [documents]."""
@@ -90,75 +90,72 @@ class BeamSearch:
             turn += 1
         for found in fronts:
             for front in found:
-                front.finish(self.continuations.mean)
+                front.finish(self.calibration.mean_row)
         return spent
 
     @torch.inference_mode()
-    def calibrate(self, docs: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> None:
-        """Add the rows along these documents' own paths to the mean rows."""
-        softmax = self._softmax(docs)
+    def add_calibration(self, docs: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> None:
+        """Add the rows along these documents' own tokens to the calibration; `finish_calibration` makes the means of all."""
+        group = group_of(docs, len(self.real))
         token_of: dict[int, int] = {}
         for i, doc in enumerate(docs):
             trunk = doc.tree.trunk[doc.tree.trunk >= doc.tree.given]
-            token_of |= zip((int(softmax.base[i]) + trunk).tolist(), doc.tree.token[trunk].tolist(), strict=True)
+            token_of |= zip((int(group.first_node[i]) + trunk).tolist(), doc.tree.token[trunk].tolist(), strict=True)
         found: list[tuple[int, RowSketch]] = []  # added only when all are there: memory may run out in between
-        for chunk in softmax.run(hidden_ND, logits):
+        for chunk in self._softmax(group).run(hidden_ND, logits):
             for node, row in zip(chunk.nodes.tolist(), self.sketcher.rows(chunk.prob), strict=True):
                 if node in token_of and row.total > 0:
                     found.append((token_of[node], row))
         for token, row in found:
-            self.continuations.add(token, row)
+            self._sums.add(token, row)
 
-    def _softmax(self, docs: list[Passage]) -> Softmax:
-        asked = self.canonical if self.masked else None
-        states = [d.states or [] for d in docs] if asked else None
-        group = Scored(
-            [d.tree for d in docs], [d.kept for d in docs], states, [d.bad for d in docs], [d.lead for d in docs]
-        )
-        return Softmax(group, self.real, asked, masked=self.masked)
+    def finish_calibration(self) -> None:
+        """From here on open leaves are closed by the means of all rows that were added."""
+        self.calibration, self._sums = self._sums.calibration(), CalibrationSums()
+
+    def _softmax(self, group: Group) -> Softmax:
+        return Softmax(group, self.real, self.canonical if self.masked else None, masked=self.masked)
 
     def _begin(
         self, docs: list[Passage], known: list[_Document], hidden_ND: torch.Tensor, logits: Logits
     ) -> list[list[Frontier]]:
         """One pass over the rows of all contexts: sketches, and the open leaves of every boundary."""
-        softmax = self._softmax(docs)
-        group = softmax.group
+        group = group_of(docs, len(self.real))
         wanted: dict[str, dict[int, list]] = {
             p: {} for p in self.finders
         }  # product -> global node -> (document, k, rule)
         for product, nodes in wanted.items():
             for i, doc in enumerate(docs):
-                base = int(softmax.base[i])
-                for k, boundary in enumerate(doc.sides[product].boundaries or ()):
+                base = int(group.first_node[i])
+                for k, boundary in enumerate(doc.views[product].boundaries or ()):
                     for node, rule in boundary.leaves:
                         nodes.setdefault(base + node, []).append((i, k, rule))
         found: dict[tuple[str, int, int], list[Use]] = {}
-        for chunk in softmax.run(hidden_ND, logits):
+        for chunk in self._softmax(group).run(hidden_ND, logits):
             for node, row in zip(chunk.nodes.tolist(), self.sketcher.rows(chunk.prob), strict=True):
-                i = int(softmax.doc_of[node])
-                known[i].rows[node - int(softmax.base[i])] = row
+                i = int(group.passage_of[node])
+                known[i].rows[node - int(group.first_node[i])] = row
             for product, nodes in wanted.items():
                 keys, uses = [], []
                 for at, node in enumerate(chunk.nodes.tolist()):
                     for i, k, rule in nodes.get(node, ()):
                         keys.append((product, i, k))
-                        boundary = (docs[i].sides[product].boundaries or ())[k]
-                        uses.append((at, node - int(softmax.base[i]), boundary, rule))
+                        boundary = (docs[i].views[product].boundaries or ())[k]
+                        uses.append((at, node - int(group.first_node[i]), boundary, rule))
                 for key, use in zip(keys, self.finders[product].find(chunk.prob, uses), strict=True):
                     found.setdefault(key, []).append(use)
+        logw = group.weights.logw
         for i, doc in enumerate(docs):
-            tree, document, base = doc.tree, known[i], int(softmax.base[i])
+            tree, document, base = doc.tree, known[i], int(group.first_node[i])
             for node in range(tree.given + 1, len(tree.token)):
                 above, token = int(tree.parent[node]), int(tree.token[node])
                 if node in document.rows and above in document.rows:
                     document.child[above, token] = node
-                    here, before = float(softmax.logw[base + node]), float(softmax.logw[base + above])
+                    here, before = float(logw[base + node]), float(logw[base + above])
                     document.along.setdefault(above, {})[token] = math.exp(here - before) if here > -math.inf else 0.0
         return [
-            []
-            if group.bad[i] is not None
-            else [self._front(p, i, docs[i], known[i], found, softmax) for p in self.finders]
-            for i in range(len(docs))
+            [] if doc.bad is not None else [self._front(p, i, doc, known[i], found, group) for p in self.finders]
+            for i, doc in enumerate(docs)
         ]
 
     def _front(
@@ -168,15 +165,15 @@ class BeamSearch:
         doc: Passage,
         known: _Document,
         found: dict[tuple[str, int, int], list[Use]],
-        softmax: Softmax,
+        group: Group,
     ) -> Frontier:
-        boundaries, base = doc.sides[product].boundaries or [], int(softmax.base[i])
+        boundaries, base = doc.views[product].boundaries or [], int(group.first_node[i])
         front = Frontier(product, self.outcomes[product], self.spending[product], boundaries, doc.data)
         ends = doc.tree.end
         for k, boundary in enumerate(boundaries):
             uses = found.get((product, i, k), [])
-            logw = [float(softmax.logw[base + u.node]) for u in uses]
-            bounds = pruned_bounds(softmax, base, boundary)
+            logw = [float(group.weights.logw[base + u.node]) for u in uses]
+            bounds = pruned_bounds(group, i, boundary)
             top = max([*logw, *bounds], default=-math.inf)
             if top > -math.inf:
                 weighted = [(u, math.exp(w - top), int(ends[u.node])) for u, w in zip(uses, logw, strict=True)]
@@ -229,7 +226,7 @@ class BeamSearch:
             for w, group in enumerate(added):
                 counts[b][w] += len(group)
             flat = [pair for group in added for pair in group]
-            step = max(1, _CHUNK_CELLS // len(self.real))
+            step = rows_at_once(len(self.real))
             for begin in range(0, len(flat), step):
                 part = flat[begin : begin + step]
                 prob = self._probabilities(logits(states[begin : begin + step]), docs, known, part)
@@ -254,7 +251,7 @@ class BeamSearch:
         for (i, node), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):
             if wrong and docs[i].bad is None:
                 context, tokens = _path(known[i], node)
-                reason, where = not_finite(int(docs[i].tree.end[context]), docs[i].lead, known[i].depth[node])
+                reason, where = not_finite(docs[i], int(docs[i].tree.end[context]), known[i].depth[node])
                 docs[i].bad = (reason, f"{where}, behind {len(tokens)} tokens that are not the text's")
         return torch.nan_to_num_(prob) if any(d.bad for d in docs) else prob
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from engine.alignment.passage import Passage, ProductView
 from engine.alignment.refinement import exact_side
-from engine.beam.calibration import Continuations
+from engine.beam.calibration import Calibration
 from engine.beam.sketch import RowSketch
 from engine.chat.conversation import seen_by
 from engine.chat.segments import SegmentedDocument
@@ -47,22 +47,22 @@ class Scorer(Loaded):
         the same means; without, open leaves are closed as if a boundary followed. Documents that are no good are left out."""
         self.learn(documents)
         if self.beam_search is not None:
-            self.beam_search.continuations.close()
+            self.beam_search.finish_calibration()
 
     @property
     def means(self) -> dict[int, RowSketch]:
         """What `calibrate` has learned; without a beam_search nothing."""
-        return {} if self.beam_search is None else self.beam_search.continuations.means
+        return {} if self.beam_search is None else self.beam_search.calibration.mean_rows
 
     @property
     def head_counts(self) -> dict[str, int]:
         """Product -> number of heads, of those that are closed by means."""
         return {product: known.heads.count for product, known in self.outcomes.items()}
 
-    def recall(self, continuations: Continuations, sha256: str) -> None:
+    def recall(self, calibration: Calibration, sha256: str) -> None:
         """What was learned elsewhere, instead of `calibrate`. sha256: of the file that has it."""
         assert self.beam_search is not None
-        self.beam_search.continuations, self.continuations_sha256 = continuations, sha256
+        self.beam_search.calibration, self.continuations_sha256 = calibration, sha256
 
     def learn(self, documents: Sequence[Document]) -> list[dict[str, Any]]:
         """A part of `calibrate`, which is called once behind the last part. Returns records of documents that gave nothing."""
@@ -144,7 +144,7 @@ class Scorer(Loaded):
             closed = {product: lines[product].parts[i].closed for product in self.products}
             part = self._see(text, tuple(given.tolist()), closed)
             self._refuse_long(part)
-            for product, side in part.sides.items():
+            for product, side in part.views.items():
                 stretch = lines[product].parts[i]
                 if not np.array_equal(side.ids, lines[product].ids[stretch.begin : stretch.begin + stretch.rows]):
                     raise IdentityError(f"{product}: part {i} has other tokens alone than in the line of its document")
@@ -213,20 +213,20 @@ class Scorer(Loaded):
     def _learn(self, parts: list[Passage], batch_tokens: int, keep: bool) -> None:
         assert self.beam_search is not None
         config = self.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
-        hidden = hidden_states(self.teacher.sparing(batch_tokens, keep=keep), parts, config)
-        self.beam_search.calibrate(parts, hidden, self.teacher.logits)
+        hidden = hidden_states(self.teacher.with_less_memory(batch_tokens, keep=keep), parts, config)
+        self.beam_search.add_calibration(parts, hidden, self.teacher.logits)
 
     def _rows(self, parts: list[Passage], batch_tokens: int, keep: bool) -> tuple[dict[str, TargetRows], int]:
         """Rows of every product, and the evaluations that the beam took. Raises IdentityError, and what memory raises."""
         for part in parts:  # an attempt before may have come half the way
             part.bad = None
         config = self.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
-        teacher = self.teacher.sparing(batch_tokens, keep=keep)
-        pruner = self.pruner and self.pruner.by(teacher)
+        teacher = self.teacher.with_less_memory(batch_tokens, keep=keep)
+        pruner = self.pruner and self.pruner.with_teacher(teacher)
         batches: list[OpenBatch] | None = None if self.beam_search is None else []
         hidden, spent = hidden_states(teacher, parts, config, pruner, grow=batches), 0
         if self.beam_search is not None and batches:
-            spent = int(self.beam_search.widen(parts, hidden, batches, teacher.logits).sum())
+            spent = int(self.beam_search.search(parts, hidden, batches, teacher.logits).sum())
         return self.emitter.emit(parts, hidden, teacher.logits), spent
 
     def _fitting(self, parts: list[Passage], attempt: Callable[[list[Passage], int, bool], T], stats: Stats) -> T:
@@ -295,7 +295,7 @@ class Scorer(Loaded):
         stats: Stats = defaultdict(float, teacher_evaluations=spent)
         refused = [refusal(work.document, *work.bad) for work in group if work.bad is not None]
         for product in rows:
-            rows[product].mark_ends([p.sides[product].closed for p in prepared])
+            rows[product].mark_ends([p.views[product].closed for p in prepared])
         good = [i for i, work in enumerate(group) if work.bad is None]
         for part in (part for i in good for part in group[i].parts):
             stats["teacher_tokens"] += len(part.tree.trunk)

@@ -14,12 +14,9 @@ import torch
 from engine.alignment.boundaries import Boundary, Extra
 from engine.targets.positions import TargetRows
 from engine.targets.pushforward import Job, PushForward
-from engine.teacher.softmax import Chunk, Softmax, pruned_bounds
+from engine.teacher.group import MOST_ROWS, Group, pruned_bounds, rows_at_once
+from engine.teacher.softmax import Chunk
 from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_NO_MASS
-
-_STEP_CELLS = 6_000_000  # J x Vs
-_MOST_ROWS = 512
-
 
 AtHand = dict[int, tuple[int, float, float, int]]  # context -> row of P, log weight, its non-canonical mass, its end
 
@@ -28,13 +25,13 @@ class BeamRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
 
     def __init__(
-        self, product: str, push: PushForward, softmax: Softmax, boundaries: list[list[Boundary]], rows: TargetRows
+        self, product: str, push: PushForward, group: Group, boundaries: list[list[Boundary]], rows: TargetRows
     ) -> None:
-        self.product, self.push, self.softmax, self.rows = product, push, softmax, rows
+        self.product, self.push, self.group, self.rows = product, push, group, rows
         self.boundaries = boundaries
         self.todo: dict[int, list[tuple[int, int, list[int]]]] = {}  # chunk -> (document, k, its contexts)
-        self.base = softmax.base.tolist()
-        self.chunk_of = chunk_of = softmax.chunk_of.tolist()
+        self.first_node = group.first_node.tolist()
+        self.chunk_of = chunk_of = group.chunk_of.tolist()
         last_use = [-1] * len(chunk_of)
         for i, found in enumerate(boundaries):
             for k in range(rows.start[i + 1] - rows.start[i]):
@@ -49,7 +46,7 @@ class BeamRows:
         self.prob: torch.Tensor | None = None
 
     def _nodes(self, i: int, boundary: Boundary) -> list[int]:
-        base = self.base[i]
+        base = self.first_node[i]
         return [base + n for n in {*[n for n, _ in boundary.leaves], *boundary.at}]
 
     def take(self, chunk: Chunk) -> None:
@@ -58,13 +55,13 @@ class BeamRows:
         new = chunk.prob.double()
         prob = new if carried is None else torch.cat([carried, new])
         nodes = np.concatenate([self.nodes, chunk.nodes])
-        softmax = self.softmax
-        known = (softmax.logw[nodes], softmax.noncanonical[nodes], softmax.end[nodes])
+        weights = self.group.weights
+        known = (weights.logw[nodes], weights.noncanonical[nodes], self.group.end[nodes])
         at_hand = dict(
             zip(nodes.tolist(), zip(range(len(nodes)), *(v.tolist() for v in known), strict=True), strict=True)
         )
-        todo = [t for t in self.todo.pop(chunk.index, ()) if softmax.group.bad[t[0]] is None]
-        step = int(np.clip(_STEP_CELLS // self.push.student_size, 1, _MOST_ROWS))
+        todo = [t for t in self.todo.pop(chunk.index, ()) if self.group.passages[t[0]].bad is None]
+        step = rows_at_once(self.push.student_size, MOST_ROWS)
         for begin in range(0, len(todo), step):
             self._write(todo[begin : begin + step], prob, at_hand)
         stay = np.flatnonzero(self.last_use[nodes] > chunk.index)
@@ -95,9 +92,9 @@ class BeamRows:
             rows.flags[at] |= np.where(rows.err[at] > self.push.tolerance, FLAG_BUDGET, 0).astype(np.uint8)
 
     def _job(self, i: int, boundary: Boundary, nodes: list[int], at_hand: AtHand) -> Job:
-        base = self.base[i]
+        base = self.first_node[i]
         logw = {n: at_hand[n][1] for n in nodes if n in at_hand}
-        bounds = pruned_bounds(self.softmax, base, boundary) if boundary.fringe or len(logw) < len(nodes) else []
+        bounds = pruned_bounds(self.group, i, boundary) if boundary.fringe or len(logw) < len(nodes) else []
         top = max([*logw.values(), *bounds])
         possible = top > -math.inf
         weight = {n: math.exp(w - top) if possible else 0.0 for n, w in logw.items()}

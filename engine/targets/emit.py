@@ -21,7 +21,8 @@ from engine.targets.positions import TargetRows, TopK
 from engine.targets.pushforward import PushForward
 from engine.targets.sampling import Sample, key_of, row_keys
 from engine.targets.teacher_rows import FILLS, HiddenStates, JoinedEnds, Statistics, TeacherRows
-from engine.teacher.softmax import Logits, Scored, Softmax
+from engine.teacher.group import group_of
+from engine.teacher.softmax import Logits, Softmax
 from schemas.products import HIDDEN, TEACHER
 
 
@@ -50,44 +51,39 @@ class Emitter:
 
         Sets `bad` on documents with non-finite log-probabilities. Raises IdentityError when mass is lost.
         """
-        asked = self.canonical is not None
-        group = Scored(
-            trees=[d.tree for d in docs],
-            kept=[d.kept for d in docs],
-            states=[d.states or [] for d in docs] if asked else None,
-            bad=[d.bad for d in docs],
-            lead=[d.lead for d in docs],
-        )
-        softmax = Softmax(group, self.real, self.canonical, masked=self.masked)
+        group = group_of(docs, len(self.real))
+        measured: np.ndarray | None = None
         rows: dict[str, TargetRows] = {}
         takers: list[TeacherRows | ExactRows | BeamRows] = []
-        for product in docs[0].sides:
-            sides = [d.sides[product] for d in docs]
+        for product in docs[0].views:
+            views = [d.views[product] for d in docs]
             if product == HIDDEN:
-                rows[product] = HiddenStates([s.ids for s in sides], hidden_ND.shape[1])
+                rows[product] = HiddenStates([v.ids for v in views], hidden_ND.shape[1])
                 continue
             rows[product] = out = self._rows(product, docs)
             if product in self.exact:
-                exact = [s.exact for s in sides if s.exact is not None]
-                takers.append(ExactRows(product, self.exact[product], softmax, exact, out))
+                exact = [v.exact for v in views if v.exact is not None]
+                takers.append(ExactRows(product, self.exact[product], group, exact, out))
             elif product in self.fast:
-                boundaries = [s.boundaries for s in sides if s.boundaries is not None]
-                takers.append(BeamRows(product, self.fast[product], softmax, boundaries, out))
+                boundaries = [v.boundaries for v in views if v.boundaries is not None]
+                takers.append(BeamRows(product, self.fast[product], group, boundaries, out))
             else:
                 statistics = self.statistics if product == TEACHER else None
-                takers.append(TeacherRows(product, softmax, out, self.joined.get(product), statistics))
+                taker = TeacherRows(product, group, out, self.joined.get(product), statistics)
+                takers.append(taker)
+                if statistics is not None:
+                    measured = taker.row_of >= 0
+        softmax = Softmax(group, self.real, self.canonical, masked=self.masked, measured=measured)
         for chunk in softmax.run(hidden_ND, logits):
             for taker in takers:
                 taker.take(chunk)
-        for doc, bad in zip(docs, group.bad, strict=True):
-            doc.bad = bad
         if isinstance(states := rows.get(HIDDEN), HiddenStates):
-            states.put(softmax, hidden_ND)
+            states.put(group, hidden_ND)
         return rows
 
     def _rows(self, product: str, docs: list[Passage]) -> TargetRows:
         """All positions of a product, unscored, as its codec keeps them."""
-        golds = [np.asarray(d.sides[product].ids) for d in docs]
+        golds = [np.asarray(d.views[product].ids) for d in docs]
         if product not in self.draws:
             rows = TopK(golds, self.top_k[product])
             if product == TEACHER and self.statistics is not None:

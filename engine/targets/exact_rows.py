@@ -22,7 +22,8 @@ from engine.alignment.expansion import Expansion
 from engine.alignment.refinement import ExactSide
 from engine.alignment.token_trie import Trie
 from engine.targets.positions import SLACK, TargetRows
-from engine.teacher.softmax import Chunk, Softmax, interval_sums
+from engine.teacher.group import Group
+from engine.teacher.softmax import Chunk, interval_sums
 from schemas.errors import IdentityError
 from schemas.target import FLAG_BOUNDED, FLAG_EXACT, FLAG_NO_MASS
 
@@ -77,10 +78,8 @@ class _Values:
 class ExactRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
 
-    def __init__(
-        self, product: str, refinement: Refinement, softmax: Softmax, sides: list[ExactSide], rows: TargetRows
-    ):
-        self.product, self.r, self.softmax, self.rows = product, refinement, softmax, rows
+    def __init__(self, product: str, refinement: Refinement, group: Group, sides: list[ExactSide], rows: TargetRows):
+        self.product, self.r, self.group, self.rows = product, refinement, group, rows
         device = refinement.order.device
         self.top = self._pairs([(s.top_node, s.top_row) for s in sides])
         self.deep = self._pairs([(s.deep_node, s.deep_row, s.deep_state) for s in sides])
@@ -89,7 +88,7 @@ class ExactRows:
             rows.flags[rows.start[i] + side.first : rows.start[i + 1]] = FLAG_NO_MASS  # until it has some
         self.pruned = self._split_pruned()
         last = np.full(n, -1, np.int64)
-        chunk_of = softmax.chunk_of
+        chunk_of = group.chunk_of
         for node, row, *_ in (self.top, self.deep):
             np.maximum.at(last, row, chunk_of[node])
         self.last_chunk = last
@@ -102,7 +101,7 @@ class ExactRows:
 
     def _pairs(self, parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """Pairs of all documents with global node and row numbers."""
-        starts = [(self.softmax.base[i], self.rows.start[i]) for i in range(len(parts))]
+        starts = [(self.group.first_node[i], self.rows.start[i]) for i in range(len(parts))]
         out = [
             np.concatenate([part[0] + base for part, (base, _) in zip(parts, starts, strict=True)]),
             np.concatenate([part[1] + row for part, (_, row) in zip(parts, starts, strict=True)]),
@@ -114,12 +113,12 @@ class ExactRows:
     def _split_pruned(self) -> tuple[np.ndarray, np.ndarray]:
         """Takes pairs of pruned contexts out; returns (topmost pruned context, row) of what they could have brought, once
         each."""
-        alive = self.softmax.chunk_of >= 0
+        alive = self.group.chunk_of >= 0
         found = []
         for name in ("top", "deep"):
             pairs = getattr(self, name)
             out = ~alive[pairs[0]]
-            found.append(np.stack([self.softmax.top_pruned[pairs[0][out]], pairs[1][out]]))
+            found.append(np.stack([self.group.top_pruned[pairs[0][out]], pairs[1][out]]))
             setattr(self, name, tuple(values[~out] for values in pairs))
         node, row = np.unique(np.concatenate(found, axis=1), axis=1) if sum(f.shape[1] for f in found) else found[0]
         return node, row
@@ -128,7 +127,7 @@ class ExactRows:
         """Take this chunk's share of every row; write the rows that have all of theirs."""
         cells_RC, top_RA = self._cells(chunk)
         self._take_specials(chunk)
-        row_of = np.full(len(self.softmax.chunk_of), -1, np.int64)
+        row_of = np.full(len(self.group.chunk_of), -1, np.int64)
         row_of[chunk.nodes] = np.arange(len(chunk.nodes))
         at = np.flatnonzero(self.deep_chunk == chunk.index)
         self.waiting = self._deep_values(chunk, cells_RC, row_of, at)
@@ -184,9 +183,10 @@ class ExactRows:
 
     def _write(self, done: np.ndarray) -> None:
         """Weigh and write the rows `done` [J], those of bad documents left out."""
-        device, softmax = self.r.order.device, self.softmax
+        device, group = self.r.order.device, self.group
+        logw, noncanonical = group.weights.logw, group.weights.noncanonical
         docs = np.searchsorted(self.rows.start, done, side="right") - 1
-        done = done[[softmax.group.bad[i] is None for i in docs]]
+        done = done[group.is_good(docs)]
         if not len(done):
             return
         position = np.full(len(self.last_chunk), -1, np.int64)
@@ -197,20 +197,20 @@ class ExactRows:
         top_node, top_at = self.top[0][tops], position[self.top[1][tops]]
         deeps = position[self.deep[1]] >= 0
         highest = np.full(len(done), -np.inf)
-        np.maximum.at(highest, top_at, softmax.logw[top_node])
-        np.maximum.at(highest, position[self.deep[1][deeps]], softmax.logw[self.deep[0][deeps]])
+        np.maximum.at(highest, top_at, logw[top_node])
+        np.maximum.at(highest, position[self.deep[1][deeps]], logw[self.deep[0][deeps]])
         pruned_at = position[self.pruned[1]]
         here = pruned_at >= 0
-        np.maximum.at(highest, pruned_at[here], softmax.logw[self.pruned[0][here]])
+        np.maximum.at(highest, pruned_at[here], logw[self.pruned[0][here]])
         highest[highest == -np.inf] = 0.0  # no context has weight: no row
-        weight = np.exp(softmax.logw[top_node] - highest[top_at])
+        weight = np.exp(logw[top_node] - highest[top_at])
         mass = torch.zeros((len(done), self.r.size), dtype=torch.float64, device=device)
         by_child = torch.zeros((len(done), self.r.trie.top), dtype=torch.float64, device=device)
         part = self.kept_top.rows(top_node) * torch.from_numpy(weight).to(device)[:, None]
         by_child.index_add_(0, torch.from_numpy(top_at).to(device), part)
         mass[:, self.r.top_unit] = by_child
         where = torch.from_numpy(position).to(device)[values.row]
-        relative = torch.from_numpy(softmax.logw).to(device)[values.node] - torch.from_numpy(highest).to(device)[where]
+        relative = torch.from_numpy(logw).to(device)[values.node] - torch.from_numpy(highest).to(device)[where]
         share = torch.exp(relative) * values.value
         mass.view(-1).index_add_(0, where * self.r.size + values.unit, share)
         total = by_child.sum(1).cpu().numpy() + np.bincount(where.cpu(), share.cpu(), len(done))
@@ -223,8 +223,8 @@ class ExactRows:
             total += end
         self._check(done, mass, total, weight, top_node, top_at)
         bound = np.zeros(len(done))
-        np.add.at(bound, pruned_at[here], np.exp(softmax.logw[self.pruned[0][here]] - highest[pruned_at[here]]))
-        own = np.bincount(top_at, weight * softmax.noncanonical[top_node], len(done))
+        np.add.at(bound, pruned_at[here], np.exp(logw[self.pruned[0][here]] - highest[pruned_at[here]]))
+        own = np.bincount(top_at, weight * noncanonical[top_node], len(done))
         self._store(done, mass, total, excluded, bound, own)
 
     def _check(self, done, mass, total, weight, top_node, top_at) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from engine.targets.positions import TargetRows, check_total
+from engine.teacher.group import rows_at_once
 from schemas.target import PAD_ID
 
-_CELLS = 6_000_000  # J x V at once: 8 bytes each
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -38,7 +38,7 @@ class Sample(TargetRows):
     def _keep(
         self, product: str, at_J: np.ndarray, mass_JV: torch.Tensor, total_J: np.ndarray, ids_V: np.ndarray | None
     ) -> None:
-        step = max(1, _CELLS // mass_JV.shape[1])
+        step = rows_at_once(mass_JV.shape[1])
         for begin in range(0, len(at_J), step):
             part = slice(begin, begin + step)
             at_j, mass_jV = at_J[part], mass_JV[part].double()

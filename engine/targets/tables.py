@@ -70,7 +70,7 @@ def table_of(
     for i in good:
         work = group[i]
         if work.lines is None:
-            side = work.parts[0].sides[product]
+            side = work.parts[0].views[product]
             ids.append(side.ids)
             ends.append(side.ends)
             at.append(np.arange(rows.start[first[i]], rows.start[first[i] + 1]))

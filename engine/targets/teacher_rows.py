@@ -13,7 +13,8 @@ import torch
 
 from engine.bpe.vocabulary import Vocabulary
 from engine.targets.positions import TargetRows, taken
-from engine.teacher.softmax import Chunk, Softmax
+from engine.teacher.group import Group
+from engine.teacher.softmax import Chunk
 from schemas.target import FLAG_EXACT, FLAG_NO_MASS
 
 _WHITE_SPACE = b" \t\n\v\f\r"
@@ -65,17 +66,17 @@ class Statistics:
         return {name: values.cpu().numpy() for name, values in found.items()}
 
 
-def trunk_rows(softmax: Softmax, start: Sequence[int]) -> np.ndarray:
+def trunk_rows(group: Group, start: Sequence[int]) -> np.ndarray:
     """The position that each context of a group predicts on the documents' own tokens, int64 [contexts]; -1: none.
     start: first position of each document, and the end."""
-    row_of = np.full(len(softmax.chunk_of), -1, np.int64)
-    for i, tree in enumerate(softmax.group.trees):
+    row_of = np.full(group.size, -1, np.int64)
+    for i, tree in enumerate(passage.tree for passage in group.passages):
         trunk = np.asarray(tree.trunk, np.int64)
         first = np.asarray(tree.parent, np.int64)[trunk[:1]] if len(trunk) else np.array([tree.given])
         before = np.concatenate([first, trunk])  # of each token and the end
         count = start[i + 1] - start[i]
         here = before[:count] >= 0
-        row_of[softmax.base[i] + before[:count][here]] = start[i] + np.flatnonzero(here)
+        row_of[group.first_node[i] + before[:count][here]] = start[i] + np.flatnonzero(here)
     return row_of
 
 
@@ -85,21 +86,19 @@ class TeacherRows:
     def __init__(
         self,
         product: str,
-        softmax: Softmax,
+        group: Group,
         rows: TargetRows,
         joined: JoinedEnds | None = None,
         statistics: Statistics | None = None,
     ) -> None:
-        self.product, self.softmax, self.rows = product, softmax, rows
+        self.product, self.group, self.rows = product, group, rows
         self.joined, self.statistics = joined, statistics
-        self.row_of = trunk_rows(softmax, rows.start)
-        if statistics is not None:
-            softmax.measure(self.row_of >= 0)
+        self.row_of = trunk_rows(group, rows.start)
 
     def take(self, chunk: Chunk) -> None:
         """Write the positions that this chunk's contexts predict."""
-        softmax, rows = self.softmax, self.rows
-        fine = np.array([softmax.group.bad[i] is None for i in softmax.doc_of[chunk.nodes]], bool)
+        group, rows = self.group, self.rows
+        fine = group.is_good(group.passage_of[chunk.nodes])
         mass = chunk.prob.sum(1).double().cpu().numpy()
         asked = (self.row_of[chunk.nodes] >= 0) & fine
         rows.flags[self.row_of[chunk.nodes[asked & (mass <= 0)]]] = FLAG_NO_MASS  # masked: no canonical token has any
@@ -114,10 +113,12 @@ class TeacherRows:
             prob = self.joined.joined(prob)
         rows.write(self.product, at, prob, mass[picked])
         rows.err[at] = 0.0
-        rows.noncanonical_mass[at] = softmax.noncanonical[nodes]
+        rows.noncanonical_mass[at] = group.weights.noncanonical[nodes]
         rows.flags[at] = FLAG_EXACT
         if self.statistics is not None:
-            found = self.statistics.of(prob) | {name: values[nodes] for name, values in softmax.measures.items()}
+            found = self.statistics.of(prob) | {
+                name: values[nodes] for name, values in group.weights.logit_measures.items()
+            }
             for name, values in found.items():
                 rows.statistics[name][at] = values
 
@@ -129,11 +130,10 @@ class HiddenStates(TargetRows):
         super().__init__(golds)
         self.bits = np.zeros((len(self.gold), size), np.uint16)
 
-    def put(self, softmax: Softmax, hidden_ND: torch.Tensor) -> None:
+    def put(self, group: Group, hidden_ND: torch.Tensor) -> None:
         """Keep the states of the trunk of all good documents, rounded to bfloat16 (to nearest)."""
-        row_of = trunk_rows(softmax, self.start)
-        fine = np.array([bad is None for bad in softmax.group.bad], bool)[softmax.doc_of]
-        nodes = np.flatnonzero((row_of >= 0) & fine & softmax.used)
+        row_of = trunk_rows(group, self.start)
+        nodes = np.flatnonzero((row_of >= 0) & group.is_good(group.passage_of) & group.evaluated)
         at = row_of[nodes]
         states = hidden_ND[torch.from_numpy(nodes).to(hidden_ND.device)].to(torch.bfloat16)
         self.bits[at] = states.view(torch.int16).cpu().numpy().view(np.uint16)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedGrowth, Growth, RescoredGrowth
 from engine.teacher.packing import Window
-from engine.teacher.self_check import Found, LogProbs, find_way, probe
+from engine.teacher.self_check import CheckResult, LogProbs, find_way, probe
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
@@ -75,7 +75,7 @@ class Teacher:
             return CachedGrowth(self._decoder, windows)
         return RescoredGrowth(self.hidden, windows)
 
-    def sparing(self, batch_tokens: int, *, keep: bool) -> Teacher:
+    def with_less_memory(self, batch_tokens: int, *, keep: bool) -> Teacher:
         """The same teacher for want of memory: smaller passes of paths; keep: whether keys and values may be kept."""
         decoder = replace(self._decoder, path_tokens=batch_tokens)
         return replace(self, _decoder=decoder, reuse=self.reuse and keep)
@@ -147,7 +147,7 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
     with torch.inference_mode():
         _check_logits(decoder, log_probs, vocab, min(12, max_length), limit, name)
         if config.attention == "paths":
-            found = Found(None, False, 'the run file says attention = "paths"')
+            found = CheckResult(None, False, 'the run file says attention = "paths"')
         else:
             found = find_way(decoder, log_probs, vocab, max_length, limit)
     if config.attention == "tree" and found.decoder is None:

@@ -17,13 +17,12 @@ import torch
 
 from engine.alignment.token_trie import Trie
 from engine.contexts.tree import ContextTree
+from engine.teacher.group import rows_at_once
 from engine.teacher.incremental import Growth
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
 from engine.teacher.softmax import interval_sums
 from engine.teacher.windows import OwnedWindow
-
-_CHUNK_CELLS = 6_000_000  # R x Vt, float32 twice
 
 
 @dataclass(slots=True)
@@ -56,8 +55,8 @@ class Pruner:
         self.teacher, self.trie, self.real, self.eps = teacher, trie, real, eps
         self.order = torch.from_numpy(trie.order).to(real.device)
 
-    def by(self, teacher: Teacher) -> Pruner:
-        """The same with another teacher object: `Teacher.sparing`."""
+    def with_teacher(self, teacher: Teacher) -> Pruner:
+        """The same with another teacher object: `Teacher.with_less_memory`."""
         return self if teacher is self.teacher else Pruner(teacher, self.trie, self.real, self.eps)
 
     def hidden(
@@ -143,7 +142,7 @@ class Pruner:
     @torch.inference_mode()
     def _weigh(self, growing: list[_Growing], fresh: list[np.ndarray], out: list[torch.Tensor]) -> None:
         """Weights of all children of the contexts that were just evaluated, and what they add to `reach` below them."""
-        step = max(1, _CHUNK_CELLS // len(self.real))
+        step = rows_at_once(len(self.real))
         rows = []  # (window, node) of contexts with something below them
         for i, (g, nodes) in enumerate(zip(growing, fresh, strict=True)):
             needed = np.intersect1d(nodes, g.above)

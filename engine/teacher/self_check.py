@@ -38,7 +38,7 @@ LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp3
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CheckResult:
     """decoder: ready for trees, None where there are only paths, and `why`. reuse: rounds may keep keys and values."""
 
     decoder: Decoder | None
@@ -46,15 +46,15 @@ class Found:
     why: str
 
 
-def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> Found:
+def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
     """Try the masks that the configuration suggests. `limit`: nats by which two ways may differ."""
     text = decoder.model.config.get_text_config()
     strange = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if strange:
-        return Found(None, False, f"layers of the kind {', '.join(sorted(strange))}")
+        return CheckResult(None, False, f"layers of the kind {', '.join(sorted(strange))}")
     size = getattr(text, "max_position_embeddings", None)
     if any(b.ndim >= 2 and b.shape[-1] == b.shape[-2] == size for b in decoder.model.buffers()):
-        return Found(None, False, f"a fixed table of which of {size} places see which")
+        return CheckResult(None, False, f"a fixed table of which of {size} places see which")
     why = ""
     for masking in maskings(text, max_length):
         tried = replace(decoder, masking=masking)
@@ -65,9 +65,9 @@ def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int,
             continue
         if gap <= limit:
             tried = _faster(tried, log_probs, vocab, max_length, limit)
-            return Found(tried, _grows(tried, log_probs, vocab, max_length, limit), "")
+            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "")
         why = why or f"differs by {gap:.3g} nats"
-    return Found(None, False, why)
+    return CheckResult(None, False, why)
 
 
 def maskings(text: Any, max_length: int) -> list[Masking]:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from engine.beam.calibration_file import read_means
+from engine.beam.calibration_file import read_calibration
 from engine.corpus.document import Document
 from engine.corpus.scan import CorpusScan, read_units, scan_corpus
 from engine.dataset.layout import load_plan
@@ -90,7 +90,7 @@ class Rescorer:
         places = self._random(count)
         scorer = Scorer(self.run)
         if learns(self.plan):
-            scorer.recall(*read_means(self.store, self.plan, scorer.head_counts))
+            scorer.recall(*read_calibration(self.store, self.plan, scorer.head_counts))
         comparisons = {product: Comparison("rescored", product) for product in self.plan.products}
         for product, pair in self._pairs(scorer, places, comparisons):
             rescored(comparisons[product], pair, tolerance)

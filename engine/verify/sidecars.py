@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load
 
 from engine.beam.calibration import KEPT
-from engine.beam.calibration_file import parse
+from engine.beam.calibration_file import parse_calibration
 from engine.dataset.layout import MANIFEST, seal_name
 from engine.dataset.parquet import flat, lengths_of
 from engine.dataset.sidecars import HEAD, MEANS, damage, heads_of, learns
@@ -113,7 +113,7 @@ def _head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
 def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     """The mean rows: columns, ids in range, probabilities, sums."""
     try:
-        table, left_out = parse(data, plan, MEANS)
+        table, left_out = parse_calibration(data, plan, MEANS)
     except OutputError as error:
         yield Finding(MEANS, short(str(error)), "the means of the calibration sample")
         return

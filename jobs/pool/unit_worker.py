@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from engine.beam.calibration_file import publish_means, read_means
+from engine.beam.calibration_file import publish_calibration, read_calibration
 from engine.corpus.document import Document, Unit, refusal
 from engine.dataset.commit import publish_unit
 from engine.dataset.layout import own_seal, seal_name
@@ -61,12 +61,12 @@ class UnitWorker:
             died = [
                 refusal(document, "worker_died", how) for document, how in lost if document.doc_row not in self._learned
             ]
-            publish_means(self._store, self._plan, self._scorer.means, [*self._left_out, *died])
+            publish_calibration(self._store, self._plan, self._scorer.means, [*self._left_out, *died])
             self._recall()
 
     def _recall(self) -> None:
         if self._learns and self._store.exists(MEANS):
-            self._scorer.recall(*read_means(self._store, self._plan, self._scorer.head_counts))
+            self._scorer.recall(*read_calibration(self._store, self._plan, self._scorer.head_counts))
             self._learns = False
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:

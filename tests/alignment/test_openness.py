@@ -128,7 +128,7 @@ def test_no_continuation_changes_a_decided_leaf(
             continue
         ids = pair.student.encode(text)[0]
         tails = [t.encode() for t in strings(pair.chars, 3 if len(pair.chars) < 4 else 2)]
-        boundaries = doc.sides[STUDENT].boundaries
+        boundaries = doc.views[STUDENT].boundaries
         assert boundaries is not None
         for k, boundary in enumerate(boundaries):
             claims: dict[bytes, tuple[int, bool]] = {}

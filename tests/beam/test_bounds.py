@@ -64,7 +64,7 @@ def test_a_larger_budget_pays_for_all_that_a_smaller_one_does(tmp_path: Path):
     grown = 0
     for case in cases(random.Random(31), tmp_path, 20 * EFFORT, random_pair, masked=0.0, longest=40):
         asked: set[tuple[int, ...]] = set()
-        before, n = np.ones(len(case.doc.sides[STUDENT].ids)), len(case.doc.sides[STUDENT].ids)
+        before, n = np.ones(len(case.doc.views[STUDENT].ids)), len(case.doc.views[STUDENT].ids)
         for budget in (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0):
             made = score(case.pair, [case.doc], case.table, budget=budget, tolerance=0.01)
             assert made.spent[0] <= budget * n

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs.score as verb
-from engine.beam.calibration_file import LEFT_OUT, parse, publish_means, read_means
+from engine.beam.calibration_file import LEFT_OUT, parse_calibration, publish_calibration, read_calibration
 from engine.corpus.document import Document
 from engine.corpus.scan import read_units, sample, scan_corpus
 from engine.dataset.commit import open_output
@@ -47,7 +47,7 @@ def begin(folder: Path, **more: object) -> tuple[RunConfig, Plan, list[Document]
 
 
 def left_out(out: Path) -> list[tuple[str, str]]:
-    _, records = parse((out / MEANS).read_bytes(), load_plan(out), MEANS)
+    _, records = parse_calibration((out / MEANS).read_bytes(), load_plan(out), MEANS)
     return [(record["doc_id"], record["reason"]) for record in records]
 
 
@@ -55,8 +55,8 @@ def test_what_is_read_back_is_what_was_learned(tmp_path: Path) -> None:
     run, plan, documents = begin(tmp_path)
     scorer = Scorer(run)
     scorer.calibrate(documents)
-    publish_means(run.output, plan, scorer.means, [])
-    found = read_means(run.output, plan, scorer.head_counts)[0].means
+    publish_calibration(run.output, plan, scorer.means, [])
+    found = read_calibration(run.output, plan, scorer.head_counts)[0].mean_rows
     assert learns(plan) and found.keys() == scorer.means.keys() and len(found) > 20
     for token, row in scorer.means.items():
         assert found[token].ids.tolist() == row.ids.tolist() and found[token].prob.tolist() == row.prob.tolist()
@@ -151,10 +151,10 @@ def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) ->
     shorter.calibrate(documents[:1])
     (out / MEANS).unlink()
     with pytest.raises(OutputError, match="not the one that unit 0 was scored with"):
-        publish_means(out, plan, shorter.means, [])
+        publish_calibration(out, plan, shorter.means, [])
     for name in sorted(out.glob("_engine/shards/*")):
         name.rename(tmp_path / name.name)
-    publish_means(out, plan, shorter.means, [])
+    publish_calibration(out, plan, shorter.means, [])
     for unit in range(len(units)):
         (tmp_path / f"{unit:05d}.json").rename(out / seal_name(unit))
     assert [finding.file for finding in verify(out).findings] == [MEANS]
@@ -167,7 +167,7 @@ def foreign(folder: Path) -> bytes:
     run, plan, documents = begin(folder / "other")
     scorer = Scorer(run)
     scorer.calibrate(documents[:1])
-    publish_means(run.output, plan.model_copy(update={"fingerprint": "0" * 64}), scorer.means, [])
+    publish_calibration(run.output, plan.model_copy(update={"fingerprint": "0" * 64}), scorer.means, [])
     return (folder / "other" / "out" / MEANS).read_bytes()
 
 

@@ -61,7 +61,7 @@ def rows_of(made: Scorer, docs: list[Passage]) -> tuple[TopK, int]:
     assert made.beam_search is not None
     batches: list[OpenBatch] = []
     hidden = hidden_states(made.teacher, docs, made.run.teacher, made.pruner, grow=batches)
-    spent = made.beam_search.widen(docs, hidden, batches, made.teacher.logits)
+    spent = made.beam_search.search(docs, hidden, batches, made.teacher.logits)
     return cast(TopK, made.emitter.emit(docs, hidden, made.teacher.logits)[STUDENT]), int(spent.sum())
 
 

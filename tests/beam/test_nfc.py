@@ -42,7 +42,7 @@ def test_intervals_hold_the_truth_where_texts_are_normalised(tmp_path: Path):
             ids = pair.teacher.encode(text)[0]
             table = FiniteTeacher(pair.teacher, CHARS, number, masked=False, data=doc.data, ids=ids, off=2)
             truth = Truth(pair, doc, table, text)
-            wanted = [truth.boundary(k) for k in range(len(doc.sides[STUDENT].ids))]
+            wanted = [truth.boundary(k) for k in range(len(doc.views[STUDENT].ids))]
         except BadDocument:
             continue
         if truth.rules.lost:

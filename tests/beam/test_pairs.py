@@ -77,11 +77,11 @@ def test_rows_are_conditioned_on_the_boundary(kind: str, tmp_path: Path):
             doc = pair.prepare(text, (pair.teacher.bos_id,), every_byte=True)
             table = finite(pair, doc, text, seed, specials=False)
             truth = Truth(pair, doc, table, text)
-            found = [truth.boundary(k) for k in range(len(doc.sides[STUDENT].ids))]
+            found = [truth.boundary(k) for k in range(len(doc.views[STUDENT].ids))]
             fast = score(pair, [doc], table, budget=0).rows[STUDENT]
             rows = score(pair, [doc], table).rows[STUDENT]
             ends = {e + len(doc.data) - len(text.encode()) for e in pair.teacher.encode(text)[1]}
-            boundaries = doc.sides[STUDENT].boundaries
+            boundaries = doc.views[STUDENT].boundaries
             assert boundaries is not None
             for k, (mass, excluded) in enumerate(found):
                 total = float(mass.sum())
@@ -149,7 +149,7 @@ def test_two_students_share_and_do_not_disturb(tmp_path: Path):
             doc, more = first.prepare(text, bos, every_byte=True), second.prepare(text, bos, every_byte=True)
             table = finite(first, doc, text, rng.randrange(1 << 30), specials=True)
             one, two = score(first, [doc], table), score(second, [more], table)
-            both = Passage(doc.tree, doc.data, {**doc.sides, OTHER: more.sides[STUDENT]}, doc.states)
+            both = Passage(doc.tree, doc.data, {**doc.views, OTHER: more.views[STUDENT]}, doc.states)
             made = score(first, [both], table, others={OTHER: second})
             for product, single in ((STUDENT, one), (OTHER, two)):
                 ours, theirs = made.rows[product], single.rows[STUDENT]
@@ -177,7 +177,7 @@ def test_leaves_of_long_documents_are_split_in_their_windows(tmp_path: Path):
             continue
         whole = score(case.pair, [case.doc], case.table, budget=1, tolerance=0.02)
         late = len(case.doc.data) * 2 // 3
-        boundaries = case.doc.sides[STUDENT].boundaries or []
+        boundaries = case.doc.views[STUDENT].boundaries or []
         wanted = [k for k, b in enumerate(boundaries) if b.place > late and b.extra is not None]
         cut = score(case.pair, [case.doc], case.table, budget=1, tolerance=0.02, max_length=24)
         split_late += len([k for k in wanted if boundaries[k].extra is not None])

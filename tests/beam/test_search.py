@@ -75,7 +75,7 @@ def finite_cases(rng: random.Random, folder: Path, count: int, mode: str, *, tex
 
 def targets_of(case: BeamCase) -> list[tuple[np.ndarray, float]] | None:
     """(mass, excluded) of every boundary, or None where the document proves nothing."""
-    found = [case.truth.boundary(k) for k in range(len(case.doc.sides[STUDENT].ids))]
+    found = [case.truth.boundary(k) for k in range(len(case.doc.views[STUDENT].ids))]
     return None if case.truth.rules.lost else found
 
 

@@ -142,7 +142,7 @@ def test_the_calibration_sample_is_read_in_smaller_passes_too() -> None:
         with limited(scorer, most) as refused:
             scorer.calibrate([long_document(0, 8)])
         assert bool(refused) is (most == 400) and scorer.beam_search is not None
-        means.append(scorer.beam_search.continuations.means)
+        means.append(scorer.beam_search.calibration.mean_rows)
     assert means[0].keys() == means[1].keys()
     for token, row in means[0].items():
         np.testing.assert_allclose(means[1][token].special, row.special, atol=1e-6)

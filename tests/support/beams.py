@@ -91,13 +91,13 @@ def score(
     for doc in docs:
         doc.bad = None
         for product in pairs:
-            for boundary in doc.sides[product].boundaries or ():
+            for boundary in doc.views[product].boundaries or ():
                 boundary.skip, boundary.extra = {}, None
     model = TableModel(pair.teacher, table, max_length=max_length, broken=broken)
     batches: list[OpenBatch] = []
     hidden = hidden_states(cast(Any, model), docs, CONFIG, grow=batches)
     beam_search = beam_search_of(pairs, budget=budget, tolerance=tolerance, top=top, least=least, length=max_length)
-    spent = beam_search.widen(docs, hidden, batches, model.logits)
+    spent = beam_search.search(docs, hidden, batches, model.logits)
     rows = emitter_of(pairs).emit(docs, hidden, model.logits)
     return Scored(cast(dict[str, TopK], rows), spent, model.asked)
 
@@ -268,7 +268,7 @@ class Truth:
         """(mass of each student token, excluded mass) at boundary k, absolute."""
         teacher, student = self.pair.teacher, self.pair.student
         prefix, s_ids = len(teacher.prefix_bytes), student.encode(self.text)[0]
-        boundaries = self.doc.sides[STUDENT].boundaries
+        boundaries = self.doc.views[STUDENT].boundaries
         assert boundaries is not None and student.eos_id is not None
         place = boundaries[k].place
         before, mass, excluded = self.doc.data[:place], np.zeros(student.size), 0.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.teacher.softmax
+import engine.teacher.group
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument
 from schemas.products import BYTES_END
@@ -99,7 +99,7 @@ def test_subset_and_byte_rows_are_what_brute_force_says(seed: int, tmp_path: Pat
         everything = case.pair.emit([case.doc], case.table)
         documents += 1
         for product in (STUDENT, BYTES):
-            rows, gold = everything[product], case.doc.sides[product].ids
+            rows, gold = everything[product], case.doc.views[product].ids
             for k, target in enumerate(brute(case, product)):
                 total = 0.0 if target is None else target[0].sum()
                 assert bool(rows.scored[k]) == (total > 0), (str(case), product, k)
@@ -175,7 +175,7 @@ def test_chunks_do_not_change_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         group = [c for c in found[begin : begin + 6] if c.pair is found[begin].pair]
         alone = [c.pair.emit([c.doc], c.table) for c in group]
         for cells in (1, 3 * group[0].pair.teacher.size):
-            monkeypatch.setattr(engine.teacher.softmax, "_CHUNK_CELLS", cells)
+            monkeypatch.setattr(engine.teacher.group, "CELLS_AT_ONCE", cells)
             together = group[0].pair.emit([c.doc for c in group], group[0].table)
             for product in (STUDENT, BYTES):
                 rows = together[product]

@@ -101,7 +101,7 @@ def test_what_an_aligner_remembers_changes_nothing(tmp_path: Path, monkeypatch: 
                 engine.alignment.rules.RuleBook(book.teacher, book.student, book.merges, book.splitter),
                 pair.teacher.prefix_bytes,
             )
-            ours = doc.sides[STUDENT].boundaries
+            ours = doc.views[STUDENT].boundaries
             assert ours is not None
             theirs = fresh.boundaries(doc.tree, text.encode(), ids, ends)
             for a, b in zip(ours, theirs, strict=True):

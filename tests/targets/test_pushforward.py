@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.targets.beam_rows
 import engine.targets.pushforward
-import engine.teacher.softmax
+import engine.teacher.group
 from engine.targets.positions import TopK
 from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
@@ -118,7 +117,7 @@ def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
         pair, table = case.pair, case.table
         ids = pair.student.encode(case.text)[0]
         tails = [t.encode() for t in strings(pair.chars, 3 if len(pair.chars) < 4 else 2)]
-        boundaries = case.doc.sides[STUDENT].boundaries
+        boundaries = case.doc.views[STUDENT].boundaries
         assert boundaries is not None
         for k, boundary in enumerate(boundaries):
             claims: dict[bytes, int] = {}
@@ -170,7 +169,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
             doc = pair.prepare(text, (pair.teacher.bos_id,))
         except BadDocument:
             continue
-        rows, boundaries = pair.emit([doc], table)[STUDENT], doc.sides[STUDENT].boundaries
+        rows, boundaries = pair.emit([doc], table)[STUDENT], doc.views[STUDENT].boundaries
         beam = score(pair, [doc], table, budget=4, tolerance=0.01).rows[STUDENT]
         brute = targets(pair.teacher, pair.student, table, text, (pair.teacher.bos_id,))
         assert boundaries is not None
@@ -268,8 +267,7 @@ def test_the_way_of_computing_changes_nothing(seed: int, change: str, tmp_path: 
     together = pair.emit([pair.prepare(t, bos) for t in texts], table)
     if change == "chunks":
         for cells in (1, 3 * size):
-            monkeypatch.setattr(engine.teacher.softmax, "_CHUNK_CELLS", cells)
-            monkeypatch.setattr(engine.targets.beam_rows, "_STEP_CELLS", cells)
+            monkeypatch.setattr(engine.teacher.group, "CELLS_AT_ONCE", cells)
             again = pair.emit([pair.prepare(t, bos) for t in texts], table)
             for product in together:
                 same(together[product], again[product], size)

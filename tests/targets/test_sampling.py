@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from engine.corpus.document import Document
 from engine.dataset.invariants import check_rows
 from engine.dataset.parquet import flat
-from engine.targets import sampling as draws
 from engine.targets.positions import TopK
 from engine.targets.sampling import Sample, counted, key_of, row_keys, uniforms
 from schemas.errors import IdentityError
@@ -107,7 +106,7 @@ def test_ids_beyond_17_bits_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = row_keys(key_of(3), 6)
     whole = sampled(mass, keys, 50)
     assert whole.ids[:, 0].tolist() == [size - 1 - i for i in range(6)]
-    monkeypatch.setattr(draws, "_CELLS", size)
+    monkeypatch.setattr("engine.teacher.group.CELLS_AT_ONCE", size)
     np.testing.assert_array_equal(sampled(mass, keys, 50).ids, whole.ids)
 
 

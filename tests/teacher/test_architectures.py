@@ -213,7 +213,7 @@ def test_a_window_that_no_mask_knows_is_noticed_beyond_the_small_probe(
     """GPT-Neo's local layers look back 60 tokens by place; the small probe cannot see it."""
     teacher = load(saved / "gpt_neo")
 
-    def found() -> engine.teacher.self_check.Found:
+    def found() -> engine.teacher.self_check.CheckResult:
         return engine.teacher.self_check.find_way(
             replace(teacher._decoder, model=model), lambda h: torch.log_softmax(teacher.logits(h), -1), VOCAB, 128, 1e-3
         )
