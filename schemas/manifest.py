@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from schemas.differences import differences
+from schemas.plan_inputs import PlannedFile, Retry, corpus_files_of, retry_of, setting
 from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION, Codec, row_schema
 
 REASONS: dict[str, str] = {
@@ -77,9 +78,6 @@ COLUMNS: dict[str, str] = {
     "roles": "[T] what the token is: 0 text, 1 begin, 2 end, 3 template",
 }
 """One line per column; a footer has those of its product. Row i predicts token i given tokens < i."""
-
-RETRY = "retry"
-"""Key of `semantic` that only the plan of a retry has (engine/plan/retry.py)."""
 
 Regime = Literal["own", "same", "subset", "bytes", "fast", "beam"]
 Semantics = Literal["canonical-context", "canonical-masked"]
@@ -176,6 +174,38 @@ class Plan(_Frozen):
         plain = json.loads(canonical_json(semantic))  # tuples become lists, so a plan equals its reloaded self
         draft = cls(fingerprint="", semantic=plain, products=dict(products), units=tuple(units))
         return draft.model_copy(update={"fingerprint": draft.recompute()})
+
+    @property
+    def retry(self) -> Retry | None:
+        """The documents that are scored again; None unless this is the plan of a retry. OutputError: damaged."""
+        return retry_of(self.semantic)
+
+    @property
+    def has_corpus(self) -> bool:
+        """Whether the plan says what its corpus is; one that `verify` makes of a manifest does not."""
+        return self.semantic.get("corpus") is not None
+
+    @property
+    def corpus_files(self) -> tuple[PlannedFile, ...]:
+        """The files of the corpus, in order, as they were when the plan was made. OutputError: absent or damaged."""
+        return corpus_files_of(self.semantic)
+
+    @property
+    def engine_version(self) -> str | None:
+        """The version of this program that made the plan; None where the plan does not say."""
+        return setting(self.semantic, "engine_version")
+
+    @property
+    def stores_text(self) -> bool | None:
+        """Whether the texts are in the shards, [targets] store_text; None where the plan does not say."""
+        stored = setting(self.semantic, "settings", "targets", "store_text")
+        return stored if isinstance(stored, bool) else None
+
+    @property
+    def calibration_documents(self) -> int | None:
+        """[targets] calibration_documents; None where the plan does not say."""
+        count = setting(self.semantic, "settings", "targets", "calibration_documents")
+        return count if isinstance(count, int) else None
 
     def recompute(self) -> str:
         """The fingerprint that the content has (a damaged or edited plan.json differs from its `fingerprint` field)."""

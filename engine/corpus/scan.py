@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from engine.corpus.document import Document, Unit
 from engine.corpus.files import _inside, _raw, labels, list_files
 from engine.corpus.records import Source, Span, read_records
 from schemas.errors import CorpusError
+from schemas.plan_inputs import PlannedFile
 from schemas.redact import redacted
 from schemas.runfile import CorpusConfig
 
@@ -69,11 +70,6 @@ class CorpusScan:
         """Work units in the corpus."""
         return sum(len(file.unit_rows) for file in self.files)
 
-    @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of all texts."""
-        return sum(file.text_bytes for file in self.files)
-
     def units(self) -> Iterator[Unit]:
         """All units, by index."""
         index = doc_row = 0
@@ -83,24 +79,18 @@ class CorpusScan:
                 yield Unit(index, file_index, first_row, n_rows, doc_row)
                 index, first_row, doc_row = index + 1, first_row + n_rows, doc_row + n_rows
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values only."""
-        keys = ("label", "path", "sha256", "n_bytes", "n_rows", "text_bytes")
-        return {
-            "files": [
-                {**{key: getattr(file, key) for key in keys}, "unit_rows": list(file.unit_rows)} for file in self.files
-            ]
-        }
-
     @classmethod
-    def from_json(cls, value: dict[str, Any], base_dir: Path) -> CorpusScan:
-        """The scan that `to_json` wrote; `base_dir` is the folder of the run file."""
-        files = (CorpusFile(**{**file, "unit_rows": tuple(file["unit_rows"])}) for file in value["files"])
-        return cls(tuple(files), base_dir)
+    def of_plan(cls, files: Sequence[PlannedFile], base_dir: Path) -> CorpusScan:
+        """The corpus as a plan has it, without reading it; a file's path is its label."""
+        return cls(tuple(CorpusFile(path=file.label, **asdict(file)) for file in files), base_dir)
+
+    def planned(self) -> tuple[PlannedFile, ...]:
+        """The files without their paths: the same documents in another folder are the same corpus."""
+        return tuple(PlannedFile(**{f.name: getattr(file, f.name) for f in fields(PlannedFile)}) for file in self.files)
 
     def semantic(self) -> dict[str, Any]:
-        """`to_json` without the paths: the same documents in another folder are the same corpus."""
-        return {"files": [{k: v for k, v in file.items() if k != "path"} for file in self.to_json()["files"]]}
+        """The part of a plan that says what the corpus is."""
+        return {"files": [asdict(file) for file in self.planned()]}
 
 
 def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:

@@ -54,7 +54,7 @@ from engine.dataset.repair import check_plan_lost, is_whole, lacking_units, othe
 from engine.dataset.sidecars import HEAD, MEANS, check_means, learns
 from engine.dataset.store import STAGING, Out, Store, open_store
 from schemas.errors import FingerprintMismatch, OutputError
-from schemas.manifest import MAXIMUM, RETRY, Plan, PlanUnit, Seal, ShardFile, canonical_json
+from schemas.manifest import MAXIMUM, Plan, PlanUnit, Seal, ShardFile, canonical_json
 
 # The whole vocabulary of the output folder is importable from here; reading lives in outfolder.py, rows in rows.py,
 # the end of the run in finish.py.
@@ -88,7 +88,7 @@ def open_output(out: Out, plan: Plan) -> list[int]:
             f"{store}: this folder was begun with other inputs or settings (folder -> this run):\n  {listed}\n"
             + (
                 "Move this unfinished retry away to begin anew"
-                if RETRY in plan.semantic
+                if plan.retry is not None
                 else "Set `output` to a new folder"
             )
             + " for this run, or undo the changes to resume the old one; nothing was changed."

@@ -19,8 +19,7 @@ DIGEST = "sha256"
 
 def learns(plan: Plan) -> bool:
     """Whether the run has open mass to be closed, and a calibration sample for it."""
-    targets = plan.semantic.get("settings", {}).get("targets", {})
-    return bool(plan.units and heads_of(plan)) and targets.get("calibration_documents", 0) > 0
+    return bool(plan.units and heads_of(plan)) and (plan.calibration_documents or 0) > 0
 
 
 def heads_of(plan: Plan) -> list[str]:

@@ -5,7 +5,7 @@
     out-retry-2/    what out-retry-1 left in quarantine
 
 A published claim says for good which documents a unit does not have, and a manifest which files a run has; a document that
-came in later would change both. In a retry `doc_row` counts the retried documents; `plan.semantic.retry.rows` gives the
+came in later would change both. In a retry `doc_row` counts the retried documents; `Plan.retry` gives the
 place of each in the corpus. doc_id, source and place are as before, and so are the draws of codec `sample`.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,10 +22,9 @@ from engine.dataset.layout import MANIFEST, PLAN, load_manifest, load_plan, seal
 from engine.dataset.store import Out, Store, open_store
 from engine.dataset.unit_result import UnitResult
 from schemas.errors import OutputError
-from schemas.manifest import RETRY, Plan, PlanUnit
+from schemas.manifest import Plan, PlanUnit
+from schemas.plan_inputs import RETRY, Retry
 from schemas.settings import CorpusConfig
-
-KEY = RETRY
 
 
 def find_retry(out: Out) -> tuple[Store, list[int]]:
@@ -43,8 +41,7 @@ def find_retry(out: Out) -> tuple[Store, list[int]]:
         if not rows or not folder.exists(PLAN):
             return folder, rows
         plan = load_plan(folder)
-        said = plan.semantic.get(KEY, {})
-        if (said.get("of"), said.get("rows")) != (base.fingerprint, rows):
+        if plan.retry != Retry(base.fingerprint, rows):
             raise OutputError(
                 f"{folder}: holds another run than a retry of the {len(rows)} documents that {out} and its retries left in "
                 "quarantine; move it away and run again"
@@ -57,14 +54,13 @@ def find_retry(out: Out) -> tuple[Store, list[int]]:
 def _quarantined(out: Out, plan: Plan) -> list[int]:
     """Rows of the corpus that are in quarantine in a finished output. OutputError: a list is not as it was sealed."""
     found = [int(record["doc_row"]) for shard in load_manifest(out).shards for record in sealed_quarantine(out, shard)]
-    rows = plan.semantic[KEY]["rows"] if KEY in plan.semantic else None
-    return sorted(found if rows is None else [rows[number] for number in found])
+    return sorted(found if plan.retry is None else [plan.retry.rows[number] for number in found])
 
 
 def check_corpus(plan: Plan, base: Plan) -> None:
     """The corpus of the run that is retried must be that of the run file today: else rows would mean other documents.
     Raises OutputError. Everything else may differ (a mended setting, a newer engine)."""
-    ours, theirs = _files(plan.semantic["corpus"]), _files(base.semantic["corpus"])
+    ours, theirs = ([(file.label, file.sha256, file.n_rows) for file in one.corpus_files] for one in (plan, base))
     if ours != theirs:
         changed = next((a or b for a, b in zip(ours, theirs, strict=False) if a != b), (ours + theirs)[-1])
         raise OutputError(
@@ -84,11 +80,7 @@ def retry_plan(plan: Plan, of: str, scan: CorpusScan, rows: list[int]) -> Plan:
         )
         units.append(at)
         done += len(mine)
-    return Plan.make({**plan.semantic, KEY: {"of": of, "rows": rows}}, units, plan.products)
-
-
-def _files(corpus: dict[str, Any]) -> list[tuple[str, str, int]]:
-    return [(file["label"], file["sha256"], file["n_rows"]) for file in corpus["files"]]
+    return Plan.make({**plan.semantic, RETRY: {"of": of, "rows": rows}}, units, plan.products)
 
 
 def _units(scan: CorpusScan, rows: list[int]) -> Iterator[tuple[Unit, list[int]]]:
@@ -116,9 +108,9 @@ def read_retried(
 
 def renumbered(result: UnitResult, plan: Plan) -> UnitResult:
     """The same with `doc_row` as a retry counts it; any other run's result as it is."""
-    if KEY not in plan.semantic:
+    if plan.retry is None:
         return result
-    number = {row: i for i, row in enumerate(plan.semantic[KEY]["rows"])}
+    number = {row: i for i, row in enumerate(plan.retry.rows)}
     products = {}
     for product, table in result.products.items():
         rows = pa.array([number[row] for row in table.column("doc_row").to_pylist()], pa.int64())

@@ -8,7 +8,8 @@ The teacher is not needed. Where the output stores no texts, their lengths are c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -18,11 +19,12 @@ from engine.corpus.document import Document, refusal
 from engine.corpus.scan import read_units, scan_corpus
 from engine.dataset.layout import claim_name, load_plan, read_quarantine
 from engine.dataset.store import Out, Store, open_store
-from engine.plan.retry import KEY, read_retried
+from engine.plan.retry import read_retried
 from engine.verify.findings import Finding, short
 from engine.verify.records import sound_seals
 from schemas.errors import OutputError
-from schemas.manifest import Plan, PlanUnit, Seal
+from schemas.manifest import PlanUnit, Seal
+from schemas.plan_inputs import PlannedFile
 from schemas.runfile import RunConfig
 
 _COLUMNS = ["doc_id", "doc_row", "text", "byte_end"]
@@ -33,45 +35,43 @@ def compare_corpus(out: Out, run: RunConfig, *, damaged: Collection[str]) -> tup
     cannot be read, and OutputError."""
     store, plan = open_store(out), load_plan(out)
     scan = scan_corpus(run.corpus, run.base_dir)
-    wrong = list(_files(scan.semantic()["files"], plan.semantic["corpus"]["files"]))
+    wrong = list(_files(scan.planned(), plan.corpus_files))
     told = f"corpus: {len(scan.files):,} files, {scan.n_rows:,} records"
     if wrong:
         return f"{told}: not those of the plan, so no document was compared", wrong
     seals = sound_seals(store, plan, damaged)
-    if KEY in plan.semantic:
-        units = read_retried(run.corpus, scan, plan.semantic[KEY]["rows"], seals)
+    if plan.retry is not None:
+        units = read_retried(run.corpus, scan, plan.retry.rows, seals)
     else:
         units = read_units(run.corpus, scan, seals)
     count = 0
     for unit, documents in units:
         count += len(documents)
-        wrong += _unit(store, plan.units[unit.index], seals[unit.index], documents, _text_stored(plan))
+        wrong += _unit(store, plan.units[unit.index], seals[unit.index], documents, bool(plan.stores_text))
     return f"{told}, as in the plan; {count:,} documents compared with what is stored of them", wrong
 
 
-def _files(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> Iterator[Finding]:
-    mine = {file["label"]: file for file in found}
-    theirs = {file["label"]: file for file in wanted}
+def _files(found: Sequence[PlannedFile], wanted: Sequence[PlannedFile]) -> Iterator[Finding]:
+    mine, theirs = {file.label: file for file in found}, {file.label: file for file in wanted}
     for label in sorted(theirs.keys() - mine.keys()):
-        yield Finding(
-            _named(label), "missing", f"the corpus file with sha256 {theirs[label]['sha256'][:12]}… of the plan"
-        )
+        yield Finding(_named(label), "missing", f"the corpus file with sha256 {theirs[label].sha256[:12]}… of the plan")
     for label in sorted(mine.keys() - theirs.keys()):
         yield Finding(_named(label), "a file that the run does not have", f"the {len(theirs)} files of the plan")
     for label in sorted(mine.keys() & theirs.keys()):
-        names = ["sha256"] if mine[label]["sha256"] != theirs[label]["sha256"] else ["text_bytes", "unit_rows"]
+        here, there = asdict(mine[label]), asdict(theirs[label])
+        names = ["sha256"] if here["sha256"] != there["sha256"] else ["text_bytes", "unit_rows"]
         names = ["n_rows", *names]
-        if any(mine[label][name] != theirs[label][name] for name in names):
-            told = [", ".join(f"{name} {short(file[label][name], 20)}" for name in names) for file in (mine, theirs)]
+        if any(here[name] != there[name] for name in names):
+            told = [", ".join(f"{name} {_shown(file[name])}" for name in names) for file in (here, there)]
             yield Finding(_named(label), told[0], f"{told[1]}, as in the plan")
+
+
+def _shown(value: Any) -> str:
+    return short(list(value) if isinstance(value, tuple) else value, 20)
 
 
 def _named(label: str) -> str:
     return f"corpus file {label!r}"
-
-
-def _text_stored(plan: Plan) -> bool:
-    return bool(plan.semantic["settings"]["targets"]["store_text"])
 
 
 def _unit(store: Store, unit: PlanUnit, seal: Seal, documents: list[Document], text_stored: bool) -> Iterator[Finding]:

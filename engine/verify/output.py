@@ -209,7 +209,7 @@ class _Verifier:
                 self.report.add(sealed_in, found, f"{unit.n_rows} documents of the unit")
             expected = Expected(
                 plan, unit, product, file, quarantined, record.quarantined,
-                None if seal is None else seal.stats, _text_stored(plan), None if seal is None else seal.continuations,
+                None if seal is None else seal.stats, plan.stores_text, None if seal is None else seal.continuations,
             )  # fmt: skip
             checked = self._check_file(expected)
             names.append(file.name)
@@ -228,7 +228,7 @@ class _Verifier:
             and seal.stats.get("quarantined") == record.quarantined
         ):
             size = sum(len(text.encode()) for text in contents[0].texts)
-            if _text_stored(plan) and seal.stats.get("text_bytes") != size:
+            if plan.stores_text and seal.stats.get("text_bytes") != size:
                 self.report.add(sealed_in, f"stats text_bytes = {seal.stats.get('text_bytes')}", str(size))
 
     def _check_counts(self, name: str, unit: PlanUnit, seal: Seal) -> None:
@@ -296,13 +296,6 @@ def _unit_gap(plan: Plan) -> str | None:
             return f"unit {number} has index {unit.index}, doc_row {unit.doc_row}"
         row += unit.n_rows
     return None
-
-
-def _text_stored(plan: Plan) -> bool | None:
-    settings = plan.semantic.get("settings")
-    targets = settings.get("targets") if isinstance(settings, dict) else None
-    stored = targets.get("store_text") if isinstance(targets, dict) else None
-    return stored if isinstance(stored, bool) else None
 
 
 def _why(error: Exception) -> str:

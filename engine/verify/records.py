@@ -13,7 +13,7 @@ from typing import Any
 from engine.corpus.scan import CorpusScan
 from engine.dataset.layout import MANIFEST, PLAN, claim_name, load_json, seal_name, sealed_units
 from engine.dataset.store import Store
-from engine.plan.retry import KEY, retry_plan
+from engine.plan.retry import retry_plan
 from engine.verify.findings import Finding, short
 from schemas.manifest import (
     REASONS,
@@ -26,6 +26,7 @@ from schemas.manifest import (
     add_stats,
     canonical_json,
 )
+from schemas.plan_inputs import RETRY
 from schemas.target import MANTISSA_BITS
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -34,14 +35,13 @@ _QUARANTINE_KEYS = {"doc_id", "doc_row", "source", "place", "reason", "detail", 
 
 def plan_findings(plan: Plan) -> Iterator[Finding]:
     """The plan's units against its own account of the corpus: no document of any file is without a unit."""
-    if (
-        plan.semantic.get("corpus") is None and plan.semantic.get(KEY) is None
-    ):  # read from a manifest, which has neither
+    if not plan.has_corpus and plan.semantic.get(RETRY) is None:  # made of a manifest, which has neither
         return
     try:
+        retried = plan.retry
         wanted = tuple(PlanUnit(**asdict(unit)) for unit in corpus_of(plan, Path()).units())
-        if KEY in plan.semantic:
-            rows, of = plan.semantic[KEY]["rows"], plan.semantic[KEY]["of"]
+        if retried is not None:
+            rows, of = retried.rows, retried.of
             if not (rows and all(type(row) is int and row >= 0 for row in rows) and rows == sorted(set(rows))):
                 yield Finding(PLAN, f"semantic.retry.rows {short(rows, 60)}", "rows of the corpus, rising, each once")
                 return
@@ -53,15 +53,14 @@ def plan_findings(plan: Plan) -> Iterator[Finding]:
         return
     if wanted != plan.units:
         found = f"{len(plan.units)} units with {sum(unit.n_rows for unit in plan.units)} documents"
-        whose = "the documents that are retried" if KEY in plan.semantic else "the corpus files"
+        whose = "the documents that are retried" if retried is not None else "the corpus files"
         told = f"{len(wanted)} units with {sum(unit.n_rows for unit in wanted)} documents, as {whose} are cut"
         yield Finding(PLAN, found, told)
 
 
 def corpus_of(plan: Plan, base_dir: Path) -> CorpusScan:
     """The corpus as the plan has it, without reading it; its files by their labels."""
-    files = [{**file, "path": file["label"]} for file in plan.semantic["corpus"]["files"]]
-    return CorpusScan.from_json({"files": files}, base_dir)
+    return CorpusScan.of_plan(plan.corpus_files, base_dir)
 
 
 def manifest_findings(plan: Plan, seals: Mapping[int, Seal], manifest: Manifest) -> Iterator[Finding]:
@@ -69,7 +68,7 @@ def manifest_findings(plan: Plan, seals: Mapping[int, Seal], manifest: Manifest)
     name = MANIFEST
     facts = {product: one.model_dump(exclude={"tokenizer"}) for product, one in plan.products.items()}
     stated = {product: one.model_dump(exclude={"tokenizer"}) for product, one in manifest.products.items()}
-    version = plan.semantic.get("engine_version", manifest.engine_version)
+    version = plan.engine_version or manifest.engine_version
     documents = sum(unit.n_rows for unit in plan.units)
     totals = {product: _total(product, manifest.shards) for product in plan.products}
     listed = [shard.unit for shard in manifest.shards]

@@ -23,7 +23,7 @@ from engine.dataset.sidecars import HEAD, learns
 from engine.dataset.store import Out, open_store
 from engine.plan.make_plan import make_plan
 from engine.plan.pin import pin
-from engine.plan.retry import KEY, read_retried, renumbered, retry_plan
+from engine.plan.retry import read_retried, renumbered, retry_plan
 from engine.scoring.scorer import Scorer
 from engine.teacher.lm_head import head_tensors
 from engine.verify.compare import Comparison, Pair, oracle, rescored
@@ -49,12 +49,12 @@ def open_rescorer(out: Out, run: RunConfig, *, seed: int, damaged: Collection[st
     """Checks that the run file is that of the output. damaged: files that are not to be read. Raises TargetsmithError."""
     plan = load_plan(out)
     seals = sound_seals(open_store(out), plan, damaged)
-    retried = plan.semantic.get(KEY)
+    retried = plan.retry
     from_texts = run.targets.store_text and run.corpus.messages is None and retried is None
     scan = corpus_of(plan, run.base_dir) if from_texts else scan_corpus(run.corpus, run.base_dir)
     mine = make_plan(run, scan)
     if retried is not None:
-        mine = retry_plan(mine, retried["of"], scan, retried["rows"])
+        mine = retry_plan(mine, retried.of, scan, retried.rows)
     if mine.fingerprint != plan.fingerprint:
         listed = "\n  ".join(plan.difference(mine))
         raise FingerprintMismatch(
@@ -175,12 +175,12 @@ class Rescorer:
     def _documents(self, unit: int, stored: pa.Table) -> list[Document]:
         rows = stored.column("doc_row").to_pylist()
         if not self.from_texts:
-            retried = self.plan.semantic.get(KEY)
+            retried = self.plan.retry
             if retried is None:
                 _, documents = next(iter(read_units(self.run.corpus, self.scan, {unit})))
             else:
-                _, documents = next(iter(read_retried(self.run.corpus, self.scan, retried["rows"], {unit})))
-                rows = [retried["rows"][row] for row in rows]
+                _, documents = next(iter(read_retried(self.run.corpus, self.scan, retried.rows, {unit})))
+                rows = [retried.rows[row] for row in rows]
             by_row = {document.doc_row: document for document in documents}
             return [by_row[row] for row in rows if row in by_row]
         names, texts = stored.column("doc_id").to_pylist(), stored.column("text").to_pylist()

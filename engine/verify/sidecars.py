@@ -21,6 +21,7 @@ from engine.verify.findings import Finding, short
 from engine.verify.shard_file import nulls_of
 from schemas.errors import OutputError
 from schemas.manifest import REASONS, Manifest, Plan, Seal, Sidecar
+from schemas.products import HIDDEN
 
 _SLACK = 1e-6  # of sums of probabilities
 
@@ -29,10 +30,9 @@ def side_findings(
     store: Store, plan: Plan, manifest: Manifest | None, seals: Mapping[int, Seal], notes: list[str]
 ) -> Iterator[Finding]:
     """Both files: there, with the checksum that manifest and seals have, and with what docs/format.md says. Adds notes."""
-    sides = (
-        (HEAD, "hidden" in plan.products, manifest.head if manifest else None, _head),
-        (MEANS, _learns(plan), manifest.continuations if manifest else None, _means),
-    )
+    head, means = (manifest.head, manifest.continuations) if manifest else (None, None)
+    has_means = None if plan.calibration_documents is None else learns(plan)
+    sides = ((HEAD, HIDDEN in plan.products, head, _head), (MEANS, has_means, means, _means))
     for name, wanted, record, check in sides:
         if wanted is None:  # the plan is lost, and only the manifest knows
             wanted = record is not None
@@ -70,13 +70,6 @@ def _usual(seals: Mapping[int, Seal]) -> str | None:
     """The sha256 that most seals have."""
     found = Counter(seal.continuations for seal in seals.values() if seal.continuations is not None)
     return found.most_common(1)[0][0] if found else None
-
-
-def _learns(plan: Plan) -> bool | None:
-    try:
-        return learns(plan) if plan.semantic else None
-    except (AttributeError, TypeError):  # a plan that somebody has made up
-        return None
 
 
 def _head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:

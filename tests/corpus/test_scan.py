@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine.corpus.files import labels
 from engine.corpus.scan import CorpusScan, read_units, scan_corpus, split_units
 from schemas.errors import CorpusError
+from schemas.plan_inputs import corpus_files_of
 from tests.support.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused
 
 # ==== files and names
@@ -103,7 +104,8 @@ def test_any_units_are_read_as_in_the_whole_corpus(
     unit_documents, unit_bytes = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 60))
     config = corpus(delimiter="<|>", unit_documents=unit_documents, unit_bytes=unit_bytes)
     scan = scan_corpus(config, folder)
-    assert CorpusScan.from_json(json.loads(json.dumps(scan.to_json())), folder) == scan
+    semantic = json.loads(json.dumps({"corpus": scan.semantic()}))
+    assert CorpusScan.of_plan(corpus_files_of(semantic), folder) == scan  # files here are labelled by their paths
     units = list(scan.units())
     assert [unit.index for unit in units] == list(range(scan.n_units)) and scan.n_rows == len(expected)
     wanted = data.draw(st.sets(st.sampled_from(range(scan.n_units))))
@@ -156,7 +158,7 @@ def test_memory_is_a_unit_not_a_file(tmp_path: Path, packed: str) -> None:
     assert sum(len(documents) for _, documents in read_units(config, scan, range(10**9))) == 3000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert scan.text_bytes == 30_000_000 and peak < 8_000_000
+    assert sum(file.text_bytes for file in scan.files) == 30_000_000 and peak < 8_000_000
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

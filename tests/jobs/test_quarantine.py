@@ -25,12 +25,13 @@ from engine.dataset.layout import load_plan, read_quarantine, sealed_units
 from engine.dataset.store import Out
 from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
-from engine.plan.retry import KEY, check_corpus, find_retry, read_retried, retry_plan
+from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
 from jobs import score as verb
 from jobs.budget import Budget
 from jobs.pool.unit_worker import UnitWorker
 from schemas.errors import OutputError, QuarantineError
 from schemas.manifest import Plan, PlanUnit
+from schemas.plan_inputs import Retry
 from schemas.runfile import RunConfig, load_run
 from schemas.settings import QuarantineConfig
 from tests.jobs.test_score import digests
@@ -97,7 +98,7 @@ def test_a_document_that_kills_is_quarantined_and_can_be_scored_later(
     assert (outcome.manifest.documents, outcome.manifest.quarantined) == (1, 0)
     assert digests(run.output) == before
     plan = load_plan(again)
-    assert plan.semantic[KEY] == {"of": load_plan(run.output).fingerprint, "rows": [3]}
+    assert plan.retry == Retry(load_plan(run.output).fingerprint, [3])
     whole = score_here(write_run(tmp_path / "undisturbed", texts=texts, targets=targets))
     for product in ("student/sp", "student/bl", "teacher"):
         mine, wanted = rows(again, product, {"t3"}), rows(whole, product, {"t3"})

@@ -241,7 +241,7 @@ WRONG = {
     "table as text": ("[teacher]\nmodel = ", "teacher = ", "[teacher]", '"path-or', "a table", "write [teacher]"),
     "single brackets": ("[[student]]", "[student]", "[[student]]", "a table", "at least one", "write [[student]]"),
     "student's name": ('"small"', '"-s/m"', "[[student]] number 1 name", '"-s/m"', "begins with a letter", "give name"),
-    "no tokenizer": ("model =", 'tokenizer_revision = "x"\nmodel =', "[teacher] tokenizer_revision", '"x" without', "hub id", "remove"),
+    "no tokenizer": ("model =", 'tokenizer_revision = "x"\nmodel =', "[teacher] tokenizer_revision", '"x"', "hub id", "remove"),
     "windows": ("model =", "max_length = 64\nmodel =", "[teacher] overlap", "128 with", "fewer", "overlap = 16"),
     "bos": ("model =", 'bos = "yes"\nmodel =', "[teacher] bos", '"yes"', '"auto" or true or false', "give bos"),
     "no actors": ("[targets]", "[ray]\nactors = 0\n[targets]", "[ray] actors", "0", '"auto" or a whole', "give"),

@@ -31,7 +31,7 @@ def read(config: CorpusConfig, folder: Path) -> list[Document]:
     assert [document.doc_row for document in documents] == list(range(scan.n_rows))
     assert len({document.doc_id for document in documents}) == len(documents)
     if "duplicate_id" not in problems(documents).values():  # which only reading units can see
-        assert scan.text_bytes == sum(len(document.text.encode()) for document in documents)
+        assert sum(file.text_bytes for file in scan.files) == sum(len(document.text.encode()) for document in documents)
     return documents
 
 
