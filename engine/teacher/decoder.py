@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from engine.teacher.attention_masks import Masking, Reach, masks_for, reach_of
 from engine.teacher.packing import Window, lay_out, pack
+from schemas.errors import TeacherError
 
 MASK_CELLS = 1 << 26  # a boolean mask [B, M, N] stays below 64 MiB
 _FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes that FlexAttention compiles for small
@@ -32,6 +34,20 @@ class Decoder:
     path_tokens: int
     masking: Masking = Masking()
     kernel: str = "sdpa"
+
+    @cached_property
+    def body(self) -> Any:
+        """The part of the model that ends in the last hidden state, before the lm_head. Raises TeacherError: there is none.
+
+        Most classes call it `base_model`; where that is the whole model (Llama-4, Mllama), `get_decoder` or `model` has it.
+        """
+        for found in (self.model.base_model, self.model.get_decoder(), getattr(self.model, "model", None)):
+            if isinstance(found, torch.nn.Module) and found is not self.model:
+                return found
+        raise TeacherError(
+            f"{type(self.model).__name__} has no part that gives its last hidden states: looked at base_model, get_decoder() "
+            "and model. Take a teacher of another architecture, or report this with its config.json"
+        )
 
     def chains(self, windows: Sequence[Window]) -> list[torch.Tensor]:
         """Hidden states [n, D] of windows that are not branched, in one pass."""
@@ -76,7 +92,7 @@ class Decoder:
     def causal(self, token_BN: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Hidden states [B, N, D] of plain sequences. Nothing but tokens is passed: recurrent models take no more."""
         extra = {} if cache is None else {"past_key_values": cache}
-        return self.model.base_model(input_ids=token_BN, use_cache=cache is not None, **extra).last_hidden_state
+        return self.body(input_ids=token_BN, use_cache=cache is not None, **extra).last_hidden_state
 
     def masked(self, token_BM: torch.Tensor, reach: Reach, start: int, kernel: str, cache: Any = None) -> torch.Tensor:
         """Hidden states [B, M, D] of the places from `start` on; the cache holds those before it."""
@@ -85,7 +101,7 @@ class Decoder:
         if kernel != own:
             self.model.set_attn_implementation(kernel)
         try:
-            return self.model.base_model(
+            return self.body(
                 input_ids=token_BM,
                 position_ids=reach.depth[:, start:].long(),
                 attention_mask=mask,

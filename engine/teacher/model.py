@@ -22,13 +22,14 @@ from transformers import AutoModelForCausalLM
 from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedGrowth, Growth, RescoredGrowth
 from engine.teacher.packing import Window
-from engine.teacher.self_check import CheckResult, LogProbs, find_way, probe
+from engine.teacher.self_check import CheckResult, LogProbs, find_way, first_line, probe
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 _DEFAULT_CONTEXT = 2048
+_NOT_THE_MODEL = (torch.OutOfMemoryError, MemoryError, getattr(torch, "AcceleratorError", MemoryError))
 _LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -108,10 +109,9 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None)
             ) from error
         if not isinstance(error, _LOADING):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TeacherError(
-            f"[teacher] model {path!r} cannot be loaded: {first}. Want a folder (or Hub id) with config.json and weights "
-            "of a causal language model that transformers knows."
+            f"[teacher] model {path!r} cannot be loaded: {first_line(error)}. Want a folder (or Hub id) with config.json "
+            "and weights of a causal language model that transformers knows."
         ) from error
     model, report = made
     missing = sorted(report["missing_keys"])
@@ -124,12 +124,14 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None)
 
 
 def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_end: int | None, name: str) -> Teacher:
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    own = own if isinstance(own, int) and own > 0 else _DEFAULT_CONTEXT  # XLNet says -1: any
     max_length = min(config.max_length or own, own)
+    name = f"{name} ({type(model).__name__})"
     head = model.get_output_embeddings()
-    if head is None:
+    if getattr(head, "weight", None) is None:
         raise TeacherError(
-            f"[teacher] {name}: the model has no output embeddings (lm_head); want a causal language model"
+            f"[teacher] {name}: the model has no output embeddings (lm_head); want a causal language model that has"
         )
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
@@ -170,18 +172,37 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
 
 
 def _check_logits(decoder: Decoder, log_probs: LogProbs, vocab: int, size: int, limit: float, name: str) -> None:
-    """The last hidden state, through the head as this file knows it, gives the model's own log-probabilities."""
+    """The last hidden state, through the head as this file knows it, gives the model's own log-probabilities, and those of a
+    token do not depend on what follows it. Raises TeacherError: they do not, or the model cannot be run so at all."""
     chain = probe(vocab, size, 0)
     token = chain.token[:size]
     trunk = Window(token, chain.parent[:size], chain.depth[:size])
-    ours = log_probs(decoder.chains([trunk])[0])
+    short = max(1, size // 2)
     given = torch.tensor([token], device=decoder.device)
-    theirs = torch.log_softmax(decoder.model(input_ids=given).logits[0].float(), -1)
-    gap = float((ours - theirs).abs().max())
+    try:
+        theirs = torch.log_softmax(decoder.model(input_ids=given).logits[0].float(), -1)
+        ours = log_probs(decoder.chains([trunk])[0])
+        alone = log_probs(decoder.chains([Window(token[:short], chain.parent[:short], chain.depth[:short])])[0])
+        gap, later = float((ours - theirs).abs().max()), float((ours[:short] - alone).abs().max())
+    except TeacherError as error:
+        raise TeacherError(f"[teacher] {name}: {error}") from error
+    except _NOT_THE_MODEL:
+        raise
+    except Exception as error:  # code of every architecture there is: it may raise anything
+        raise TeacherError(
+            f"[teacher] {name}: a plain sequence of {size} token ids cannot be scored: {first_line(error)}. Want a causal "
+            "language model that needs nothing but token ids; check its config.json, or take another teacher."
+        ) from error
     if not gap <= limit:
         raise TeacherError(
             f"[teacher] {name}: log-probabilities made from the last hidden state differ from the model's own by {gap:.3g} nats "
             f"(want <= {limit}). This architecture changes its logits in a way that is not known; report it with its config.json."
+        )
+    if not later <= limit:
+        raise TeacherError(
+            f"[teacher] {name}: the distributions of a text's first {short} tokens change by {later:.3g} nats when "
+            f"{size - short} more follow (want <= {limit}). As its config.json has it, it is no causal language "
+            "model (is_decoder?); take another."
         )
 
 

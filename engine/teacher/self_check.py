@@ -61,7 +61,7 @@ def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int,
         try:
             gap = max(_gaps(tried, log_probs, vocab, max_length))
         except REFUSALS as error:
-            why = why or f"mask not accepted: {_first_line(error)}"
+            why = why or f"mask not accepted: {first_line(error)}"
             continue
         if gap <= limit:
             tried = _faster(tried, log_probs, vocab, max_length, limit)
@@ -196,6 +196,7 @@ def _seconds(decoder: Decoder, tree: Window) -> float:
     return min(times[1:])
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first; its type where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
