@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from engine.losses.align import NONE, Alignment, first_and_last, keep
-from engine.losses.logmath import gold_logp, log1mexp, wide
+from .align import NONE, Alignment, first_and_last, keep
+from .logmath import gold_logp, log1mexp, wide
 
 TAU, GAMMA = 100.0, 0.1
 ROUNDING = 1e-6  # docs/format.md: stored log-probabilities are at most this

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy
 
-from engine.losses.sparse import forward_kl
+from .sparse import forward_kl
 
 SYMBOLS = 257
 REACH = 10

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.losses.logmath import group_logmean, wide
-from engine.losses.strings import cost_matrix, edit_distances, warp
+from .logmath import group_logmean, wide
+from .strings import cost_matrix, edit_distances, warp
 
 MAX_RATIO = 0.3
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from engine.losses.chunked_head import chunked
+from .chunked_head import chunked
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """GOLD (TRL's general online logit distillation), the part that needs no live teacher: hybrid of JSD and sorted L1.
 
 Letters: T teacher rows, S student rows, V, Vt vocabularies of student and teacher, K stored tokens, G groups (chunks of
-engine.losses.align). Row i predicts token i. Log-probabilities in nats. One document at a time.
+align.py). Row i predicts token i. Log-probabilities in nats. One document at a time.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.losses.align import NONE, Alignment, first_and_last
-from engine.losses.logmath import gold_logp, jsd_cells, log1mexp, wide
-from engine.losses.strings import ids_of
+from .align import NONE, Alignment, first_and_last
+from .logmath import gold_logp, jsd_cells, log1mexp, wide
+from .strings import ids_of
 
 MANTISSA = 2.0**-11  # stored values are rounded to this relative error, docs/format.md
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.losses.logmath import wide
+from .logmath import wide
 
 COLUMNS = 50
 MANTISSA = 2.0**-11  # stored values are rounded to this relative error, docs/format.md

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.losses.sparse import cells, log_probs
+from .sparse import cells, log_probs
 
 
 def partial_kl(

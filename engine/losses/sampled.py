@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.losses.sparse import log_probs
+from .sparse import log_probs
 
 
 def sampled_ce(

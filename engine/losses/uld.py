@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.losses.logmath import wide
+from .logmath import wide
 
 
 def uld(logits_SV: Tensor, logp_TK: Tensor, tail_logp_T: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.reader.row_groups import LEFT_OUT, WIDE, Pool, ranges
+from .row_groups import LEFT_OUT, WIDE, DocumentPool, ranges
 
 Batch = dict[str, Any]
 """Key -> tensor; and name of a product read beside -> a dict of tensors."""
@@ -22,7 +22,7 @@ _INTEGERS = ("token_ids", "byte_end", "flags", "roles")  # int64 in a batch
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BatchLayout:
     """Which piece of which document lies where in a batch."""
 
     shape: tuple[int, int]  # B, L
@@ -36,18 +36,18 @@ class Layout:
     piece: int  # pieces used of the document behind them
 
 
-def padded_layout(lengths: npt.NDArray[np.int64], max_length: int | None) -> Layout:
+def padded_layout(lengths: npt.NDArray[np.int64], max_length: int | None) -> BatchLayout:
     """All documents given, a row each, as wide as the longest: its first max_length positions."""
     count = len(lengths)
     if max_length is not None:
         lengths = np.minimum(lengths, max_length)
     documents, zeros = np.arange(count), np.zeros(count, np.int64)
-    return Layout((count, int(lengths.max())), documents, zeros, lengths, documents, zeros, False, count, 0)
+    return BatchLayout((count, int(lengths.max())), documents, zeros, lengths, documents, zeros, False, count, 0)
 
 
 def packed_layout(
     lengths: npt.NDArray[np.int64], rows: int, width: int, max_length: int | None, piece: int, *, last: bool
-) -> Layout | None:
+) -> BatchLayout | None:
     """First fit: each document goes into the first row with room for all of it; when none has, the batch is full.
 
     A document longer than `width` is cut into pieces of `width` positions; each is a segment of its own.
@@ -76,14 +76,16 @@ def packed_layout(
     return _packed(pieces, len(used), width, len(lengths), 0) if last and pieces else None
 
 
-def _packed(pieces: list[tuple[int, int, int, int, int]], rows: int, width: int, consumed: int, piece: int) -> Layout:
+def _packed(
+    pieces: list[tuple[int, int, int, int, int]], rows: int, width: int, consumed: int, piece: int
+) -> BatchLayout:
     columns = np.array(pieces, np.int64).T
     columns = columns[:, np.argsort(columns[3] * width + columns[4])]  # row by row: segments are numbered so
     document, start, length, row, column = columns
-    return Layout((rows, width), document, start, length, row, column, True, consumed, piece)
+    return BatchLayout((rows, width), document, start, length, row, column, True, consumed, piece)
 
 
-def collate(pool: Pool, layout: Layout, first: int, *, pin: bool = False) -> dict[str, torch.Tensor]:
+def collate(pool: DocumentPool, layout: BatchLayout, first: int, *, pin: bool = False) -> dict[str, torch.Tensor]:
     """The batch of a layout, whose document 0 is document `first` of the pool; keys and paddings as in `Targets.batches`.
 
     pin: in page-locked memory, from where a GPU copies without waiting.
@@ -122,7 +124,7 @@ _Pieces = list[tuple[int, int, int, int]]  # row group, first position in it, po
 
 
 def _wide(
-    pool: Pool, key: str, column: str, pieces: _Pieces, gaps: npt.NDArray[np.int64], size: int, pin: bool
+    pool: DocumentPool, key: str, column: str, pieces: _Pieces, gaps: npt.NDArray[np.int64], size: int, pin: bool
 ) -> torch.Tensor:
     """[B * L, K or H]: a copy per piece, from the row group's memory straight into the batch's."""
     dtype = {"ids": torch.int64, "logps": torch.float32, "hidden": torch.uint16}[key]
@@ -136,7 +138,7 @@ def _wide(
 
 
 def _samples(
-    pool: Pool, pieces: _Pieces, into: npt.NDArray[np.int64], shape: tuple[int, int]
+    pool: DocumentPool, pieces: _Pieces, into: npt.NDArray[np.int64], shape: tuple[int, int]
 ) -> dict[str, torch.Tensor]:
     """ids and counts [B, L, U] from the ragged columns: one scatter each."""
     cuts = [(pool.groups[group], start, start + length) for group, start, length, _ in pieces]
@@ -154,7 +156,9 @@ def _samples(
     return found
 
 
-def _segments(doc_rows: npt.NDArray[np.int64], layout: Layout, into: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+def _segments(
+    doc_rows: npt.NDArray[np.int64], layout: BatchLayout, into: npt.NDArray[np.int64]
+) -> dict[str, torch.Tensor]:
     first = np.searchsorted(layout.row, layout.row)  # pieces lie row by row
     number = np.arange(len(layout.row)) - first + 1
     found = {}

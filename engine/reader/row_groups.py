@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.reader.run_files import TargetsError
+from .run_files import TargetsError
 
 PAD_ID = -1
 FLAG_CONTEXT = 64
@@ -55,7 +55,7 @@ BATCH_COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RowGroup:
     """A decoded row group.
 
     columns  flat array [N], [N, K] or [N, H]; [sum of sizes] for the ragged sample columns; [D] for doc_row; list of str
@@ -67,7 +67,7 @@ class Group:
     samples: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, bounds: npt.NDArray[np.int64], columns: dict[str, Any]) -> Group:
+    def of(cls, bounds: npt.NDArray[np.int64], columns: dict[str, Any]) -> RowGroup:
         samples = np.zeros(int(bounds[-1]) + 1, np.int64)
         if "sample_sizes" in columns:
             np.cumsum(columns["sample_sizes"], out=samples[1:])
@@ -82,7 +82,7 @@ class Group:
         return self.columns[name][slice(*(self.samples[bounds] if name in _SAMPLE_LISTS else bounds))]
 
 
-def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: str) -> Group:
+def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: str) -> RowGroup:
     """The flat arrays of a row group, views of Arrow's memory where their type allows (all but bool).
 
     Raises TargetsError when the lists of a document do not fit each other: then nothing of it could be trusted.
@@ -132,7 +132,7 @@ def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: s
         wide = scored & (columns["err"].astype(np.float64) > max_width)  # in float32 the limit would be rounded
         columns["scored"] = scored & ~wide
     columns[LEFT_OUT] = wide
-    return Group.of(bounds, columns)
+    return RowGroup.of(bounds, columns)
 
 
 def _plain(kind: pa.DataType) -> str:
@@ -153,7 +153,7 @@ def ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
-class Pool:
+class DocumentPool:
     """Documents that batches are taken from.
 
     Columns of one value a position are joined (the copies are small), with the padding as last row, so that a batch is one
@@ -165,7 +165,7 @@ class Pool:
     groups                     the row groups
     """
 
-    def __init__(self, parts: Sequence[tuple[Group, npt.NDArray[np.int64]]], rest: Group | None = None) -> None:
+    def __init__(self, parts: Sequence[tuple[RowGroup, npt.NDArray[np.int64]]], rest: RowGroup | None = None) -> None:
         """parts: row groups and, of each, places (in the order of delivery) of its documents, -1 for those not wanted.
 
         rest: documents that come before them, all of them and in their order.
@@ -201,7 +201,7 @@ class Pool:
                 self.arrays[key] = (joined & FLAG_CONTEXT) == 0 if key == "loss_mask" else joined
                 self.arrays[key][-1] = pad
 
-    def after(self, document: int) -> Group:
+    def after(self, document: int) -> RowGroup:
         """The documents from this one on as a row group with arrays of its own."""
         cuts = [
             (
@@ -220,4 +220,4 @@ class Pool:
         for name in self.groups[0].columns.keys() - columns.keys():
             ragged = name in _SAMPLE_LISTS
             columns[name] = np.concatenate([g.columns[name][samples if ragged else at] for g, at, samples in cuts])
-        return Group.of(np.concatenate([[0], np.cumsum(self.lengths[document:])]), columns)
+        return RowGroup.of(np.concatenate([[0], np.cumsum(self.lengths[document:])]), columns)

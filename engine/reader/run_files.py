@@ -1,8 +1,5 @@
 """The sealed files of a run, on a local disk or any fsspec store: find them, check them, open them.
 
-Part of the reader (this file, rowgroups.py, collate.py, stream.py, loader.py), which needs the standard library, pyarrow,
-numpy, torch and fsspec, and nothing else of the project: copy the five files into a folder `engine` of a trainer.
-
 A file is opened only if it has the size of its seal, the footer of its run, and (verify=True) the sha256 of its seal.
 Page checksums are compared while it is read.
 """
@@ -48,7 +45,7 @@ class TargetsError(Exception):
     """The folder cannot be read as targets; the message says where, what was found and what to do."""
 
 
-class Store:
+class OutputFolder:
     """The output folder: a local path, or a URL of any fsspec store such as s3://bucket/out.
 
     storage_options  given to fsspec as they are (keys, endpoint); no meaning for a local path
@@ -72,7 +69,7 @@ class Store:
         try:
             if self.local is not None:
                 return (self.local / name).stat().st_size if (self.local / name).is_file() else None
-            fs, root = self._store()
+            fs, root = self._remote_root()
             fs.invalidate_cache()
             info = fs.info(f"{root}/{name}")
             return int(info["size"]) if info["type"] == "file" else None
@@ -86,7 +83,7 @@ class Store:
         if self.local is not None:
             return sorted(path.name for path in (self.local / folder).glob("*"))
         try:
-            fs, root = self._store()
+            fs, root = self._remote_root()
             fs.invalidate_cache()
             return sorted(str(path).rpartition("/")[2] for path in fs.ls(f"{root}/{folder}", detail=False))
         except FileNotFoundError:
@@ -98,7 +95,7 @@ class Store:
         """A file for random reads. Remote: without a cache, since Arrow asks for whole ranges of column chunks."""
         if self.local is not None:
             return (self.local / name).open("rb")
-        fs, root = self._store()
+        fs, root = self._remote_root()
         return fs.open(f"{root}/{name}", "rb", cache_type="none")
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -128,7 +125,7 @@ class Store:
         except Exception as error:
             raise self._unreadable(name, error) from error
 
-    def _store(self) -> tuple[Any, str]:
+    def _remote_root(self) -> tuple[Any, str]:
         if self._process != os.getpid():
             self._remote = fsspec.url_to_fs(self.url, **self._options)
             self._process = os.getpid()
@@ -151,33 +148,33 @@ class Run:
     Raises TargetsError.
     """
 
-    def __init__(self, store: Store, allow_partial: bool = False) -> None:
-        engine = store.names("_engine")
+    def __init__(self, folder: OutputFolder, allow_partial: bool = False) -> None:
+        engine = folder.names("_engine")
         if "manifest.json" in engine:
-            content = store.read_json("_engine/manifest.json")
+            content = folder.read_json("_engine/manifest.json")
             self.shards: list[dict[str, Any]] = content.get("shards") or []
         elif "plan.json" in engine:
-            content = store.read_json("_engine/plan.json")
-            seals = [name for name in store.names("_engine/shards") if _SEAL.fullmatch(name)]
+            content = folder.read_json("_engine/plan.json")
+            seals = [name for name in folder.names("_engine/shards") if _SEAL.fullmatch(name)]
             if not allow_partial:
                 raise TargetsError(
-                    f"{store.url}: the run is not finished ({len(seals)} of {len(content.get('units', []))} units): finish it "
+                    f"{folder.url}: the run is not finished ({len(seals)} of {len(content.get('units', []))} units): finish it "
                     "with `targetsmith score`, or read what is there with allow_partial=True"
                 )
             seals.sort(key=lambda name: int(name.removesuffix(".json")))
-            self.shards = [store.read_json(f"_engine/shards/{name}") for name in seals]
+            self.shards = [folder.read_json(f"_engine/shards/{name}") for name in seals]
         else:
-            raise TargetsError(f"{store.url}: no _engine/plan.json here: no output of targetsmith")
+            raise TargetsError(f"{folder.url}: no _engine/plan.json here: no output of targetsmith")
         try:
             wrong = _malformed(content, self.shards)
         except (AttributeError, KeyError, TypeError) as error:
             wrong = f"{type(error).__name__}: {error}"
         if wrong:
             raise TargetsError(
-                f"{store.place('_engine')}: the records of the run are damaged ({wrong}), wanted them as they were written; "
+                f"{folder.place('_engine')}: the records of the run are damaged ({wrong}), wanted them as they were written; "
                 "restore the JSON files there from a copy"
             )
-        self.store, self.fingerprint = store, content["fingerprint"]
+        self.folder, self.fingerprint = folder, content["fingerprint"]
         self.products: dict[str, dict[str, Any]] = content["products"]
 
     def choose(self, product: str | None) -> str:
@@ -191,7 +188,7 @@ class Run:
             for name in (product, f"student/{product}"):
                 if name in known:
                     return name
-        raise TargetsError(f"{self.store.url}: got product {product!r}; this run has {', '.join(known)}: name one")
+        raise TargetsError(f"{self.folder.url}: got product {product!r}; this run has {', '.join(known)}: name one")
 
 
 _NUMBERS = ("top_k", "vocab_size", "draws", "hidden_size")
@@ -237,7 +234,7 @@ class ProductFiles:
     """
 
     def __init__(self, run: Run, product: str, *, verify: bool) -> None:
-        self.store, self.product, self.verify = run.store, product, verify
+        self.folder, self.product, self.verify = run.folder, product, verify
         self.facts = run.products[product]
         self.codec: str = self.facts.get("codec") or "topk"
         self.fingerprint = run.fingerprint
@@ -249,7 +246,7 @@ class ProductFiles:
         self._process = os.getpid()
         if self.codec not in _CODECS:
             raise TargetsError(
-                f"{run.store.url}: {product} has the codec {self.codec!r}, this reader knows {', '.join(_CODECS)}: use "
+                f"{run.folder.url}: {product} has the codec {self.codec!r}, this reader knows {', '.join(_CODECS)}: use "
                 "the reader of the version that wrote it"
             )
 
@@ -276,7 +273,7 @@ class ProductFiles:
             return found
 
         indexes = range(len(self.records))
-        if self.store.local is not None:
+        if self.folder.local is not None:
             return [rows(index) for index in indexes]
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:  # a store answers slowly, but many at once
             return list(threads.map(rows, indexes))
@@ -284,12 +281,12 @@ class ProductFiles:
     def read(self, index: int, group: int, columns: list[str]) -> pa.Table:
         """Columns of one row group. Raises TargetsError."""
         file = self.open(index)
-        with self.store.reading(self.records[index]["name"]):
+        with self.folder.reading(self.records[index]["name"]):
             return file.read_row_group(group, columns=columns)
 
     def place(self, index: int, group: int | None = None) -> str:
         within = "" if group is None else f", row group {group}"
-        return self.store.place(self.records[index]["name"]) + within
+        return self.folder.place(self.records[index]["name"]) + within
 
     def lacking(self, stored: list[str]) -> list[str]:
         """Columns that a file should have and does not."""
@@ -297,13 +294,13 @@ class ProductFiles:
 
     def _checked(self, index: int) -> pq.ParquetFile:
         record = self.records[index]
-        name, size = record["name"], self.store.size(record["name"])
+        name, size = record["name"], self.folder.size(record["name"])
         if size != record["bytes"]:
             found = "missing" if size is None else f"{size:,} bytes"
             raise TargetsError(f"{self.place(index)}: {found}, sealed with {record['bytes']:,} bytes; {_REMAKE}")
-        with self.store.reading(name):
+        with self.folder.reading(name):
             file = pq.ParquetFile(
-                self.store.open(name), page_checksum_verification=True, pre_buffer=self.store.local is None
+                self.folder.open(name), page_checksum_verification=True, pre_buffer=self.folder.local is None
             )
             self._check_footer(index, file)
             _ = file.schema_arrow.names  # read here, where an error has the name of the file
@@ -311,7 +308,7 @@ class ProductFiles:
 
     def _check_digest(self, index: int) -> None:
         record = self.records[index]
-        with self.store.reading(record["name"]), self.store.open(record["name"]) as file:
+        with self.folder.reading(record["name"]), self.folder.open(record["name"]) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != record["sha256"]:
             raise TargetsError(

@@ -1,10 +1,7 @@
-"""Read the targets of a run: documents as numpy arrays, or batches as torch tensors. Stands alone.
+"""Read the targets of a run: documents as numpy arrays, or batches as torch tensors.
 
     for batch in Targets("out", "small").batches(8, seed=0, device="cuda"):
         ...  # batch["ids"] [B, L, K] int64, batch["logps"] [B, L, K] float32, batch["mask"] [B, L] bool ...
-
-This file and shardfiles.py, rowgroups.py, collate.py, loader.py need the standard library, pyarrow, numpy, torch and
-fsspec, and nothing else of the project: copy the five into a folder `engine` of a trainer.
 
 Shapes: T = positions of a document, B = rows of a batch, L = positions of the longest, K = top_k, U = most unique samples
 of a position, H = hidden size. Row i predicts token i given tokens < i: in a usual causal model, row i goes with the
@@ -23,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.reader.collate import Batch, collate, packed_layout, padded_layout, to_device
-from engine.reader.row_groups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, Group, Pool, decode, spread
-from engine.reader.run_files import SCHEMA_NAME, SCHEMA_VERSIONS, ProductFiles, Run, Store, TargetsError
+from .collate import Batch, collate, packed_layout, padded_layout, to_device
+from .row_groups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, DocumentPool, RowGroup, decode, spread
+from .run_files import SCHEMA_NAME, SCHEMA_VERSIONS, OutputFolder, ProductFiles, Run, TargetsError
 
 __all__ = ["PAD_ID", "SCHEMA_NAME", "SCHEMA_VERSIONS", "Cursor", "Document", "Targets", "TargetsError"]
 
@@ -106,9 +103,9 @@ class Targets:
     ) -> None:
         if max_width is not None and not max_width >= 0:  # NaN too
             raise ValueError(f"max_width {max_width}: wanted a number >= 0, or None for no limit")
-        self._store = Store(out, storage_options)
-        run = Run(self._store, allow_partial)
-        self.out = self._store.local if self._store.local is not None else self._store.url
+        self._folder = OutputFolder(out, storage_options)
+        run = Run(self._folder, allow_partial)
+        self.out = self._folder.local if self._folder.local is not None else self._folder.url
         self.max_width = max_width
         self.product = run.choose(product)
         names = {name: run.choose(name) for name in beside}
@@ -119,7 +116,7 @@ class Targets:
         for name, files in self._beside.items():
             if files.units != self._main.units:
                 raise TargetsError(
-                    f"{self._store.url}: {name} has files of other units than {self.product}; copy it again"
+                    f"{self._folder.url}: {name} has files of other units than {self.product}; copy it again"
                 )
         self.fingerprint: str = run.fingerprint
         self.facts = self._main.facts
@@ -135,14 +132,14 @@ class Targets:
     @property
     def files(self) -> list[Path]:
         """The Parquet files of a local run, in corpus order."""
-        if self._store.local is None:
-            raise TargetsError(f"{self._store.url}: no local folder; `urls` names the files")
-        return [self._store.local / file["name"] for file in self._main.records]
+        if self._folder.local is None:
+            raise TargetsError(f"{self._folder.url}: no local folder; `urls` names the files")
+        return [self._folder.local / file["name"] for file in self._main.records]
 
     @property
     def urls(self) -> list[str]:
         """The Parquet files, in corpus order."""
-        return [self._store.place(file["name"]) for file in self._main.records]
+        return [self._folder.place(file["name"]) for file in self._main.records]
 
     # ---- documents ----
 
@@ -210,7 +207,7 @@ class Targets:
                 raise ValueError(f"{name} {value}: wanted a number >= 1")
         cursor, stop = start or Cursor(0), self.rows if stop is None else stop
         pin = device is not None and torch.device(device).type == "cuda"
-        waiting: list[Group] | None = None
+        waiting: list[RowGroup] | None = None
         for parts in self._order(seed, epoch, cursor.document, stop, pool_groups):
             pools, done = self._read(parts, waiting), 0
             count = len(pools[0].lengths)
@@ -275,9 +272,11 @@ class Targets:
                 ]
             before += count
 
-    def _read(self, parts: list[tuple[int, int, npt.NDArray[np.int64]]], waiting: list[Group] | None) -> list[Pool]:
+    def _read(
+        self, parts: list[tuple[int, int, npt.NDArray[np.int64]]], waiting: list[RowGroup] | None
+    ) -> list[DocumentPool]:
         """The pool of each product, behind the documents that still wait."""
-        pools: list[Pool] = []
+        pools: list[DocumentPool] = []
         for number, files in enumerate((self._main, *self._beside.values())):
             groups = []
             for index, group, places in parts:
@@ -288,7 +287,7 @@ class Targets:
                         f"of {self.product}: files of different runs; copy the folder again"
                     )
                 groups.append((decoded, places))
-            pools.append(Pool(groups, waiting[number] if waiting else None))
+            pools.append(DocumentPool(groups, waiting[number] if waiting else None))
             if not np.array_equal(pools[0].doc_rows, pools[-1].doc_rows):
                 raise TargetsError(
                     f"{files.place(parts[0][0], parts[0][1])} and other row groups: other documents (doc_row) than in "
@@ -296,7 +295,7 @@ class Targets:
                 )
         return pools
 
-    def _group(self, files: ProductFiles, index: int, group: int, columns: Sequence[str]) -> Group:
+    def _group(self, files: ProductFiles, index: int, group: int, columns: Sequence[str]) -> RowGroup:
         stored = files.open(index).schema_arrow.names
         if lacking := files.lacking(stored):
             raise TargetsError(
@@ -313,7 +312,7 @@ class Targets:
                 "a damaged or foreign file: copy it again"
             ) from error
 
-    def _check_same_lengths(self, pools: list[Pool]) -> None:
+    def _check_same_lengths(self, pools: list[DocumentPool]) -> None:
         for name, pool in zip(self._beside, pools[1:], strict=True):
             if not np.array_equal(pools[0].lengths, pool.lengths):
                 raise ValueError(
@@ -322,7 +321,7 @@ class Targets:
                 )
 
 
-def _documents(group: Group) -> Iterator[Document]:
+def _documents(group: RowGroup) -> Iterator[Document]:
     lists = [name for name, values in group.columns.items() if isinstance(values, np.ndarray) and name != "doc_row"]
     for i in range(len(group)):
         cut = {name: group.cut(name, i) for name in lists}

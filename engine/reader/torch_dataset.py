@@ -20,8 +20,8 @@ import torch
 import torch.distributed
 import torch.utils.data
 
-from engine.reader.collate import Batch
-from engine.reader.targets import POOL_GROUPS, Cursor, Targets
+from .collate import Batch
+from .targets import POOL_GROUPS, Cursor, Targets
 
 
 class TargetsDataset(torch.utils.data.IterableDataset[Batch]):
