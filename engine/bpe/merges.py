@@ -79,7 +79,7 @@ class MergeTable:
         return _Derivations(*arrays, self.rank, self.vocabulary.merges)
 
     @cached_property
-    def _left_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def left_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """All (node, token, death of node, whether it dies late) with node on the left edge of token, sorted by node:
         CSR (start, token, death, late)."""
         tokens = np.flatnonzero(self.birth != NEVER).astype(np.int32)
@@ -123,7 +123,7 @@ class MergeTable:
 
     def illegal_by(self, a: int, partners: Callable[[int], Iterable[tuple[int, int]]]) -> np.ndarray:
         """bool [V]: the same, as far as merges of a node with its `partners` (right token, rank) are the reason."""
-        start, owner, death_b, late_b = self._left_edges
+        start, owner, death_b, late_b = self.left_edges
         birth = self._derivations.birth
         illegal, ties = np.zeros(len(birth), bool), [np.empty(0, np.int32)]
         node, death, late_a = a, int(NEVER), False
