@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": {"corpus", "bpe"},
     "contexts": {"bpe"},
     "alignment": {"bpe", "contexts"},
+    "compiled": {"bpe", "alignment"},
     "dataset": set(),
     "plan": {"corpus", "bpe", "chat", "alignment", "dataset"},
     "teacher": {"contexts", "alignment", "dataset"},
@@ -52,6 +53,7 @@ NO_TORCH = (
     "engine/chat",
     "engine/contexts/tree.py",
     "engine/alignment",
+    "engine/compiled",
     "engine/dataset",
     "engine/plan",
 )

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
 
 _ENGINE = Path(__file__).resolve().parents[1]
 
@@ -46,13 +45,16 @@ def _code_folder() -> Path:
 
 
 CODE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or str(_code_folder())
-vars(config)["CACHE_DIR"] = CODE_FOLDER
+importlib.import_module("numba.core.config").__dict__["CACHE_DIR"] = CODE_FOLDER
 
 _DECLARED: list[tuple[Any, tuple[Any, ...]]] = []
 
 
 def kernel(*types: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Declare a compiled function with numba types of its arguments. It also compiles for other types; a test forbids that."""
+    """Declare a compiled function with numba types of its arguments.
+
+    It would compile again for others; a test forbids that. So a constant in a call is written np.int64(0), not 0.
+    """
 
     def declare(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(nogil=True, cache=True)(function)

@@ -7,7 +7,7 @@ In: a `FlatTokenizer` (bpe/flat.py) and bytes. Out: the answers of `MergeTable` 
 from __future__ import annotations
 
 import numpy as np
-from numba import boolean, int32, int64, uint8, uint64
+from numba import int32, int64, uint8, uint64
 
 from engine.bpe.flat import FLAT, UNMADE
 from engine.bpe.hash_kernels import find, node_of, put
@@ -125,19 +125,19 @@ def prefix_tree(t, text, n, last, parent, first):
         return
     for j in range(n):
         if j == 0 or last[j] >= 0:
-            _extend(t, text, j, n, False, last, parent, first)
+            _extend(t, text, j, n, last, parent, first)
 
 
-@kernel(FLAT, uint8[::1], int64, int64, boolean, int32[::1], int32[::1], int32[::1])
-def _extend(t, text, j, n, characters, last, parent, first):
-    """The tokens that may follow the encoding of text[:j], up to n; `characters`: ends inside one are none."""
+@kernel(FLAT, uint8[::1], int64, int64, int32[::1], int32[::1], int32[::1])
+def _extend(t, text, j, n, last, parent, first):
+    """The tokens that may follow the encoding of text[:j], up to n. Where symbols are characters none ends inside one."""
     node = np.int64(0)
     for i in range(j, n):
         node = np.int64(find(t.node_key_H, t.node_H, (node << 8) | np.int64(text[i])))
         if node < 0:
             return
         token = t.own_N[node]
-        if token < 0 or last[i + 1] >= 0 or (characters and i + 1 < n and text[i + 1] & 0xC0 == 0x80):
+        if token < 0 or last[i + 1] >= 0 or (t.by_characters and i + 1 < n and text[i + 1] & 0xC0 == 0x80):
             continue
         if j == 0 or pair_is_canonical(t, np.int64(last[j]), np.int64(token)):
             last[i + 1], parent[i + 1] = token, j
@@ -160,7 +160,7 @@ def _spell(t, text, begin, end, last, parent, first):
 def _tree_of_characters(t, text, n, last, parent, first):
     """`prefix_tree` for SentencePiece: symbols are characters; one without a token is spelt by byte tokens as a whole, and so
     are, by convention, beginnings that end inside a character."""
-    whole = valid_utf8_end(text, 0, n)
+    whole = valid_utf8_end(text, np.int64(0), n)
     i = np.int64(0)
     while i < whole:
         lead = text[i]
@@ -169,7 +169,7 @@ def _tree_of_characters(t, text, n, last, parent, first):
         symbol = node > 0 and t.own_N[node] >= 0 and not (size == 1 and t.own_N[node] == t.byte_token[lead])
         if symbol:
             if i == 0 or last[i] >= 0:
-                _extend(t, text, i, whole, True, last, parent, first)
+                _extend(t, text, i, whole, last, parent, first)
             _spell(t, text, i, i + size - 1, last, parent, first)
         else:
             _spell(t, text, i, i + size, last, parent, first)
@@ -208,7 +208,7 @@ def decided(t, text, n, last, first, memo_key, memo, memo_count):
     """
     if n == 0 or last[n] < 0:
         return False
-    node = node_of(t.node_key_H, t.node_H, text, 0, n)
+    node = node_of(t.node_key_H, t.node_H, text, np.int64(0), n)
     if node > 0 and t.begun_N[node]:
         return False
     for j in range(n - 1, 0, -1):

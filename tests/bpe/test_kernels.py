@@ -102,7 +102,7 @@ def test_prefix_trees_and_decided_strings(name: str) -> None:
         if all(i >= 0 for i in trees.tree(whole)[0][1:]):
             counts[trees.decided(whole)] += 1
             assert trees.decided(whole) == openness.decided(whole), whole
-    assert min(counts) > 20 or vocab.size < 600  # strings are longer than their tokens there
+    assert min(counts) > 10 or vocab.size < 600  # strings are longer than their tokens there
 
 
 def check(vocab: Vocabulary, chars: bytes) -> None:
