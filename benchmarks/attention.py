@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from engine.teacher.attention_masks import allowed, reach_of
 from engine.teacher.decoder import Decoder
-from engine.teacher.incremental import CachedGrowth
+from engine.teacher.incremental import CachedTrees
 from engine.teacher.packing import Window, lay_out, pack
 
 VOCAB = 1000
@@ -54,8 +54,8 @@ def chain(size: int) -> Window:
 def rounds(decoder: Decoder, windows: list[Window]) -> None:
     first = [next((i for i, p in enumerate(w.parent) if p != i - 1), len(w.token)) for w in windows]
     part = [(Window(w.token[:n], w.parent[:n], w.depth[:n]), n) for w, n in zip(windows, first, strict=True)]
-    growth = CachedGrowth(decoder, [w for w, _ in part])
-    growth.add([Window(w.token[n:], w.parent[n:], w.depth[n:]) for w, n in zip(windows, first, strict=True)])
+    open_trees = CachedTrees(decoder, [w for w, _ in part])
+    open_trees.add([Window(w.token[n:], w.parent[n:], w.depth[n:]) for w, n in zip(windows, first, strict=True)])
 
 
 def apart(decoder: Decoder, windows: list[Window]) -> None:

@@ -32,7 +32,7 @@ from engine.teacher.softmax import Logits, Softmax
 @dataclass(slots=True)
 class _Document:
     """What is known of one document's nodes: those of the tree, then those made here. depth: in the node's window; place:
-    node -> (batch, window, number in the growth)."""
+    node -> (batch, window, number in the open_trees)."""
 
     depth: list[int]
     tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # nodes made here: (parent, token)
@@ -76,7 +76,7 @@ class BeamSearch:
                     known[i].place[node] = (b, w, number)
                     known[i].depth[node] = depth
         spent = np.zeros(len(docs), np.int64)
-        counts = [batch.growth.sizes for batch in batches]
+        counts = [batch.trees.sizes for batch in batches]
         turn = 0
         while True:
             for i, found in enumerate(fronts):
@@ -222,7 +222,7 @@ class BeamSearch:
                 windows.append(
                     Window([known[i].tokens[n][1] for i, n in group], parents, [known[i].depth[n] for i, n in group])
                 )
-            states = torch.cat(batch.growth.add(windows))
+            states = torch.cat(batch.trees.add(windows))
             for w, group in enumerate(added):
                 counts[b][w] += len(group)
             flat = [pair for group in added for pair in group]

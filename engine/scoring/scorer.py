@@ -224,7 +224,7 @@ class Scorer(Loaded):
         teacher = self.teacher.with_less_memory(batch_tokens, keep=keep)
         pruner = self.pruner and self.pruner.with_teacher(teacher)
         batches: list[OpenBatch] | None = None if self.beam_search is None else []
-        hidden, spent = hidden_states(teacher, parts, config, pruner, grow=batches), 0
+        hidden, spent = hidden_states(teacher, parts, config, pruner, open_batches=batches), 0
         if self.beam_search is not None and batches:
             spent = int(self.beam_search.search(parts, hidden, batches, teacher.logits).sum())
         return self.emitter.emit(parts, hidden, teacher.logits), spent

@@ -1,1 +1,41 @@
-"""Teacher."""
+"""The teacher model: passages with their context trees in; out come the hidden state and the next-token distribution of every
+context, chunk by chunk, and the weight of every context. A context is a sequence of teacher tokens; contexts that share a
+beginning are nodes of one tree, which a decoder scores in one pass where its architecture allows it.
+
+Files, in the order of the data:
+  packing          token trees side by side in the rows of a batch, and who is whose ancestor there
+  attention_masks  what each token of a packed tree may attend to, as the mask that an architecture takes
+  decoder          token trees -> last hidden states: as chains, as trees, or as one sequence for each branch
+  incremental      trees scored in rounds over kept keys and values
+  self_check       which of these ways a loaded model may be run, found by trying
+  model            load a teacher and check it: hidden states and logits
+  windows          context trees cut into windows that fit the teacher, and put into batches
+  pruning          contexts of small weight left out
+  evaluate         a group of passages -> hidden states of all contexts
+  group            the contexts of a group under one numbering: order, edges, weights, bounds of what was pruned
+  softmax          hidden states -> chunks of next-token probabilities
+  lm_head          the teacher's lm_head and embedding as a file of the output
+"""
+
+from typing import Any
+
+__all__ = ["Chunk", "Group", "Softmax", "Teacher", "group_of", "hidden_states", "load_teacher"]
+
+_FILE_OF = {
+    "Chunk": "softmax",
+    "Group": "group",
+    "Softmax": "softmax",
+    "Teacher": "model",
+    "group_of": "group",
+    "hidden_states": "evaluate",
+    "load_teacher": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when asked for: torch and transformers take seconds."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)

@@ -1,7 +1,11 @@
-"""Stage 5a: what each node of a forest attends to, in the form that an architecture takes.
+"""What each token of a packed tree may attend to, as the attention mask that an architecture takes.
 
-Full attention: ancestors and self. Sliding attention: those of them that are less than `window` tokens away, by depth,
-which is how transformers cuts plain sequences (a key is seen while query - key < window).
+In: the intervals and depths of packed trees (engine/teacher/packing.py). Out: a mask, or one for each kind of layer.
+
+Lemma 8: a node's hidden state is that of the last token of its context scored alone, if it attends to exactly the tokens of
+that context, in the same relative positions. Full attention: ancestors and self. Sliding attention: those of them that are
+less than `window` tokens away by depth, because on the path from the root depth is the place in the sequence, and transformers
+cuts plain sequences so (a key is seen while query - key < window).
 
 Letters: B rows, N places of a row, M query places (the last M of N).
 """
@@ -29,7 +33,8 @@ class Masking:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Forests on the device: int32 [B, N] each (engine/teacher/packing.py, `intervals`; depth in tokens)."""
+    """Packed trees on the device, int32 [B, N] each: enter and leave as `intervals` gives them (engine/teacher/packing.py), and
+    depth, tokens above the node, which is its position id."""
 
     enter: torch.Tensor
     leave: torch.Tensor
@@ -37,7 +42,7 @@ class Reach:
 
 
 def reach_of(parent_BN: np.ndarray, depth_BN: np.ndarray, device: torch.device) -> Reach:
-    """Forests with parents before children, put on the device. The N x N test is done there."""
+    """Packed trees put on the device. parent, depth: int64 [B, N], parents before children. The N x N test is done there."""
     enter, leave = intervals(parent_BN)
     return Reach(*(torch.from_numpy(a).to(device) for a in (enter, leave, depth_BN.astype(np.int32))))
 
@@ -45,9 +50,9 @@ def reach_of(parent_BN: np.ndarray, depth_BN: np.ndarray, device: torch.device) 
 def allowed(reach: Reach, start: int, window: int | None) -> torch.Tensor:
     """bool [B, 1, M, N]: may place start + m attend to place n."""
     query = reach.enter[:, start:, None]
-    out = reach.enter[:, None, :] <= query
+    out = reach.enter[:, None, :] <= query  # with the next line: the key is the query or an ancestor of it
     out &= query < reach.leave[:, None, :]
-    if window is not None:
+    if window is not None:  # on a path a difference of depths is a distance in tokens
         out &= reach.depth[:, start:, None] - reach.depth[:, None, :] < window
     return out[:, None]
 

@@ -1,4 +1,4 @@
-"""Stage 5a: windows -> last hidden states, by the three ways in which a decoder can be run.
+"""Token trees in, last hidden states out, by the three ways in which a decoder can be run.
 
 chains   sequences without branches: the model's own causal attention, padded on the right. No mask: faster than packing.
 trees    one token per node, position id = depth, attention to ancestors; several windows packed into a row.
@@ -27,7 +27,8 @@ _FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes 
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """A causal LM and how it is to be run. `kernel`: an attention implementation of transformers, used for trees."""
+    """A causal LM and how it is to be run. path_tokens: padded tokens of one pass over paths. masking: which masks trees take;
+    kernel: the attention implementation of transformers that is used for trees."""
 
     model: Any
     device: torch.device

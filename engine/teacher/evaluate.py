@@ -1,8 +1,8 @@
-"""Stage 5d: a group of documents in, the last hidden state of every context out.
+"""A group of passages in, the last hidden state of every context out.
 
 Trees are cut into windows that fit the teacher, windows are batched, and each context's state is taken from the window that
-owns it. With pruning, some contexts are left out and the documents are told which were kept. For the beam regime the batches
-stay open, so that more nodes can be hung off the contexts (engine/teacher/incremental.py).
+owns it. With pruning, some contexts are left out, and each passage is told which were kept (`Passage.kept`). For the beam the
+batches stay open, so that more nodes can be hung off the contexts (engine/teacher/incremental.py).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def hidden_states(
     config: TeacherConfig,
     pruner: Pruner | None = None,
     *,
-    grow: list[OpenBatch] | None = None,
+    open_batches: list[OpenBatch] | None = None,
 ) -> torch.Tensor:
-    """Last hidden states [N, D] of all nodes of the group, document after document; those of pruned contexts are zeros.
+    """Last hidden states [N, D] of all contexts of the group, passage after passage; those of pruned contexts are zeros.
 
-    Sets `kept` of every document when there is a pruner. grow: takes the batches, kept open; they hold all keys and values.
-    Raises TeacherError when `overlap` leaves no room in a window.
+    Sets `kept` of every passage when there is a pruner. open_batches: takes the batches, kept open (they hold all keys and
+    values). Raises TeacherError when `overlap` leaves no room in a window.
     """
-    room = teacher.max_length - (0 if grow is None else BEAM_DEPTH)
-    windows: list[tuple[int, int, OwnedWindow]] = []  # (document, number of its first node, window)
+    room = teacher.max_length - (0 if open_batches is None else BEAM_DEPTH)
+    windows: list[tuple[int, int, OwnedWindow]] = []  # (passage, number of its first node, window)
     base = 0
     for i, doc in enumerate(docs):
         try:
@@ -49,21 +49,21 @@ def hidden_states(
     out: torch.Tensor | None = None
     for batch in batches([w for _, _, w in windows], config.batch_tokens):
         chosen = [windows[index] for index in batch]
-        growth, numbers = None, [np.arange(len(w.nodes)) for _, _, w in chosen]
+        open_trees, numbers = None, [np.arange(len(w.nodes)) for _, _, w in chosen]
         if pruner is not None:
             trees, data = [docs[i].tree for i, _, _ in chosen], [docs[i].data for i, _, _ in chosen]
-            hidden, kept, growth, numbers = pruner.hidden([w for _, _, w in chosen], trees, data)
-        elif grow is not None:
-            growth, kept = teacher.grow([w.window for _, _, w in chosen]), None
-            hidden = growth.hidden
+            hidden, kept, open_trees, numbers = pruner.hidden([w for _, _, w in chosen], trees, data)
+        elif open_batches is not None:
+            open_trees, kept = teacher.open_trees([w.window for _, _, w in chosen]), None
+            hidden = open_trees.hidden
         else:
             hidden, kept = teacher.hidden([w.window for _, _, w in chosen]), None
-        if grow is not None and growth is not None:
+        if open_batches is not None and open_trees is not None:
             own = [
                 (i, w.nodes[w.owned], number[w.owned], np.asarray(w.window.depth)[w.owned])
                 for (i, _, w), number in zip(chosen, numbers, strict=True)
             ]
-            grow.append(OpenBatch(growth, own))
+            open_batches.append(OpenBatch(open_trees, own))
         for at, ((i, start, owned), states) in enumerate(zip(chosen, hidden, strict=True)):
             if out is None:
                 out = torch.zeros((base, states.shape[1]), dtype=states.dtype, device=states.device)

@@ -1,7 +1,10 @@
-"""Stage 5a: trees scored in rounds. The first nodes once, then nodes that hang off them, with keys and values kept.
+"""Trees scored in rounds: first some nodes, then nodes that hang off them, over the keys and values kept from before.
 
-Where a model takes no tree, or its cache does not hold what later rounds need, the new nodes are scored with all that
-is above them instead: the same results, without the saving.
+In: windows of nodes, round after round. Out: their last hidden states. No node depends on nodes below it or beside it
+(lemma 8), so what a round adds changes nothing of what earlier rounds gave.
+
+Where a model takes no tree, or its cache does not hold what later rounds need, the new nodes are scored afresh with all that
+is above them: the same results, without the saving.
 
 Letters: B rows, P places filled before, M new places, n and m nodes of one window, D hidden size.
 """
@@ -20,10 +23,10 @@ from engine.teacher.decoder import MASK_CELLS, Decoder
 from engine.teacher.packing import Window, ancestors_too, lay_out
 
 
-class Growth:
-    """Windows scored in rounds. `hidden`: the last round's states, one [n, D] for each window.
+class IncrementalTrees:
+    """Windows that take more nodes. `hidden`: the last round's states, one [n, D] for each window.
 
-    Rows keep all keys and values until the object goes: layers x 2 x key heads x head size numbers for each place.
+    With a cache, rows keep all keys and values until the object goes: layers x 2 x key heads x head size numbers a place.
     """
 
     hidden: list[torch.Tensor]
@@ -42,10 +45,14 @@ class Growth:
         raise NotImplementedError
 
 
-class CachedGrowth(Growth):
-    """Growth over one cache. Places of a row, padding included, stay where they were when the next round is added.
+class CachedTrees(IncrementalTrees):
+    """Rounds over one cache. Places of a row, padding included, stay where they were when the next round is added behind them.
 
     One window to a row: trunks take no mask so, and what is not finite in one window cannot spoil another.
+
+    _parent, _depth: int64 [B, P], all places so far; parents are places of the same row, -1 for roots and padding.
+    _place: for each window int64 [n], the place of each of its nodes in the order of addition (where other windows of a round had
+    more nodes, padding lies between). _row: the row of each window.
     """
 
     def __init__(self, decoder: Decoder, windows: Sequence[Window]) -> None:
@@ -83,9 +90,9 @@ class CachedGrowth(Growth):
             return self.hidden
         for index, w in enumerate(more):
             row, at = fresh.start[index]
-            new = past + at + np.arange(len(w.token))
+            new = past + at + np.arange(len(w.token))  # the round's places stand behind everything before it
             self._place[index] = np.concatenate([self._place[index], new])
-            above = np.asarray(w.parent, np.int64)
+            above = np.asarray(w.parent, np.int64)  # numbers of nodes -> places of the row
             fresh.parent[row, at : at + len(new)] = np.where(above >= 0, self._place[index][above], -1)
         self._parent = np.concatenate([self._parent, fresh.parent], axis=1)
         self._depth = np.concatenate([self._depth, fresh.depth], axis=1)
@@ -94,7 +101,8 @@ class CachedGrowth(Growth):
         return self.hidden
 
     def _score(self, token_BM: np.ndarray, past: int) -> torch.Tensor:
-        """The last M places, in steps whose mask stays small: parents come first, so earlier steps are complete."""
+        """Hidden states [B, M, D] of the last M places, in steps whose mask stays small. Parents come before their children, so a
+        step needs only places before its end; the intervals of the whole rows stay right when they are cut there."""
         token = torch.from_numpy(token_BM).to(self._decoder.device)
         reach, parts = self._reach(), []
         step = max(1, MASK_CELLS // (len(token) * (past + token.shape[1])))
@@ -106,8 +114,8 @@ class CachedGrowth(Growth):
         return torch.cat(parts, 1)
 
 
-class RescoredGrowth(Growth):
-    """Growth that keeps nothing: each round scores the new nodes and all above them by `score`."""
+class RescoredTrees(IncrementalTrees):
+    """Rounds that keep nothing: each scores the new nodes and all above them by `score`."""
 
     def __init__(self, score: Callable[[list[Window]], list[torch.Tensor]], windows: Sequence[Window]) -> None:
         self._score = score
@@ -126,6 +134,7 @@ class RescoredGrowth(Growth):
             joined = [np.concatenate([a, b]).astype(np.int64) for a, b in zip(_arrays(known), _arrays(w), strict=True)]
             self._known[index] = whole = Window(*(a.tolist() for a in joined))
             if len(w.token):
+                # the part of the window that the new nodes need, renumbered: `at` are the parents' places in it
                 nodes = ancestors_too(whole.parent, range(len(known.token), len(whole.token)))
                 above = joined[1][nodes]
                 at = np.where(above >= 0, np.searchsorted(nodes, above), -1)
@@ -166,8 +175,9 @@ def _check(more: Sequence[Window], known: list[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenBatch:
-    """A batch that can grow. For each of its windows: the document, and for each node that the window owns its number in
-    the growth and its depth in the window, as three arrays (nodes of the tree, numbers, depths)."""
+    """A batch to which nodes can be added. windows: for each one (passage, nodes, numbers, depths): the number of the passage in
+    the group, and for the nodes that the window owns their numbers in the passage's tree, in `trees`, and their depths in the
+    window, int64 each. A number in `trees` of -1: the context was pruned."""
 
-    growth: Growth
+    trees: IncrementalTrees
     windows: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]

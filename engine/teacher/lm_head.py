@@ -1,4 +1,4 @@
-"""What belongs to stored hidden states: the teacher's lm_head and embedding as one file, and how large the states will be.
+"""The teacher's lm_head and embedding as one file of the output, for losses on stored hidden states.
 
 A loss on hidden states (engine/losses/dskd.py) needs the two matrices once; with them no teacher is loaded while a student
 trains. OUT/_engine/teacher_head.safetensors: `lm_head` [Vt, D] and `embedding` [Vt, D], bfloat16, and `bias` [Vt], float32,

@@ -1,4 +1,4 @@
-"""Stage 5: the teacher. Context trees in, hidden states and fp32 logits of every node out.
+"""The teacher model: loaded and checked; token trees in, hidden states and fp32 logits of every node out.
 
 A decoder scores a whole tree in one pass: one token per node, position id = depth, attention to ancestors only
 (docs/design.md, section 3). Trees without branches take the plain causal path. A wrong mask gives plausible numbers and
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from engine.teacher.decoder import Decoder
-from engine.teacher.incremental import CachedGrowth, Growth, RescoredGrowth
+from engine.teacher.incremental import CachedTrees, IncrementalTrees, RescoredTrees
 from engine.teacher.packing import Window
 from engine.teacher.self_check import CheckResult, LogProbs, find_way, first_line, probe
 from schemas.errors import TeacherError
@@ -37,7 +37,7 @@ _LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, Safetensor
 class Teacher:
     """A loaded causal LM. `attention` is "tree" or "paths"; `max_length` in tokens; `end_ids` are its ends of text.
 
-    why: the reason of "paths", empty for "tree". reuse: whether `grow` keeps keys and values between its rounds.
+    why: the reason of "paths", empty for "tree". reuse: whether `open_trees` keeps keys and values between its rounds.
     """
 
     model: Any
@@ -70,14 +70,15 @@ class Teacher:
         return [out[i] for i in range(len(windows))]
 
     @torch.inference_mode()
-    def grow(self, windows: list[Window]) -> Growth:
+    def open_trees(self, windows: list[Window]) -> IncrementalTrees:
         """Score these nodes; more that hang off them can be added in rounds (engine/teacher/incremental.py)."""
         if self.reuse:
-            return CachedGrowth(self._decoder, windows)
-        return RescoredGrowth(self.hidden, windows)
+            return CachedTrees(self._decoder, windows)
+        return RescoredTrees(self.hidden, windows)
 
     def with_less_memory(self, batch_tokens: int, *, keep: bool) -> Teacher:
-        """The same teacher for want of memory: smaller passes of paths; keep: whether keys and values may be kept."""
+        """The same model run with less at a time, after memory ran out. batch_tokens: of one pass over paths; keep: whether
+        `open_trees` may keep keys and values."""
         decoder = replace(self._decoder, path_tokens=batch_tokens)
         return replace(self, _decoder=decoder, reuse=self.reuse and keep)
 

@@ -1,8 +1,9 @@
-"""Stage 5a: token trees side by side in the rows of a batch, and who is whose ancestor, by intervals.
+"""Token trees laid side by side in the rows of a batch, and who is whose ancestor there, as intervals.
 
-In: windows (token, parent, depth). Out: rows of one width, in which every place has an interval [enter, leave) of the
-order in which a walk enters the nodes: j is i or an ancestor of i exactly when enter[j] <= enter[i] < leave[j].
-Several documents in a row, and the padding at its end, are trees of their own: their intervals are disjoint.
+In: windows (token, parent, depth). Out: rows of one width, in which every place has an interval [enter, leave) of the order
+in which a walk enters the nodes: j is i or an ancestor of i exactly when enter[j] <= enter[i] < leave[j] (section 3 of
+docs/design.md, below lemma 8). Several documents in a row, and the padding at its end, are trees of their own: their
+intervals are disjoint, so nothing attends across them.
 
 Letters: B rows, N places of a row, n nodes of one window.
 """
@@ -79,13 +80,18 @@ def lay_out(windows: Sequence[Window], rows: Sequence[Sequence[int]]) -> PackedT
 
 
 def intervals(parent_BN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(enter, leave), int32 [B, N], of forests with parents before children. O(B N)."""
+    """(enter, leave), int32 [B, N], for rows of trees with parents before children. O(B N).
+
+    enter: when a walk that visits each node before its children enters the node. leave: enter + the size of its subtree, which
+    is when the walk leaves the subtree. All descendants of a node are entered between the two, and nothing else is.
+    """
     enter, leave = (np.empty(parent_BN.shape, np.int32) for _ in range(2))
     for row, parents in enumerate(parent_BN.tolist()):
-        size = [1] * len(parents)
+        size = [1] * len(parents)  # nodes of each subtree: children come later, so they are complete when added up
         for node in range(len(parents) - 1, -1, -1):
             if parents[node] >= 0:
                 size[parents[node]] += size[node]
+        # free: the next number that a child of this node gets; roots: the next that a tree of its own gets
         entered, free, roots = [0] * len(parents), [0] * len(parents), 0
         for node, above in enumerate(parents):
             if above < 0:

@@ -1,9 +1,11 @@
-"""Stage 5c: leave out contexts of small weight. The trunk is evaluated first, branches in rounds after it.
+"""Contexts of small weight left out: the trunk is evaluated first, branches in rounds after it, each only if it may matter.
+
+In: windows of context trees. Out: hidden states of the contexts that were kept, and which these are.
 
 A branch b that ends at byte p is worth its evaluation when its share of the text's own probability, w(b) / F(x[:p]), is at
-least eps. F(x[:p]) is at least what the evaluated ancestors of b give to tokens that reach p along the text, and that is
-known before b is evaluated, so the share is bounded from above and nothing of more than eps is left out. What is left out
-is accounted for where rows are made (`pruned_mass`), by the weight of the topmost pruned context.
+least eps (definition 12). F(x[:p]) is at least what the evaluated ancestors of b give to tokens that reach p along the text, and
+that is known before b is evaluated; so the share is bounded from above, and nothing of a share of eps or more is left out. What
+is left out is accounted for where rows are made (`pruned_mass`), by the weight of the topmost pruned context (lemma 14).
 
 Letters: N nodes of a window, P (ancestor, branch) pairs, R contexts of a chunk, Vt teacher ids.
 """
@@ -18,7 +20,7 @@ import torch
 from engine.alignment.token_trie import Trie
 from engine.contexts.tree import ContextTree
 from engine.teacher.group import rows_at_once
-from engine.teacher.incremental import Growth
+from engine.teacher.incremental import IncrementalTrees
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
 from engine.teacher.softmax import interval_sums
@@ -26,12 +28,18 @@ from engine.teacher.windows import OwnedWindow
 
 
 @dataclass(slots=True)
-class _Growing:
-    """One window while it grows. parent: [N] in window numbers; trunk nodes are those before `spine`.
+class _WindowState:
+    """One window between rounds. Numbers of nodes are places in the window; given and trunk nodes are those before `spine`.
 
-    above, branch: [P] pairs of an evaluated-to-be ancestor and a branch; lo, hi: [P] interval of the tokens that continue the
-    ancestor along the text at least up to the branch's end. weight, reach: [N] relative to the trunk node that a
-    branch hangs off (1 on the trunk itself): its own weight, and what F is at least.
+    parent: int64 [N], -1 at the root.
+    above, branch: int64 [P], all pairs of a branch node and an ancestor of it, up to and with the trunk node that it hangs off.
+    lo, hi: int64 [P], for each pair the interval (in the trie's order) of the tokens that, behind the ancestor, go along the text
+    to the branch's end or past it.
+    weight: float64 [N], w(b) of definition 4; reach: float64 [N], the lower bound of F at the branch's end, summed over the
+    ancestors evaluated so far (definition 12). Both relative to w of the trunk node that the branch hangs off, since only their
+    quotient counts; on the trunk weight is 1.
+    evaluated: bool [N]. number: int64 [N], place of a node in the order of evaluation, -1 while it is not evaluated; count: their
+    number so far.
     """
 
     owned: OwnedWindow
@@ -44,59 +52,60 @@ class _Growing:
     weight: np.ndarray
     reach: np.ndarray
     evaluated: np.ndarray
-    number: np.ndarray  # [N] place of a node in the order of evaluation
+    number: np.ndarray
     count: int
 
 
 class Pruner:
-    """Evaluates windows with pruning. trie: of the teacher's tokens as bytes; real: bool [Vt], ids that are tokens."""
+    """Evaluates windows with pruning. trie: of the teacher's tokens as bytes; real: bool [Vt], ids that are tokens; eps: share
+    below which a branch is left out."""
 
     def __init__(self, teacher: Teacher, trie: Trie, real: torch.Tensor, eps: float) -> None:
         self.teacher, self.trie, self.real, self.eps = teacher, trie, real, eps
         self.order = torch.from_numpy(trie.order).to(real.device)
 
     def with_teacher(self, teacher: Teacher) -> Pruner:
-        """The same with another teacher object: `Teacher.with_less_memory`."""
+        """The same pruning with another teacher object, such as one that is run with less memory."""
         return self if teacher is self.teacher else Pruner(teacher, self.trie, self.real, self.eps)
 
     def hidden(
         self, windows: list[OwnedWindow], trees: list[ContextTree], data: list[bytes]
-    ) -> tuple[list[torch.Tensor], list[np.ndarray], Growth, list[np.ndarray]]:
+    ) -> tuple[list[torch.Tensor], list[np.ndarray], IncrementalTrees, list[np.ndarray]]:
         """For every window: last hidden states [N, D] (zeros where a context was pruned), and bool [N], which were not;
-        the growth that made them, and their numbers in it (int64 [N], -1 where pruned).
+        the trees over whose cache they were made, and their numbers in there (int64 [N], -1 where pruned).
 
-        trees, data: the document of each window, and its prefix and text.
+        trees, data: the context tree of each window's passage, and its prefix and text as bytes.
         """
-        growing = [self._start(w, t, d) for w, t, d in zip(windows, trees, data, strict=True)]
+        windows_state = [self._start(w, t, d) for w, t, d in zip(windows, trees, data, strict=True)]
         spines = [
             Window(g.owned.window.token[: g.spine], g.owned.window.parent[: g.spine], g.owned.window.depth[: g.spine])
-            for g in growing
+            for g in windows_state
         ]
-        growth = self.teacher.grow(spines)
+        open_trees = self.teacher.open_trees(spines)
         out = []
-        for g, states in zip(growing, growth.hidden, strict=True):
+        for g, states in zip(windows_state, open_trees.hidden, strict=True):
             made = states.new_zeros((len(g.parent), states.shape[1]))
             made[: g.spine] = states
             out.append(made)
-        fresh = [np.arange(g.spine) for g in growing]
+        fresh = [np.arange(g.spine) for g in windows_state]
         while True:
-            self._weigh(growing, fresh, out)
-            fresh = [self._chosen(g) for g in growing]
+            self._weigh(windows_state, fresh, out)
+            fresh = [self._chosen(g) for g in windows_state]
             if not sum(map(len, fresh)):
                 break
-            more = growth.add([self._round(g, nodes) for g, nodes in zip(growing, fresh, strict=True)])
+            more = open_trees.add([self._round(g, nodes) for g, nodes in zip(windows_state, fresh, strict=True)])
             for made, nodes, states in zip(out, fresh, more, strict=True):
                 made[torch.from_numpy(nodes).to(made.device)] = states
-        return out, [g.evaluated for g in growing], growth, [g.number for g in growing]
+        return out, [g.evaluated for g in windows_state], open_trees, [g.number for g in windows_state]
 
-    def _start(self, owned: OwnedWindow, tree: ContextTree, data: bytes) -> _Growing:
+    def _start(self, owned: OwnedWindow, tree: ContextTree, data: bytes) -> _WindowState:
         parent = np.asarray(owned.window.parent, np.int64)
         size = len(parent)
         spine = int(np.searchsorted(owned.nodes, int(tree.trunk[-1]), side="right"))  # BOS, trunk, then branches
         end = np.asarray(tree.end, np.int64)[owned.nodes]
         branches = np.arange(spine, size)
         above, branch, current = [], [], parent[branches]
-        while len(branches):
+        while len(branches):  # one step up for all branches at once, until each has met its trunk node
             above.append(current)
             branch.append(branches)
             deeper = current >= spine
@@ -107,7 +116,7 @@ class Pruner:
         weight = np.ones(size)
         number = np.full(size, -1, np.int64)
         number[:spine] = np.arange(spine)
-        return _Growing(
+        return _WindowState(
             owned,
             spine,
             parent,
@@ -140,11 +149,12 @@ class Pruner:
         return np.where(here, self.trie.lo[child], 0), np.where(here, self.trie.hi[child], 0)
 
     @torch.inference_mode()
-    def _weigh(self, growing: list[_Growing], fresh: list[np.ndarray], out: list[torch.Tensor]) -> None:
-        """Weights of all children of the contexts that were just evaluated, and what they add to `reach` below them."""
+    def _weigh(self, windows_state: list[_WindowState], fresh: list[np.ndarray], out: list[torch.Tensor]) -> None:
+        """What the contexts that were just evaluated say: the weights of their children, and what they add to `reach` of all
+        branches below them. fresh: for each window the nodes; out: the hidden states so far."""
         step = rows_at_once(len(self.real))
         rows = []  # (window, node) of contexts with something below them
-        for i, (g, nodes) in enumerate(zip(growing, fresh, strict=True)):
+        for i, (g, nodes) in enumerate(zip(windows_state, fresh, strict=True)):
             needed = np.intersect1d(nodes, g.above)
             rows += [(i, int(n)) for n in needed]
         for begin in range(0, len(rows), step):
@@ -154,29 +164,35 @@ class Pruner:
             prob = torch.softmax(x, 1).double()
             place = {key: row for row, key in enumerate(part)}
             for i in sorted({i for i, _ in part}):
-                self._spread(growing[i], i, prob, place)
+                self._spread(windows_state[i], i, prob, place)
 
-    def _spread(self, g: _Growing, i: int, prob: torch.Tensor, place: dict[tuple[int, int], int]) -> None:
+    def _spread(self, g: _WindowState, i: int, prob: torch.Tensor, place: dict[tuple[int, int], int]) -> None:
+        """One window's share of a chunk. i: its number; prob: float64 [R, Vt]; place: (window, node) -> row."""
         row_of = np.full(len(g.parent), -1, np.int64)
         for (j, node), row in place.items():
             if j == i:
                 row_of[node] = row
         here = np.flatnonzero(row_of[g.above] >= 0)
         rows = row_of[g.above[here]]
+        # definition 12: w(c) times the mass of the tokens that lead from c's end along the text to the branch's end or past it;
+        # texts through different contexts c that do so are different texts, so their masses add up to at most F
         sums = interval_sums(prob, self.order, rows, g.lo[here], g.hi[here]).cpu().numpy()
         np.add.at(g.reach, g.branch[here], g.weight[g.above[here]] * sums)
         child = np.flatnonzero((np.arange(len(g.parent)) >= g.spine) & (row_of[g.parent] >= 0))
         token = torch.from_numpy(np.asarray(g.owned.window.token, np.int64)[child]).to(prob.device)
+        # definition 4: w(child) = w(parent) p(token | parent)
         p = prob[torch.from_numpy(row_of[g.parent[child]]).to(prob.device), token].cpu().numpy()
         g.weight[child] = g.weight[g.parent[child]] * p
 
-    def _chosen(self, g: _Growing) -> np.ndarray:
-        """Branches not evaluated yet whose parent is, and whose share may be eps or more."""
+    def _chosen(self, g: _WindowState) -> np.ndarray:
+        """Branches not evaluated yet whose parent is, and whose share may be eps or more: w(b) / reach is at least the share. All
+        ancestors of such a branch are evaluated, so its `reach` is complete."""
         below = np.arange(len(g.parent)) >= g.spine
         candidate = np.flatnonzero(below & ~g.evaluated & g.evaluated[g.parent])
         return candidate[(g.weight[candidate] >= self.eps * g.reach[candidate]) & (g.weight[candidate] > 0)]
 
-    def _round(self, g: _Growing, nodes: np.ndarray) -> Window:
+    def _round(self, g: _WindowState, nodes: np.ndarray) -> Window:
+        """The next nodes of a window as a round of its own, parents by their numbers in the order of evaluation."""
         g.evaluated[nodes] = True
         g.number[nodes] = g.count + np.arange(len(nodes))
         g.count += len(nodes)

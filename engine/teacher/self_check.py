@@ -1,4 +1,4 @@
-"""Stage 5a: by which way a loaded decoder may be run, found by trying. A wrong mask gives plausible numbers, no error.
+"""Which way a loaded model may be run, found by trying: a wrong attention mask gives plausible numbers and no error.
 
 Small trees are scored as trees and by paths (plain sequences, the model's own causal attention), and the largest
 difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens, where a window that is
@@ -19,7 +19,7 @@ import torch
 
 from engine.teacher.attention_masks import Masking
 from engine.teacher.decoder import Decoder
-from engine.teacher.incremental import CachedGrowth
+from engine.teacher.incremental import CachedTrees
 from engine.teacher.packing import Window
 
 # what libraries raise when a model or a kernel does not take what it is given (errors of the compiler are RuntimeErrors)
@@ -39,7 +39,8 @@ LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp3
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """decoder: ready for trees, None where there are only paths, and `why`. reuse: rounds may keep keys and values."""
+    """What the trials gave. decoder: ready for trees, None where only paths are right, and `why`. reuse: rounds may keep keys and
+    values."""
 
     decoder: Decoder | None
     reuse: bool
@@ -149,9 +150,9 @@ def _grows(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, l
             whole = shown.trees(small)
             for extra in (0, 2):
                 trunks = [min(max(w.depth) // 2 + 1 + extra * 6, len(w.token)) for w in small]
-                growth = CachedGrowth(shown, [_part(w, 0, at) for w, at in zip(small, trunks, strict=True)])
-                first = growth.hidden
-                rest = growth.add([_part(w, at, len(w.token)) for w, at in zip(small, trunks, strict=True)])
+                rounds = CachedTrees(shown, [_part(w, 0, at) for w, at in zip(small, trunks, strict=True)])
+                first = rounds.hidden
+                rest = rounds.add([_part(w, at, len(w.token)) for w, at in zip(small, trunks, strict=True)])
                 joined = [torch.cat(pair) for pair in zip(first, rest, strict=True)]
                 if not _gap(log_probs, joined, whole) <= limit:
                     return False

@@ -1,4 +1,4 @@
-"""Stage 5b: cut context trees into windows that fit the teacher, and batch windows of like length.
+"""Context trees cut into windows that fit the teacher, and windows of like length put into batches.
 
 A document longer than the teacher's context is read in windows of trunk tokens that overlap by `overlap`; every node's
 distribution comes from the one window that owns it, in which it has at least `overlap` tokens before it (the first
@@ -36,15 +36,15 @@ def windows_of(tree: ContextTree, *, max_length: int, overlap: int) -> list[Owne
     size, trunk = len(tree.token), tree.trunk.astype(np.int64)
     if tree.depth.max() < max_length:
         return [OwnedWindow(Window(tree.token, tree.parent, tree.depth), np.arange(size), np.ones(size, bool))]
-    head = int(trunk[0])  # nodes before the trunk: BOS tokens
-    first_branch = head + len(trunk)
+    given = int(trunk[0])  # nodes before the trunk: the given tokens, such as BOS
+    first_branch = given + len(trunk)
     branches = np.arange(first_branch, size)
     root = tree.parent[branches]  # of each branch: the trunk or BOS node that it hangs off
     while (deep := root >= first_branch).any():
         root[deep] = tree.parent[root[deep]]
     hanging = tree.depth[branches] - tree.depth[root]  # tokens between a branch node and the trunk
-    anchor = np.maximum(root - head, -1)  # its place in the trunk; -1 off a BOS
-    room = max_length - head - int(hanging.max(initial=0))
+    anchor = np.maximum(root - given, -1)  # its place in the trunk; -1 off a BOS
+    room = max_length - given - int(hanging.max(initial=0))
     if room <= overlap:
         raise ValueError(
             f"max_length {max_length} leaves room for {room} trunk tokens, not more than the overlap of {overlap}"
@@ -55,14 +55,14 @@ def windows_of(tree: ContextTree, *, max_length: int, overlap: int) -> list[Owne
         stop = min(len(trunk), start + room)
         first_owned = -1 if start == 0 else start + overlap
         mine = (anchor >= first_owned) & (anchor < stop)
-        spine = np.concatenate([np.arange(head), trunk[start:stop]])
+        spine = np.concatenate([np.arange(given), trunk[start:stop]])
         nodes = np.concatenate([spine, branches[mine]])
         at[nodes] = np.arange(len(nodes))
         parent = np.concatenate([np.arange(-1, len(spine) - 1), at[tree.parent[branches[mine]]]])
         depth = np.concatenate([np.arange(len(spine)), at[root[mine]] + hanging[mine]])
         owned = np.ones(len(nodes), bool)
         if start:
-            owned[: head + overlap] = False
+            owned[: given + overlap] = False
         out.append(OwnedWindow(Window(tree.token[nodes], parent, depth), nodes, owned))
         if stop == len(trunk):
             return out

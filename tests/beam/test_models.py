@@ -14,7 +14,7 @@ from engine.alignment.passage import Passage
 from engine.scoring.scorer import Scorer
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
-from engine.teacher.incremental import Growth, OpenBatch, RescoredGrowth
+from engine.teacher.incremental import IncrementalTrees, OpenBatch, RescoredTrees
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
 from tests.scoring.test_scorer import documents, scorer
@@ -42,8 +42,8 @@ class Alone(Teacher):
             out.append(torch.stack([_last_state(self.model, path) for path in paths]))
         return out
 
-    def grow(self, windows: list[Window]) -> Growth:
-        return RescoredGrowth(self.hidden, windows)
+    def open_trees(self, windows: list[Window]) -> IncrementalTrees:
+        return RescoredTrees(self.hidden, windows)
 
 
 _KNOWN: dict[tuple[int, ...], torch.Tensor] = {}
@@ -60,7 +60,7 @@ def rows_of(made: Scorer, docs: list[Passage]) -> tuple[TopK, int]:
     """What Scorer._score_group does, before anything is rounded: rows, and the evaluations spent on splits."""
     assert made.beam_search is not None
     batches: list[OpenBatch] = []
-    hidden = hidden_states(made.teacher, docs, made.run.teacher, made.pruner, grow=batches)
+    hidden = hidden_states(made.teacher, docs, made.run.teacher, made.pruner, open_batches=batches)
     spent = made.beam_search.search(docs, hidden, batches, made.teacher.logits)
     return cast(TopK, made.emitter.emit(docs, hidden, made.teacher.logits)[STUDENT]), int(spent.sum())
 

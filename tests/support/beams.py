@@ -1,6 +1,6 @@
 """The beam beside brute force: documents through the real rounds, and the truth by writing all texts out.
 
-`score` runs the engine's own path (windows, growth, splitting, emitting) over a table teacher. `Truth` enumerates every
+`score` runs the engine's own path (windows, rounds, splitting, emitting) over a table teacher. `Truth` enumerates every
 text that the teacher can write behind the leaves of definition 6 and encodes each with the tokenizers library; for that
 the teacher is a `FiniteTeacher`, which ends surely a few tokens after it has left the document.
 """
@@ -95,7 +95,7 @@ def score(
                 boundary.skip, boundary.extra = {}, None
     model = TableModel(pair.teacher, table, max_length=max_length, broken=broken)
     batches: list[OpenBatch] = []
-    hidden = hidden_states(cast(Any, model), docs, CONFIG, grow=batches)
+    hidden = hidden_states(cast(Any, model), docs, CONFIG, open_batches=batches)
     beam_search = beam_search_of(pairs, budget=budget, tolerance=tolerance, top=top, least=least, length=max_length)
     spent = beam_search.search(docs, hidden, batches, model.logits)
     rows = emitter_of(pairs).emit(docs, hidden, model.logits)

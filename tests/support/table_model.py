@@ -1,7 +1,7 @@
 """A table teacher in the place of a model, for everything that runs a model in rounds.
 
 Only the model itself is replaced: its "hidden states" are numbers of token paths, and `logits` looks each path up in the
-table. Windows, batches, growth, splitting and emitting are the engine's own.
+table. Windows, batches, rounds, splitting and emitting are the engine's own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from engine.bpe.vocabulary import Vocabulary
-from engine.teacher.incremental import Growth
+from engine.teacher.incremental import IncrementalTrees
 from engine.teacher.packing import Window
 from tests.support.toys import TableTeacher
 
@@ -41,10 +41,10 @@ class TableModel:
         return torch.tensor(list(numbers), dtype=torch.float64)[:, None]
 
     def hidden(self, windows: Sequence[Window]) -> list[torch.Tensor]:
-        return self.grow(windows).hidden
+        return self.open_trees(windows).hidden
 
-    def grow(self, windows: Sequence[Window]) -> TableGrowth:
-        return TableGrowth(self, windows)
+    def open_trees(self, windows: Sequence[Window]) -> TableTrees:
+        return TableTrees(self, windows)
 
     def logits(self, hidden_R1: torch.Tensor) -> torch.Tensor:
         rows = []
@@ -55,7 +55,7 @@ class TableModel:
         return torch.from_numpy(np.array(rows))
 
 
-class TableGrowth(Growth):
+class TableTrees(IncrementalTrees):
     """Remembers the path and the depth of every node; refuses positions that a model would get wrong."""
 
     def __init__(self, model: TableModel, windows: Sequence[Window]) -> None:

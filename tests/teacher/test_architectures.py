@@ -1,4 +1,4 @@
-"""Stage 5a: token trees through every architecture: one pass, rounds, one path at a time, and each context quite alone."""
+"""Token trees through every architecture: one pass, rounds, one path at a time, and each context quite alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoConfig
 import engine.teacher.attention_masks
 import engine.teacher.self_check
 from engine.teacher.attention_masks import Masking
-from engine.teacher.incremental import CachedGrowth, RescoredGrowth
+from engine.teacher.incremental import CachedTrees, RescoredTrees
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window, lay_out, pack
 from schemas.errors import TeacherError
@@ -64,9 +64,9 @@ def rounds(teacher: Teacher, windows: list[Window], seed: int) -> list[torch.Ten
         pairs = zip(windows, cuts, strict=True)
         return [Window(*(a[c[number] : c[number + 1]] for a in (w.token, w.parent, w.depth))) for w, c in pairs]
 
-    growth = teacher.grow(part(0))
-    states = [growth.hidden, *(growth.add(part(number)) for number in (1, 2, 3))]
-    assert growth.hidden is states[-1]
+    open_trees = teacher.open_trees(part(0))
+    states = [open_trees.hidden, *(open_trees.add(part(number)) for number in (1, 2, 3))]
+    assert open_trees.hidden is states[-1]
     return [torch.log_softmax(teacher.logits(torch.cat(parts)), -1) for parts in zip(*states, strict=True)]
 
 
@@ -83,7 +83,7 @@ def test_packed_trees_and_rounds_give_what_each_context_alone_gives(saved: Path,
     assert gap(logps(teacher, FOREST), truth) <= TOLERANCE
     for seed in (0, 1):
         assert gap(rounds(teacher, FOREST, seed), truth) <= TOLERANCE
-    assert isinstance(teacher.grow(FOREST), CachedGrowth)
+    assert isinstance(teacher.open_trees(FOREST), CachedTrees)
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -97,7 +97,7 @@ def test_what_takes_no_tree_gives_the_same_by_paths_and_says_why(saved: Path, na
     assert min(float(t.std()) for t in truth) > 0.15
     assert gap(logps(teacher, windows), truth) <= 1e-4
     assert gap(rounds(teacher, windows, 0), truth) <= 1e-4
-    assert isinstance(teacher.grow(windows), RescoredGrowth)
+    assert isinstance(teacher.open_trees(windows), RescoredTrees)
     with pytest.raises(TeacherError, match='attention = "tree" is not possible: (layers of|differs by|a fixed)'):
         load(saved / name, attention="tree")
 
@@ -129,23 +129,23 @@ def test_a_trunk_goes_through_rounds_without_a_mask(saved: Path) -> None:
     """What a pruned run does: chains first, then branches of which some windows have none; then nothing at all."""
     teacher = loaded(saved / "gemma2-window")
     trunks, model = [chain(0, 20), chain(1, 31), chain(2, 4)], reference(saved / "gemma2-window")
-    growth = teacher.grow(trunks)
+    open_trees = teacher.open_trees(trunks)
     branch = Window([5, 6, 7], [3, 20, 18], [4, 5, 19])
-    states = growth.add([branch, Window([], [], []), Window([], [], [])])
+    states = open_trees.add([branch, Window([], [], []), Window([], [], [])])
     assert [len(s) for s in states] == [3, 0, 0]
     joined = [np.concatenate([getattr(w, name) for w in (trunks[0], branch)]) for name in ("token", "parent", "depth")]
     whole = Window(*(values.tolist() for values in joined))
     assert gap([torch.log_softmax(teacher.logits(states[0]), -1)], [alone(model, whole)[20:]]) <= TOLERANCE
-    assert [len(s) for s in growth.add([Window([], [], [])] * 3)] == [0, 0, 0]
+    assert [len(s) for s in open_trees.add([Window([], [], [])] * 3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["llama", "rwkv"])
 def test_a_round_that_does_not_fit_is_refused(saved: Path, name: str) -> None:
-    growth = load(saved / name).grow([chain(0, 4), chain(1, 3)])
+    open_trees = load(saved / name).open_trees([chain(0, 4), chain(1, 3)])
     with pytest.raises(ValueError, match="a round of 1 windows for 2"):
-        growth.add([chain(0, 2)])
+        open_trees.add([chain(0, 2)])
     with pytest.raises(ValueError, match="window 1: new node 0 has parent 3, but it is number 3"):
-        growth.add([Window([], [], []), Window([1], [3], [3])])
+        open_trees.add([Window([], [], []), Window([1], [3], [3])])
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window"])

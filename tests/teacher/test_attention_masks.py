@@ -1,4 +1,4 @@
-"""Stage 5a: masks against ancestors found by walking, and block masks against dense ones."""
+"""Masks against ancestors found by walking, and block masks against dense ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 5: loading a teacher: its numbers are the model's own, settings, and everything that cannot be loaded."""
+"""Loading a teacher: its numbers are the model's own, settings, and everything that cannot be loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 5b: long documents in windows: every node owned once, with enough before it, and batches that keep their limits."""
+"""Long documents in windows: every node owned once, with enough before it, and batches that keep their limits."""
 
 from __future__ import annotations
 
