@@ -17,7 +17,14 @@ Files, in the order of the data:
   lm_head          the teacher's lm_head and embedding as a file of the output
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.teacher.evaluate import hidden_states
+    from engine.teacher.group import Group, group_of
+    from engine.teacher.model import Teacher, load_teacher
+    from engine.teacher.softmax import Chunk, Softmax
 
 __all__ = ["Chunk", "Group", "Softmax", "Teacher", "group_of", "hidden_states", "load_teacher"]
 
@@ -33,9 +40,7 @@ _FILE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when asked for: torch and transformers take seconds."""
+    """The public names, imported when they are asked for: torch and transformers take seconds."""
     if name not in _FILE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
