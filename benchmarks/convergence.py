@@ -133,8 +133,8 @@ def main() -> None:
     budgets = [float(b) for b in options.budgets.split(",")]
     for student in students:
         scorer = make_scorer(options.teacher, [student], options.reference, options.tolerance)
-        product = next(iter(scorer.students))
-        size = scorer.students[product].size
+        product = next(iter(scorer.stages.students))
+        size = scorer.stages.students[product].size
         reference = score(scorer, documents)[product]
         nats = entropy(reference)
         print(

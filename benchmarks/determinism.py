@@ -60,7 +60,7 @@ def score(scorer: Scorer, documents: Sequence[Document], group: int, *, backward
     order = list(reversed(documents)) if backwards else list(documents)
     units = [scorer.score_unit(order[i : i + group]) for i in range(0, len(order), group)]
     assert not any(unit.quarantine for unit in units), units[0].quarantine
-    tables = {p: pa.concat_tables([unit.products[p] for unit in units]) for p in scorer.products}
+    tables = {p: pa.concat_tables([unit.products[p] for unit in units]) for p in scorer.stages.products}
     return {product: table.sort_by("doc_row") for product, table in tables.items()}
 
 

@@ -77,38 +77,40 @@ def make_scorer(model: Path, *, student: Path | None, top_k: int, eps: float = 0
 @torch.inference_mode()
 def plain(scorer: Scorer, documents: list[Document]) -> None:
     """Encode, forward, lm_head, fp32 log-softmax of every token, in chunks of the engine's size."""
-    width, windows = len(scorer.emitter.real), []
+    width, windows = len(scorer.stages.emitter.real), []
     for document in documents:
-        ids = np.array(scorer.vocabulary.encode(document.text)[0], np.int32)
+        ids = np.array(scorer.stages.vocabulary.encode(document.text)[0], np.int32)
         at = np.arange(len(ids), dtype=np.int32)
         windows.append(OwnedWindow(Window(ids, at - 1, at), at.astype(np.int64), np.ones(len(ids), bool)))
     rows = max(1, 6_000_000 // width)
-    for batch in batches(windows, scorer.run.teacher.batch_tokens):
-        for hidden in scorer.teacher.hidden([windows[i].window for i in batch]):
+    for batch in batches(windows, scorer.stages.run.teacher.batch_tokens):
+        for hidden in scorer.stages.teacher.hidden([windows[i].window for i in batch]):
             for part in hidden.split(rows):
-                torch.log_softmax(scorer.teacher.logits(part)[:, :width], -1)
+                torch.log_softmax(scorer.stages.teacher.logits(part)[:, :width], -1)
 
 
 class Calls:
     """The sequential scorer. One context after the other in reading order, each in a call of its own."""
 
     def __init__(self, scorer: Scorer) -> None:
-        self.scorer, self.student = scorer, scorer.students[SUBSET]
-        self.expansion, self.trie = scorer.expansions[SUBSET]
-        rows, unit = len(scorer.emitter.real), torch.from_numpy(self.expansion.unit).long()
+        self.scorer, self.student = scorer, scorer.stages.students[SUBSET]
+        self.expansion, self.trie = scorer.stages.expansions[SUBSET]
+        rows, unit = len(scorer.stages.emitter.real), torch.from_numpy(self.expansion.unit).long()
         start = torch.from_numpy(self.expansion.start[:-1])[:rows]
         has = torch.from_numpy(self.expansion.lengths)[:rows] > 0
         # where the mass of each teacher token goes behind a boundary; the last bin is of specials that end no text
         self.first = torch.where(has, unit[start.clamp(max=len(unit) - 1)], self.student.size)
         assert self.student.eos_id is not None
-        self.first[list(scorer.teacher.end_ids)] = self.student.eos_id
+        self.first[list(scorer.stages.teacher.end_ids)] = self.student.eos_id
         self.unit, self.start, self.order = unit, start, torch.from_numpy(self.trie.order)
 
     def contexts(self, document: Document) -> tuple[list[int], ContextTree, list[list[int]]]:
         """(student ids, tree, the contexts of each row), found before the clock runs."""
         ids, ends = self.student.encode(document.text)
-        teacher_ids, _ = self.scorer.vocabulary.encode(document.text)
-        tree = self.scorer.builder.build(document.text.encode(), teacher_ids, sorted({0, *ends}), self.scorer.bos)
+        teacher_ids, _ = self.scorer.stages.vocabulary.encode(document.text)
+        tree = self.scorer.stages.builder.build(
+            document.text.encode(), teacher_ids, sorted({0, *ends}), self.scorer.stages.bos
+        )
         side = exact_side(tree, self.trie, self.expansion, np.array(ids), np.array(ends))
         nodes: list[list[int]] = [[] for _ in range(len(ids) + 1)]
         for node, row in zip(side.top_node.tolist(), side.top_row.tolist(), strict=True):
@@ -118,7 +120,7 @@ class Calls:
     @torch.inference_mode()
     def score(self, ids: list[int], tree: ContextTree, nodes: list[list[int]]) -> dict[int, torch.Tensor]:
         """Row (number of the student token) -> its distribution, float32 [student ids]."""
-        model, out = self.scorer.teacher.model, {}
+        model, out = self.scorer.stages.teacher.model, {}
         cache, path = DynamicCache(config=model.config), []
         prob: dict[int, torch.Tensor] = {}  # of contexts; one document's fit into memory
         logw = {tree.given: 0.0}
@@ -162,10 +164,12 @@ class Calls:
 
     def gap(self, documents: list[Document]) -> float:
         """Largest L1 distance between a row of this scorer and the engine's."""
-        wide, size, worst = self.scorer.emitter, self.student.size, 0.0
-        self.scorer.emitter = dataclasses.replace(wide, top_k={SUBSET: size})
+        wide, size, worst = self.scorer.stages.emitter, self.student.size, 0.0
+        self.scorer.stages = dataclasses.replace(
+            self.scorer.stages, emitter=dataclasses.replace(wide, top_k={SUBSET: size})
+        )
         table = self.scorer.score_unit(documents).products[SUBSET]
-        self.scorer.emitter = wide
+        self.scorer.stages = dataclasses.replace(self.scorer.stages, emitter=wide)
         for i, document in enumerate(documents):
             part = table.slice(i, 1)
             ids, logps = (flat(part, name).reshape(-1, size) for name in ("topk_ids", "topk_logps"))
@@ -213,11 +217,14 @@ def main() -> None:
         scorers |= {f"bytes {e:g}": make_scorer(model, student=None, top_k=args.top_k, eps=e) for e in (0.0, 1e-3)}
     calls = Calls(subset)
     few = [calls.contexts(document) for document in documents[: args.calls_documents]]
-    n_teacher = sum(len(subset.vocabulary.encode(d.text)[0]) for d in documents)
-    n_student = sum(len(subset.students[SUBSET].encode(d.text)[0]) for d in documents)
+    n_teacher = sum(len(subset.stages.vocabulary.encode(d.text)[0]) for d in documents)
+    n_student = sum(len(subset.stages.students[SUBSET].encode(d.text)[0]) for d in documents)
     n_bytes = sum(len(d.text.encode()) for d in documents)
     print(f"{len(documents)} documents: {n_teacher} teacher tokens, {n_student} student tokens, {n_bytes} bytes; ")
-    print(f"hidden {args.hidden}, {args.layers} layers, {subset.teacher.device}, {args.threads} threads", flush=True)
+    print(
+        f"hidden {args.hidden}, {args.layers} layers, {subset.stages.teacher.device}, {args.threads} threads",
+        flush=True,
+    )
 
     stats: dict[str, dict[str, float]] = {}
 

@@ -83,17 +83,17 @@ def make_teacher(tokenizer: str, size: str, folder: Path) -> tuple[str, int]:
 @torch.inference_mode()
 def plain(scorer: Scorer, documents: list[Document], top_k: int) -> int:
     """Teacher forward + fp32 log-softmax + top-k, batched like the engine's. Returns teacher tokens."""
-    trees = []
+    trees, stages = [], scorer.stages
     for d in documents:
-        ids, _ = scorer.vocabulary.encode(d.text)
-        trees.append(scorer.builder.build(scorer.vocabulary.prefix_bytes + d.text.encode(), ids, [], scorer.bos))
-    windows = [w for t in trees for w in windows_of(t, max_length=scorer.teacher.max_length, overlap=128)]
-    width = len(scorer.emitter.real)
+        ids, _ = stages.vocabulary.encode(d.text)
+        trees.append(stages.builder.build(stages.vocabulary.prefix_bytes + d.text.encode(), ids, [], stages.bos))
+    windows = [w for t in trees for w in windows_of(t, max_length=scorer.stages.teacher.max_length, overlap=128)]
+    width = len(scorer.stages.emitter.real)
     rows = max(1, 6_000_000 // width)
-    for batch in batches(windows, scorer.run.teacher.batch_tokens):
-        for hidden in scorer.teacher.hidden([windows[i].window for i in batch]):
+    for batch in batches(windows, scorer.stages.run.teacher.batch_tokens):
+        for hidden in scorer.stages.teacher.hidden([windows[i].window for i in batch]):
             for part in hidden.split(rows):
-                torch.topk(torch.log_softmax(scorer.teacher.logits(part)[:, :width], -1), min(top_k, width))
+                torch.topk(torch.log_softmax(scorer.stages.teacher.logits(part)[:, :width], -1), min(top_k, width))
     return sum(len(t.trunk) for t in trees)
 
 
@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         scorers[f"all {len(students)}"] = make_scorer(teacher, students, args.top_k, args.regime)
     base = scorers["same"]
     print(
-        f"{len(documents)} documents, top_k {args.top_k}, {torch.get_num_threads()} threads, {base.teacher.device}, "
+        f"{len(documents)} documents, top_k {args.top_k}, {torch.get_num_threads()} threads, {base.stages.teacher.device}, "
         f"{'processor' if args.cpu else 'clock'} seconds"
     )
     warm: dict[str, float] = {}

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.beam.frontier import Frontier, OpenLeaf
 from engine.corpus.document import Document
+from engine.scoring.prepare import whole_passage
 from engine.scoring.scorer import Scorer
 from engine.teacher.evaluate import hidden_states
 from schemas.runfile import parse_run
@@ -81,10 +82,10 @@ def does(v: int, open_: bool, student: list[bytes | None]) -> str:
 
 def leaves(scorer: Scorer, document: Document) -> None:
     """Definitions 4 to 7: every context that is live at the boundary, and its leaves."""
-    part = scorer._prepare(document)
-    tree, pieces, student = part.tree, scorer.vocabulary.token_bytes, scorer.students[PRODUCT].token_bytes
-    hidden = hidden_states(scorer.teacher, [part], scorer.run.teacher)
-    prob = torch.softmax(scorer.teacher.logits(hidden)[:, : len(pieces)].double(), 1).numpy()
+    part = whole_passage(scorer.stages, document)
+    tree, pieces, student = part.tree, scorer.stages.vocabulary.token_bytes, scorer.stages.students[PRODUCT].token_bytes
+    hidden = hidden_states(scorer.stages.teacher, [part], scorer.stages.run.teacher)
+    prob = torch.softmax(scorer.stages.teacher.logits(hidden)[:, : len(pieces)].double(), 1).numpy()
     boundary = (part.views[PRODUCT].boundaries or [])[ROW]
     print(f"{TEXT!r}, row {ROW}, byte {boundary.place}. Leaves: mass, string behind the boundary, what it does")
     for node, rule in boundary.leaves:
@@ -93,7 +94,7 @@ def leaves(scorer: Scorer, document: Document) -> None:
             weight *= prob[above, tree.token[path[-1]]]
             path.append(above)
         print(f"  context {' '.join(show(pieces[tree.token[n]]) for n in path[-2::-1])}, w = {weight:.3f}")
-        for token, v, open_, _ in zip(*scorer.aligners[PRODUCT].book.resolved(rule, boundary.last), strict=True):
+        for token, v, open_, _ in zip(*scorer.stages.aligners[PRODUCT].book.resolved(rule, boundary.last), strict=True):
             string = (pieces[token] or b"")[boundary.place - tree.end[node] :]
             if (mass := weight * prob[node, token]) > 1e-6:
                 print(f"    {mass:.3f}  {show(string)}: {does(v, open_, student)}")
@@ -101,9 +102,9 @@ def leaves(scorer: Scorer, document: Document) -> None:
 
 def row(scorer: Scorer, document: Document, budget: float) -> None:
     """Definition 13: each split of the boundary's leaves, and the row that is stored. budget: nodes for each token."""
-    pieces, student = scorer.vocabulary.token_bytes, scorer.students[PRODUCT].token_bytes
-    assert scorer.beam_search is not None
-    scorer.beam_search.spending[PRODUCT] = replace(scorer.beam_search.spending[PRODUCT], per_token=budget)
+    pieces, student = scorer.stages.vocabulary.token_bytes, scorer.stages.students[PRODUCT].token_bytes
+    assert scorer.stages.beam_search is not None
+    scorer.stages.beam_search.spending[PRODUCT] = replace(scorer.stages.beam_search.spending[PRODUCT], per_token=budget)
     split = Frontier.split
 
     def traced(front: Frontier, item: OpenLeaf, *rest: Any, **more: Any) -> list[OpenLeaf]:
@@ -121,7 +122,7 @@ def row(scorer: Scorer, document: Document, budget: float) -> None:
     print(f"budget {budget:g}")
     with patch.object(Frontier, "split", traced):
         table = scorer.score_unit([document]).products[PRODUCT]
-    k, get = scorer.run.targets.top_k, {name: table[name][0].as_py() for name in table.column_names[6:]}
+    k, get = scorer.stages.run.targets.top_k, {name: table[name][0].as_py() for name in table.column_names[6:]}
     found = zip(get["topk_ids"][ROW * k :], get["topk_logps"][ROW * k : (ROW + 1) * k], strict=False)
     q = ", ".join(f"{show(student[t])} {math.exp(p):.3f}" for t, p in found if p > -9)
     print(f"  q: {q}; err {get['err'][ROW]:.3f}, excluded {get['excluded_mass'][ROW]:.3f}")

@@ -1,8 +1,12 @@
-"""Stage 10: everything that one actor loads and derives once: the teacher, the vocabularies, and the stages made of them."""
+"""All that an actor needs to score documents, loaded and derived once: teacher, vocabularies, and the stages made of them.
+
+run file -> Stages, a value: nothing in it changes while documents are scored, but the calibration of its beam search
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,162 +23,238 @@ from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.vocabulary import Vocabulary
+from engine.chat.conversation import ChatSide
 from engine.chat.special_tokens import SpecialBorders
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
 from engine.plan.regimes import bos_of, regimes_of
-from engine.plan.vocabularies import load_vocabularies
+from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from engine.targets.emit import Emitter
 from engine.targets.exact_rows import Refinement
 from engine.targets.pushforward import PushForward
 from engine.targets.teacher_rows import JoinedEnds, Statistics
-from engine.teacher.model import load_teacher
+from engine.teacher.model import Teacher, load_teacher
 from engine.teacher.pruning import Pruner
 from schemas.errors import TeacherError
+from schemas.manifest import Regime
 from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
 from schemas.runfile import RunConfig
 from schemas.target import row_schema
 
 KEPT_TOKENS = 128
+"""Heaviest next tokens of a context that the beam search keeps one by one, where a tolerance is given; else all."""
 LEAST_SHARE = 1e-4
+"""Leaves of a smaller share of their boundary's mass are not looked at one by one, where a tolerance is given."""
 
 
-class Loaded:
-    """The loaded teacher and all that is derived from the tokenizers. Built once per actor."""
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """What the run file asks for, ready to be used. Dictionaries are by product, in the order in which products are stored."""
 
-    def __init__(self, run: RunConfig) -> None:
-        self.run = run
-        config = run.teacher
-        known = load_vocabularies(run)
-        self.vocabulary, self.students, self.chat = known.teacher, known.students, known.chat
-        as_it_comes = self.chat[TEACHER].full if self.chat else self.vocabulary
-        self.teacher = load_teacher(config, run.locate(config.model), tokenizer_end=as_it_comes.eos_id)
-        self.bos = () if self.chat else bos_of(run, self.vocabulary)  # a conversation's BOS is its template's
-        if self.chat:
-            ends = (*self.teacher.end_ids, *([] if self.vocabulary.eos_id is None else [self.vocabulary.eos_id]))
-            self.teacher = replace(self.teacher, end_ids=tuple(dict.fromkeys(ends)))
-        self.regimes = regimes_of(run, self.vocabulary, self.students)
-        self.products = self._asked()
-        self.schemas = {product: self._schema(product) for product in self.products}
-        self._build()
-        self.borders: SpecialBorders | None = None
-        if run.corpus.specials == "boundary":
-            sides, ends = {TEACHER: self.vocabulary, **self.students}, self.teacher.end_ids
-            end, given = run.targets.end, bool(self.bos)
-            self.borders = SpecialBorders.make(sides, ends, end=end, given=given, bytes_end=BYTES_END)
-        if self.chat:
-            self.emitter = replace(self.emitter, joined=self._joined_ends())
-
-    def _joined_ends(self) -> dict[str, JoinedEnds]:
-        """In a conversation the teacher's ends are one event for every student, also for one with its tokenizer."""
-        ends = [i for i in self.teacher.end_ids if i in self.vocabulary.specials]
-        found = {p: self.students[p].eos_id for p, regime in self.regimes.items() if regime == "same"}
-        return {product: JoinedEnds(ends, end) for product, end in found.items() if end is not None}
-
-    def _build(self) -> None:
-        vocabulary, teacher, targets = self.vocabulary, self.teacher, self.run.targets
-        if teacher.vocab_rows < vocabulary.size:
-            raise TeacherError(
-                f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to "
-                f"{vocabulary.size - 1}; want one row per token. Check that model and tokenizer belong together."
-            )
-        is_token = [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)]
-        real = torch.tensor(is_token, device=teacher.device)
-        ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
-        specials = sorted(vocabulary.specials)
-        merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
-        self.builder = ContextBuilder(vocabulary, merges, splitter)
-        self.canonical = CanonicalNext(vocabulary, merges, splitter, device=teacher.device)
-        tokens = TeacherTokens(vocabulary)
-        self.aligners: dict[str, Aligner] = {}
-        self.expansions: dict[str, tuple[Expansion, Trie]] = {}
-        self.outcomes: dict[str, StringRules] = {}
-        fast: dict[str, PushForward] = {}
-        for product, student in self.students.items():
-            if self.regimes[product] == "subset":
-                expansion = subset_expansion(vocabulary, student)
-                self.expansions[product] = (expansion, build_trie(expansion))
-            elif self.regimes[product] in ("fast", "beam"):
-                book = RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
-                self.outcomes[product] = StringRules(vocabulary, book)
-                self.aligners[product] = Aligner(book, vocabulary.prefix_bytes, self.outcomes[product])
-                fast[product] = PushForward(
-                    book,
-                    teacher_rows=vocabulary.size,
-                    end_ids=ends,
-                    special_ids=specials,
-                    device=teacher.device,
-                    tolerance=targets.tolerance if self.regimes[product] == "beam" else None,
-                )
-        if targets.bytes:
-            expansion = byte_expansion(vocabulary)
-            self.expansions[BYTES] = (expansion, build_trie(expansion))
-        exact = {
-            product: Refinement.make(trie, expansion, ends, np.flatnonzero(is_token), teacher.device)
-            for product, (expansion, trie) in self.expansions.items()
-        }
-        self.pruner = None
-        if targets.eps > 0:
-            trie = self.expansions[BYTES][1] if targets.bytes else build_trie(byte_expansion(vocabulary))
-            self.pruner = Pruner(teacher, trie, real, targets.eps)
-        top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in self.products}
-        self.emitter = Emitter(
-            top_k,
-            real,
-            fast,
-            exact,
-            self.canonical,
-            masked=targets.semantics == "canonical-masked",
-            draws=dict.fromkeys(self.students, targets.draws) if targets.codec == "sample" else {},
-            seed=targets.seed,
-            statistics=Statistics.make(vocabulary, ends, teacher.device) if targets.teacher_stats else None,
-        )
-        self.beam_search = self._make_beam_search(real, specials) if self.aligners else None
-
-    def _make_beam_search(self, real: torch.Tensor, specials: list[int]) -> BeamSearch:
-        targets, device, size = self.run.targets, self.teacher.device, self.vocabulary.size
-        budget = 0.0 if targets.regime == "fast" else targets.max_nodes_per_token
-        spending = Spending(targets.tolerance, budget, LEAST_SHARE if targets.tolerance else 0.0)
-        top = KEPT_TOKENS if targets.tolerance else size
-        finders = {
-            product: LeafFinder(aligner.book, size, device, top=top, least=spending.least)
-            for product, aligner in self.aligners.items()
-        }
-        heads = {p: (o.heads.of_token, o.heads.count) for p, o in self.outcomes.items()}
-        return BeamSearch(
-            finders,
-            self.outcomes,
-            dict.fromkeys(self.aligners, spending),
-            Sketcher(heads, specials, top, size, device),
-            real,
-            self.canonical,
-            masked=targets.semantics == "canonical-masked",
-            max_length=self.teacher.max_length,
-        )
-
-    def _asked(self) -> list[str]:
-        targets = self.run.targets
-        asked = {
-            TEACHER: targets.teacher,
-            **dict.fromkeys(self.students, True),
-            BYTES: targets.bytes,
-            HIDDEN: targets.hidden,
-        }
-        return [product for product, wanted in asked.items() if wanted]
-
-    def _schema(self, product: str) -> pa.Schema:
-        if product == HIDDEN:
-            return row_schema("hidden")
-        codec = self.run.targets.codec if product in self.students else "topk"
-        return row_schema(codec, product == TEACHER and self.run.targets.teacher_stats)
-
-    def refined(self, product: str) -> tuple[Trie, Expansion]:
-        expansion, trie = self.expansions[product]
-        return trie, expansion
+    run: RunConfig
+    # ---- texts -> tokens
+    vocabulary: Vocabulary  # the teacher's, as it reads a text (in conversations: the content of a message)
+    students: dict[str, Vocabulary]
+    chat: dict[str, ChatSide]  # of conversations; else empty
+    borders: SpecialBorders | None  # with [corpus] specials = "boundary"
+    bos: tuple[int, ...]  # teacher tokens before every text
+    # ---- what is stored
+    regimes: dict[str, Regime]  # of students
+    products: tuple[str, ...]
+    schemas: dict[str, pa.Schema]
+    # ---- tokens -> contexts and what each product makes of them
+    builder: ContextBuilder
+    canonical: CanonicalNext
+    aligners: dict[str, Aligner]  # students of regimes fast and beam
+    strings: dict[str, StringRules]  # the same
+    expansions: dict[str, tuple[Expansion, Trie]]  # subset students and bytes
+    # ---- contexts -> hidden states -> rows
+    teacher: Teacher
+    pruner: Pruner | None  # with [targets] eps above 0
+    beam_search: BeamSearch | None  # where there are aligners
+    emitter: Emitter
 
     def end_id(self, product: str) -> int | None:
+        """The token that closes a text in this product; None when ends are not scored, or it has no such token."""
         if not self.run.targets.end:
             return None
         if product == BYTES:
             return BYTES_END
         return (self.vocabulary if product in (TEACHER, HIDDEN) else self.students[product]).eos_id
+
+
+def load_stages(run: RunConfig) -> Stages:
+    """Load the tokenizers and the teacher that a (pinned) run file names, and derive the rest.
+
+    Raises TokenizerError, TeacherError, and RunFileError for what these tokenizers do not allow.
+    """
+    known = load_vocabularies(run)
+    as_it_comes = known.chat[TEACHER].full if known.chat else known.teacher
+    teacher = load_teacher(run.teacher, run.locate(run.teacher.model), tokenizer_end=as_it_comes.eos_id)
+    if known.chat and known.teacher.eos_id is not None:  # the end of a turn is an end, too
+        teacher = replace(teacher, end_ids=tuple(dict.fromkeys((*teacher.end_ids, known.teacher.eos_id))))
+    return derive_stages(run, known, teacher, regimes_of(run, known.teacher, known.students))
+
+
+def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes: dict[str, Regime]) -> Stages:
+    """Stages from what is loaded. Raises TeacherError when the model has fewer output rows than its tokenizer has ids."""
+    vocabulary, students, targets = known.teacher, known.students, run.targets
+    if teacher.vocab_rows < vocabulary.size:
+        raise TeacherError(
+            f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to "
+            f"{vocabulary.size - 1}; want one row per token. Check that model and tokenizer belong together."
+        )
+    products = _products(run, students)
+    is_token = [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)]
+    real = torch.tensor(is_token, device=teacher.device)  # bool [V]: some ids below V belong to no token
+    ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
+    merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
+    canonical = CanonicalNext(vocabulary, merges, splitter, device=teacher.device)
+    bos = () if known.chat else bos_of(run, vocabulary)  # a conversation's BOS is its template's
+    borders = None
+    if run.corpus.specials == "boundary":
+        borders = SpecialBorders.make(
+            known.by_product, teacher.end_ids, end=targets.end, given=bool(bos), bytes_end=BYTES_END
+        )
+    books = _rule_books(vocabulary, students, regimes)
+    strings = {product: StringRules(vocabulary, book) for product, book in books.items()}
+    aligners = {product: Aligner(book, vocabulary.prefix_bytes, strings[product]) for product, book in books.items()}
+    expansions = _expansions(run, vocabulary, students, regimes)
+    top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in products}
+    emitter = Emitter(
+        top_k,
+        real,
+        {
+            product: _push_forward(run, book, regimes[product], teacher, vocabulary, ends)
+            for product, book in books.items()
+        },
+        {
+            product: Refinement.make(trie, expansion, ends, np.flatnonzero(is_token), teacher.device)
+            for product, (expansion, trie) in expansions.items()
+        },
+        canonical,
+        masked=targets.semantics == "canonical-masked",
+        joined=_joined_ends(known, regimes, ends) if known.chat else {},
+        draws=dict.fromkeys(students, targets.draws) if targets.codec == "sample" else {},
+        seed=targets.seed,
+        statistics=Statistics.make(vocabulary, ends, teacher.device) if targets.teacher_stats else None,
+    )
+    pruner = None
+    if targets.eps > 0:
+        trie = expansions[BYTES][1] if BYTES in expansions else build_trie(byte_expansion(vocabulary))
+        pruner = Pruner(teacher, trie, real, targets.eps)
+    return Stages(
+        run=run,
+        vocabulary=vocabulary,
+        students=students,
+        chat=known.chat,
+        borders=borders,
+        bos=bos,
+        regimes=regimes,
+        products=products,
+        schemas={product: _schema(run, product) for product in products},
+        builder=ContextBuilder(vocabulary, merges, splitter),
+        canonical=canonical,
+        aligners=aligners,
+        strings=strings,
+        expansions=expansions,
+        teacher=teacher,
+        pruner=pruner,
+        beam_search=_beam_search(run, vocabulary, teacher, aligners, strings, real, canonical) if aligners else None,
+        emitter=emitter,
+    )
+
+
+# ---- what is stored --------------------------------------------------------------------------------------------------
+
+
+def _products(run: RunConfig, students: Sequence[str] | dict[str, Vocabulary]) -> tuple[str, ...]:
+    targets = run.targets
+    asked = {TEACHER: targets.teacher, **dict.fromkeys(students, True), BYTES: targets.bytes, HIDDEN: targets.hidden}
+    return tuple(product for product, wanted in asked.items() if wanted)
+
+
+def _schema(run: RunConfig, product: str) -> pa.Schema:
+    if product == HIDDEN:
+        return row_schema("hidden")
+    codec = "topk" if product in (TEACHER, BYTES) else run.targets.codec
+    return row_schema(codec, product == TEACHER and run.targets.teacher_stats)
+
+
+# ---- how each product is made ----------------------------------------------------------------------------------------
+
+
+def _rule_books(
+    vocabulary: Vocabulary, students: dict[str, Vocabulary], regimes: dict[str, Regime]
+) -> dict[str, RuleBook]:
+    """Of the students that are made from boundaries, regimes fast and beam."""
+    tokens = TeacherTokens(vocabulary)
+    return {
+        product: RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
+        for product, student in students.items()
+        if regimes[product] in ("fast", "beam")
+    }
+
+
+def _expansions(
+    run: RunConfig, vocabulary: Vocabulary, students: dict[str, Vocabulary], regimes: dict[str, Regime]
+) -> dict[str, tuple[Expansion, Trie]]:
+    """Of the products that are exact (lemma 12): subset students, and bytes."""
+    found = {
+        product: subset_expansion(vocabulary, student)
+        for product, student in students.items()
+        if regimes[product] == "subset"
+    }
+    if run.targets.bytes:
+        found[BYTES] = byte_expansion(vocabulary)
+    return {product: (expansion, build_trie(expansion)) for product, expansion in found.items()}
+
+
+def _push_forward(
+    run: RunConfig, book: RuleBook, regime: Regime, teacher: Teacher, vocabulary: Vocabulary, ends: tuple[int, ...]
+) -> PushForward:
+    return PushForward(
+        book,
+        teacher_rows=vocabulary.size,
+        end_ids=ends,
+        special_ids=sorted(vocabulary.specials),
+        device=teacher.device,
+        tolerance=run.targets.tolerance if regime == "beam" else None,
+    )
+
+
+def _joined_ends(known: Vocabularies, regimes: dict[str, Regime], ends: tuple[int, ...]) -> dict[str, JoinedEnds]:
+    """In a conversation the teacher's ends are one event for every student, also for one with its tokenizer."""
+    found = {p: known.students[p].eos_id for p, regime in regimes.items() if regime == "same"}
+    return {product: JoinedEnds(list(ends), end) for product, end in found.items() if end is not None}
+
+
+def _beam_search(
+    run: RunConfig,
+    vocabulary: Vocabulary,
+    teacher: Teacher,
+    aligners: dict[str, Aligner],
+    strings: dict[str, StringRules],
+    real: torch.Tensor,
+    canonical: CanonicalNext,
+) -> BeamSearch:
+    targets, device, size = run.targets, teacher.device, vocabulary.size
+    budget = 0.0 if targets.regime == "fast" else targets.max_nodes_per_token
+    spending = Spending(targets.tolerance, budget, LEAST_SHARE if targets.tolerance else 0.0)
+    top = KEPT_TOKENS if targets.tolerance else size
+    finders = {
+        product: LeafFinder(aligner.book, size, device, top=top, least=spending.least)
+        for product, aligner in aligners.items()
+    }
+    heads = {product: (known.heads.of_token, known.heads.count) for product, known in strings.items()}
+    return BeamSearch(
+        finders,
+        strings,
+        dict.fromkeys(aligners, spending),
+        Sketcher(heads, sorted(vocabulary.specials), top, size, device),
+        real,
+        canonical,
+        masked=targets.semantics == "canonical-masked",
+        max_length=teacher.max_length,
+    )

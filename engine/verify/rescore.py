@@ -90,7 +90,7 @@ class Rescorer:
         places = self._random(count)
         scorer = Scorer(self.run)
         if learns(self.plan):
-            scorer.recall(*read_calibration(self.store, self.plan, scorer.head_counts))
+            scorer.use_calibration(*read_calibration(self.store, self.plan, scorer.head_counts))
         comparisons = {product: Comparison("rescored", product) for product in self.plan.products}
         for product, pair in self._pairs(scorer, places, comparisons):
             rescored(comparisons[product], pair, tolerance)
@@ -120,7 +120,7 @@ class Rescorer:
             stored = load(self.store.read(HEAD))
         except (SafetensorError, ValueError):
             return
-        mine = head_tensors(scorer.teacher)
+        mine = head_tensors(scorer.stages.teacher)
         for name in sorted(mine.keys() | stored.keys()):
             if name not in stored or name not in mine or not torch.equal(stored[name], mine[name]):
                 yield Finding(

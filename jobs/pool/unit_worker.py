@@ -41,8 +41,8 @@ class UnitWorker:
         if sample is not None:
             self.learn(sample, True)
         if run.targets.hidden:
-            publish_head(self._store, self._scorer.teacher)
-        teacher = self._scorer.teacher
+            publish_head(self._store, self._scorer.stages.teacher)
+        teacher = self._scorer.stages.teacher
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""
 
@@ -54,19 +54,19 @@ class UnitWorker:
         self._recall()
         if not self._learns:
             return
-        self._left_out += self._scorer.learn(documents)
+        self._left_out += self._scorer.learn_calibration(documents)
         self._learned |= {document.doc_row for document in documents}
         if last:
-            self._scorer.calibrate([])
+            self._scorer.finish_calibration()
             died = [
                 refusal(document, "worker_died", how) for document, how in lost if document.doc_row not in self._learned
             ]
-            publish_calibration(self._store, self._plan, self._scorer.means, [*self._left_out, *died])
+            publish_calibration(self._store, self._plan, self._scorer.calibration.mean_rows, [*self._left_out, *died])
             self._recall()
 
     def _recall(self) -> None:
         if self._learns and self._store.exists(MEANS):
-            self._scorer.recall(*read_calibration(self._store, self._plan, self._scorer.head_counts))
+            self._scorer.use_calibration(*read_calibration(self._store, self._plan, self._scorer.head_counts))
             self._learns = False
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:

@@ -55,10 +55,10 @@ def test_what_is_read_back_is_what_was_learned(tmp_path: Path) -> None:
     run, plan, documents = begin(tmp_path)
     scorer = Scorer(run)
     scorer.calibrate(documents)
-    publish_calibration(run.output, plan, scorer.means, [])
+    publish_calibration(run.output, plan, scorer.calibration.mean_rows, [])
     found = read_calibration(run.output, plan, scorer.head_counts)[0].mean_rows
-    assert learns(plan) and found.keys() == scorer.means.keys() and len(found) > 20
-    for token, row in scorer.means.items():
+    assert learns(plan) and found.keys() == scorer.calibration.mean_rows.keys() and len(found) > 20
+    for token, row in scorer.calibration.mean_rows.items():
         assert found[token].ids.tolist() == row.ids.tolist() and found[token].prob.tolist() == row.prob.tolist()
         assert (found[token].special, found[token].total) == (row.special, row.total)
         assert {p: h.tolist() for p, h in found[token].heads.items()} == {p: h.tolist() for p, h in row.heads.items()}
@@ -151,10 +151,10 @@ def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) ->
     shorter.calibrate(documents[:1])
     (out / MEANS).unlink()
     with pytest.raises(OutputError, match="not the one that unit 0 was scored with"):
-        publish_calibration(out, plan, shorter.means, [])
+        publish_calibration(out, plan, shorter.calibration.mean_rows, [])
     for name in sorted(out.glob("_engine/shards/*")):
         name.rename(tmp_path / name.name)
-    publish_calibration(out, plan, shorter.means, [])
+    publish_calibration(out, plan, shorter.calibration.mean_rows, [])
     for unit in range(len(units)):
         (tmp_path / f"{unit:05d}.json").rename(out / seal_name(unit))
     assert [finding.file for finding in verify(out).findings] == [MEANS]
@@ -167,7 +167,7 @@ def foreign(folder: Path) -> bytes:
     run, plan, documents = begin(folder / "other")
     scorer = Scorer(run)
     scorer.calibrate(documents[:1])
-    publish_calibration(run.output, plan.model_copy(update={"fingerprint": "0" * 64}), scorer.means, [])
+    publish_calibration(run.output, plan.model_copy(update={"fingerprint": "0" * 64}), scorer.calibration.mean_rows, [])
     return (folder / "other" / "out" / MEANS).read_bytes()
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.alignment.passage import Passage
+from engine.scoring.prepare import whole_passage
 from engine.scoring.scorer import Scorer
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
@@ -58,16 +59,16 @@ def _last_state(model: Any, path: tuple[int, ...]) -> torch.Tensor:
 
 def rows_of(made: Scorer, docs: list[Passage]) -> tuple[TopK, int]:
     """What Scorer._score_group does, before anything is rounded: rows, and the evaluations spent on splits."""
-    assert made.beam_search is not None
+    assert made.stages.beam_search is not None
     batches: list[OpenBatch] = []
-    hidden = hidden_states(made.teacher, docs, made.run.teacher, made.pruner, open_batches=batches)
-    spent = made.beam_search.search(docs, hidden, batches, made.teacher.logits)
-    return cast(TopK, made.emitter.emit(docs, hidden, made.teacher.logits)[STUDENT]), int(spent.sum())
+    hidden = hidden_states(made.stages.teacher, docs, made.stages.run.teacher, made.stages.pruner, open_batches=batches)
+    spent = made.stages.beam_search.search(docs, hidden, batches, made.stages.teacher.logits)
+    return cast(TopK, made.stages.emitter.emit(docs, hidden, made.stages.teacher.logits)[STUDENT]), int(spent.sum())
 
 
 def alone(made: Scorer) -> Scorer:
-    values = {f.name: getattr(made.teacher, f.name) for f in dataclasses.fields(Teacher)}
-    made.teacher = Alone(**values)
+    values = {f.name: getattr(made.stages.teacher, f.name) for f in dataclasses.fields(Teacher)}
+    made.stages = dataclasses.replace(made.stages, teacher=Alone(**values))
     return made
 
 
@@ -82,8 +83,8 @@ def test_split_rows_are_those_of_plain_forward_passes(semantics: str):
         tolerance=0.02,
         semantics=semantics,
     )
-    ours, spent = rows_of(made, [made._prepare(d) for d in documents(TEXTS)])
-    theirs, again = rows_of(alone(made), [made._prepare(d) for d in documents(TEXTS)])
+    ours, spent = rows_of(made, [whole_passage(made.stages, d) for d in documents(TEXTS)])
+    theirs, again = rows_of(alone(made), [whole_passage(made.stages, d) for d in documents(TEXTS)])
     assert abs(spent - again) <= 2 and spent > 100  # a tie at the end of the budget may fall the other way
     assert ours.scored.all() and (ours.scored == theirs.scored).all()
     for k in range(len(ours.scored)):
@@ -108,7 +109,7 @@ def test_widths_of_a_real_pair_fall_with_the_budget(record_property: Any):
             max_nodes_per_token=budget,
             tolerance=0.02,
         )
-        rows, spent = rows_of(made, [made._prepare(d) for d in documents(TEXTS)])
+        rows, spent = rows_of(made, [whole_passage(made.stages, d) for d in documents(TEXTS)])
         assert spent <= budget * len(rows.scored) + 1e-9
         assert before is None or (rows.err <= before + 1e-5)[rows.scored].all()
         before, means[budget] = rows.err, round(float(rows.err[rows.scored].mean()), 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.corpus.document import Document, Message
 from engine.dataset.invariants import check_rows
 from engine.dataset.parquet import round_rows
-from engine.scoring.scorer import BYTES, TEACHER, Scorer
+from engine.scoring.scorer import Scorer
+from schemas.products import BYTES, TEACHER
 from schemas.runfile import parse_run
 from schemas.target import FLAG_CONTEXT, FLAG_END, FLAG_EXACT
 from tests.support.chats import END_OF_TURN, chat_teacher, with_template
@@ -86,7 +88,7 @@ def spelled(vocabulary: Vocabulary | None, ids: Sequence[int] | np.ndarray) -> b
 
 
 def vocabulary_of(ready: Scorer, product: str) -> Vocabulary | None:
-    return None if product == BYTES else ready.chat[product].full
+    return None if product == BYTES else ready.stages.chat[product].full
 
 
 def contents_of(talk: Sequence[Message], strip: bool = False) -> list[tuple[str, int, int, str]]:
@@ -119,7 +121,7 @@ def check(ready: Scorer, product: str, table: pa.Table, talk: Sequence[Message],
     for run, (_, begin, end, content) in zip(runs, wanted, strict=True):
         closed = bool(flags[run[-1]] & FLAG_END)
         inside = run[:-1] if closed else run
-        prefix = vocabulary.prefix_bytes if vocabulary and ready.chat[product].vocabulary.prefix_bytes else b""
+        prefix = vocabulary.prefix_bytes if vocabulary and ready.stages.chat[product].vocabulary.prefix_bytes else b""
         assert spelled(vocabulary, ids[inside]) == (prefix + content.encode() if content else b"")
         starts = np.concatenate([[begin], ends[inside]])[: len(inside)]
         for token, first, last in zip(ids[inside], starts, ends[inside], strict=True):
@@ -138,7 +140,7 @@ def test_every_side_is_aligned_and_only_assistants_are_scored(chatml: Scorer) ->
     unit = chatml.score_unit([document(TALK)])
     assert unit.quarantine == [] and set(unit.products) == set(PRODUCTS)
     wanted = {"llama3": "beam", "gemma": "beam", "llama2": "beam", "same": "same", "sub": "subset"}
-    assert chatml.regimes == {f"student/{name}": regime for name, regime in wanted.items()}
+    assert chatml.stages.regimes == {f"student/{name}": regime for name, regime in wanted.items()}
     for product, table in unit.products.items():
         check(chatml, product, table, TALK)
     assert unit.stats["teacher.positions"] == len(row_of(unit.products[TEACHER])["token_ids"])
@@ -149,7 +151,7 @@ def test_the_line_is_what_the_side_reads(chatml: Scorer, product: str) -> None:
     """With specials known, the whole rendered text has these tokens; literal specials in contents are the one difference."""
     talk = [Message(m.role, m.content.replace("<|", "<").replace("|>", ">").strip() or "y") for m in TALK]
     row = row_of(chatml.score_unit([document(talk)]).products[product])
-    side = chatml.chat[product]
+    side = chatml.stages.chat[product]
     text = side.template.render(talk).text
     tokenizer = side._marked[False]
     if side.full.prefix_bytes:  # the tokens of template and contents are apart; their text is the same
@@ -167,7 +169,7 @@ def test_the_line_is_what_the_side_reads(chatml: Scorer, product: str) -> None:
 
 def test_special_strings_in_contents_are_plain_text(chatml: Scorer) -> None:
     for product in (TEACHER, "student/llama3"):
-        side = chatml.chat[product]
+        side = chatml.stages.chat[product]
         ids = row_of(chatml.score_unit([document(TALK)]).products[product])["token_ids"]
         style = "chatml" if product == TEACHER else "llama3"
         end = side.full.tokenizer.token_to_id(END_OF_TURN[style])
@@ -180,8 +182,8 @@ def test_the_teachers_rows_are_the_models_own(chatml: Scorer) -> None:
     row = row_of(chatml.score_unit([document(TALK)]).products[TEACHER])
     ids, scored = row["token_ids"], np.array(row["scored"])
     with torch.inference_mode():
-        logits = chatml.teacher.model(torch.tensor([ids])).logits[0].double()
-    logp = logits[:, : chatml.vocabulary.size].log_softmax(-1).numpy()
+        logits = chatml.stages.teacher.model(torch.tensor([ids])).logits[0].double()
+    logp = logits[:, : chatml.stages.vocabulary.size].log_softmax(-1).numpy()
     at = np.flatnonzero(scored)
     gold = logp[at - 1, np.array(ids)[at]]
     np.testing.assert_allclose(np.array(row["gold_logp"])[at], gold, atol=1e-4)
@@ -196,12 +198,12 @@ def test_the_ends_of_the_teacher_add_up(chatml: Scorer, product: str) -> None:
     own = row_of(chatml.score_unit([document(TALK[:1] + (Message("assistant", ""),))]).products[TEACHER])
     prompt = own["token_ids"][: int(np.flatnonzero(own["scored"])[0])]
     with torch.inference_mode():
-        logits = chatml.teacher.model(torch.tensor([prompt])).logits[0, -1].double()
-    p = logits[: chatml.vocabulary.size].softmax(-1).numpy()
-    ends = [chatml.vocabulary.tokenizer.token_to_id(t) for t in ("<|im_end|>", "<|endoftext|>", "<|eos|>")]
-    assert set(chatml.teacher.end_ids) == set(ends)
+        logits = chatml.stages.teacher.model(torch.tensor([prompt])).logits[0, -1].double()
+    p = logits[: chatml.stages.vocabulary.size].softmax(-1).numpy()
+    ends = [chatml.stages.vocabulary.tokenizer.token_to_id(t) for t in ("<|im_end|>", "<|endoftext|>", "<|eos|>")]
+    assert set(chatml.stages.teacher.end_ids) == set(ends)
     assert len({p[end] for end in ends}) == 3 and p[ends].sum() > p[ends].max() * 1.01
-    others = [i for i in chatml.vocabulary.specials if i not in ends]
+    others = [i for i in chatml.stages.vocabulary.specials if i not in ends]
     text = 1.0 if product == "student/same" else 1 - p[others].sum()  # other specials are excluded
     assert np.exp(row["gold_logp"][at]) == pytest.approx(p[ends].sum() / text, rel=1e-4)
     if product == "student/same":
@@ -223,10 +225,8 @@ def test_a_part_is_the_bare_text_behind_its_prompt(chatml: Scorer, folder: Path,
     assert not chat.quarantine
     own = row_of(chat.products[TEACHER])
     begin = int(np.flatnonzero(own["scored"])[0])
-    plain = scorer(folder / "t", {})
-    plain.__dict__.update({k: v for k, v in ready.__dict__.items() if k != "chat"}, chat={})
-    plain.bos = tuple(own["token_ids"][:begin])
-    bare = plain.score_unit([Document("d0", 0, talk[1].content, "c", "line 1")])
+    plain = dataclasses.replace(ready.stages, chat={}, bos=tuple(own["token_ids"][:begin]))
+    bare = Scorer(plain.run, plain).score_unit([Document("d0", 0, talk[1].content, "c", "line 1")])
     assert not bare.quarantine
     for product, table in chat.products.items():
         ours, theirs = row_of(table), row_of(bare.products[product])
@@ -309,12 +309,12 @@ def test_a_content_longer_than_the_context_is_read_in_windows_behind_its_prompt(
     unit = ready.score_unit([document((TALK[0], Message("assistant", long)))])
     assert not unit.quarantine
     own = row_of(unit.products[TEACHER])
-    assert len(own["token_ids"]) > ready.teacher.max_length
+    assert len(own["token_ids"]) > ready.stages.teacher.max_length
     at = np.flatnonzero(own["scored"])
-    assert spelled(ready.vocabulary, np.array(own["token_ids"])[at]) == long.encode()
+    assert spelled(ready.stages.vocabulary, np.array(own["token_ids"])[at]) == long.encode()
     begin, stop = int(at[0]), 400  # inside the first window nothing changes
     with torch.inference_mode():
-        logits = ready.teacher.model(torch.tensor([own["token_ids"][:stop]])).logits[0].double()
-    logp = logits[:, : ready.vocabulary.size].log_softmax(-1).numpy()
+        logits = ready.stages.teacher.model(torch.tensor([own["token_ids"][:stop]])).logits[0].double()
+    logp = logits[:, : ready.stages.vocabulary.size].log_softmax(-1).numpy()
     gold = logp[np.arange(begin - 1, stop - 1), own["token_ids"][begin:stop]]
     np.testing.assert_allclose(own["gold_logp"][begin:stop], gold, atol=1e-3)

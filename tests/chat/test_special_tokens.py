@@ -14,8 +14,9 @@ from engine.chat.special_tokens import SpecialBorders
 from engine.corpus.document import Document
 from engine.dataset.invariants import check_rows
 from engine.dataset.parquet import round_rows
-from engine.scoring.scorer import BYTES, TEACHER, Scorer
+from engine.scoring.scorer import Scorer
 from schemas.errors import BadDocument
+from schemas.products import TEACHER
 from schemas.runfile import parse_run
 from schemas.target import FLAG_CONTEXT, FLAG_END
 from tests.support.chats import with_template
@@ -60,7 +61,7 @@ def test_a_special_is_a_boundary_on_every_side(ready: Scorer) -> None:
     assert not unit.quarantine
     for product, table in unit.products.items():
         row = table.to_pylist()[0]
-        vocabulary = None if product == BYTES else ready.vocabulary if product == TEACHER else ready.students[product]
+        vocabulary = {TEACHER: ready.stages.vocabulary, **ready.stages.students}.get(product)  # None: bytes
         check_rows(round_rows(table), facts_of(len(row["topk_ids"]) // len(row["token_ids"]), 3000), where=product)
         ids, ends = row["token_ids"], row["byte_end"]
         eos, bos = (256, None) if vocabulary is None else (vocabulary.eos_id, vocabulary.bos_id)
@@ -78,17 +79,17 @@ def test_a_special_is_a_boundary_on_every_side(ready: Scorer) -> None:
 
 def test_the_teachers_rows_are_the_models_own(ready: Scorer) -> None:
     row = ready.score_unit([document(TEXT)]).products[TEACHER].to_pylist()[0]
-    ids = [*ready.bos, *row["token_ids"]]
+    ids = [*ready.stages.bos, *row["token_ids"]]
     with torch.inference_mode():
-        logp = ready.teacher.model(torch.tensor([ids])).logits[0].double().log_softmax(-1).numpy()
+        logp = ready.stages.teacher.model(torch.tensor([ids])).logits[0].double().log_softmax(-1).numpy()
     at = np.flatnonzero(row["scored"])
-    gold = logp[at + len(ready.bos) - 1, np.array(row["token_ids"])[at]]
+    gold = logp[at + len(ready.stages.bos) - 1, np.array(row["token_ids"])[at]]
     np.testing.assert_allclose(np.array(row["gold_logp"])[at], gold, atol=1e-4)
 
 
 def test_a_special_without_a_partner_sets_the_document_aside(tmp_path: Path, ready: Scorer) -> None:
     teacher = with_template(ASSETS / "teacher", tmp_path / "t", "chatml")
-    sides = {"teacher": load_vocabulary(str(teacher)), "student/bl": ready.students["student/bl"]}
+    sides = {"teacher": load_vocabulary(str(teacher)), "student/bl": ready.stages.students["student/bl"]}
     made = SpecialBorders.make(sides, (2047,), end=True, given=True, bytes_end=256)
     with pytest.raises(BadDocument, match=r"im_start.*role other.*student/bl") as caught:
         made.parts("a<|im_start|>b")
@@ -110,6 +111,6 @@ def test_specials_at_the_ends_and_side_by_side(ready: Scorer, text: str) -> None
 def test_subset_students_too(tmp_path: Path) -> None:
     ready = scorer("boundary", {"sub": write_subset(tmp_path / "sub")})
     unit = ready.score_unit([document(TEXT)])
-    assert not unit.quarantine and ready.regimes == {"student/sub": "subset"}
+    assert not unit.quarantine and ready.stages.regimes == {"student/sub": "subset"}
     row = unit.products["student/sub"].to_pylist()[0]
     assert sum(flag & FLAG_CONTEXT != 0 for flag in row["flags"]) == 1

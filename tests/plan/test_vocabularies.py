@@ -64,7 +64,7 @@ def test_a_tokenizer_apart_has_its_own_commit(tmp_path: Path, hub: Hub) -> None:
     assert (pinned.teacher.tokenizer, pinned.teacher.tokenizer_revision) == ("org/tokenizer", TOKENIZER)
     hub.commit("org/tokenizer", LATER, ASSETS / "student_bl")
     made = Scorer(pinned)
-    assert made.vocabulary.content_hash == plan.products["teacher"].tokenizer_hash
+    assert made.stages.vocabulary.content_hash == plan.products["teacher"].tokenizer_hash
     assert load_teacher_vocabulary(pinned).content_hash == plan.products["teacher"].tokenizer_hash
     assert load_teacher_vocabulary(run).content_hash == load_vocabulary(str(ASSETS / "student_bl")).content_hash
 

@@ -32,8 +32,8 @@ def whole(ready: Scorer) -> dict[str, pa.Table]:
 
 def with_batches(scorer: Scorer, batch_tokens: int) -> None:
     """The same scorer with another operational setting: the weights and rules need not be loaded again."""
-    teacher = scorer.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
-    scorer.run = scorer.run.model_copy(update={"teacher": teacher})
+    teacher = scorer.stages.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
+    scorer.stages = dataclasses.replace(scorer.stages, run=scorer.stages.run.model_copy(update={"teacher": teacher}))
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,10 @@ def test_grouping_batches_and_order_change_nothing_beyond_rounding(
     with_batches(ready, batch_tokens)
     again = score(ready, demo_documents(COUNT), group, backwards=backwards)
     with_batches(ready, 8192)
-    assert {ready.regimes[p] for p in ready.students} == {"beam", "same", "subset"} and {"bytes", "hidden"} <= set(
-        again
-    )
+    assert {ready.stages.regimes[p] for p in ready.stages.students} == {"beam", "same", "subset"} and {
+        "bytes",
+        "hidden",
+    } <= set(again)
     for product, table in again.items():
         for name, gap in gaps(whole[product], table).items():
             # a state is rounded to 8 bits of mantissa: a last bit may fall either way
@@ -57,11 +58,13 @@ def test_grouping_batches_and_order_change_nothing_beyond_rounding(
 
 def test_the_comparison_sees_what_it_should(ready: Scorer, whole: dict[str, pa.Table]) -> None:
     """A teacher that is off by 1e-3 nats is off in every product: the test above could fail."""
-    plain = ready.teacher
+    plain = ready.stages.teacher
     shift = torch.linspace(-1e-3, 1e-3, plain.vocab_rows)
-    ready.teacher = dataclasses.replace(plain, _logits=lambda hidden: plain.logits(hidden) + shift)
+    ready.stages = dataclasses.replace(
+        ready.stages, teacher=dataclasses.replace(plain, _logits=lambda hidden: plain.logits(hidden) + shift)
+    )
     again = score(ready, demo_documents(COUNT), COUNT)
-    ready.teacher = plain
+    ready.stages = dataclasses.replace(ready.stages, teacher=plain)
     for product, table in again.items():
         found = gaps(whole[product], table)
         assert product == "hidden" or found["topk_logps"].max() > 10 * BOUND_NATS

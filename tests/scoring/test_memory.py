@@ -13,6 +13,8 @@ import torch
 from benchmarks.determinism import BOUND_NATS, demo_documents, gaps
 from engine.corpus.document import Document
 from engine.scoring import memory
+from engine.scoring import scorer as scorer_module
+from engine.scoring.prepare import prepare
 from engine.scoring.scorer import Scorer
 from tests.scoring.test_scorer import demo
 
@@ -45,7 +47,7 @@ def limited(scorer: Scorer, most: int, fail: Callable[[int], None] = gpu) -> Ite
             refused.append(size)
             fail(size)
 
-    handle = scorer.teacher.model.base_model.register_forward_pre_hook(check, with_kwargs=True)
+    handle = scorer.stages.teacher.model.base_model.register_forward_pre_hook(check, with_kwargs=True)
     try:
         yield refused
     finally:
@@ -74,7 +76,7 @@ def test_a_document_too_large_alone_is_read_a_window_at_a_time(ready: Scorer) ->
     """Windows of 128 tokens; all of them together do not fit, two of them neither, one does."""
     documents = [long_document(0, 8), *(d for d in demo_documents(3) if d.doc_row)]
     plain = ready.score_unit(documents)
-    size = max(len(part.tree.token) for part in ready._work(documents[0]).parts)
+    size = max(len(part.tree.token) for part in prepare(ready.stages, documents[0]).parts)
     assert size > 3 * 128
     with limited(ready, 400) as refused:
         unit = ready.score_unit(documents)
@@ -96,20 +98,21 @@ def test_what_does_not_fit_in_any_way_is_quarantined_and_the_others_are_kept(rea
     assert {tuple(table["doc_id"].to_pylist()) for table in unit.products.values()} == {("s0", "s2")}
 
 
-@pytest.mark.parametrize("place", ["_work", "_group_result"])
-def test_want_of_memory_beside_the_forward_passes_is_of_one_document(
+@pytest.mark.parametrize("place", ["prepare", "_group_result"])
+def test_no_memory_beside_the_forward_passes_is_of_one_document(
     ready: Scorer, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before them, when the tree is made, and behind them, when rows become tables."""
-    documents, real = demo_documents(4), getattr(ready, place)
+    documents, owner = demo_documents(4), scorer_module if place == "prepare" else ready
+    real = getattr(owner, place)
 
-    def short(what: Any, *given: Any) -> Any:
-        rows = [what.doc_row] if place == "_work" else [work.document.doc_row for work in what]
+    def short(*given: Any) -> Any:
+        rows = [given[1].doc_row] if place == "prepare" else [work.document.doc_row for work in given[0]]
         if 2 in rows:
             raise MemoryError("Unable to allocate 9 GiB")
-        return real(what, *given)
+        return real(*given)
 
-    monkeypatch.setattr(ready, place, short)
+    monkeypatch.setattr(owner, place, short)
     unit = ready.score_unit(documents)
     assert [(record["doc_row"], record["reason"]) for record in unit.quarantine] == [(2, "oom")]
     assert "9 GiB" in unit.quarantine[0]["detail"]
@@ -121,13 +124,13 @@ def test_keys_and_values_are_given_up_last(ready: Scorer) -> None:
     """Rounds of the beam over a cache fail; scored again without one, the values are the same."""
     documents = [long_document(0, 3)]
     plain = ready.score_unit(documents)
-    assert ready.teacher.reuse
+    assert ready.stages.teacher.reuse
 
     def check(module: torch.nn.Module, given: tuple, named: dict) -> None:
         if named.get("past_key_values") is not None:
             gpu(named["input_ids"].numel())
 
-    handle = ready.teacher.model.base_model.register_forward_pre_hook(check, with_kwargs=True)
+    handle = ready.stages.teacher.model.base_model.register_forward_pre_hook(check, with_kwargs=True)
     unit = ready.score_unit(documents)
     handle.remove()
     assert not unit.quarantine and unit.stats["oom_retries"] > 1
@@ -141,8 +144,8 @@ def test_the_calibration_sample_is_read_in_smaller_passes_too() -> None:
         scorer = demo(max_length=128, overlap=32)
         with limited(scorer, most) as refused:
             scorer.calibrate([long_document(0, 8)])
-        assert bool(refused) is (most == 400) and scorer.beam_search is not None
-        means.append(scorer.beam_search.calibration.mean_rows)
+        assert bool(refused) is (most == 400) and scorer.stages.beam_search is not None
+        means.append(scorer.stages.beam_search.calibration.mean_rows)
     assert means[0].keys() == means[1].keys()
     for token, row in means[0].items():
         np.testing.assert_allclose(means[1][token].special, row.special, atol=1e-6)
@@ -165,10 +168,10 @@ def test_another_error_is_not_taken_for_want_of_memory(ready: Scorer) -> None:
 
 
 def test_the_ladder_goes_down_to_one_window_and_then_without_a_cache() -> None:
-    assert list(memory.smaller(8192, nodes=1000, longest=128, keeps=True)) == [
+    assert list(memory.smaller_ways(8192, nodes=1000, longest=128, keeps=True)) == [
         (500, True),
         (250, True),
         (125, True),
         (125, False),
     ]
-    assert list(memory.smaller(64, nodes=1000, longest=128, keeps=False)) == []
+    assert list(memory.smaller_ways(64, nodes=1000, longest=128, keeps=False)) == []

@@ -18,7 +18,9 @@ from engine.corpus.document import Document
 from engine.dataset.invariants import check_rows
 from engine.dataset.parquet import flat, lengths_of, round_rows
 from engine.dataset.unit_result import UnitResult
+from engine.plan.vocabularies import Vocabularies
 from engine.scoring.scorer import Scorer
+from engine.scoring.stages import derive_stages
 from schemas.errors import RunFileError, TeacherError
 from schemas.runfile import parse_run
 from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_EXACT, FLAG_GIVEN, ROW_SCHEMA
@@ -79,11 +81,11 @@ def check(unit: UnitResult, scorer: Scorer, docs: Sequence[Document], top_k: int
     """What must hold for every unit: schema, no NaN, mass 1, each document in all tables or in quarantine."""
     refused = {r["doc_id"] for r in unit.quarantine}
     assert len(refused) == len(unit.quarantine)
-    assert set(unit.products) == {"teacher", *scorer.students}
+    assert set(unit.products) == {"teacher", *scorer.stages.students}
     for product, table in unit.products.items():
         assert table.schema.equals(ROW_SCHEMA)
         assert table.column("doc_id").to_pylist() == [d.doc_id for d in docs if d.doc_id not in refused]
-        vocabulary = scorer.vocabulary if product == "teacher" else scorer.students[product]
+        vocabulary = scorer.stages.vocabulary if product == "teacher" else scorer.stages.students[product]
         for name in ("topk_logps", "tail_logp", "gold_logp", "err", "open_mass", "excluded_mass", "pruned_mass"):
             assert not np.isnan(flat(table, name)).any(), (product, name)
         mass = np.exp(flat(table, "topk_logps").astype(np.float64)).reshape(-1, top_k).sum(1)
@@ -129,8 +131,8 @@ def test_the_teachers_rows_are_the_models_own(ready: Scorer):
     table = ready.score_unit(documents([text])).products["teacher"]
     ids = column(table, "token_ids", 0)
     with torch.inference_mode():
-        logits = ready.teacher.model(torch.tensor([[*ready.bos, *ids[:-1]]])).logits[0].double()
-    logp = logits[:, : ready.vocabulary.size].log_softmax(-1)[len(ready.bos) - 1 :].numpy()
+        logits = ready.stages.teacher.model(torch.tensor([[*ready.stages.bos, *ids[:-1]]])).logits[0].double()
+    logp = logits[:, : ready.stages.vocabulary.size].log_softmax(-1)[len(ready.stages.bos) - 1 :].numpy()
     np.testing.assert_allclose(column(table, "gold_logp", 0), logp[np.arange(len(ids)), ids], atol=1e-4)
     top, got = -np.sort(-logp, axis=1)[:, :16], column(table, "topk_logps", 0, 16)
     np.testing.assert_allclose(got, top, atol=1e-4)
@@ -182,7 +184,7 @@ def test_with_masked_semantics_all_exact_products_give_a_text_one_probability(se
     students = {"sub": write_subset(tmp_path / "sub")}
     ready = scorer(ASSETS / "teacher", students, settings=settings, bytes=True, semantics="canonical-masked")
     unit = ready.score_unit(documents([*demo_texts(2), *HOSTILE]))
-    assert ready.regimes == {"student/sub": "subset"} and not unit.quarantine
+    assert ready.stages.regimes == {"student/sub": "subset"} and not unit.quarantine
     for row in range(unit.products["bytes"].num_rows):
         nats = {}
         for product, table in unit.products.items():
@@ -243,12 +245,12 @@ def test_a_model_that_breaks_on_one_token():
     """NaN in one row of the input embeddings: the documents with that token are refused, with the place."""
     ready = demo()
     texts = ["Anna has 3 apples.", "She buys 4 more ☃ apples.", "9 × 9 = 81"]
-    broken = ready.vocabulary.encode("☃")[0][-1]
-    assert broken not in {i for t in (texts[0], texts[2]) for i in ready.vocabulary.encode(t)[0]}
-    old = ready.teacher.model.get_input_embeddings()
+    broken = ready.stages.vocabulary.encode("☃")[0][-1]
+    assert broken not in {i for t in (texts[0], texts[2]) for i in ready.stages.vocabulary.encode(t)[0]}
+    old = ready.stages.teacher.model.get_input_embeddings()
     weight = old.weight.detach().clone()
     weight[broken] = torch.nan
-    ready.teacher.model.set_input_embeddings(torch.nn.Embedding.from_pretrained(weight))
+    ready.stages.teacher.model.set_input_embeddings(torch.nn.Embedding.from_pretrained(weight))
     docs = documents(texts)
     unit = ready.score_unit(docs)
     check(unit, ready, docs)
@@ -262,10 +264,10 @@ def test_a_model_that_breaks_on_one_token_breaks_one_document_of_every_product(e
     """The same with bytes and a student of the teacher's own merges: the reason is what the teacher gave, not a sum."""
     ready = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True, eps=eps)
     texts = ["Anna has 3 apples.", "She buys 4 more ☃ apples.", "9 × 9 = 81"]
-    broken = ready.vocabulary.encode("☃")[0][-1]
-    weight = ready.teacher.model.get_input_embeddings().weight.detach().clone()
+    broken = ready.stages.vocabulary.encode("☃")[0][-1]
+    weight = ready.stages.teacher.model.get_input_embeddings().weight.detach().clone()
     weight[broken] = torch.nan
-    ready.teacher.model.set_input_embeddings(torch.nn.Embedding.from_pretrained(weight))
+    ready.stages.teacher.model.set_input_embeddings(torch.nn.Embedding.from_pretrained(weight))
     unit = ready.score_unit(documents(texts))
     assert [(r["doc_id"], r["reason"]) for r in unit.quarantine] == [("d1", "nonfinite_logprob")]
     assert {t.num_rows for t in unit.products.values()} == {2}
@@ -274,10 +276,11 @@ def test_a_model_that_breaks_on_one_token_breaks_one_document_of_every_product(e
 def test_an_end_that_is_text_is_text():
     """Some generation configs stop at ordinary tokens; their mass is text's, and only the real end ends a text."""
     plain = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True)
-    listed = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True)
-    newline = listed.vocabulary.encode("a\n")[0][-1]
-    listed.teacher = dataclasses.replace(listed.teacher, end_ids=(*listed.teacher.end_ids, newline))
-    listed._build()
+    stages = plain.stages
+    newline = stages.vocabulary.encode("a\n")[0][-1]
+    teacher = dataclasses.replace(stages.teacher, end_ids=(*stages.teacher.end_ids, newline))
+    known = Vocabularies(stages.vocabulary, stages.students, {}, {})
+    listed = Scorer(stages.run, derive_stages(stages.run, known, teacher, stages.regimes))
     docs = documents(["Anna has 3 apples.\nShe eats one."])
     ours, theirs = listed.score_unit(docs), plain.score_unit(docs)
     assert not ours.quarantine

@@ -38,7 +38,7 @@ CONFIG = TeacherConfig(model="table", overlap=4)
 def beam_search_of(
     pairs: dict[str, Pair], *, budget: float, tolerance: float, top: int | None = None, least: float = 0.0, length: int
 ) -> BeamSearch:
-    """As Scorer._make_beam_search, for the students of some pairs with one teacher (product -> pair)."""
+    """As scoring/stages.py, for the students of some pairs with one teacher (product -> pair)."""
     first = next(iter(pairs.values()))
     size, device = first.teacher.size, torch.device("cpu")
     kept = size if top is None else top

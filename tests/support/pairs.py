@@ -101,7 +101,7 @@ class Pair:
         return Emitter(sizes, real, fast, exact, self.canonical if self.masked else None, self.masked)
 
     def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Passage:
-        """What Scorer._prepare does for one text and one student. Raises BadDocument."""
+        """What scoring/prepare.py does for one text and one student. Raises BadDocument."""
         raw, prefix = text.encode(), self.teacher.prefix_bytes
         shift = len(prefix)
         ids, ends = self.teacher.encode(text)

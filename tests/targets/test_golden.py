@@ -58,8 +58,10 @@ def scorer() -> Scorer:
         "targets": {"teacher": False},
     }
     made = Scorer(parse_run(run, base_dir=Path.cwd()))
-    size = made.students[PRODUCT].size
-    made.emitter = dataclasses.replace(made.emitter, top_k={PRODUCT: size})
+    size = made.stages.students[PRODUCT].size
+    made.stages = dataclasses.replace(
+        made.stages, emitter=dataclasses.replace(made.stages.emitter, top_k={PRODUCT: size})
+    )
     return made
 
 
@@ -91,28 +93,27 @@ def dense(ids: Sequence[int] | np.ndarray, logps: Sequence[float] | np.ndarray) 
 
 def with_padding_rows(made: Scorer) -> Scorer:
     """The same scorer with the mass of the lm_head's rows without a token in the softmax, on an excluded special."""
-    rows, teacher = len(made.emitter.real), made.teacher
+    rows, teacher = len(made.stages.emitter.real), made.stages.teacher
 
     def logits(hidden_CD: torch.Tensor) -> torch.Tensor:
         out = teacher.logits(hidden_CD).clone()
         out[:, EXCLUDED] = torch.logaddexp(out[:, EXCLUDED], out[:, rows:].logsumexp(1))
         return out
 
-    changed = object.__new__(Scorer)
-    changed.__dict__.update(made.__dict__, teacher=dataclasses.replace(teacher, _logits=logits))
-    return changed
+    changed = dataclasses.replace(made.stages, teacher=dataclasses.replace(teacher, _logits=logits))
+    return Scorer(changed.run, changed)
 
 
 def test_auto_takes_the_exact_regime_and_scores_every_row():
     """The pair is recognised; every row behind the given token is marked as the definition itself."""
     made, unit = scorer(), score(scorer())
-    assert made.run.targets.regime == "auto" and made.regimes == {PRODUCT: "subset"}
-    assert made.vocabulary.specials[EXCLUDED] == "other" and EXCLUDED not in made.teacher.end_ids
-    assert made.teacher.vocab_rows - made.vocabulary.size == 271 and bool(made.emitter.real.all())
+    assert made.stages.run.targets.regime == "auto" and made.stages.regimes == {PRODUCT: "subset"}
+    assert made.stages.vocabulary.specials[EXCLUDED] == "other" and EXCLUDED not in made.stages.teacher.end_ids
+    assert made.stages.teacher.vocab_rows - made.stages.vocabulary.size == 271 and bool(made.stages.emitter.real.all())
     assert unit.quarantine == []
     for case, asked in enumerate(golden()["cases"]):
         row = {name: unit.products[PRODUCT].column(name)[case].as_py() for name in ("token_ids", "scored", "flags")}
-        assert row["token_ids"] == [*asked["student_ids"], made.students[PRODUCT].eos_id]
+        assert row["token_ids"] == [*asked["student_ids"], made.stages.students[PRODUCT].eos_id]
         given = row["scored"].index(True)
         assert given <= asked["first_row"] and all(row["scored"][given:])
         assert all(f == FLAG_GIVEN for f in row["flags"][:given]) and all(f & FLAG_EXACT for f in row["flags"][given:])

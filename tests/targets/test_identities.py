@@ -24,9 +24,13 @@ import torch
 
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
-from engine.scoring.scorer import BYTES, TEACHER, Scorer
+from engine.plan.vocabularies import Vocabularies
+from engine.scoring.prepare import whole_passage
+from engine.scoring.scorer import Scorer
+from engine.scoring.stages import derive_stages
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
+from schemas.products import BYTES, TEACHER
 from schemas.runfile import parse_run
 from tests.scoring.test_scorer import documents
 from tests.support.oracle import encode_closed
@@ -77,20 +81,20 @@ def make(name: str, students: dict[str, Path], **targets: object) -> Scorer:
 
 
 def widened(made: Scorer) -> Scorer:
-    sizes = {TEACHER: made.vocabulary.size, BYTES: 257} | {p: v.size for p, v in made.students.items()}
+    sizes = {TEACHER: made.stages.vocabulary.size, BYTES: 257} | {p: v.size for p, v in made.stages.students.items()}
     top_k = {product: size if size < 50_000 else 64 for product, size in sizes.items()}
-    made.emitter = dataclasses.replace(made.emitter, top_k=top_k)
+    made.stages = dataclasses.replace(made.stages, emitter=dataclasses.replace(made.stages.emitter, top_k=top_k))
     return made
 
 
 def without_specials(made: Scorer) -> Scorer:
-    teacher = made.teacher
-    others = [i for i in made.vocabulary.specials if i not in teacher.end_ids]
+    teacher = made.stages.teacher
+    others = [i for i in made.stages.vocabulary.specials if i not in teacher.end_ids]
 
     def logits(hidden_CD: torch.Tensor) -> torch.Tensor:
         return teacher.logits(hidden_CD).index_fill(1, torch.tensor(others, dtype=torch.long), -torch.inf)
 
-    made.teacher = dataclasses.replace(teacher, _logits=logits)
+    made.stages = dataclasses.replace(made.stages, teacher=dataclasses.replace(teacher, _logits=logits))
     return made
 
 
@@ -137,9 +141,11 @@ def masked(name: str, folder: Path) -> Scorer:
 
 def rows_of(made: Scorer, text: str) -> dict[str, TopK]:
     """float64 rows of every product, before rounding."""
-    doc = made._prepare(documents([text])[0])
-    out = made.emitter.emit(
-        [doc], hidden_states(made.teacher, [doc], made.run.teacher, made.pruner), made.teacher.logits
+    doc = whole_passage(made.stages, documents([text])[0])
+    out = made.stages.emitter.emit(
+        [doc],
+        hidden_states(made.stages.teacher, [doc], made.stages.run.teacher, made.stages.pruner),
+        made.stages.teacher.logits,
     )
     assert doc.bad is None
     return cast(dict[str, TopK], out)
@@ -160,16 +166,16 @@ def test_hard_texts_are_scored_and_every_row_has_mass_one(name: str, folder: Pat
     made = plain(name, folder)
     unit = made.score_unit(documents([*HARD, CHANGED_BY_NFC]))
     refused = [(record["doc_row"], record["reason"]) for record in unit.quarantine]
-    assert refused == ([(len(HARD), "not_reversible")] if made.vocabulary.nfc else [])
-    assert set(made.regimes.values()) == {"subset"}
+    assert refused == ([(len(HARD), "not_reversible")] if made.stages.vocabulary.nfc else [])
+    assert set(made.stages.regimes.values()) == {"subset"}
     for text in HARD:
         for product, rows in rows_of(made, text).items():
             mass = np.exp(rows.logps).sum(1) + np.exp(rows.tail_logp)
             first = int(np.argmax(rows.scored))
-            assert rows.scored[first:].all() and (first == 0 or not made.bos), (text, product)
+            assert rows.scored[first:].all() and (first == 0 or not made.stages.bos), (text, product)
             np.testing.assert_allclose(mass[first:], 1, rtol=0, atol=1e-6, err_msg=f"{text!r} {product}")
             assert np.isfinite(rows.gold_logp[first:]).all() and (rows.err[first:] == 0).all(), (text, product)
-            if made.emitter.top_k[product] > 64:  # the whole vocabulary is stored: nothing is left outside
+            if made.stages.emitter.top_k[product] > 64:  # the whole vocabulary is stored: nothing is left outside
                 assert (np.exp(rows.tail_logp[first:]) < 1e-12).all()
 
 
@@ -180,18 +186,18 @@ def test_the_teachers_own_tokenizer_as_a_student_is_the_teacher(name: str, tmp_p
     shutil.copy(FOLDERS[name] / "tokenizer.json", tmp_path)
     shutil.copy(FOLDERS[name] / "tokenizer_config.json", tmp_path)
     made, product = without_specials(make(name, {"copy": tmp_path}, bytes=False)), "student/copy"
-    assert made.regimes == {product: "same"}
+    assert made.stages.regimes == {product: "same"}
     for text in HARD:
         rows = rows_of(made, text)
         for name, theirs in vars(rows[TEACHER]).items():
             np.testing.assert_array_equal(getattr(rows[product], name), theirs, err_msg=f"{text!r} {name}")
-    made.regimes[product] = "subset"
-    made._build()
+    known = Vocabularies(made.stages.vocabulary, made.stages.students, {}, {})
+    made.stages = derive_stages(made.stages.run, known, made.stages.teacher, {product: "subset"})
     widened(made)
-    assert (made.expansions[product][0].lengths <= 1).all()
+    assert (made.stages.expansions[product][0].lengths <= 1).all()
     for text in HARD:
         rows = rows_of(made, text)  # of one pass of the teacher: another tree has other rounding
-        ours, theirs = (dense(rows[p], made.vocabulary.size) for p in (product, TEACHER))
+        ours, theirs = (dense(rows[p], made.stages.vocabulary.size) for p in (product, TEACHER))
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-12, err_msg=repr(text))
         assert rows[product].scored.all() and rows[TEACHER].scored.all()
 
@@ -201,7 +207,7 @@ def test_masked_text_has_one_probability_however_it_is_cut(name: str, folder: Pa
     """canonical-masked is a distribution over texts: its tokens, the tokens of two subsets and the bytes multiply to one
     number. What a SentencePiece teacher puts before the text is a byte of its own: P(prefix) is added to the bytes'."""
     made = masked(name, folder)
-    prefix, pieces = made.vocabulary.prefix_bytes, made.vocabulary.token_bytes
+    prefix, pieces = made.stages.vocabulary.prefix_bytes, made.stages.vocabulary.token_bytes
     begins = np.array([(piece or b"").startswith(prefix) and bool(piece) for piece in pieces])
     for text in HARD:
         rows = rows_of(made, text)
@@ -243,8 +249,8 @@ def test_bytes_multiply_to_the_prefix_probability(text: str, folder: Path):
     """F(x[:p]) added up by hand for every p: contexts are found by encoding x[:q], legal tokens by encoding what they make,
     the model runs on each context alone. The merges know no pre-tokenizer, so that one context ends at each byte."""
     made = masked("stories260K", folder)
-    vocab, data = made.vocabulary, b" " + text.encode()
-    assert vocab.prefix_bytes == b" " and vocab.pre_tokenizer is None and vocab.eos_id is not None and made.bos
+    vocab, data = made.stages.vocabulary, b" " + text.encode()
+    assert vocab.prefix_bytes == b" " and vocab.pre_tokenizer is None and vocab.eos_id is not None and made.stages.bos
     pieces = [piece or b"" for piece in vocab.token_bytes]
     contexts = [(), *(encoded(vocab, data[:q]) for q in range(1, len(data)))]
     table: dict[tuple[int, ...], np.ndarray] = {}
@@ -252,7 +258,9 @@ def test_bytes_multiply_to_the_prefix_probability(text: str, folder: Path):
         legal = [bool(piece) and is_context(vocab, data[:q] + piece, (*context, t)) for t, piece in enumerate(pieces)]
         legal[vocab.eos_id] = q != 1  # the prefix alone is the encoding of no text
         with torch.inference_mode():
-            logits = made.teacher.model(input_ids=torch.tensor([[*made.bos, *context]])).logits[0, -1].double()
+            logits = (
+                made.stages.teacher.model(input_ids=torch.tensor([[*made.stages.bos, *context]])).logits[0, -1].double()
+            )
         p = np.exp((logits - logits.max()).numpy()) * legal
         table[context] = p / p.sum()
     weight = {c: float(np.prod([table[c[:i]][c[i]] for i in range(len(c))])) for c in contexts}
@@ -273,7 +281,7 @@ def test_rows_of_the_student_without_merges_are_the_byte_rows(folder: Path):
     """Qwen2.5 without merges spells bytes, under ids of its own; added words, whole tokens to it, count with their first
     byte (no text here begins one)."""
     made = plain("qwen2.5", folder)
-    student = made.students["student/s0"]
+    student = made.stages.students["student/s0"]
     assert {len(b) for i, b in enumerate(student.token_bytes) if b and i not in student.added_only} == {1}
     to_byte = np.zeros((student.size, 257))
     for token, piece in enumerate(student.token_bytes):

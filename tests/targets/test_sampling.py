@@ -131,7 +131,7 @@ def test_a_position_has_the_same_draws_in_any_company() -> None:
     for product in ("student/sp", "student/same"):
         table = together.products[product]
         assert table.schema.equals(row_schema("sample"))
-        facts = facts_of(0, made.students[product].size, codec="sample", draws=30)
+        facts = facts_of(0, made.stages.students[product].size, codec="sample", draws=30)
         check_rows(table, facts, where=product)
         by_name = {row["doc_id"]: row for row in again.products[product].to_pylist()}
         for row in table.to_pylist():
@@ -156,7 +156,7 @@ def test_broken_samples_are_found(name: str, at: int, value: int, says: str) -> 
     made = scorer(ASSETS / "teacher", {"bl": ASSETS / "student_bl"}, codec="sample", draws=8)
     table = made.score_unit(documents(("Anna has 3 apples.",))).products["student/bl"]
     facts = facts_of(0, 600, codec="sample", draws=8)
-    facts = facts.model_copy(update={"vocab_size": made.students["student/bl"].size})
+    facts = facts.model_copy(update={"vocab_size": made.stages.students["student/bl"].size})
     check_rows(table, facts, where="here")
     column = table.column(name).combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False).copy()

@@ -43,26 +43,26 @@ def made() -> Scorer:
 
 def direct(made: Scorer, document: Document) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits [T, V], final hidden states [T, D]) of the rows of a text and its end, float64 and float32."""
-    ids = [*made.bos, *made.vocabulary.encode(document.text)[0]]
+    ids = [*made.stages.bos, *made.stages.vocabulary.encode(document.text)[0]]
     with torch.inference_mode():
-        base = made.teacher.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        logits = made.teacher.model.get_output_embeddings()(base)
-    first = len(made.bos) - 1
-    return logits[first:, : made.vocabulary.size].double(), base[first:]
+        base = made.stages.teacher.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        logits = made.stages.teacher.model.get_output_embeddings()(base)
+    first = len(made.stages.bos) - 1
+    return logits[first:, : made.stages.vocabulary.size].double(), base[first:]
 
 
 def test_statistics_are_those_of_the_model(made: Scorer) -> None:
     docs = documents(TEXTS)
     table = made.score_unit(docs).products["teacher"]
     assert table.schema.equals(row_schema("topk", True))
-    check_rows(round_rows(table), facts_of(16, made.vocabulary.size, statistics=True), where="teacher")
+    check_rows(round_rows(table), facts_of(16, made.stages.vocabulary.size, statistics=True), where="teacher")
     space = torch.tensor(
         [
-            i in made.vocabulary.specials or (piece or b"x")[:1].isspace()
-            for i, piece in enumerate(made.vocabulary.token_bytes)
+            i in made.stages.vocabulary.specials or (piece or b"x")[:1].isspace()
+            for i, piece in enumerate(made.stages.vocabulary.token_bytes)
         ]
     )
-    ends = list(made.teacher.end_ids)
+    ends = list(made.stages.teacher.end_ids)
     for row, document in zip(table.to_pylist(), docs, strict=True):
         logits, _ = direct(made, document)
         logp = logits.log_softmax(-1)
@@ -103,8 +103,8 @@ def test_masked_logits_are_still_logp_plus_logz() -> None:
 def test_hidden_states_give_the_logits_back(made: Scorer, tmp_path: Path) -> None:
     docs = documents(TEXTS)
     table = made.score_unit(docs).products["hidden"]
-    size = made.teacher.model.config.hidden_size
-    facts = facts_of(0, made.vocabulary.size, codec="hidden", hidden_size=size)
+    size = made.stages.teacher.model.config.hidden_size
+    facts = facts_of(0, made.stages.vocabulary.size, codec="hidden", hidden_size=size)
     check_rows(round_rows(table), facts, where="hidden")
     for row, document in zip(table.to_pylist(), docs, strict=True):
         bits = np.array(row["hidden"], np.uint16).view(np.int16).reshape(-1, size)
@@ -173,8 +173,8 @@ def test_row_groups_are_the_same_in_all_products(tmp_path: Path, monkeypatch: py
 
 def test_the_size_note_counts_tokens(made: Scorer) -> None:
     docs = documents(TEXTS)
-    tokens = sum(len(made.vocabulary.encode(d.text)[0]) for d in docs)
-    note = hidden_size_note(docs, 300, made.vocabulary, 64)
+    tokens = sum(len(made.stages.vocabulary.encode(d.text)[0]) for d in docs)
+    note = hidden_size_note(docs, 300, made.stages.vocabulary, 64)
     assert f"about {tokens * 100:,.0f} tokens" in note and "from the first 3 documents" in note
 
 

@@ -131,8 +131,8 @@ def test_a_teacher_of_extreme_logits_is_bounded_not_broken():
     """Weights hundreds of nats apart: the bound may be everything, and is a number."""
     student = "tokenizers/gpt2"
     made = scorer("stories260K", 1e-2, student)
-    plain = made.teacher._logits
-    object.__setattr__(made.teacher, "_logits", lambda hidden: plain(hidden) * 1e4)
+    plain = made.stages.teacher._logits
+    object.__setattr__(made.stages.teacher, "_logits", lambda hidden: plain(hidden) * 1e4)
     result = made.score_unit([Document("0", 0, TEXTS[0], "texts", "row 0")])
     assert not result.quarantine
     for product in ("bytes", "student/s"):

@@ -1,0 +1,120 @@
+"""A document -> what is to be scored of it: its tokens for every product, the teacher's contexts, and how rows come of them.
+
+Document + Stages -> Work: one passage where a document is scored whole; in a conversation, or in a text with special tokens
+that are boundaries, one for each scored part. A document that cannot be scored leaves here, as BadDocument with its reason.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.alignment.passage import Passage, ProductView
+from engine.alignment.refinement import exact_side
+from engine.chat.conversation import seen_by
+from engine.chat.segments import SegmentedDocument
+from engine.corpus.document import Document
+from engine.scoring.stages import Stages
+from engine.targets.tables import Work
+from engine.teacher.evaluate import BEAM_DEPTH
+from engine.teacher.windows import windows_of
+from schemas.errors import BadDocument, IdentityError
+from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
+
+
+def prepare(stages: Stages, document: Document) -> Work:
+    """A document as what is to be scored of it. Raises BadDocument, and IdentityError where two stages disagree about it."""
+    if document.problem is not None:
+        raise BadDocument(*document.problem)
+    if stages.chat:
+        end, roles = stages.run.targets.end, stages.run.corpus.roles
+        return _in_parts(stages, document, seen_by(stages.chat, document.messages, roles, end=end, bytes_end=BYTES_END))
+    segmented = None if stages.borders is None else stages.borders.parts(document.text)
+    if segmented is not None:
+        return _in_parts(stages, document, segmented)
+    return Work(document, [whole_passage(stages, document)])
+
+
+def whole_passage(stages: Stages, document: Document) -> Passage:
+    """A document as one passage: nothing is given before its text but the teacher's BOS. Raises BadDocument."""
+    closed = {product: stages.end_id(product) is not None for product in stages.products}
+    return _passage(stages, document.text, stages.bos, closed, place=(document.doc_row, 0))
+
+
+def _in_parts(stages: Stages, document: Document, segmented: SegmentedDocument) -> Work:
+    """Each part behind all that the teacher has read before it: template, other roles, earlier parts."""
+    passages, sequences = [], {**segmented.lines, HIDDEN: segmented.lines[TEACHER]}
+    for i, text in enumerate(segmented.texts):
+        before = sequences[TEACHER].ids[: sequences[TEACHER].parts[i].begin]
+        closed = {product: sequences[product].parts[i].closed for product in stages.products}
+        given = (*stages.bos, *before.tolist())
+        passage = _passage(stages, text, given, closed, place=(document.doc_row, i))
+        _refuse_without_room(stages, passage)
+        for product, view in passage.views.items():
+            segment = sequences[product].parts[i]
+            if not np.array_equal(view.ids, sequences[product].ids[segment.begin : segment.begin + segment.rows]):
+                raise IdentityError(f"{product}: part {i} has other tokens alone than within its document")
+        passages.append(passage)
+    return Work(document, passages, {product: sequences[product] for product in stages.products})
+
+
+def _refuse_without_room(stages: Stages, passage: Passage) -> None:
+    """What is given stands before every window; without room for a text behind it nothing can be scored."""
+    room = stages.teacher.max_length - (BEAM_DEPTH if stages.beam_search else 0)
+    if int(passage.tree.depth.max()) < room:
+        return
+    try:
+        windows_of(passage.tree, max_length=room, overlap=stages.run.teacher.overlap)
+    except ValueError as error:
+        given = passage.tree.given + 1
+        raise BadDocument("prompt_too_long", f"{given} teacher tokens stand before a scored part: {error}") from error
+
+
+def _passage(
+    stages: Stages, text: str, given: tuple[int, ...], closed: dict[str, bool], *, place: tuple[int, int]
+) -> Passage:
+    """One text behind the teacher's given tokens. closed: products that have a row for the end behind it."""
+    data = text.encode("utf-8")
+    tokens = _tokens(stages, text, data)
+    prefix = stages.vocabulary.prefix_bytes if text else b""  # an empty text has no tokens, hence no prefix
+    wanted = _wanted(stages, tokens, len(data), len(prefix))
+    tree = stages.builder.build(prefix + data, tokens[TEACHER][0], wanted, given, fringe=bool(stages.aligners))
+    views = {}
+    for product in stages.products:
+        ids, ends = tokens[product]
+        closing = ([stages.end_id(product)], [len(data)]) if closed[product] else ([], [])
+        view = ProductView(
+            np.array([*ids, *closing[0]], np.int64), np.array([*ends, *closing[1]], np.int64), closed=closed[product]
+        )
+        if product in stages.aligners:
+            view.boundaries = stages.aligners[product].boundaries(tree, data, ids, ends)
+        elif product in stages.expansions:
+            expansion, trie = stages.expansions[product]
+            if product == BYTES:  # the prefix is bytes, too, but none of the text: it has no rows
+                units, places = np.frombuffer(prefix + data, np.uint8), np.arange(1, len(prefix + data) + 1)
+                view.exact = exact_side(tree, trie, expansion, units, places, skip=len(prefix))
+            else:
+                places = np.array(ends, np.int64) + len(prefix)
+                view.exact = exact_side(tree, trie, expansion, np.array(ids, np.int64), places)
+        views[product] = view
+    states = stages.canonical.states(tree, prefix + data)
+    return Passage(tree, prefix + data, views, states, place=place, lead=len(prefix))
+
+
+def _tokens(stages: Stages, text: str, data: bytes) -> dict[str, tuple[list[int], list[int]]]:
+    """Product -> (ids, bytes of the text where they end), also of the teacher where its own view is not stored."""
+    tokens = {TEACHER: stages.vocabulary.encode(text) if text else ([], [])}
+    for product, student in stages.students.items():
+        tokens[product] = student.encode(text) if text else ([], [])
+    tokens[HIDDEN] = tokens[TEACHER]
+    if BYTES in stages.products:
+        tokens[BYTES] = (list(data), list(range(1, len(data) + 1)))
+    return tokens
+
+
+def _wanted(stages: Stages, tokens: dict[str, tuple[list[int], list[int]]], size: int, shift: int) -> np.ndarray:
+    """Bytes of prefix + text at which contexts are needed: all for bytes, else the boundaries of all students but those with
+    the teacher's tokenizer. size, shift: bytes of text and prefix."""
+    if BYTES in tokens:
+        return np.arange(shift, shift + size + 1)
+    asked = [np.array(tokens[p][1], np.int64) + shift for p in (*stages.aligners, *stages.expansions)]
+    return np.unique(np.concatenate([[shift], *asked])) if asked else np.empty(0, np.int64)
