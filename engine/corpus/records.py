@@ -10,23 +10,19 @@ Rows are numbered from 0 within the file; places count lines from 1, as editors 
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import shutil
-import tempfile
-import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.corpus.columns import Columns, Problem, Record, decode
+from engine.corpus.compressed import CHUNK_BYTES, CODECS, DAMAGE, open_bytes, open_seekable
 from schemas.errors import CorpusError
 
 KINDS = {
@@ -35,19 +31,16 @@ KINDS = {
     "parquet": (".parquet", ".pq"),
     "text": (".txt", ".text", ".md", ".markdown", ".rst", ".tex"),
 }
-CODECS = (".gz", ".zst")
 SUFFIXES = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
 
-CHUNK_BYTES = 1 << 20
-ZST_BYTES = 1 << 16  # what is read ahead is lost when the stream turns out damaged, and the place reached with it
 BATCH_ROWS = 128  # rows of Arrow data turned into Python objects at a time; documents may be large
 
 T = TypeVar("T")
 Span = tuple[int, int]
 """Rows `start <= row < stop` of a file."""
 
-# What the readers below raise for damaged bytes. pyarrow reports them as OSError or ArrowException.
-_DAMAGE = (OSError, EOFError, zlib.error, pa.ArrowException)
+_DAMAGE = (*DAMAGE, pa.ArrowException)
+"""What the readers below raise for damaged bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +77,20 @@ def read_records(
         with ExitStack() as opened:
             match source.kind:
                 case "parquet":
-                    records = _parquet_rows(opened.enter_context(_seekable(source)), source, columns, spans)
+                    records = _parquet_rows(
+                        opened.enter_context(open_seekable(source.path, source.codec)), source, columns, spans
+                    )
                 case "json":
-                    with open_bytes(source) as stream:
+                    with open_bytes(source.path, source.codec) as stream:
                         items = _json_list(stream.read(), source)
                     records = (
                         columns.of_object(row, f"row {row}", items[row]) for row, _ in _picked(range(len(items)), spans)
                     )
                 case "jsonl":
-                    lines = _picked(_json_lines(opened.enter_context(open_bytes(source))), spans)
+                    lines = _picked(_json_lines(opened.enter_context(open_bytes(source.path, source.codec))), spans)
                     records = (_json_record(row, line, raw, columns) for row, (line, raw) in lines)
                 case _:
-                    stream = opened.enter_context(open_bytes(source))
+                    stream = opened.enter_context(open_bytes(source.path, source.codec))
                     pieces = _picked(_text_pieces(stream, None if delimiter is None else delimiter.encode()), spans)
                     records = (_text_record(row, line, raw) for row, (line, raw) in pieces)
             for record in records:
@@ -111,28 +106,6 @@ def read_records(
             f"{source.path}: damaged {reached}: {error}. Wanted a complete {what} file. Fetch or write the file again, "
             f"or take it out of [corpus] paths."
         ) from error
-
-
-def open_bytes(source: Source) -> IO[bytes]:
-    """The decompressed bytes of `source` as a buffered stream."""
-    if source.codec == ".gz":
-        return cast(IO[bytes], gzip.open(source.path, "rb"))
-    if source.codec == ".zst":
-        # Not zstandard.stream_reader: it ends without an error where a truncated frame ends.
-        raw = pa.input_stream(str(source.path), compression="zstd", buffer_size=ZST_BYTES)
-        return io.BufferedReader(cast(io.RawIOBase, raw), ZST_BYTES)
-    return open(source.path, "rb", buffering=CHUNK_BYTES)
-
-
-def _seekable(source: Source) -> IO[bytes]:
-    """Parquet is read from its end, so a compressed one is first unpacked into an unnamed temporary file."""
-    if not source.codec:
-        return open(source.path, "rb")
-    unpacked = tempfile.TemporaryFile()
-    with open_bytes(source) as stream:
-        shutil.copyfileobj(stream, unpacked, CHUNK_BYTES)
-    unpacked.seek(0)
-    return unpacked
 
 
 def _picked(items: Iterable[T], spans: Sequence[Span]) -> Iterator[tuple[int, T]]:
