@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.beam.calibration import Calibration
 from engine.beam.sketch import RowSketch
 from engine.dataset.layout import REMAKE, load_seals
-from engine.dataset.parquet import flat, lengths_of, read_whole, table_to_parquet_bytes
+from engine.dataset.parquet import flat, lengths_of, open_shard, table_to_parquet_bytes
 from engine.dataset.sidecars import MEANS, heads_of
 from engine.dataset.store import Out, open_store
 from schemas.errors import OutputError
@@ -93,16 +92,15 @@ def read_calibration(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Ca
 
 def parse_calibration(data: bytes, plan: Plan, place: str) -> tuple[pa.Table, list[dict[str, Any]]]:
     """(rows, records of the documents left out) of the file's bytes. Raises OutputError: damaged, or of another run."""
+    with open_shard(data, place) as shard:
+        table, metadata = shard.read(), shard.footer
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            metadata = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
-            table = read_whole(file)
         left_out = json.loads(metadata[LEFT_OUT])
         problem = None if table.schema.equals(schema_of(heads_of(plan))) else f"columns {table.schema.names}"
         if metadata["targetsmith.fingerprint"] != plan.fingerprint:
             problem = f"of run {metadata['targetsmith.fingerprint'][:12]}, wanted {plan.fingerprint[:12]}"
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem, table, left_out = f"damaged: {type(error).__name__}: {error}", pa.table({}), []
+    except (ValueError, KeyError, RecursionError) as error:
+        problem, left_out = f"damaged: {type(error).__name__}: {error}", []
     if problem is not None:
         raise OutputError(f"{place}: {problem}; {REMAKE}")
     return table, left_out

@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.dataset.finish import finish
 from engine.dataset.invariants import check_rows
 from engine.dataset.layout import (
     PLAN,
+    REMAKE,
     claim_name,
     claimed_units,
     iter_shards,
@@ -42,7 +42,7 @@ from engine.dataset.parquet import (
     CLOSED_BY,
     footer_of,
     lengths_of,
-    read_whole,
+    open_shard,
     round_logps,
     round_rows,
     round_up,
@@ -182,7 +182,7 @@ def recover(out: Out, plan: Plan) -> list[int]:
         for product in names:
             files[product], footer = _adopt(store, plan, plan.units[index], product, claimed, first.get(CLOSED_BY))
             first = first or footer
-            stats = stats or json.loads(footer["targetsmith.stats"])
+            stats = stats or _stats_of(footer, store.place(names[product]))
         _seal(store, plan, index, len(claimed), files, stats, first.get(CLOSED_BY))
         recovered.append(index)
     return recovered
@@ -227,14 +227,9 @@ def _adopt(
     footer. continuations: what its rows must have been closed by, None where that is not known."""
     name = shard_name(product, unit.index, len(plan.units))
     data, place = store.read(name), store.place(name)
-    try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
-            for value in json.loads(footer.get("targetsmith.stats", "")).values():
-                float(value)
-            table = read_whole(file)
-    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise OutputError(f"{place}: damaged ({error}); remove the file and run again to make it anew") from error
+    with open_shard(data, place) as shard:
+        table, footer = shard.read(), shard.footer
+    _stats_of(footer, place)
     if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):
         raise OutputError(f"{place}: not a file of this run: other columns or types; move it away and run again")
     counts = (table.num_rows, int(lengths_of(table).sum()), len(claimed))
@@ -252,6 +247,14 @@ def _adopt(
     if problem := _incomplete(unit, table, claimed):
         raise OutputError(f"{place}: {problem}; move the file away and run again")
     return _shard_file(name, footer, data), footer
+
+
+def _stats_of(footer: Mapping[str, str], place: str) -> dict[str, float]:
+    """The statistics in a footer. OutputError where they are no numbers by name."""
+    try:
+        return {key: float(value) for key, value in json.loads(footer.get("targetsmith.stats", "")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise OutputError(f"{place}: damaged (targetsmith.stats of its footer: {error}); {REMAKE}") from error
 
 
 def _seal(

@@ -1,13 +1,15 @@
-"""One product of one unit: rows -> checked, rounded rows -> the bytes of a Parquet file, reopened and compared.
+"""A shard, the Parquet file of one product of one unit: rows -> rounded rows -> bytes, reopened and compared; and back.
 
 Shapes: N = positions of the table (sum of T over its documents).
-Nothing here touches a disk: engine/dataset/posix.py makes the bytes visible, engine/dataset/commit.py says when.
+Nothing is written to a disk here: engine/dataset/posix.py makes the bytes visible, engine/dataset/commit.py says when.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from engine.dataset.layout import REMAKE
 from schemas.errors import IdentityError, OutputError
 from schemas.manifest import COLUMNS, Plan, canonical_json
 from schemas.target import (
@@ -150,9 +153,8 @@ def table_to_parquet_bytes(table: pa.Table, metadata: Mapping[str, str], groups:
     writer.close()
     data = sink.getvalue()
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as reopened:
-        back = read_whole(reopened)
-        footer = reopened.metadata.metadata or {}
-    stored = {key: footer.get(key.encode(), b"").decode() for key in metadata}
+        back, footer = Shard(reopened, {}).read(), _text_of(reopened)
+    stored = {key: footer.get(key) for key in metadata}
     if not back.equals(table) or not back.schema.equals(table.schema) or stored != dict(metadata):
         raise OutputError(
             f"a shard of {table.num_rows} rows read back differently from what was written; nothing was published. "
@@ -203,10 +205,36 @@ def footer_of(
     return {f"targetsmith.{key}": str(value) for key, value in values.items()} | closed_by
 
 
-def read_whole(file: pq.ParquetFile) -> pa.Table:
-    """All rows, a chunk for each row group: `read` would join them, and fail beyond 2**31 - 1 elements."""
-    groups = [file.read_row_group(group) for group in range(file.num_row_groups)]
-    return pa.concat_tables(groups) if groups else file.read()
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A Parquet file of an output, open for reading."""
+
+    file: pq.ParquetFile
+    footer: dict[str, str]  # its key-value metadata (docs/format.md, section 4)
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows, a chunk for each row group: `pq.ParquetFile.read` would join them, and fail beyond 2**31 - 1 elements."""
+        groups = [self.file.read_row_group(group, columns) for group in range(self.file.num_row_groups)]
+        return pa.concat_tables(groups) if groups else self.file.read(columns)
+
+
+@contextmanager
+def open_shard(data: BinaryIO | bytes, place: str) -> Iterator[Shard]:
+    """The one way to open a Parquet file of an output; page checksums are compared while it is read.
+
+    data: its bytes, or the file as a store opens it. place: how messages name it. Raises OutputError for a file that cannot
+    be opened, and for any of Arrow's and the system's errors inside the `with`.
+    """
+    source = pa.BufferReader(data) if isinstance(data, bytes) else data
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            yield Shard(file, _text_of(file))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise OutputError(f"{place}: damaged ({error}); {REMAKE}") from error
+
+
+def _text_of(file: pq.ParquetFile) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
 
 
 def row_groups(tables: Sequence[pa.Table]) -> list[tuple[int, int]]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from engine.dataset.layout import CLAIMS, MANIFEST, PLAN, REMAKE, SEALS, claim_name, seal_name, shard_name
+from engine.dataset.parquet import open_shard
 from engine.dataset.sidecars import MEANS
 from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
@@ -73,12 +71,16 @@ def check_plan_lost(store: Store, plan: Plan, found: str) -> None:
 
 def _fingerprint(store: Store, name: str) -> str | None:
     """Of a shard, seal or manifest; None when it has none, or is damaged."""
+    if name.endswith(".parquet"):
+        with store.open(name) as data:
+            try:
+                with open_shard(data, store.place(name)) as shard:
+                    return shard.footer.get("targetsmith.fingerprint")
+            except OutputError:
+                return None
     try:
-        if not name.endswith(".parquet"):
-            return json.loads(store.read(name))["fingerprint"]
-        with store.open(name) as data, pq.ParquetFile(data) as file:
-            return (file.metadata.metadata or {})[b"targetsmith.fingerprint"].decode()
-    except (ValueError, KeyError, TypeError, RecursionError, OSError, pa.ArrowException):
+        return json.loads(store.read(name))["fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -12,17 +12,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from engine.corpus.document import Document, refusal
 from engine.corpus.scan import read_units, scan_corpus
 from engine.dataset.layout import claim_name, load_plan, read_quarantine
+from engine.dataset.parquet import open_shard
 from engine.dataset.store import Out, Store, open_store
 from engine.plan.retry import read_retried
 from engine.verify.findings import Finding, short
 from engine.verify.records import sound_seals
-from schemas.errors import OutputError
 from schemas.manifest import PlanUnit, Seal
 from schemas.plan_inputs import PlannedFile
 from schemas.runfile import RunConfig
@@ -115,8 +112,5 @@ def _refused(file: str, record: dict[str, Any], document: Document) -> Iterator[
 
 
 def _rows(store: Store, name: str) -> list[dict[str, Any]]:
-    try:
-        with store.open(name) as data, pq.ParquetFile(data, page_checksum_verification=True) as file:
-            return file.read(columns=_COLUMNS).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{store.place(name)}: damaged ({error}); see `targetsmith verify {store}`") from error
+    with store.open(name) as data, open_shard(data, store.place(name)) as shard:
+        return shard.read(_COLUMNS).to_pylist()

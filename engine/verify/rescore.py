@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -19,6 +18,7 @@ from engine.beam.calibration_file import read_calibration
 from engine.corpus.document import Document
 from engine.corpus.scan import CorpusScan, read_units, scan_corpus
 from engine.dataset.layout import load_plan
+from engine.dataset.parquet import open_shard
 from engine.dataset.sidecars import HEAD, learns
 from engine.dataset.store import Out, open_store
 from engine.plan.make_plan import make_plan
@@ -40,7 +40,6 @@ ORACLE_NODES = 16.0
 """Teacher evaluations for each student token at most; what is open even then is accounted for."""
 ORACLE_TOP_K = 4096
 _UNITS_SEARCHED = 16  # for short documents
-_READ_ERRORS = (OSError, pa.ArrowException)
 
 Place = tuple[int, int]  # (unit, row of its files)
 
@@ -195,20 +194,15 @@ class Rescorer:
     def _read(self, unit: int, product: str, rows: Sequence[int], columns: list[str] | None = None) -> pa.Table:
         """Rows of a file, by their number in it, rising."""
         name = self._file(unit, product)
-        try:
-            with self.store.open(name) as data, pq.ParquetFile(data, page_checksum_verification=True) as file:
-                parts, begin = [], 0
-                for group in range(file.num_row_groups):
-                    size = file.metadata.row_group(group).num_rows
-                    wanted = [row - begin for row in rows if begin <= row < begin + size]
-                    if wanted:
-                        parts.append(file.read_row_group(group, columns).take(pa.array(wanted)))
-                    begin += size
-                return pa.concat_tables(parts)
-        except _READ_ERRORS as error:
-            raise OutputError(
-                f"{self.store.place(name)}: damaged ({error}); see `targetsmith verify {self.store}`"
-            ) from error
+        with self.store.open(name) as data, open_shard(data, self.store.place(name)) as shard:
+            parts, begin = [], 0
+            for group in range(shard.file.num_row_groups):
+                size = shard.file.metadata.row_group(group).num_rows
+                wanted = [row - begin for row in rows if begin <= row < begin + size]
+                if wanted:
+                    parts.append(shard.file.read_row_group(group, columns).take(pa.array(wanted)))
+                begin += size
+            return pa.concat_tables(parts)
 
 
 def _own(table: pa.Table) -> pa.Table:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.dataset.invariants import Problem, misfit, place_of
-from engine.dataset.parquet import MAX_GROUP_ROWS, flat, footer_of, lengths_of
+from engine.dataset.parquet import MAX_GROUP_ROWS, flat, footer_of, lengths_of, open_shard
 from engine.verify.findings import Finding, short
 from engine.verify.rows import problems_of, sum_slack, sums_of
 from schemas.manifest import Plan, PlanUnit, ProductFacts, ShardFile
@@ -92,14 +92,16 @@ class FileCheck:
         try:
             self._open(data)
         except Exception as error:  # Arrow has many kinds of errors for a broken file
-            self._add("open", f"not readable: {type(error).__name__}: {short(error)}", "a Parquet file")
+            cause = error.__cause__ or error  # without place and advice: the finding has its own
+            self._add("open", f"not readable: {type(cause).__name__}: {short(cause)}", "a Parquet file")
 
     def _open(self, data: bytes) -> None:
         facts = self.expected.facts
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            if not self._is_ours(file.metadata):
+        with open_shard(data, self.expected.name) as shard:
+            file = shard.file
+            if not self._is_ours(shard.footer):
                 return
-            self._check_footer(file.metadata)
+            self._check_footer(shard.footer, file.metadata)
             schema = file.schema_arrow
             if not schema.equals(facts.schema_of_rows, check_metadata=False):
                 for found, wanted, name in _differences(schema, facts.schema_of_rows):
@@ -120,7 +122,7 @@ class FileCheck:
 
     # ---- footer
 
-    def _is_ours(self, metadata: Any) -> bool:
+    def _is_ours(self, footer: Mapping[str, str]) -> bool:
         """Of a file of another run, product or unit nothing else is told."""
         expected = self.expected
         wanted = {
@@ -128,7 +130,6 @@ class FileCheck:
             "product": expected.product,
             "unit": str(expected.unit.index),
         }
-        footer = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
         found = {key: footer.get(f"targetsmith.{key}") for key in wanted}
         if found == wanted:
             return True
@@ -143,9 +144,8 @@ class FileCheck:
         self._add(("footer", "file"), f"a file of {told[0]}", f"of {told[1]}")
         return False
 
-    def _check_footer(self, metadata: Any) -> None:
+    def _check_footer(self, footer: Mapping[str, str], metadata: Any) -> None:
         expected, record = self.expected, self.expected.record
-        footer = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
         wanted = footer_of(
             expected.plan,
             expected.unit.index,
