@@ -24,7 +24,8 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from engine.dataset import commit as shards
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
 from engine.dataset.parquet import encodings
 from engine.reader.row_groups import BATCH_COLUMNS
 from engine.reader.targets import Targets
@@ -52,11 +53,11 @@ def write_topk(out: Path, top_k: int, files: int, positions: int) -> None:
     rows = min(map(len, lengths))
     plan: Plan = small_plan(files, rows, top_k=top_k, vocab_size=151_936)
     plan = Plan.make(plan.semantic, plan.units, {"student/small": plan.products["student/small"]})
-    shards.open_output(out, plan)
+    open_output(out, plan)
     for unit, sizes in enumerate(lengths):
         table = targets_table(rng, sizes[:rows], top_k=top_k, vocab_size=151_936, first_row=unit * rows)
-        shards.publish_unit(out, plan, unit, {"student/small": table}, [], {})
-    shards.finish(out, plan, engine_version="benchmark")
+        publish_unit(out, plan, unit, {"student/small": table}, [], {})
+    finish(out, plan, engine_version="benchmark")
 
 
 def write_sample(out: Path, files: int, positions: int) -> None:

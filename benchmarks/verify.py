@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.reader import document_lengths
-from engine.dataset import commit as shards
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
 from engine.dataset.parquet import lengths_of, round_rows
 from engine.verify.output import verify
 from engine.verify.rows import sums_of
@@ -29,7 +30,7 @@ def write(out: Path, top_k: int, files: int, positions: int) -> None:
     count = min(map(len, lengths))
     plan = small_plan(files, count, top_k=top_k, vocab_size=151_936)
     plan = Plan.make(plan.semantic, plan.units, {"student/small": plan.products["student/small"]})
-    shards.open_output(out, plan)
+    open_output(out, plan)
     for unit in plan.units:
         table = targets_table(rng, lengths[unit.index][:count], top_k=top_k, vocab_size=151_936, first_row=unit.doc_row)
         # The tables' byte ends are those of their random texts only where these are as long: make them so.
@@ -40,8 +41,8 @@ def write(out: Path, top_k: int, files: int, positions: int) -> None:
         stats |= {"documents": float(count), "quarantined": 0.0, "text_bytes": float(sum(map(len, texts)))}
         stats |= {"teacher_tokens": float(sums["positions"]), "teacher_evaluations": float(sums["positions"])}
         assert lengths_of(table).sum() == sums["positions"]
-        shards.publish_unit(out, plan, unit.index, {"student/small": table}, [], stats)
-    shards.finish(out, plan, engine_version="benchmark")
+        publish_unit(out, plan, unit.index, {"student/small": table}, [], stats)
+    finish(out, plan, engine_version="benchmark")
 
 
 def main() -> None:

@@ -21,17 +21,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.dataset.finish import finish
 from engine.dataset.invariants import check_rows
 from engine.dataset.layout import (
     PLAN,
     REMAKE,
     claim_name,
     claimed_units,
-    iter_shards,
-    load_manifest,
     load_plan,
-    load_seals,
     own_seal,
     read_quarantine,
     seal_name,
@@ -43,9 +39,7 @@ from engine.dataset.parquet import (
     footer_of,
     lengths_of,
     open_shard,
-    round_logps,
     round_rows,
-    round_up,
     rounding_error_nats,
     row_groups,
     table_to_parquet_bytes,
@@ -55,13 +49,6 @@ from engine.dataset.sidecars import HEAD, MEANS, check_means, learns
 from engine.dataset.store import STAGING, Out, Store, open_store
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import MAXIMUM, Plan, PlanUnit, Seal, ShardFile, canonical_json
-
-# The whole vocabulary of the output folder is importable from here; reading lives in outfolder.py, rows in rows.py,
-# the end of the run in finish.py.
-__all__ = [
-    "finish", "iter_shards", "load_manifest", "load_plan", "load_seals", "open_output", "publish_unit",
-    "read_quarantine", "recover", "round_logps", "round_up", "sealed_units", "shard_name", "table_to_parquet_bytes",
-]  # fmt: skip
 
 # ---- begin or resume -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -113,32 +112,6 @@ def own_seal(out: Out, plan: Plan, unit: int) -> Seal:
             f"{store.place(seal_name(unit))}: damaged: other files than the plan gives this unit; {REMAKE}"
         )
     return seal
-
-
-def sealed_shards(out: Out, product: str) -> Iterator[str]:
-    """Names of the Parquet files of one product that are sealed, in unit order; of an unfinished run, those that are ready.
-
-    Raises OutputError when the run has no such product (the message lists those it has) or a sealed file is missing.
-    """
-    store = open_store(out)
-    known = load_plan(store).products
-    if product not in known:
-        raise OutputError(f"{store}: no product {product!r}; this run has {', '.join(sorted(known))}")
-    for seal in load_seals(store):
-        file = seal.files[product]
-        if file is None:
-            continue
-        if not store.exists(file.name):
-            raise OutputError(
-                f"{store.place(file.name)}: sealed but missing; restore it, or run `targetsmith score` again to make it anew"
-            )
-        yield file.name
-
-
-def iter_shards(out: Path, product: str) -> Iterator[Path]:
-    """`sealed_shards` as paths, of an output that is a local folder."""
-    for name in sealed_shards(out, product):
-        yield out / name
 
 
 def read_quarantine(out: Out, unit_index: int) -> list[dict[str, Any]]:

@@ -16,20 +16,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.dataset import commit as shards
 from engine.dataset import posix as publish
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
+from engine.dataset.layout import load_manifest, load_plan, read_quarantine, sealed_units
 from engine.dataset.posix import put_if_absent
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import COLUMNS, Plan, PlanUnit
 from schemas.target import ROW_SCHEMA
-from tests.support.tables import quarantine_record, small_plan, unit_tables
+from tests.support.tables import quarantine_record, sealed_paths, small_plan, unit_tables
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
 
 
 def publish_all(out: Path, plan: Plan) -> None:
     for unit in plan.units:
-        shards.publish_unit(out, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": unit.n_rows})
+        publish_unit(out, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": unit.n_rows})
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -62,8 +64,8 @@ def test_killed_at_any_system_call_then_repeated_gives_the_undisturbed_output(ki
     plan = small_plan(units=1, rows=3)
     tables, bad = unit_tables(plan, 0, without=(1,)), [quarantine_record(1)]
     with tempfile.TemporaryDirectory() as calm, tempfile.TemporaryDirectory() as folder:
-        shards.open_output(Path(calm), plan)
-        shards.publish_unit(Path(calm), plan, 0, tables, bad, {"documents": 3})
+        open_output(Path(calm), plan)
+        publish_unit(Path(calm), plan, 0, tables, bad, {"documents": 3})
         for after in kills:
             with pytest.MonkeyPatch.context() as patch:
                 count = 0
@@ -82,30 +84,30 @@ def test_killed_at_any_system_call_then_repeated_gives_the_undisturbed_output(ki
                     patch.setattr(os, name, dies(getattr(os, name)))
                 patch.setattr(publish.Path, "unlink", dies(publish.Path.unlink))
                 try:
-                    shards.open_output(Path(folder), plan)
-                    shards.publish_unit(Path(folder), plan, 0, tables, bad, {"documents": 3})
+                    open_output(Path(folder), plan)
+                    publish_unit(Path(folder), plan, 0, tables, bad, {"documents": 3})
                 except Killed:
                     pass
             for path in Path(folder).glob("data/**/*.parquet"):
                 assert path.read_bytes() == (Path(calm) / path.relative_to(folder)).read_bytes()
-        shards.open_output(Path(folder), plan)
-        shards.publish_unit(Path(folder), plan, 0, tables, bad, {"documents": 3})
+        open_output(Path(folder), plan)
+        publish_unit(Path(folder), plan, 0, tables, bad, {"documents": 3})
         shutil.rmtree(Path(folder) / "_engine" / "tmp")
         assert contents(Path(folder)) == contents(Path(calm))
 
 
 def _race(out: str, barrier, queue, quarantined: tuple[int, ...]) -> None:
-    plan = shards.load_plan(Path(out))
+    plan = load_plan(Path(out))
     tables = unit_tables(plan, 0, without=quarantined)
     barrier.wait()
     records = [quarantine_record(row) for row in quarantined]
-    seal = shards.publish_unit(Path(out), plan, 0, tables, records, {"documents": 4})
+    seal = publish_unit(Path(out), plan, 0, tables, records, {"documents": 4})
     queue.put(seal.model_dump())
 
 
 def test_two_processes_publish_the_same_unit(tmp_path: Path) -> None:
     plan = small_plan(units=1)
-    shards.open_output(tmp_path, plan)
+    open_output(tmp_path, plan)
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(2), context.Queue()
     workers = [context.Process(target=_race, args=(str(tmp_path), barrier, queue, ())) for _ in range(2)]
@@ -115,7 +117,7 @@ def test_two_processes_publish_the_same_unit(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
     assert first == second
-    manifest = shards.finish(tmp_path, plan, engine_version="test")
+    manifest = finish(tmp_path, plan, engine_version="test")
     assert manifest.totals["teacher"].rows == 4 and len(list(tmp_path.rglob("*.parquet"))) == 2
     assert list((tmp_path / "_engine" / "tmp").iterdir()) == []
 
@@ -125,25 +127,25 @@ def test_two_processes_publish_the_same_unit(tmp_path: Path) -> None:
 
 def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
     plan = small_plan()
-    assert shards.open_output(tmp_path, plan) == []
+    assert open_output(tmp_path, plan) == []
     for unit in plan.units:
         without = (5,) if unit.index == 1 else ()
         tables = unit_tables(plan, unit.index, without=without)
         bad = [quarantine_record(row) for row in without]
-        seal = shards.publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
-        assert seal == shards.publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
-        assert shards.open_output(tmp_path, plan) == list(range(unit.index + 1))
+        seal = publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
+        assert seal == publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
+        assert open_output(tmp_path, plan) == list(range(unit.index + 1))
     with pytest.raises(OutputError, match="3 of 3 units are sealed"):
-        shards.load_manifest(tmp_path)
-    manifest = shards.finish(tmp_path, plan, engine_version="0.1.0")
-    assert manifest == shards.finish(tmp_path, plan, engine_version="0.1.0") == shards.load_manifest(tmp_path)
+        load_manifest(tmp_path)
+    manifest = finish(tmp_path, plan, engine_version="0.1.0")
+    assert manifest == finish(tmp_path, plan, engine_version="0.1.0") == load_manifest(tmp_path)
     moved = {name: value for name, value in manifest.stats.items() if name.endswith(".rounding_nats_max")}
     assert (manifest.documents, manifest.quarantined) == (12, 1) and manifest.stats == {"documents": 12.0, **moved}
     assert set(moved) == {f"{product}.rounding_nats_max" for product in plan.products}
     assert all(0 < value <= 2.0**-7 for value in moved.values())
     assert manifest.totals["student/small"].rows == 11 and "pyarrow" in manifest.versions
-    assert shards.read_quarantine(tmp_path, 1) == [quarantine_record(5)] and shards.read_quarantine(tmp_path, 0) == []
-    paths = list(shards.iter_shards(tmp_path, "student/small"))
+    assert read_quarantine(tmp_path, 1) == [quarantine_record(5)] and read_quarantine(tmp_path, 0) == []
+    paths = sealed_paths(tmp_path, "student/small")
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         f"data/student/small/train-{i:05d}-of-00003.parquet" for i in range(3)
     ]
@@ -159,82 +161,82 @@ def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
 
 def test_unit_without_a_good_row_has_no_file(tmp_path: Path) -> None:
     plan = small_plan(units=2, rows=2)
-    shards.open_output(tmp_path, plan)
+    open_output(tmp_path, plan)
     tables = unit_tables(plan, 0, without=(0, 1))
     assert tables["teacher"].num_rows == 0
-    seal = shards.publish_unit(tmp_path, plan, 0, tables, [quarantine_record(0), quarantine_record(1)], {})
+    seal = publish_unit(tmp_path, plan, 0, tables, [quarantine_record(0), quarantine_record(1)], {})
     assert seal.files == {"teacher": None, "student/small": None} and seal.quarantined == 2
-    shards.publish_unit(tmp_path, plan, 1, unit_tables(plan, 1), [], {})
-    assert shards.finish(tmp_path, plan, engine_version="test").totals["teacher"].files == 1
-    assert len(list(shards.iter_shards(tmp_path, "teacher"))) == 1
+    publish_unit(tmp_path, plan, 1, unit_tables(plan, 1), [], {})
+    assert finish(tmp_path, plan, engine_version="test").totals["teacher"].files == 1
+    assert len(sealed_paths(tmp_path, "teacher")) == 1
 
 
 def test_lost_documents_are_refused(tmp_path: Path) -> None:
     plan = small_plan(units=1)
-    shards.open_output(tmp_path, plan)
+    open_output(tmp_path, plan)
     with pytest.raises(ValueError, match=r"documents lost \[2\]"):
-        shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0, without=(2,)), [], {})
+        publish_unit(tmp_path, plan, 0, unit_tables(plan, 0, without=(2,)), [], {})
     with pytest.raises(ValueError, match=r"got products \['teacher'\]"):
-        shards.publish_unit(tmp_path, plan, 0, {"teacher": unit_tables(plan, 0)["teacher"]}, [], {})
-    assert shards.sealed_units(tmp_path) == [] and not (tmp_path / "data").exists()
+        publish_unit(tmp_path, plan, 0, {"teacher": unit_tables(plan, 0)["teacher"]}, [], {})
+    assert sealed_units(tmp_path) == [] and not (tmp_path / "data").exists()
 
 
 def test_the_claim_decides_between_attempts_that_quarantine_differently(tmp_path: Path) -> None:
     plan = small_plan(units=2)
-    shards.open_output(tmp_path, plan)
+    open_output(tmp_path, plan)
     claim = tmp_path / "_engine" / "quarantine" / "00000.jsonl"
     put_if_absent(claim, b'{"doc_row":2,"reason":"oom"}\n', staging=tmp_path / "_engine" / "tmp")
-    seal = shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {})
+    seal = publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {})
     assert seal.quarantined == 1
-    for path in shards.iter_shards(tmp_path, "teacher"):
+    for path in sealed_paths(tmp_path, "teacher"):
         assert pq.read_table(path)["doc_row"].to_pylist() == [0, 1, 3]
     put_if_absent(claim.with_name("00001.jsonl"), b"", staging=tmp_path / "_engine" / "tmp")
     with pytest.raises(OutputError, match=r"rows \[6\].*remove this file"):
-        shards.publish_unit(tmp_path, plan, 1, unit_tables(plan, 1, without=(6,)), [quarantine_record(6)], {})
-    assert shards.sealed_units(tmp_path) == [0]
+        publish_unit(tmp_path, plan, 1, unit_tables(plan, 1, without=(6,)), [quarantine_record(6)], {})
+    assert sealed_units(tmp_path) == [0]
 
 
 def test_resume_seals_what_was_published(tmp_path: Path) -> None:
     plan = small_plan(units=2)
-    shards.open_output(tmp_path, plan)
+    open_output(tmp_path, plan)
     publish_all(tmp_path, plan)
     before = contents(tmp_path)
     (tmp_path / "_engine" / "shards" / "00001.json").unlink()
-    assert shards.open_output(tmp_path, plan) == [0, 1]
+    assert open_output(tmp_path, plan) == [0, 1]
     assert contents(tmp_path) == before
 
 
 def test_loser_takes_over_the_winners_file_and_refuses_a_foreign_one(tmp_path: Path) -> None:
     plan, name = small_plan(units=1), "data/teacher/train-00000-of-00001.parquet"
     winner, loser, foreign = tmp_path / "winner", tmp_path / "loser", tmp_path / "foreign"
-    shards.open_output(winner, plan)
-    shards.publish_unit(winner, plan, 0, unit_tables(plan, 0, seed=1), [], {})
-    shards.open_output(loser, plan)
+    open_output(winner, plan)
+    publish_unit(winner, plan, 0, unit_tables(plan, 0, seed=1), [], {})
+    open_output(loser, plan)
     (loser / name).parent.mkdir(parents=True)
     shutil.copy(winner / name, loser / name)
-    seal = shards.publish_unit(loser, plan, 0, unit_tables(plan, 0, seed=2), [], {})
+    seal = publish_unit(loser, plan, 0, unit_tables(plan, 0, seed=2), [], {})
     file = seal.files["teacher"]
     assert file is not None and file.bytes == (winner / name).stat().st_size
     assert (loser / name).read_bytes() == (winner / name).read_bytes()
 
     other = small_plan(units=1, note="another run")
-    shards.open_output(foreign, other)
+    open_output(foreign, other)
     (foreign / name).parent.mkdir(parents=True)
     for content, says in (((winner / name).read_bytes(), "not a file of this run"), (b"PAR1 torn", "damaged")):
         (foreign / name).write_bytes(content)
         with pytest.raises(OutputError, match=says):
-            shards.publish_unit(foreign, other, 0, unit_tables(other, 0), [], {})
-    assert shards.sealed_units(foreign) == []
+            publish_unit(foreign, other, 0, unit_tables(other, 0), [], {})
+    assert sealed_units(foreign) == []
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
 def test_another_run_is_refused_with_the_differences(tmp_path: Path) -> None:
-    shards.open_output(tmp_path, small_plan(teacher={"files": [{"sha256": "ab" * 32}]}))
+    open_output(tmp_path, small_plan(teacher={"files": [{"sha256": "ab" * 32}]}))
     with pytest.raises(FingerprintMismatch) as caught:
         other = small_plan(units=4, top_k=9, teacher={"files": [{"sha256": "cd" * 32}]}, extra=True)
-        shards.open_output(tmp_path, other)
+        open_output(tmp_path, other)
     text = str(caught.value)
     assert 'semantic.teacher.files.0.sha256: "abababababab…" -> "cdcdcdcdcdcd…"' in text
     assert "semantic.targets.top_k: 8 -> 9" in text and "semantic.extra: (absent) -> true" in text
@@ -259,9 +261,9 @@ def test_fingerprint_ignores_the_name_of_a_tokenizer_and_nothing_else() -> None:
 def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(OutputError, match="thesis.tex"):
-        shards.open_output(tmp_path, small_plan())
+        open_output(tmp_path, small_plan())
     (tmp_path / "thesis.tex").unlink()
-    shards.open_output(tmp_path, small_plan())
+    open_output(tmp_path, small_plan())
     plan_file = tmp_path / "_engine" / "plan.json"
     text = plan_file.read_text()
     for broken, says in (
@@ -271,32 +273,30 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
     ):
         plan_file.write_text(broken)
         with pytest.raises(OutputError, match=says):
-            shards.open_output(tmp_path, small_plan())
+            open_output(tmp_path, small_plan())
     target = tmp_path / "file"
     target.write_text("")
     with pytest.raises(OutputError, match="a file lies where a folder is wanted"):
-        shards.open_output(target / "out", small_plan())
+        open_output(target / "out", small_plan())
 
 
 def test_finish_refuses_missing_changed_and_extra_files(tmp_path: Path) -> None:
     plan = small_plan(units=2)
-    shards.open_output(tmp_path, plan)
+    open_output(tmp_path, plan)
     with pytest.raises(OutputError, match="2 of 2 units are not sealed"):
-        shards.finish(tmp_path, plan, engine_version="test")
+        finish(tmp_path, plan, engine_version="test")
     publish_all(tmp_path, plan)
     stray = tmp_path / "data" / "teacher" / "stray.parquet"
     stray.write_bytes(b"")
     with pytest.raises(OutputError, match=r"stray.parquet: not a file of this run"):
-        shards.finish(tmp_path, plan, engine_version="test")
+        finish(tmp_path, plan, engine_version="test")
     stray.unlink()
-    victim = next(shards.iter_shards(tmp_path, "teacher"))
+    victim = sealed_paths(tmp_path, "teacher")[0]
     data = victim.read_bytes()
     for change, says in ((lambda: victim.write_bytes(data[:-1]), "sealed with"), (victim.unlink, "missing")):
         change()
         with pytest.raises(OutputError, match=says):
-            shards.finish(tmp_path, plan, engine_version="test")
-    with pytest.raises(OutputError, match="no product 'nobody'; this run has student/small, teacher"):
-        list(shards.iter_shards(tmp_path, "nobody"))
+            finish(tmp_path, plan, engine_version="test")
 
 
 # ---- disks that refuse -----------------------------------------------------------------------------------------------
@@ -316,46 +316,46 @@ def small_disk(tmp_path: Path):
 @AS_ROOT
 def test_full_disk_names_path_needed_and_free_then_resumes(small_disk: Path) -> None:
     plan, out = small_plan(units=1), small_disk / "out"
-    shards.open_output(out, plan)
+    open_output(out, plan)
     filler = small_disk / "filler"
     with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(b"x" * 4096)
     with pytest.raises(OutputError, match=r"no room: [\d,]+ bytes are needed, 0 bytes are free"):
         put_if_absent(out / "_engine" / "quarantine" / "00000.jsonl", b"", staging=out / "_engine" / "tmp")
-        shards.publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
+        publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
     assert not list(out.rglob("*.parquet")) and not list(out.rglob("*.part"))
     filler.unlink()
-    shards.publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
-    shards.finish(out, plan, engine_version="test")
+    publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
+    finish(out, plan, engine_version="test")
 
 
 @AS_ROOT
 def test_read_only_file_system(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(OutputError, match="Read-only file system.*mount it writable"):
-        shards.open_output(small_disk / "out", small_plan())
+        open_output(small_disk / "out", small_plan())
 
 
 def test_file_size_limit(tmp_path: Path) -> None:
     plan = small_plan(units=1)
-    shards.open_output(tmp_path, plan)
+    open_output(tmp_path, plan)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(OutputError, match=r"a file size limit or quota.*bytes are needed"):
-            shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {})
+            publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.part"))
-    assert shards.publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {}).files["teacher"] is not None
+    assert publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {}).files["teacher"] is not None
 
 
 def _open_as_nobody(out: str, queue) -> None:
     if os.geteuid() == 0:
         os.setuid(65534)
     try:
-        shards.open_output(Path(out) / "out", small_plan())
+        open_output(Path(out) / "out", small_plan())
         queue.put("")
     except OutputError as error:
         queue.put(str(error))

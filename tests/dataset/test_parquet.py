@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.dataset import commit as shards
 from engine.dataset import parquet as rows
 from engine.dataset.invariants import check_rows, mass_tolerance
-from engine.dataset.parquet import round_nearest, round_rows, rounding_error_nats, row_groups
+from engine.dataset.parquet import (
+    round_logps,
+    round_nearest,
+    round_rows,
+    round_up,
+    rounding_error_nats,
+    row_groups,
+    table_to_parquet_bytes,
+)
 from schemas.errors import IdentityError
 from schemas.target import MANTISSA_BITS, PAD_ID, ROW_SCHEMA
 from tests.support.tables import facts_of, targets_table
@@ -36,11 +43,11 @@ normal_logps = st.floats(-1e4, 0, width=32).filter(lambda x: x == 0 or abs(x) > 
 
 @given(st.lists(normal_logps | st.just(-np.inf), max_size=50))
 def test_round_logps_is_the_definition(values: list[float]) -> None:
-    rounded = shards.round_logps(np.array(values, np.float32))
+    rounded = round_logps(np.array(values, np.float32))
     assert rounded.tolist() == [round_slowly(value) for value in values]
-    assert shards.round_logps(rounded).tolist() == rounded.tolist()
+    assert round_logps(rounded).tolist() == rounded.tolist()
     order = np.sort(np.array(values, np.float32))
-    assert (np.diff(shards.round_logps(order)[np.isfinite(order)]) >= 0).all()
+    assert (np.diff(round_logps(order)[np.isfinite(order)]) >= 0).all()
 
 
 @given(st.lists(st.floats(0, 1, width=32).filter(lambda x: x == 0 or x > 1e-30), max_size=50), st.integers(3, 12))
@@ -51,7 +58,7 @@ def test_round_nearest_is_the_definition(values: list[float], bits: int) -> None
 
 def test_rounding_error_is_below_a_hundredth_of_a_nat() -> None:
     values = np.random.default_rng(0).uniform(-200, 0, 1_000_000).astype(np.float32)
-    error = np.abs(shards.round_logps(values) - values)
+    error = np.abs(round_logps(values) - values)
     assert error.max() <= 2.0**-7
     assert (error <= 2.0**-11 * np.abs(values)).all()
     assert error.max() > 0.005  # the bound is nearly met: the rounding does happen
@@ -60,16 +67,16 @@ def test_rounding_error_is_below_a_hundredth_of_a_nat() -> None:
 @given(st.lists(st.floats(0, 1), max_size=50))
 def test_round_up_never_shrinks_and_never_exceeds_one(values: list[float]) -> None:
     wanted = np.array(values, np.float64)
-    rounded = shards.round_up(wanted)
+    rounded = round_up(wanted)
     assert (rounded >= wanted).all() and (rounded <= 1).all()
     assert (rounded <= wanted * (1 + 2.0**-MANTISSA_BITS) + 2.0**-126).all()
-    assert np.array_equal(shards.round_up(rounded), rounded)
+    assert np.array_equal(round_up(rounded), rounded)
 
 
 @pytest.mark.parametrize("bad", [-1e-9, 1.0000001, np.nan])
 def test_round_up_refuses_what_is_no_probability(bad: float) -> None:
     with pytest.raises(IdentityError):
-        shards.round_up(np.array([0.5, bad]))
+        round_up(np.array([0.5, bad]))
 
 
 # ---- bytes of a shard ------------------------------------------------------------------------------------------------
@@ -78,7 +85,7 @@ def test_round_up_refuses_what_is_no_probability(bad: float) -> None:
 def test_round_trip_with_large_ids_and_the_footer() -> None:
     rng = np.random.default_rng(1)
     table = round_rows(targets_table(rng, [3, 200, 1, 90] * 40, top_k=64, vocab_size=262_144))
-    data = shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, row_groups([table]))
+    data = table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, row_groups([table]))
     file = pq.ParquetFile(pa.BufferReader(data))
     assert file.read().equals(table)
     assert np.max(file.read()["topk_ids"].combine_chunks().flatten().to_numpy()) > 262_000
@@ -89,20 +96,20 @@ def test_round_trip_with_large_ids_and_the_footer() -> None:
         for i in range(file.metadata.num_columns)
     }
     assert "BYTE_STREAM_SPLIT" in encodings["topk_logps.list.element"]
-    assert shards.table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, row_groups([table])) == data
+    assert table_to_parquet_bytes(table, {"targetsmith.unit": "7"}, row_groups([table])) == data
 
 
 def test_large_documents_get_row_groups_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_GROUP_BYTES", 1 << 20)
     table = round_rows(targets_table(np.random.default_rng(1), [700] * 5 + [5000, 700], top_k=64, vocab_size=2_000))
-    file = pq.ParquetFile(pa.BufferReader(shards.table_to_parquet_bytes(table, {}, row_groups([table]))))
+    file = pq.ParquetFile(pa.BufferReader(table_to_parquet_bytes(table, {}, row_groups([table]))))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 1, 1, 1]
     assert file.read().equals(table)
 
 
 def test_page_checksums_catch_every_flipped_bit() -> None:
     table = round_rows(targets_table(np.random.default_rng(2), [100] * 5, top_k=8, vocab_size=500))
-    data = shards.table_to_parquet_bytes(table, {}, row_groups([table]))
+    data = table_to_parquet_bytes(table, {}, row_groups([table]))
     column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(7)
     assert column.path_in_schema == "topk_logps.list.element"
     rng = np.random.default_rng(3)

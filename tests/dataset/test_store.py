@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from engine.dataset import commit as shards
 from engine.dataset import posix as publish
-from engine.dataset.layout import unsealed_units
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
+from engine.dataset.layout import sealed_units, unsealed_units
 from engine.dataset.store import ObjectStore, PosixStore, open_store
 from schemas.errors import OutputError
 from tests.support.objectstores import Wrapped, contents, publish_all, real
@@ -114,22 +115,22 @@ def test_lost_answers_do_no_harm(bucket: str) -> None:
 
     shaky = ObjectStore(f"{bucket}/shaky", Wrapped(fs, pipe_file=pipe_file))
     for store in (calm, shaky):
-        shards.open_output(store, plan)
+        open_output(store, plan)
         bad = [quarantine_record(1)]
-        shards.publish_unit(store, plan, 0, unit_tables(plan, 0, without=(1,)), bad, {"documents": 4.0})
-        shards.publish_unit(store, plan, 1, unit_tables(plan, 1), [], {"documents": 4.0})
-        shards.finish(store, plan, engine_version="test")
+        publish_unit(store, plan, 0, unit_tables(plan, 0, without=(1,)), bad, {"documents": 4.0})
+        publish_unit(store, plan, 1, unit_tables(plan, 1), [], {"documents": 4.0})
+        finish(store, plan, engine_version="test")
     assert len(lost) > len(contents(calm)) and contents(shaky) == contents(calm)
 
 
 def test_an_answer_lost_for_good_is_an_error_and_a_rerun_completes(bucket: str) -> None:
     plan = small_plan(units=1)
     whole = open_store(f"{bucket}/whole")
-    shards.open_output(whole, plan)
+    open_output(whole, plan)
     publish_all(whole, plan)
     fs = real(whole)
     out = ObjectStore(f"{bucket}/out", fs)
-    shards.open_output(out, plan)
+    open_output(out, plan)
 
     def pipe_file(path: str, data: bytes, **how: Any) -> None:
         if path.endswith(".parquet"):
@@ -140,7 +141,7 @@ def test_an_answer_lost_for_good_is_an_error_and_a_rerun_completes(bucket: str) 
     with pytest.raises(OutputError, match="all finished units are kept") as caught:
         publish_all(ObjectStore(out.url, Wrapped(fs, pipe_file=pipe_file)), plan)
     assert "my-password" not in str(caught.value) and "abc" not in str(caught.value)
-    assert shards.sealed_units(out) == []
+    assert sealed_units(out) == []
     publish_all(out, plan)
     assert contents(out) == contents(whole)
 
@@ -172,7 +173,7 @@ def test_a_store_that_overwrites_is_refused_at_the_start(bucket: str) -> None:
 
     liar = ObjectStore(f"{bucket}/out", Wrapped(fs, pipe_file=pipe_file))
     with pytest.raises(OutputError, match="overwrites where it was told to create only"):
-        shards.open_output(liar, small_plan())
+        open_output(liar, small_plan())
     assert dict(liar.files()) == {}  # not even a plan
 
 
@@ -185,14 +186,14 @@ def test_listings_that_are_behind_or_repeat_do_no_harm(bucket: str) -> None:
                 yield from [(name, size)] * 2
 
     plan, calm = small_plan(units=3, rows=2), open_store(f"{bucket}/calm")
-    shards.open_output(calm, plan)
+    open_output(calm, plan)
     publish_all(calm, plan)
-    shards.finish(calm, plan, engine_version="test")
+    finish(calm, plan, engine_version="test")
     behind = Behind(f"{bucket}/behind", real(calm))
-    shards.open_output(behind, plan)
+    open_output(behind, plan)
     for _ in range(2):  # the second time each unit is there, and half of them are not listed
         publish_all(behind, plan)
-        assert shards.open_output(behind, plan) == [0, 2]
+        assert open_output(behind, plan) == [0, 2]
     assert unsealed_units(behind, plan) == []
-    shards.finish(behind, plan, engine_version="test")
+    finish(behind, plan, engine_version="test")
     assert contents(ObjectStore(behind.url, real(calm))) == contents(calm)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.dataset import commit as shards
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, PLAN, claim_name, seal_name, sealed_units
 from engine.reader.targets import Targets, TargetsError
 from schemas.errors import OutputError
@@ -176,42 +177,42 @@ def test_a_lost_plan_is_put_back_for_its_own_run_only(run_file: Path, call: Call
 def test_a_file_scored_again_with_other_numbers_is_not_slipped_in(tmp_path: Path) -> None:
     """As on other hardware: the seal holds until a person removes it; then the unit is sealed anew."""
     plan, out = small_plan(units=2), tmp_path / "out"
-    shards.open_output(out, plan)
+    open_output(out, plan)
     for unit in (0, 1):
-        shards.publish_unit(out, plan, unit, unit_tables(plan, unit), [], {"documents": 4.0})
-    shards.finish(out, plan, engine_version="test")
+        publish_unit(out, plan, unit, unit_tables(plan, unit), [], {"documents": 4.0})
+    finish(out, plan, engine_version="test")
     lost = out / "data/teacher/train-00001-of-00002.parquet"
     whole = lost.read_bytes()
     lost.unlink()
-    assert shards.open_output(out, plan) == [0]
+    assert open_output(out, plan) == [0]
     other = unit_tables(plan, 1, seed=5)
     with pytest.raises(
         OutputError, match=r"not what was sealed.*remove _engine/shards/00001.json, _engine/manifest.json"
     ):
-        shards.publish_unit(out, plan, 1, other, [], {"documents": 4.0})
+        publish_unit(out, plan, 1, other, [], {"documents": 4.0})
     assert not lost.exists()
     with pytest.raises(OutputError, match=r"files of 1 sealed units are missing \(first: \[1\]\)"):
-        shards.finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test")
     for name in (seal_name(1), MANIFEST, "README.md"):
         (out / name).unlink()
-    assert shards.open_output(out, plan) == [0]
-    shards.publish_unit(out, plan, 1, other, [], {"documents": 4.0})
-    shards.finish(out, plan, engine_version="test")
+    assert open_output(out, plan) == [0]
+    publish_unit(out, plan, 1, other, [], {"documents": 4.0})
+    finish(out, plan, engine_version="test")
     assert lost.read_bytes() != whole and len(list(Targets(out, "teacher", verify=True).documents())) == 8
 
 
 def test_a_lost_claim_is_not_replaced_by_another(tmp_path: Path) -> None:
     plan, out = small_plan(units=1), tmp_path / "out"
-    shards.open_output(out, plan)
+    open_output(out, plan)
     one = (unit_tables(plan, 0, without=(2,)), [quarantine_record(2)])
-    shards.publish_unit(out, plan, 0, *one, {"documents": 4.0})
+    publish_unit(out, plan, 0, *one, {"documents": 4.0})
     before = contents(out)
     (out / claim_name(0)).unlink()
-    assert shards.open_output(out, plan) == []
+    assert open_output(out, plan) == []
     with pytest.raises(OutputError, match="00000.jsonl: missing, and scored again it is not what was sealed"):
-        shards.publish_unit(out, plan, 0, unit_tables(plan, 0), [], {"documents": 4.0})
+        publish_unit(out, plan, 0, unit_tables(plan, 0), [], {"documents": 4.0})
     assert not (out / claim_name(0)).exists()
-    shards.publish_unit(out, plan, 0, *one, {"documents": 4.0})
+    publish_unit(out, plan, 0, *one, {"documents": 4.0})
     assert contents(out) == before
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.dataset import commit as shards
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, seal_name, unsealed_units
 from engine.dataset.store import ObjectStore, open_store
 from engine.reader.targets import Targets, TargetsError
@@ -29,12 +30,12 @@ ERRORS: list[Callable[[], Exception]] = [
 def run(store: ObjectStore) -> None:
     plan = small_plan(units=2)
     for _ in range(2):  # the second time all is there
-        shards.open_output(store, plan)
+        open_output(store, plan)
         bad = [quarantine_record(1)]
-        shards.publish_unit(store, plan, 0, unit_tables(plan, 0, without=(1,)), bad, {"documents": 4.0})
-        shards.publish_unit(store, plan, 1, unit_tables(plan, 1), [], {"documents": 4.0})
+        publish_unit(store, plan, 0, unit_tables(plan, 0, without=(1,)), bad, {"documents": 4.0})
+        publish_unit(store, plan, 1, unit_tables(plan, 1), [], {"documents": 4.0})
         assert unsealed_units(store, plan) == []
-        shards.finish(store, plan, engine_version="test")
+        finish(store, plan, engine_version="test")
 
 
 def shaky(fs: Any, seed: int, told: Counter[str]) -> Wrapped:
@@ -93,7 +94,7 @@ def test_a_store_that_is_down_is_one_message(bucket: str) -> None:
         lambda: dead.size(MANIFEST),
         lambda: list(dead.files()),
         lambda: dead.open(SHARD),
-        lambda: shards.open_output(dead, small_plan(units=2)),
+        lambda: open_output(dead, small_plan(units=2)),
     ]
     for call in calls:
         with pytest.raises(OutputError, match=f"{bucket}/out.*503 Slow Down.*run again, all finished units are kept"):

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from engine.dataset import commit as shards
 from engine.dataset import store as stores
-from engine.dataset.layout import claim_name, seal_name, sealed_shards, unsealed_units
+from engine.dataset.commit import open_output
+from engine.dataset.finish import finish
+from engine.dataset.layout import claim_name, seal_name, unsealed_units
 from engine.dataset.sidecars import HEAD
 from engine.dataset.store import ObjectStore, PosixStore, open_store
 from engine.reader.targets import Targets
@@ -28,7 +29,7 @@ from schemas.errors import FingerprintMismatch, OutputError, RunFileError
 from schemas.runfile import load_run
 from tests.support.objectstores import ROOT, SECRET, contents, publish_all, real
 from tests.support.runs import TEXTS, score_here, score_run, write_run
-from tests.support.tables import small_plan
+from tests.support.tables import sealed_names, small_plan
 from tests.support.vocabularies import EFFORT
 
 # ---- runs
@@ -36,16 +37,16 @@ from tests.support.vocabularies import EFFORT
 
 def test_a_unit_without_its_seal_is_sealed_and_one_without_data_is_scored(bucket: str) -> None:
     plan, out = small_plan(units=3), open_store(f"{bucket}/out")
-    shards.open_output(out, plan)
+    open_output(out, plan)
     publish_all(out, plan)
     before, fs, root = contents(out), real(out), out.url.removeprefix("s3://")
     gone = [seal_name(1), seal_name(2), claim_name(2)]  # killed before the seal; killed before anything
     gone += [name for name in before if name.startswith("data/") and "00002-of" in name]
     for name in gone:
         fs.rm_file(f"{root}/{name}")
-    assert shards.open_output(out, plan) == [0, 1] and unsealed_units(out, plan) == [2]
+    assert open_output(out, plan) == [0, 1] and unsealed_units(out, plan) == [2]
     with pytest.raises(OutputError, match="1 of 3 units are not sealed"):
-        shards.finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test")
     publish_all(out, plan)
     assert contents(out) == before
 
@@ -56,28 +57,29 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
 
     def drive(seed: int) -> Any:
         store = open_store(out)
-        shards.open_output(store, plan)
+        open_output(store, plan)
         publish_all(store, plan, seed=seed)
-        return shards.finish(store, plan, engine_version="test")
+        return finish(store, plan, engine_version="test")
 
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(drive, [1, 2])
-    assert first == second and len(list(sealed_shards(out, "teacher"))) == 4
+    assert first == second and len(sealed_names(out, "teacher")) == 4
     assert sum(1 for _ in Targets(out, "teacher", verify=True).documents()) == 16
     assert len([name for name in contents(out) if name.startswith("data/")]) == 8
 
 
 PUBLISH = """
 import sys
-from engine.dataset import commit as shards
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
 from engine.dataset.store import open_store
 from tests.support.tables import quarantine_record, small_plan, unit_tables
 plan, store = small_plan(units=4, rows=2), open_store(sys.argv[1])
 print("begun", flush=True)
-shards.open_output(store, plan)
+open_output(store, plan)
 for unit in plan.units:
-    shards.publish_unit(store, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": 2.0})
-shards.finish(store, plan, engine_version="test")
+    publish_unit(store, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": 2.0})
+finish(store, plan, engine_version="test")
 """
 
 
@@ -112,28 +114,28 @@ def test_foreign_and_changed_outputs_are_refused(bucket: str) -> None:
     out = ObjectStore(f"{bucket}/out", real(store))
     store.put_if_absent("thesis.tex", b"x")
     with pytest.raises(OutputError, match=r"not empty and not an output.*foreign/thesis.tex"):
-        shards.open_output(store, plan)
-    shards.open_output(out, plan)
+        open_output(store, plan)
+    open_output(out, plan)
     with pytest.raises(FingerprintMismatch, match="top_k: 8 -> 9"):
-        shards.open_output(out, small_plan(units=1, top_k=9))
+        open_output(out, small_plan(units=1, top_k=9))
     publish_all(out, plan)
     fs, root = real(out), out.url.removeprefix("s3://")
     out.put_if_absent("data/teacher/stray.parquet", b"x")
     with pytest.raises(OutputError, match=r"stray.parquet: not a file of this run"):
-        shards.finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test")
     fs.rm_file(f"{root}/data/teacher/stray.parquet")
-    name = next(sealed_shards(out, "teacher"))
+    name = sealed_names(out, "teacher")[0]
     fs.pipe_file(f"{root}/{name}", b"torn")
     with pytest.raises(OutputError, match=f"{name}: 4 bytes, sealed with"):
-        shards.finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test")
     with pytest.raises(OutputError, match="specified bucket does not exist; make the bucket first"):
-        shards.open_output(ObjectStore("s3://nobody-has-this/out", fs), plan)
+        open_output(ObjectStore("s3://nobody-has-this/out", fs), plan)
 
 
 def test_a_shard_that_is_too_large_says_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ObjectStore, "most_bytes", 1000)
     plan, out = small_plan(units=1), open_store(f"{bucket}/out")
-    shards.open_output(out, plan)
+    open_output(out, plan)
     with pytest.raises(OutputError, match=r"parquet: [\d,]+ bytes.*at most 1,000; set \[corpus\] unit_bytes"):
         publish_all(out, plan)
     assert not list(out.files("data"))

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from engine.dataset import commit as shards
+from engine.dataset.commit import open_output, publish_unit
+from engine.dataset.finish import finish
+from engine.dataset.layout import load_plan
 from engine.dataset.parquet import round_rows
 from engine.reader import Targets, TargetsError
 from engine.reader import row_groups as row_groups_module
@@ -32,12 +34,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run: 3 units of 100 documents, top-8 of 262,144 ids (bytes: top-4), documents 150, 151 in quarantine."""
     out = tmp_path_factory.mktemp("reader") / "out"
     plan = small_plan(rows=100, vocab_size=262_144, with_bytes=True)
-    shards.open_output(out, plan)
+    open_output(out, plan)
     for unit in plan.units:
         without = (150, 151) if unit.index == 1 else ()
         bad = [quarantine_record(row) for row in without]
-        shards.publish_unit(out, plan, unit.index, unit_tables(plan, unit.index, without=without), bad, {})
-    shards.finish(out, plan, engine_version="test")
+        publish_unit(out, plan, unit.index, unit_tables(plan, unit.index, without=without), bad, {})
+    finish(out, plan, engine_version="test")
     return out
 
 
@@ -73,7 +75,7 @@ print(sum(int(batch["lengths"].sum()) for batch in batches))
 
 @pytest.mark.parametrize("name", ["teacher", "student/small", "bytes"])
 def test_documents_are_what_was_published(finished: Path, name: str) -> None:
-    plan = shards.load_plan(finished)
+    plan = load_plan(finished)
     targets, facts = Targets(finished, name, verify=True), plan.products[name]
     for key in ("top_k", "vocab_size", "regime", "semantics"):
         assert getattr(targets, key) == getattr(facts, key)
@@ -225,11 +227,11 @@ def test_damage_is_found(finished: Path, tmp_path: Path) -> None:
 
 def test_unit_without_rows_is_skipped_by_all_readers(tmp_path: Path) -> None:
     plan, out = small_plan(units=2, rows=2), tmp_path / "out"
-    shards.open_output(out, plan)
+    open_output(out, plan)
     bad = [quarantine_record(0), quarantine_record(1)]
-    shards.publish_unit(out, plan, 0, unit_tables(plan, 0, without=(0, 1)), bad, {})
-    shards.publish_unit(out, plan, 1, unit_tables(plan, 1), [], {})
-    shards.finish(out, plan, engine_version="test")
+    publish_unit(out, plan, 0, unit_tables(plan, 0, without=(0, 1)), bad, {})
+    publish_unit(out, plan, 1, unit_tables(plan, 1), [], {})
+    finish(out, plan, engine_version="test")
     assert [document.doc_id for document in Targets(out).documents()] == ["corpus.jsonl#2", "corpus.jsonl#3"]
     assert len(list(Targets(out).batches(2, seed=3))) == 1
     assert pl.read_parquet(f"{out}/data/teacher/*.parquet").height == 2

@@ -12,8 +12,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from engine.dataset import commit as shards
 from engine.dataset import store as stores
+from engine.dataset.commit import publish_unit
 from engine.dataset.store import ObjectStore, open_store
 from schemas.manifest import Plan
 from tests.support.tables import unit_tables
@@ -80,7 +80,7 @@ def real(store: stores.Store) -> Any:
 def publish_all(out: stores.Out, plan: Plan, seed: int = 0) -> None:
     for unit in plan.units:
         tables = unit_tables(plan, unit.index, seed=seed)
-        shards.publish_unit(out, plan, unit.index, tables, [], {"documents": unit.n_rows})
+        publish_unit(out, plan, unit.index, tables, [], {"documents": unit.n_rows})
 
 
 def contents(out: stores.Out) -> dict[str, bytes]:

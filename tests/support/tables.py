@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from engine.dataset.layout import load_seals
+from engine.dataset.store import Out
 from schemas.manifest import Plan, PlanUnit, ProductFacts
 from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_GIVEN, PAD_ID, ROW_SCHEMA
 
 SHARES = ("err", "open_mass", "excluded_mass", "noncanonical_mass")
 WORDS = "the a cat tree river Zürich 猫 said that two and three make five because \n".split(" ")
+
+
+def sealed_names(out: Out, product: str) -> list[str]:
+    """Names of the sealed Parquet files of a product, in unit order."""
+    return [file.name for seal in load_seals(out) if (file := seal.files[product]) is not None]
+
+
+def sealed_paths(out: Path, product: str) -> list[Path]:
+    """The same as paths, of an output that is a local folder."""
+    return [out / name for name in sealed_names(out, product)]
 
 
 def targets_table(
