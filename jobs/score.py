@@ -20,7 +20,7 @@ from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, load_plan, unsealed_units
-from engine.dataset.sidecars import MEANS, learns
+from engine.dataset.sidecars import CALIBRATION, has_calibration
 from engine.dataset.store import PosixStore, Store, open_store
 from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
@@ -120,7 +120,7 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
     with connect(run.ray, address) as where:
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
         learned = None
-        if learns(plan) and not store.exists(MEANS):
+        if has_calibration(plan) and not store.exists(CALIBRATION):
             learned = sample(run.corpus, job.scan, run.targets.calibration_documents)
         pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local", lessons=learned)
         with closing(pool.run(job.units(missing), len(missing))) as events:

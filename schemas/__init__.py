@@ -1,9 +1,17 @@
-"""What is true on disk and in the run file: values only, no torch, no Ray; imports nothing else of the project.
+"""What is true in the run file and on disk: the settings of a run, the columns of a shard, the JSON beside the shards, and every
+error that a person can meet. Values only: no torch, no Ray, nothing else of the project. The package imports none of its files
+by itself, so that `targetsmith --help` needs two of them and no more.
 
-errors           every error a person can meet, as one tree with exit codes
-settings         the tables of the run file, each key with its meaning and whether it changes results
-runfile          run.toml -> RunConfig
-runfile_errors   what was found, what was wanted, what to do, for every wrong key
-target           the columns of a shard, types and units
-manifest         plan, seal, manifest; the fixed words of the quarantine
+  errors            every error that a person can meet, as one tree with exit codes
+  redact            secrets out of texts, before they are written or shown
+  address           a path or the URL of an object store: which ones an output may have
+  products          the names of products, and the id that ends a text in the byte product
+  runfile_errors    what was found, what was wanted, what to do, for every wrong key of a run file
+  settings          the tables of the run file, each key with its meaning and whether it changes results
+  settings_targets  the table [targets]: what is stored, and how far the teacher is asked for it
+  runfile           run.toml -> RunConfig
+  target            the columns of a shard, types and units
+  plan_inputs       what a plan says about its inputs: corpus files, retried documents
+  differences       what differs between two plans, in lines for a person
+  manifest          plan, seal and manifest; the fixed words of the quarantine
 """

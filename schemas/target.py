@@ -107,6 +107,10 @@ ROW_SCHEMA = row_schema("topk")
 
 LOGP_COLUMNS = ("topk_logps", "tail_logp", "gold_logp", "space_logp", "end_logp")
 """Log-probabilities: never above 0 but for float sums, -inf allowed; stored to 0.01 nats or better."""
+SHARE_COLUMNS = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
+"""Shares of a position's mass, [0, 1]; bounds on them, where they are not known."""
+STATISTIC_COLUMNS = tuple(column.name for column in _STATISTICS if column.name != "roles")
+"""Numbers of the teacher's own rows that are stored with `[targets] teacher_stats`."""
 WHOLE_COLUMNS = ("logz", "logit_std", "logz_scaled")
 """Not rounded: exp((logp + logz) / logit_std - logz_scaled) would lose its last percent."""
 BOUND_COLUMNS = ("err", "pruned_mass")

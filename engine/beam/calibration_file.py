@@ -22,7 +22,7 @@ from engine.beam.calibration import Calibration
 from engine.beam.sketch import RowSketch
 from engine.dataset.layout import REMAKE, load_seals
 from engine.dataset.parquet import flat, lengths_of, open_shard, table_to_parquet_bytes
-from engine.dataset.sidecars import MEANS, heads_of
+from engine.dataset.sidecars import CALIBRATION, calibrated_products
 from engine.dataset.store import Out, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Plan, canonical_json
@@ -33,7 +33,7 @@ _GROUP_ROWS = 1024
 
 
 def schema_of(products: Sequence[str]) -> pa.Schema:
-    """Columns of the file. products: as `heads_of` gives them."""
+    """Columns of the file. products: as `calibrated_products` gives them."""
     numbers = pa.list_(pa.float64())
     columns = [("token", pa.int32()), ("ids", pa.list_(pa.int32())), ("probs", numbers), ("special", pa.float64())]
     return pa.schema([*columns, *((f"heads/{product}", numbers) for product in products)])
@@ -44,7 +44,7 @@ def publish_calibration(
 ) -> None:
     """Write the file unless it is there. left_out: records of documents of the sample that gave nothing, and why."""
     rows = [mean_rows[token] for token in sorted(mean_rows)]
-    products = heads_of(plan)
+    products = calibrated_products(plan)
     arrays = [pa.array(sorted(mean_rows), pa.int32()), _lists([row.ids for row in rows], pa.int32())]
     arrays += [_lists([row.prob for row in rows], pa.float64()), pa.array([row.special for row in rows], pa.float64())]
     arrays += [_lists([row.heads[product] for row in rows], pa.float64()) for product in products]
@@ -60,11 +60,11 @@ def publish_calibration(
     sealed = next((seal for seal in load_seals(store, plan) if seal.continuations is not None), None)
     if sealed is not None and sealed.continuations != hashlib.sha256(data).hexdigest():
         raise OutputError(
-            f"{store.place(MEANS)}: lost, and made again it is not the one that unit {sealed.unit} was scored with (other "
+            f"{store.place(CALIBRATION)}: lost, and made again it is not the one that unit {sealed.unit} was scored with (other "
             "hardware or libraries, or another document of the sample failed); restore it from a copy, or score into a new "
             "`output`. What is sealed stays good"
         )
-    store.put_if_absent(MEANS, data)
+    store.put_if_absent(CALIBRATION, data)
 
 
 def read_calibration(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Calibration, str]:
@@ -72,11 +72,13 @@ def read_calibration(out: Out, plan: Plan, heads: Mapping[str, int]) -> tuple[Ca
 
     Raises OutputError: missing, damaged, of another run."""
     store = open_store(out)
-    data = store.read(MEANS)
-    table, _ = parse_calibration(data, plan, store.place(MEANS))
-    sizes = {product: set(lengths_of(table, f"heads/{product}").tolist()) for product in heads_of(plan)}
+    data = store.read(CALIBRATION)
+    table, _ = parse_calibration(data, plan, store.place(CALIBRATION))
+    sizes = {product: set(lengths_of(table, f"heads/{product}").tolist()) for product in calibrated_products(plan)}
     if any(found - {heads.get(product)} for product, found in sizes.items()):
-        raise OutputError(f"{store.place(MEANS)}: heads {sizes}, wanted {dict(heads)}: of another program; {REMAKE}")
+        raise OutputError(
+            f"{store.place(CALIBRATION)}: heads {sizes}, wanted {dict(heads)}: of another program; {REMAKE}"
+        )
     ends = np.cumsum(lengths_of(table, "ids"))[:-1]
     ids, probs = (np.split(flat(table, name), ends) for name in ("ids", "probs"))
     by_head = {
@@ -96,7 +98,7 @@ def parse_calibration(data: bytes, plan: Plan, place: str) -> tuple[pa.Table, li
         table, metadata = shard.read(), shard.footer
     try:
         left_out = json.loads(metadata[LEFT_OUT])
-        problem = None if table.schema.equals(schema_of(heads_of(plan))) else f"columns {table.schema.names}"
+        problem = None if table.schema.equals(schema_of(calibrated_products(plan))) else f"columns {table.schema.names}"
         if metadata["targetsmith.fingerprint"] != plan.fingerprint:
             problem = f"of run {metadata['targetsmith.fingerprint'][:12]}, wanted {plan.fingerprint[:12]}"
     except (ValueError, KeyError, RecursionError) as error:

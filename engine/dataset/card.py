@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schemas.manifest import COLUMNS, REGIMES, SEMANTICS, Manifest, ProductFacts
+from schemas.products import STUDENT, TEACHER
 from schemas.target import Codec
 
 _EXAMPLES: dict[Codec, str] = {
@@ -43,7 +44,7 @@ Made by targetsmith {manifest.engine_version}; fingerprint `{manifest.fingerprin
 import numpy as np
 import pyarrow.dataset
 
-table = pyarrow.dataset.dataset("data/{_default(stored) if stored else "teacher"}").head(1)
+table = pyarrow.dataset.dataset("data/{_default(stored) if stored else TEACHER}").head(1)
 row = table.to_pylist()[0]
 {_EXAMPLES[manifest.products[_default(stored)].codec if stored else "topk"]}
 ```
@@ -67,7 +68,7 @@ def _words(manifest: Manifest) -> str:
 
 def _default(products: list[str]) -> str:
     """The product that a reader without a wish gets: the first student, else the first of all."""
-    return next((product for product in products if product.startswith("student/")), products[0])
+    return next((product for product in products if product.startswith(STUDENT)), products[0])
 
 
 def _configs(products: list[str]) -> str:

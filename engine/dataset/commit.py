@@ -1,6 +1,6 @@
-"""The output: begin or resume, publish a unit. Layout and JSON: docs/format.md.
+"""Begin or resume an output, and publish the tables of one unit in it, so that kills, races and repeats do no harm.
 
-    open_output -> publish_unit (any process, any number of times, per unit) -> finish
+    open_output -> publish_unit (any process, any number of times, per unit) -> finish (engine/dataset/finish.py)
 
 Commit protocol of a unit; each step is put-if-absent (engine/dataset/store.py), so repeats, races and zombies do no harm:
 
@@ -35,7 +35,7 @@ from engine.dataset.layout import (
     shard_name,
 )
 from engine.dataset.parquet import (
-    CLOSED_BY,
+    CALIBRATED_BY,
     footer_of,
     lengths_of,
     open_shard,
@@ -45,7 +45,7 @@ from engine.dataset.parquet import (
     table_to_parquet_bytes,
 )
 from engine.dataset.repair import check_plan_lost, is_whole, lacking_units, other_than_sealed
-from engine.dataset.sidecars import HEAD, MEANS, check_means, learns
+from engine.dataset.sidecars import CALIBRATION, check_calibration, sidecars_of
 from engine.dataset.store import STAGING, Out, Store, open_store
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import MAXIMUM, Plan, PlanUnit, Seal, ShardFile, canonical_json
@@ -84,12 +84,11 @@ def open_output(out: Out, plan: Plan) -> list[int]:
     sealed = [unit for unit in sealed_units(store) if unit < len(plan.units)]
     seals = store.map(lambda unit: own_seal(store, plan, unit), sealed)
     lacking = lacking_units(store, seals)
-    if "hidden" in plan.products and not store.exists(HEAD):
-        lacking.add(0)  # an actor that starts writes it
-    if learns(plan) and store.exists(MEANS):
-        check_means(store, seals, hashlib.sha256(store.read(MEANS)).hexdigest())
-    elif learns(plan):
-        lacking.add(0)  # the same
+    for name in sidecars_of(plan):
+        if not store.exists(name):
+            lacking.add(0)  # actors write it when they start, and they start only for a unit
+        elif name == CALIBRATION:
+            check_calibration(store, seals, hashlib.sha256(store.read(name)).hexdigest())
     return [unit for unit in sealed if unit not in lacking]
 
 
@@ -104,12 +103,12 @@ def publish_unit(
     quarantine: Sequence[Mapping[str, Any]],
     stats: Mapping[str, float],
     *,
-    continuations: str | None = None,
+    calibration_sha256: str | None = None,
 ) -> Seal:
     """Round, check and publish one unit; returns its seal (the winner's, when another attempt was first). Idempotent.
 
     `products`: one table per product of the plan, with its columns, rows in corpus order. `quarantine`: records with at
-    least doc_row and reason. `continuations`: sha256 of the means that rows were closed by.
+    least doc_row and reason. `calibration_sha256`: of the calibration file that open mass was placed by.
     Each document of the unit must be in every table or in quarantine, else ValueError.
     Raises IdentityError when an invariant of the rows is broken, OutputError when the folder cannot be written or
     holds a file that does not belong there. A call that raises has published no seal and can be repeated.
@@ -146,11 +145,11 @@ def publish_unit(
     groups = row_groups(list(kept.values()))
     for product, table in kept.items():
         files[product] = (
-            _publish_product(store, plan, unit, product, table, groups, len(claimed), sums, continuations, seal)
+            _publish_product(store, plan, unit, product, table, groups, len(claimed), sums, calibration_sha256, seal)
             if groups
             else None
         )
-    return seal or _seal(store, plan, unit_index, len(claimed), files, sums, continuations)
+    return seal or _seal(store, plan, unit_index, len(claimed), files, sums, calibration_sha256)
 
 
 def recover(out: Out, plan: Plan) -> list[int]:
@@ -167,10 +166,10 @@ def recover(out: Out, plan: Plan) -> list[int]:
         claimed = _claimed_rows(store, index)
         files, stats, first = {}, {}, dict[str, str]()
         for product in names:
-            files[product], footer = _adopt(store, plan, plan.units[index], product, claimed, first.get(CLOSED_BY))
+            files[product], footer = _adopt(store, plan, plan.units[index], product, claimed, first.get(CALIBRATED_BY))
             first = first or footer
             stats = stats or _stats_of(footer, store.place(names[product]))
-        _seal(store, plan, index, len(claimed), files, stats, first.get(CLOSED_BY))
+        _seal(store, plan, index, len(claimed), files, stats, first.get(CALIBRATED_BY))
         recovered.append(index)
     return recovered
 
@@ -184,13 +183,13 @@ def _publish_product(
     groups: Sequence[tuple[int, int]],
     quarantined: int,
     stats: Mapping[str, float],
-    continuations: str | None,
+    calibration_sha256: str | None,
     seal: Seal | None,
 ) -> ShardFile:
     """seal: of a unit that has lost a file since; then the same bytes are put back, or none."""
     name = shard_name(product, unit.index, len(plan.units))
     counts = (table.num_rows, int(lengths_of(table).sum()), quarantined)
-    footer = footer_of(plan, unit.index, product, *counts, stats, continuations)
+    footer = footer_of(plan, unit.index, product, *counts, stats, calibration_sha256)
     data = table_to_parquet_bytes(table, footer, groups)
     if store.most_bytes is not None and len(data) > store.most_bytes:
         raise OutputError(
@@ -204,14 +203,14 @@ def _publish_product(
         return made
     rows = set(table.column("doc_row").to_pylist())
     claimed = set(range(unit.doc_row, unit.doc_row + unit.n_rows)) - rows
-    return _adopt(store, plan, unit, product, claimed, continuations)[0]
+    return _adopt(store, plan, unit, product, claimed, calibration_sha256)[0]
 
 
 def _adopt(
-    store: Store, plan: Plan, unit: PlanUnit, product: str, claimed: set[int], continuations: str | None
+    store: Store, plan: Plan, unit: PlanUnit, product: str, claimed: set[int], calibration_sha256: str | None
 ) -> tuple[ShardFile, dict[str, str]]:
     """The file that another attempt published under this name, after checking that it is ours, whole and undamaged; and its
-    footer. continuations: what its rows must have been closed by, None where that is not known."""
+    footer. calibration_sha256: of the file that its open mass must have been placed by, None where that is not known."""
     name = shard_name(product, unit.index, len(plan.units))
     data, place = store.read(name), store.place(name)
     with open_shard(data, place) as shard:
@@ -220,7 +219,7 @@ def _adopt(
     if not table.schema.equals(plan.products[product].schema_of_rows, check_metadata=False):
         raise OutputError(f"{place}: not a file of this run: other columns or types; move it away and run again")
     counts = (table.num_rows, int(lengths_of(table).sum()), len(claimed))
-    wanted = footer_of(plan, unit.index, product, *counts, {}, continuations)
+    wanted = footer_of(plan, unit.index, product, *counts, {}, calibration_sha256)
     free = {
         "targetsmith.stats",
         "targetsmith.tokenizer",
@@ -251,11 +250,11 @@ def _seal(
     quarantined: int,
     files: dict[str, ShardFile | None],
     stats: Mapping[str, float],
-    continuations: str | None,
+    calibration_sha256: str | None,
 ) -> Seal:
     sums = {key: float(value) for key, value in stats.items()}
     facts = {"fingerprint": plan.fingerprint, "unit": unit, "quarantined": quarantined, "files": files, "stats": sums}
-    seal = Seal(**facts, continuations=continuations)
+    seal = Seal(**facts, continuations=calibration_sha256)
     return seal if store.put_if_absent(seal_name(unit), seal.to_bytes()) else own_seal(store, plan, unit)
 
 

@@ -1,4 +1,4 @@
-"""The end of a run: all units are sealed; check the files, write README.md and manifest.json. Text: docs/format.md."""
+"""The end of a run: when all units are sealed, the files are checked and README.md and manifest.json written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from engine.dataset.card import dataset_card
 from engine.dataset.layout import MANIFEST, REMAKE, load_manifest, own_seal, seal_name, unsealed_units
 from engine.dataset.repair import lacking_units
-from engine.dataset.sidecars import HEAD, MEANS, check_means, damage, learns
+from engine.dataset.sidecars import CALIBRATION, LM_HEAD, check_calibration, lm_head_fault, sidecars_of
 from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, Sidecar, add_stats
@@ -33,14 +33,14 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
         )
     seals = store.map(lambda unit: own_seal(store, plan, unit.index), plan.units)
     _check_files(store, seals)
-    sides = {name: _side(store, name) for name in _sides(plan)}
-    if MEANS in sides:
-        check_means(store, seals, sides[MEANS].sha256)
+    sidecars = {name: _sidecar(store, name) for name in sidecars_of(plan)}
+    if CALIBRATION in sidecars:
+        check_calibration(store, seals, sidecars[CALIBRATION].sha256)
     if store.exists(MANIFEST):
         found = load_manifest(store)
-        made = _manifest(plan, seals, found.engine_version, found.versions, sides)
-        for name, wanted in ((HEAD, found.head), (MEANS, found.continuations)):
-            if wanted is not None and sides.get(name) != wanted:
+        made = _manifest(plan, seals, found.engine_version, found.versions, sidecars)
+        for name, wanted in ((LM_HEAD, found.head), (CALIBRATION, found.continuations)):
+            if wanted is not None and sidecars.get(name) != wanted:
                 raise OutputError(
                     f"{store.place(name)}: not the file that {MANIFEST} lists: damaged, or made again by other libraries; "
                     f"{REMAKE}"
@@ -54,22 +54,17 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
             )
         store.put_if_absent("README.md", dataset_card(found).encode())
         return found
-    manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed(), sides)
+    manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed(), sidecars)
     store.put_if_absent("README.md", dataset_card(manifest).encode())
     store.put_if_absent(MANIFEST, manifest.to_bytes())
     return load_manifest(store)
 
 
-def _sides(plan: Plan) -> list[str]:
-    """Files of the whole run that its actors write when they start."""
-    return [HEAD] * ("hidden" in plan.products) + [MEANS] * learns(plan)
-
-
-def _side(store: Store, name: str) -> Sidecar:
+def _sidecar(store: Store, name: str) -> Sidecar:
     if not store.exists(name):
         raise OutputError(f"{store.place(name)}: missing; run again to make it anew")
     data = store.read(name)
-    if name == HEAD and (fault := damage(data)):
+    if name == LM_HEAD and (fault := lm_head_fault(data)):
         raise OutputError(f"{store.place(name)}: damaged: {fault}; {REMAKE}")
     return Sidecar.of(name, data)
 
@@ -100,7 +95,7 @@ def _manifest(
     seals: Sequence[Seal],
     engine_version: str,
     versions: Mapping[str, str],
-    sides: Mapping[str, Sidecar],
+    sidecars: Mapping[str, Sidecar],
 ) -> Manifest:
     totals = {}
     for product in plan.products:
@@ -124,8 +119,8 @@ def _manifest(
         totals=totals,
         stats=stats,
         shards=tuple(ShardRecord(unit=seal.unit, quarantined=seal.quarantined, files=seal.files) for seal in seals),
-        head=sides.get(HEAD),
-        continuations=sides.get(MEANS),
+        head=sidecars.get(LM_HEAD),
+        continuations=sidecars.get(CALIBRATION),
     )
 
 

@@ -38,8 +38,8 @@ MAX_GROUP_BYTES = 48 << 20
 _COARSEST = 2.0**-6
 """No log-probability is stored coarser than in steps of this many nats, so that none is off by more than 2**-7 = 0.008."""
 
-CLOSED_BY = "targetsmith.continuations"
-"""Key of a footer: sha256 of the means that the unit's rows were closed by."""
+CALIBRATED_BY = "targetsmith.continuations"
+"""Key of a footer: sha256 of the calibration file that open mass in the unit was placed by."""
 _WRITER: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
@@ -171,7 +171,7 @@ def footer_of(
     positions: int,
     quarantined: int,
     stats: Mapping[str, float],
-    continuations: str | None = None,
+    calibration_sha256: str | None = None,
 ) -> dict[str, str]:
     """The key-value metadata of a file (docs/format.md, section 4)."""
     facts = plan.products[product]
@@ -201,8 +201,8 @@ def footer_of(
         "columns": canonical_json({name: COLUMNS[name] for name in facts.schema_of_rows.names}),
         "stats": canonical_json({key: float(value) for key, value in stats.items()}),
     }
-    closed_by = {} if continuations is None else {CLOSED_BY: continuations}
-    return {f"targetsmith.{key}": str(value) for key, value in values.items()} | closed_by
+    calibrated_by = {} if calibration_sha256 is None else {CALIBRATED_BY: calibration_sha256}
+    return {f"targetsmith.{key}": str(value) for key, value in values.items()} | calibrated_by
 
 
 @dataclass(frozen=True, slots=True)

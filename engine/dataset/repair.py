@@ -1,4 +1,4 @@
-"""An output that has lost files, or has damaged ones: what is lacking, and what may be put back.
+"""Which units of an output must be scored again because files are gone, and whether a plan that is gone may be written anew.
 
 The rule for a person is the same for every file of an output: remove the damaged one and run the same command again. Nothing
 is deleted or overwritten here; what is lacking is made from the rest, or by scoring its unit again.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from engine.dataset.layout import CLAIMS, MANIFEST, PLAN, REMAKE, SEALS, claim_name, seal_name, shard_name
 from engine.dataset.parquet import open_shard
-from engine.dataset.sidecars import MEANS
+from engine.dataset.sidecars import CALIBRATION
 from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal
@@ -52,7 +52,9 @@ def check_plan_lost(store: Store, plan: Plan, found: str) -> None:
     """Whether an output without plan.json is this very run: OutputError unless its files say so, each that can."""
     known = {shard_name(product, unit.index, len(plan.units)) for product in plan.products for unit in plan.units}
     signed = [
-        name for name, _ in store.files() if name in known or name in (MANIFEST, MEANS) or name.startswith(f"{SEALS}/")
+        name
+        for name, _ in store.files()
+        if name in known or name in (MANIFEST, CALIBRATION) or name.startswith(f"{SEALS}/")
     ]
     if not signed:
         raise OutputError(
@@ -85,7 +87,7 @@ def _fingerprint(store: Store, name: str) -> str | None:
 
 
 def other_than_sealed(store: Store, name: str, unit: int) -> OutputError:
-    """Of a file that was lost, and made again with other bytes."""
+    """The error for a file that was lost and, scored again, has other bytes than its seal says."""
     return OutputError(
         f"{store.place(name)}: missing, and scored again it is not what was sealed (other hardware or libraries, or memory ran "
         f"out or an actor died in one of the two); remove {seal_name(unit)}, {MANIFEST} and README.md too, and run again"

@@ -20,9 +20,7 @@ from engine.dataset.parquet import flat
 from engine.targets.positions import TargetRows, taken
 from engine.targets.teacher_rows import FILLS
 from schemas.products import HIDDEN
-from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES
-
-_SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
+from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, SHARE_COLUMNS
 
 
 @dataclass(slots=True)
@@ -91,7 +89,7 @@ def table_of(
         "err": taken(rows.err, place, 1.0),
         "flags": flags,
         "roles": roles_of(token_ids, flags, begin),
-        **{name: taken(getattr(rows, name), place, 0.0) for name in _SHARES},
+        **{name: taken(getattr(rows, name), place, 0.0) for name in SHARE_COLUMNS},
         **{name: taken(values, place, FILLS[name]) for name, values in rows.statistics.items()},
     }
     one = np.ones(len(place), np.int64)
@@ -131,7 +129,7 @@ def add_sums(stats: dict[str, float], product: str, rows: TargetRows, good: list
     if product == HIDDEN:
         return
     stats[f"{product}.stored_mass_sum"] += float(rows.stored_mass[scored].sum())
-    for name in ("err", "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
+    for name in ("err", *SHARE_COLUMNS):
         stats[f"{product}.{name}_sum"] += float(getattr(rows, name)[scored].sum())
     gold = rows.gold_logp[scored]
     stats[f"{product}.gold_nats_sum"] -= float(gold[np.isfinite(gold)].sum())

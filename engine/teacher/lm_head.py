@@ -14,7 +14,7 @@ import json
 import torch
 from safetensors.torch import save
 
-from engine.dataset.sidecars import DIGEST, HEAD, _parts
+from engine.dataset.sidecars import DIGEST, LM_HEAD, header_and_tensors
 from engine.dataset.store import Out, open_store
 from engine.teacher.model import Teacher, logits_form
 
@@ -22,12 +22,12 @@ from engine.teacher.model import Teacher, logits_form
 def publish_head(out: Out, teacher: Teacher) -> None:
     """Write the file unless it is there: any actor may be the first, all have the same numbers. Raises OutputError."""
     store = open_store(out)
-    if store.exists(HEAD):
+    if store.exists(LM_HEAD):
         return
     scale, softcap = logits_form(teacher.model)
     tensors, metadata = head_tensors(teacher), {"scale": repr(scale), "softcap": repr(softcap)}
-    body = _parts(save(tensors))[1]  # the same whatever the metadata
-    store.put_if_absent(HEAD, _ordered(save(tensors, metadata | {DIGEST: hashlib.sha256(body).hexdigest()})))
+    body = header_and_tensors(save(tensors))[1]  # the same whatever the metadata
+    store.put_if_absent(LM_HEAD, _ordered(save(tensors, metadata | {DIGEST: hashlib.sha256(body).hexdigest()})))
 
 
 def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
@@ -44,6 +44,6 @@ def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
 def _ordered(data: bytes) -> bytes:
     """The same file with the keys of its head in order: the library writes them in a new order each time, and a file that
     is made again should be the same."""
-    old, body = _parts(data)
+    old, body = header_and_tensors(data)
     head = json.dumps(json.loads(old), sort_keys=True, separators=(",", ":")).encode()
     return data[:8] + head.ljust(len(old)) + body

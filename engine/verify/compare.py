@@ -1,4 +1,4 @@
-"""verify: stored rows beside rows that were made again, or beside the lossless value. Numbers, and what is out of bounds.
+"""Stored rows beside rows that were made again, or beside the lossless value: how far apart, and where that is too far.
 
 Letters: N positions of one document, K stored tokens, M tokens of the other rows.
 """
@@ -17,7 +17,7 @@ from engine.dataset.invariants import mass_tolerance
 from engine.dataset.parquet import flat
 from engine.verify.findings import Finding
 from schemas.manifest import ProductFacts
-from schemas.target import COARSER, FLAG_CONTEXT, FLAG_END, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID
+from schemas.target import COARSER, FLAG_CONTEXT, FLAG_END, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID, STATISTIC_COLUMNS
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +27,6 @@ _STATE_NOISE = 0.02  # of a hidden state, relative to its length: bfloat16 has 8
 _TINY = 1e-6  # probabilities that no loss sees
 _CELLS = 16_000_000
 _PLACES = FLAG_END | FLAG_CONTEXT | FLAG_GIVEN | FLAG_NO_MASS
-_STATISTICS = ("logz", "entropy", "logit_std", "logz_scaled", "space_logp", "end_logp")
 
 
 @dataclass(slots=True)
@@ -61,7 +60,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class DocumentPair:
     """One document, stored and made again (unrounded): tables of one row. file: where the first lies."""
 
     file: str
@@ -82,7 +81,7 @@ class Pair:
             yield Finding(self.file, text, wanted.format(*told[1:]), document, at, column, int(bad_N.sum()))
 
 
-def rescored(into: Comparison, pair: Pair, tolerance: float) -> None:
+def rescored(into: Comparison, pair: DocumentPair, tolerance: float) -> None:
     """Put one document to the comparison. tolerance: nats, for what rounding and other batches change."""
     into.documents += 1
     into.findings += list(_same_places(pair))
@@ -104,11 +103,11 @@ def rescored(into: Comparison, pair: Pair, tolerance: float) -> None:
     into.put("err", gap_N[scored_N])
     far_N = scored_N & (gap_N > tolerance + 2.0 ** -COARSER["err"] * err_N)
     into.findings += list(pair.finding(far_N, "err", "err {}", "about {}, as made again", err_N, other_N))
-    for name in _STATISTICS if pair.facts.statistics else ():
+    for name in STATISTIC_COLUMNS if pair.facts.statistics else ():
         into.findings += list(_logp(into, pair, name, scored_N, 0 * width_N, tolerance, f"{name}, nats"))
 
 
-def _same_places(pair: Pair) -> Iterator[Finding]:
+def _same_places(pair: DocumentPair) -> Iterator[Finding]:
     for name in ("token_ids", "byte_end", "scored"):
         mine, other = pair.both(name)
         if len(mine) != len(other):
@@ -123,7 +122,7 @@ def _same_places(pair: Pair) -> Iterator[Finding]:
 
 
 def _logp(
-    into: Comparison, pair: Pair, name: str, scored_N: Array, width_N: Array, tolerance: float, called: str
+    into: Comparison, pair: DocumentPair, name: str, scored_N: Array, width_N: Array, tolerance: float, called: str
 ) -> Iterator[Finding]:
     """A column of one log-probability a position. What the certified widths allow is no finding."""
     mine, other = (values.astype(np.float64) for values in pair.both(name))
@@ -135,7 +134,7 @@ def _logp(
     yield from pair.finding(far, name, f"{name} {{}}", f"{{}} within {tolerance:g} nats, as made again", mine, other)
 
 
-def _topk(into: Comparison, pair: Pair, scored_N: Array, width_N: Array, tolerance: float) -> Iterator[Finding]:
+def _topk(into: Comparison, pair: DocumentPair, scored_N: Array, width_N: Array, tolerance: float) -> Iterator[Finding]:
     k = pair.facts.top_k
     ids, others = (values.reshape(-1, k) for values in pair.both("topk_ids"))
     logps, again = (values.reshape(-1, k).astype(np.float64) for values in pair.both("topk_logps"))
@@ -162,7 +161,9 @@ def _topk(into: Comparison, pair: Pair, scored_N: Array, width_N: Array, toleran
     yield from _logp(into, pair, "tail_logp", scored_N, width_N, tolerance, "tail, nats")
 
 
-def _draws(into: Comparison, pair: Pair, scored_N: Array, width_N: Array, tolerance: float) -> Iterator[Finding]:
+def _draws(
+    into: Comparison, pair: DocumentPair, scored_N: Array, width_N: Array, tolerance: float
+) -> Iterator[Finding]:
     moved = np.zeros(len(scored_N))
     split = []
     for table in (pair.stored, pair.again):
@@ -186,7 +187,7 @@ def _draws(into: Comparison, pair: Pair, scored_N: Array, width_N: Array, tolera
         yield from pair.finding(bad, "sample_ids", text, wanted, moved)
 
 
-def _hidden(into: Comparison, pair: Pair, scored_N: Array) -> Iterator[Finding]:
+def _hidden(into: Comparison, pair: DocumentPair, scored_N: Array) -> Iterator[Finding]:
     shape = (len(scored_N), pair.facts.hidden_size)
     mine, other = ((bits.astype(np.uint32) << 16).view(np.float32).reshape(shape) for bits in pair.both("hidden"))
     gap = np.linalg.norm(mine - other, axis=1) / np.maximum(np.linalg.norm(other, axis=1), 1e-30)
@@ -195,7 +196,7 @@ def _hidden(into: Comparison, pair: Pair, scored_N: Array) -> Iterator[Finding]:
     yield from pair.finding(far, "hidden", "a state that differs by {} of its length", f"at most {_STATE_NOISE}", gap)
 
 
-def oracle(into: Comparison, pair: Pair) -> None:
+def oracle(into: Comparison, pair: DocumentPair) -> None:
     """Total variation of the stored to the lossless row, over the stored tokens and the tail, beside the certified width.
 
     pair.again: lossless rows, with at least the stored number of tokens. Their own `err` is what even they leave open; where

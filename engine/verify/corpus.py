@@ -1,4 +1,4 @@
-"""verify: the corpus that a run file names, against the plan of an output, and document by document against what is stored.
+"""The corpus that a run file names, against the plan of an output, and document by document against what is stored.
 
     corpus files ─ scan ─▶ names, sha256, records, units: those of the plan?  ─▶ per sealed unit: every record, stored or in
     quarantine, under its own name and with its own text?

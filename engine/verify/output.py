@@ -1,4 +1,4 @@
-"""verify: a whole output against docs/format.md, from the plan down to every row. Nothing is written.
+"""A whole output against docs/format.md, from the plan down to every row: findings come out, nothing is written.
 
     plan, seals, manifest ─▶ listing of data/ ─▶ per unit: quarantine, files, products beside each other ─▶ totals
 
@@ -17,12 +17,13 @@ from pydantic import BaseModel
 
 from engine.dataset.layout import CLAIMS, MANIFEST, PLAN, SEALS, claim_name, load_json, seal_name, shard_name
 from engine.dataset.store import Out, Store, open_store
-from engine.verify.findings import Finding, Report, short
+from engine.verify.findings import Report, short
 from engine.verify.records import manifest_findings, plan_findings, quarantine_of
-from engine.verify.shard_file import Contents, Expected, FileCheck, compare, same_tokens
+from engine.verify.shard_file import ExpectedFile, FileCheck, FileContents, compare, same_tokens
 from engine.verify.sidecars import side_findings
 from schemas.errors import OutputError
 from schemas.manifest import MAXIMUM, Manifest, Plan, PlanUnit, Seal, ShardRecord
+from schemas.products import HIDDEN, TEACHER
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -207,7 +208,7 @@ class _Verifier:
             if file.rows + record.quarantined != unit.n_rows:
                 found = f"{product}: {file.rows} rows and {record.quarantined} in quarantine"
                 self.report.add(sealed_in, found, f"{unit.n_rows} documents of the unit")
-            expected = Expected(
+            expected = ExpectedFile(
                 plan, unit, product, file, quarantined, record.quarantined,
                 None if seal is None else seal.stats, plan.stores_text, None if seal is None else seal.continuations,
             )  # fmt: skip
@@ -217,8 +218,8 @@ class _Verifier:
             by_product[product] = (file.name, checked)
         self.report.documents += max((file.rows for file in record.files.values() if file is not None), default=0)
         self.report.extend(compare(names, contents))
-        if "hidden" in by_product and "teacher" in by_product:
-            hidden, teacher = by_product["hidden"], by_product["teacher"]
+        if HIDDEN in by_product and TEACHER in by_product:
+            hidden, teacher = by_product[HIDDEN], by_product[TEACHER]
             if hidden[1].complete and teacher[1].complete:
                 self.report.extend(same_tokens(*hidden, *teacher))
         if (
@@ -248,7 +249,7 @@ class _Verifier:
         if counted is None or counted > seal.quarantined:
             self.report.add(name, f"stats quarantined = {counted}", f"at most {seal.quarantined}, as sealed")
 
-    def _check_file(self, expected: Expected) -> Contents:
+    def _check_file(self, expected: ExpectedFile) -> FileContents:
         check = FileCheck(expected)
         try:
             data = self.store.read(expected.name)
@@ -305,6 +306,3 @@ def _why(error: Exception) -> str:
         return short(error)
     lines = str(cause).splitlines()
     return short(" ".join(line.strip() for line in lines[:3]) if len(lines) > 1 else cause)
-
-
-__all__ = ["Finding", "Report", "verify"]

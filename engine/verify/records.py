@@ -1,4 +1,4 @@
-"""verify: the records beside the shards, each against the others: plan, manifest, quarantine."""
+"""The records beside the shards, each against the others: plan, manifest, quarantine."""
 
 from __future__ import annotations
 

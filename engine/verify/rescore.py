@@ -1,4 +1,4 @@
-"""verify: stored documents scored once more by the live teacher, or without tolerance, and compared (engine/verify/compare.py).
+"""Stored documents scored once more by the live teacher, or without tolerance, and compared (engine/verify/compare.py).
 
 The run file says where teacher and tokenizers are; its plan must be that of the output. Where the output stores its texts
 the corpus is not needed; conversations and outputs without texts are read from the corpus again.
@@ -19,14 +19,14 @@ from engine.corpus.document import Document
 from engine.corpus.scan import CorpusScan, read_units, scan_corpus
 from engine.dataset.layout import load_plan
 from engine.dataset.parquet import open_shard
-from engine.dataset.sidecars import HEAD, learns
+from engine.dataset.sidecars import LM_HEAD, has_calibration
 from engine.dataset.store import Out, open_store
 from engine.plan.make_plan import make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import read_retried, renumbered, retry_plan
 from engine.scoring.scorer import Scorer
 from engine.teacher.lm_head import head_tensors
-from engine.verify.compare import Comparison, Pair, oracle, rescored
+from engine.verify.compare import Comparison, DocumentPair, oracle, rescored
 from engine.verify.findings import Finding, short
 from engine.verify.records import corpus_of, sound_seals
 from schemas.errors import FingerprintMismatch, OutputError
@@ -88,12 +88,12 @@ class Rescorer:
         """`count` random documents, as the run scored them. tolerance: nats."""
         places = self._random(count)
         scorer = Scorer(self.run)
-        if learns(self.plan):
+        if has_calibration(self.plan):
             scorer.use_calibration(*read_calibration(self.store, self.plan, scorer.head_counts))
         comparisons = {product: Comparison("rescored", product) for product in self.plan.products}
         for product, pair in self._pairs(scorer, places, comparisons):
             rescored(comparisons[product], pair, tolerance)
-        if HIDDEN in comparisons and self.store.exists(HEAD):
+        if HIDDEN in comparisons and self.store.exists(LM_HEAD):
             comparisons[HIDDEN].findings += self._head(scorer)
         return list(comparisons.values())
 
@@ -116,14 +116,14 @@ class Rescorer:
     def _head(self, scorer: Scorer) -> Iterator[Finding]:
         """The stored lm_head and embedding are the teacher's, to the bit. What cannot be read is a finding already."""
         try:
-            stored = load(self.store.read(HEAD))
+            stored = load(self.store.read(LM_HEAD))
         except (SafetensorError, ValueError):
             return
         mine = head_tensors(scorer.stages.teacher)
         for name in sorted(mine.keys() | stored.keys()):
             if name not in stored or name not in mine or not torch.equal(stored[name], mine[name]):
                 yield Finding(
-                    HEAD, f"another {name} than the teacher's, or only one of both has it", "the teacher's own"
+                    LM_HEAD, f"another {name} than the teacher's, or only one of both has it", "the teacher's own"
                 )
 
     # ---- documents
@@ -150,7 +150,7 @@ class Rescorer:
 
     def _pairs(
         self, scorer: Scorer, places: Sequence[Place], comparisons: dict[str, Comparison]
-    ) -> Iterator[tuple[str, Pair]]:
+    ) -> Iterator[tuple[str, DocumentPair]]:
         """Every document of `places` and product, stored and made again, a unit's documents at a time."""
         for unit in sorted({unit for unit, _ in places}):
             rows = [row for one, row in places if one == unit]
@@ -164,7 +164,10 @@ class Rescorer:
                 for i, row in enumerate(table.column("doc_row").to_pylist()):
                     one = table.slice(i, 1)
                     if row in at:
-                        yield product, Pair(file, self.plan.products[product], _own(one), _own(again.slice(at[row], 1)))
+                        yield (
+                            product,
+                            DocumentPair(file, self.plan.products[product], _own(one), _own(again.slice(at[row], 1))),
+                        )
                         continue
                     why = next((r for r in result.quarantine if r["doc_row"] == row), {"reason": "lost", "detail": ""})
                     found = f"a document that is refused now: {why['reason']}: {short(why['detail'])}"

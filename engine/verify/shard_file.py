@@ -1,4 +1,4 @@
-"""verify: one Parquet file against its seal, its unit and its product: bytes, footer, schema, pages, documents, rows."""
+"""One Parquet file against its seal, its unit and its product: bytes, footer, schema, pages, documents, rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.dataset.invariants import Problem, misfit, place_of
+from engine.dataset.invariants import BrokenInvariant, misfit, place_of
 from engine.dataset.parquet import MAX_GROUP_ROWS, flat, footer_of, lengths_of, open_shard
 from engine.verify.findings import Finding, short
-from engine.verify.rows import problems_of, sum_slack, sums_of
+from engine.verify.rows import broken_in, sum_slack, sums_of
 from schemas.manifest import Plan, PlanUnit, ProductFacts, ShardFile
 from schemas.target import SCHEMA_VERSION
 
@@ -25,7 +25,7 @@ _FOR_PEOPLE = ("columns", "stats", "tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedFile:
     """What a file must be. quarantined: doc_rows of the unit that are in quarantine, None where that is not known.
     stats: of the seal, None where there is no seal to be read; text_stored: None where the plan does not say; continuations:
     sha256 of the means that the rows were closed by, None where there are none or that is not known."""
@@ -38,7 +38,7 @@ class Expected:
     n_quarantined: int
     stats: Mapping[str, float] | None
     text_stored: bool | None
-    continuations: str | None = None
+    calibration_sha256: str | None = None
 
     @property
     def facts(self) -> ProductFacts:
@@ -58,7 +58,7 @@ class Expected:
 
 
 @dataclass(slots=True)
-class Contents:
+class FileContents:
     """What was read of a file, to be compared with the unit's other products. groups: documents of each row group."""
 
     groups: list[int] = field(default_factory=list)
@@ -73,9 +73,9 @@ class Contents:
 class FileCheck:
     """Checks the bytes of one file. After `run`, `findings` and `contents` say what came of it."""
 
-    def __init__(self, expected: Expected) -> None:
+    def __init__(self, expected: ExpectedFile) -> None:
         self.expected = expected
-        self.contents = Contents()
+        self.contents = FileContents()
         self._found: dict[tuple[Any, ...], Finding] = {}
 
     @property
@@ -154,7 +154,7 @@ class FileCheck:
             record.positions,
             expected.n_quarantined,
             {},
-            expected.continuations,
+            expected.calibration_sha256,
         )
         for name, value in wanted.items():
             found = footer.get(name)
@@ -198,8 +198,8 @@ class FileCheck:
                 told = f"statistics {short(str(found))} of row group {group}"
                 self._add(("statistics", column), told, wanted, column=column)
         lengths = lengths_of(table)
-        for problem in problems_of(expected.product, table, facts, expected.text_stored):
-            self._take(problem, table, lengths)
+        for broken in broken_in(expected.product, table, facts, expected.text_stored):
+            self._take(broken, table, lengths)
         contents = self.contents
         contents.groups.append(table.num_rows)
         contents.doc_rows += rows
@@ -209,12 +209,12 @@ class FileCheck:
         for name, value in sums_of(table, facts).items():
             contents.sums[name] = contents.sums.get(name, 0) + value
 
-    def _take(self, problem: Problem, table: pa.Table, lengths: np.ndarray) -> None:
-        row, position = place_of(lengths, problem.position)
-        kind = (problem.column, problem.wanted)
+    def _take(self, broken: BrokenInvariant, table: pa.Table, lengths: np.ndarray) -> None:
+        row, position = place_of(lengths, broken.position)
+        kind = (broken.column, broken.wanted)
         before = self._found.get(kind)
         if before is not None:  # the first place stands, the others are counted
-            count = before.count + problem.count
+            count = before.count + broken.count
             self._found[kind] = Finding(
                 before.file, before.found, before.wanted, before.document, before.position, before.column, count
             )
@@ -222,12 +222,12 @@ class FileCheck:
         document = table.column("doc_id")[row].as_py()
         self._add(
             kind,
-            short(problem.found, 300),
-            problem.wanted,
+            short(broken.found, 300),
+            broken.wanted,
             document=document,
             position=position,
-            column=problem.column,
-            count=problem.count,
+            column=broken.column,
+            count=broken.count,
         )
 
     def _check_documents(self) -> None:
@@ -275,7 +275,7 @@ class FileCheck:
         )
 
 
-def compare(names: Sequence[str], contents: Sequence[Contents]) -> Iterator[Finding]:
+def compare(names: Sequence[str], contents: Sequence[FileContents]) -> Iterator[Finding]:
     """The products of a unit have the same documents in the same row groups. Files that could not be read are left out."""
     whole = [(name, content) for name, content in zip(names, contents, strict=True) if content.complete]
     for name, content in whole[1:]:
@@ -292,7 +292,7 @@ def compare(names: Sequence[str], contents: Sequence[Contents]) -> Iterator[Find
                 break
 
 
-def same_tokens(name: str, content: Contents, other: str, reference: Contents) -> Iterator[Finding]:
+def same_tokens(name: str, content: FileContents, other: str, reference: FileContents) -> Iterator[Finding]:
     """Hidden states stand at the tokens of the product `teacher`."""
     pairs = zip(content.tokens, reference.tokens, strict=False)
     if content.groups == reference.groups and not all(np.array_equal(a, b) for a, b in pairs):

@@ -1,4 +1,4 @@
-"""verify: files of the whole run beside its shards: the teacher's head, and what the calibration sample gave."""
+"""The two files of a whole run beside its shards, checked: the teacher's lm_head, and what the calibration sample gave."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from engine.beam.calibration import KEPT
 from engine.beam.calibration_file import parse_calibration
 from engine.dataset.layout import MANIFEST, seal_name
 from engine.dataset.parquet import flat, lengths_of
-from engine.dataset.sidecars import HEAD, MEANS, damage, heads_of, learns
+from engine.dataset.sidecars import CALIBRATION, LM_HEAD, calibrated_products, has_calibration, lm_head_fault
 from engine.dataset.store import Store
 from engine.verify.findings import Finding, short
 from engine.verify.shard_file import nulls_of
 from schemas.errors import OutputError
 from schemas.manifest import REASONS, Manifest, Plan, Seal, Sidecar
-from schemas.products import HIDDEN
+from schemas.products import HIDDEN, TEACHER
 
 _SLACK = 1e-6  # of sums of probabilities
 
@@ -31,8 +31,8 @@ def side_findings(
 ) -> Iterator[Finding]:
     """Both files: there, with the checksum that manifest and seals have, and with what docs/format.md says. Adds notes."""
     head, means = (manifest.head, manifest.continuations) if manifest else (None, None)
-    has_means = None if plan.calibration_documents is None else learns(plan)
-    sides = ((HEAD, HIDDEN in plan.products, head, _head), (MEANS, has_means, means, _means))
+    has_means = None if plan.calibration_documents is None else has_calibration(plan)
+    sides = ((LM_HEAD, HIDDEN in plan.products, head, _head), (CALIBRATION, has_means, means, _means))
     for name, wanted, record, check in sides:
         if wanted is None:  # the plan is lost, and only the manifest knows
             wanted = record is not None
@@ -45,12 +45,12 @@ def side_findings(
         except OutputError as error:
             if store.exists(name):
                 yield Finding(name, f"not readable: {short(str(error))}", "a file of the run")
-            elif name == MEANS and record is None and not any(seal.continuations for seal in seals.values()):
-                notes.append(f"there is no {MEANS}: the output was made before 0.6.0, or no unit is scored yet")
+            elif name == CALIBRATION and record is None and not any(seal.continuations for seal in seals.values()):
+                notes.append(f"there is no {CALIBRATION}: the output was made before 0.6.0, or no unit is scored yet")
             elif manifest is not None or seals:
                 yield Finding(name, "missing", "a file that all actors write or read when they start")
             continue
-        own, usual = Sidecar.of(name, data), _usual(seals) if name == MEANS else None
+        own, usual = Sidecar.of(name, data), _usual(seals) if name == CALIBRATION else None
         if record is not None and own != record:
             lies, listed = (f"{one.name}, sha256 {short(one.sha256, 13)}, {one.bytes:,} bytes" for one in (own, record))
             if usual == own.sha256:  # two against one
@@ -62,7 +62,7 @@ def side_findings(
         if manifest is not None and record is None:
             notes.append(f"the manifest has no checksum of {name}, so only its form was checked")
         yield from check(data, plan, notes)
-        if name == MEANS:
+        if name == CALIBRATION:
             yield from _closed_otherwise(seals, usual or own.sha256)
 
 
@@ -74,50 +74,54 @@ def _usual(seals: Mapping[int, Seal]) -> str | None:
 
 def _head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     """The file of lm_head and embedding: names, sizes, finite numbers."""
-    facts = plan.products["hidden"]
+    facts = plan.products[HIDDEN]
     try:
         tensors = load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         scale, softcap = float(metadata["scale"]), float(metadata["softcap"])
     except Exception as error:
-        yield Finding(HEAD, f"not readable: {type(error).__name__}: {short(error)}", "lm_head and embedding")
+        yield Finding(LM_HEAD, f"not readable: {type(error).__name__}: {short(error)}", "lm_head and embedding")
         return
-    if fault := damage(data):
-        yield Finding(HEAD, fault, "the numbers that were written")
+    if fault := lm_head_fault(data):
+        yield Finding(LM_HEAD, fault, "the numbers that were written")
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(softcap) and softcap >= 0):
-        yield Finding(HEAD, f"scale {scale}, softcap {softcap}", "finite numbers, scale above 0 and softcap not below")
+        yield Finding(
+            LM_HEAD, f"scale {scale}, softcap {softcap}", "finite numbers, scale above 0 and softcap not below"
+        )
     if lost := sorted({"lm_head", "embedding"} - tensors.keys()):
-        yield Finding(HEAD, f"no {' and no '.join(lost)}", "lm_head and embedding")
+        yield Finding(LM_HEAD, f"no {' and no '.join(lost)}", "lm_head and embedding")
     rows = len(tensors["lm_head"]) if "lm_head" in tensors and tensors["lm_head"].dim() else 0
     for name, tensor in sorted(tensors.items()):
         found = f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         if name in ("lm_head", "embedding"):
             fits = tensor.dtype == torch.bfloat16 and tensor.shape[1:] == (facts.hidden_size,)
             if not (fits and len(tensor) >= facts.vocab_size):
-                yield Finding(HEAD, found, f"bfloat16 [{facts.vocab_size} or more, {facts.hidden_size}]")
+                yield Finding(LM_HEAD, found, f"bfloat16 [{facts.vocab_size} or more, {facts.hidden_size}]")
         elif name != "bias":
-            yield Finding(HEAD, found, "lm_head, embedding and bias only")
+            yield Finding(LM_HEAD, found, "lm_head, embedding and bias only")
         elif tensor.dtype != torch.float32 or tensor.shape != (rows,):
-            yield Finding(HEAD, found, f"float32 [{rows}]")
+            yield Finding(LM_HEAD, found, f"float32 [{rows}]")
         if not bool(tensor.isfinite().all()):
-            yield Finding(HEAD, f"a number of {name} that is not finite", "finite numbers")
+            yield Finding(LM_HEAD, f"a number of {name} that is not finite", "finite numbers")
 
 
 def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     """The mean rows: columns, ids in range, probabilities, sums."""
     try:
-        table, left_out = parse_calibration(data, plan, MEANS)
+        table, left_out = parse_calibration(data, plan, CALIBRATION)
     except OutputError as error:
-        yield Finding(MEANS, short(str(error)), "the means of the calibration sample")
+        yield Finding(CALIBRATION, short(str(error)), "the means of the calibration sample")
         return
     if nulls := [name for name in table.schema.names if nulls_of(table, name)]:
-        yield Finding(MEANS, f"nulls in {', '.join(nulls)}", "none in any column")
+        yield Finding(CALIBRATION, f"nulls in {', '.join(nulls)}", "none in any column")
         return
-    sizes = {name: lengths_of(table, name) for name in ("ids", "probs", *(f"heads/{p}" for p in heads_of(plan)))}
+    sizes = {
+        name: lengths_of(table, name) for name in ("ids", "probs", *(f"heads/{p}" for p in calibrated_products(plan)))
+    }
     token, ids = table.column("token").to_numpy(), flat(table, "ids")
     probs, special = flat(table, "probs"), table.column("special").to_numpy()
     owner = np.repeat(np.arange(len(token)), sizes["ids"])
-    known = max((plan.products[p].vocab_size for p in ("teacher", "hidden") if p in plan.products), default=2**31)
+    known = max((plan.products[p].vocab_size for p in (TEACHER, HIDDEN) if p in plan.products), default=2**31)
     row = np.repeat(np.arange(len(token)), sizes["probs"])
     kept = np.bincount(row, probs, minlength=len(token))
     within = {"probs": probs, "special": special, **{name: flat(table, name) for name in sizes if "/" in name}}
@@ -132,7 +136,7 @@ def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     }
     for name, values in within.items():
         problems[f"{name} with numbers that are no probabilities"] = not ((values >= 0) & (values <= 1 + _SLACK)).all()
-    for product in heads_of(plan):
+    for product in calibrated_products(plan):
         name = f"heads/{product}"
         problems[f"{name} of different sizes"] = len(set(sizes[name].tolist())) > 1
         owner = np.repeat(np.arange(len(token)), sizes[name])
@@ -140,13 +144,13 @@ def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
         problems[f"{name} with sums that are not 1"] = (np.abs(sums - 1) > _SLACK).any()
     for problem, there in problems.items():
         if there:
-            yield Finding(MEANS, problem, "rows as docs/format.md says")
+            yield Finding(CALIBRATION, problem, "rows as docs/format.md says")
     if not (isinstance(left_out, list) and all(_is_refusal(record) for record in left_out)):
-        yield Finding(MEANS, f"left_out {short(left_out, 60)}", "records of documents, as in quarantine")
+        yield Finding(CALIBRATION, f"left_out {short(left_out, 60)}", "records of documents, as in quarantine")
     elif left_out:
         what = "1 document" if len(left_out) == 1 else f"{len(left_out)} documents"
         why = ", ".join(sorted({record["reason"] for record in left_out}))
-        notes.append(f"{what} of the calibration sample gave nothing ({why}); {MEANS} has the list")
+        notes.append(f"{what} of the calibration sample gave nothing ({why}); {CALIBRATION} has the list")
 
 
 def _closed_otherwise(seals: Mapping[int, Seal], sha256: str) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from engine.corpus.document import Document, Unit, refusal
 from engine.dataset.commit import publish_unit
 from engine.dataset.layout import own_seal, seal_name
 from engine.dataset.repair import is_whole
-from engine.dataset.sidecars import MEANS, learns
+from engine.dataset.sidecars import CALIBRATION, has_calibration
 from engine.dataset.store import Out, open_store
 from engine.dataset.unit_result import UnitResult
 from engine.plan.retry import renumbered
@@ -35,7 +35,7 @@ class UnitWorker:
         self._store = open_store(run.output)
         self._plan = plan
         self._scorer = Scorer(run)
-        self._learns, self._left_out = learns(plan), list[dict[str, Any]]()
+        self._learns, self._left_out = has_calibration(plan), list[dict[str, Any]]()
         self._learned: set[int] = set()  # by doc_row
         self._recall()
         if sample is not None:
@@ -65,7 +65,7 @@ class UnitWorker:
             self._recall()
 
     def _recall(self) -> None:
-        if self._learns and self._store.exists(MEANS):
+        if self._learns and self._store.exists(CALIBRATION):
             self._scorer.use_calibration(*read_calibration(self._store, self._plan, self._scorer.head_counts))
             self._learns = False
 
@@ -75,7 +75,7 @@ class UnitWorker:
         A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
         """
         if self._learns:
-            raise OutputError(f"{self._store.place(MEANS)}: removed while the command ran; run it again")
+            raise OutputError(f"{self._store.place(CALIBRATION)}: removed while the command ran; run it again")
         if self._store.exists(seal_name(unit.index)):
             seal = own_seal(self._store, self._plan, unit.index)
             if is_whole(self._store, seal):
@@ -96,7 +96,13 @@ def publish(out: Out, plan: Plan, unit: Unit, result: UnitResult) -> Seal:
     """Publish the result of a unit of this plan; its seal. Raises what `publish_unit` raises."""
     result = renumbered(result, plan)
     return publish_unit(
-        out, plan, unit.index, result.products, result.quarantine, result.stats, continuations=result.continuations
+        out,
+        plan,
+        unit.index,
+        result.products,
+        result.quarantine,
+        result.stats,
+        calibration_sha256=result.calibration_sha256,
     )
 
 
@@ -115,5 +121,5 @@ def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Di
         name: pa.concat_tables([facts.schema_of_rows.empty_table(), *(result.products[name] for result in results)])
         for name, facts in plan.products.items()
     }
-    continuations = next((result.continuations for result in results), None)
-    return UnitResult(products=products, quarantine=quarantine, stats=stats, continuations=continuations)
+    calibration = next((result.calibration_sha256 for result in results), None)
+    return UnitResult(products=products, quarantine=quarantine, stats=stats, calibration_sha256=calibration)

@@ -19,7 +19,7 @@ from engine.corpus.scan import read_units, sample, scan_corpus
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, load_plan, load_seals, seal_name
-from engine.dataset.sidecars import MEANS, learns
+from engine.dataset.sidecars import CALIBRATION, has_calibration
 from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
 from engine.scoring.scorer import Scorer
@@ -47,7 +47,7 @@ def begin(folder: Path, **more: object) -> tuple[RunConfig, Plan, list[Document]
 
 
 def left_out(out: Path) -> list[tuple[str, str]]:
-    _, records = parse_calibration((out / MEANS).read_bytes(), load_plan(out), MEANS)
+    _, records = parse_calibration((out / CALIBRATION).read_bytes(), load_plan(out), CALIBRATION)
     return [(record["doc_id"], record["reason"]) for record in records]
 
 
@@ -57,7 +57,7 @@ def test_what_is_read_back_is_what_was_learned(tmp_path: Path) -> None:
     scorer.calibrate(documents)
     publish_calibration(run.output, plan, scorer.calibration.mean_rows, [])
     found = read_calibration(run.output, plan, scorer.head_counts)[0].mean_rows
-    assert learns(plan) and found.keys() == scorer.calibration.mean_rows.keys() and len(found) > 20
+    assert has_calibration(plan) and found.keys() == scorer.calibration.mean_rows.keys() and len(found) > 20
     for token, row in scorer.calibration.mean_rows.items():
         assert found[token].ids.tolist() == row.ids.tolist() and found[token].prob.tolist() == row.prob.tolist()
         assert (found[token].special, found[token].total) == (row.special, row.total)
@@ -79,7 +79,10 @@ def test_all_workers_take_what_the_first_has_learned(tmp_path: Path) -> None:
         assert isinstance(run.output, Path)
         for unit, texts in read_units(run.corpus, scan_corpus(run.corpus, run.base_dir), range(len(plan.units))):
             workers[1].score(unit, texts)
-        assert left_out(run.output) == [] and (run.output / MEANS).read_bytes() == (undisturbed / MEANS).read_bytes()
+        assert (
+            left_out(run.output) == []
+            and (run.output / CALIBRATION).read_bytes() == (undisturbed / CALIBRATION).read_bytes()
+        )
         for path in sorted((undisturbed / "data").rglob("*.parquet")):
             assert path.read_bytes() == (run.output / path.relative_to(undisturbed)).read_bytes()
 
@@ -100,21 +103,21 @@ def test_what_gave_nothing_is_told_with_its_reason(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_or_of_another_run_is_not_passed_over(tmp_path: Path) -> None:
     out = score_here(write_run(tmp_path, targets=TARGETS))
     run, plan, _ = begin(tmp_path)
-    whole = (out / MEANS).read_bytes()
+    whole = (out / CALIBRATION).read_bytes()
     assert verify(out).sound and b'"continuations":{' in (out / MANIFEST).read_bytes()
-    (out / MEANS).unlink()
-    assert [finding.file for finding in verify(out).findings] == [MEANS]
+    (out / CALIBRATION).unlink()
+    assert [finding.file for finding in verify(out).findings] == [CALIBRATION]
     worker = UnitWorker(run, plan)
     unit, texts = next(iter(read_units(run.corpus, scan_corpus(run.corpus, run.base_dir), {0})))
-    with pytest.raises(OutputError, match=f"{MEANS}: removed while the command ran"):
+    with pytest.raises(OutputError, match=f"{CALIBRATION}: removed while the command ran"):
         worker.score(unit, texts)
     for data, said in ((whole[:-9], "damaged"), (foreign(tmp_path), "of run 0{12}, wanted")):
-        (out / MEANS).write_bytes(data)
-        with pytest.raises(OutputError, match=f"{MEANS}: {said}.*remove this file and run"):
+        (out / CALIBRATION).write_bytes(data)
+        with pytest.raises(OutputError, match=f"{CALIBRATION}: {said}.*remove this file and run"):
             UnitWorker(run, plan)
         report: Report = verify(out)
-        assert {finding.file for finding in report.findings} == {MEANS} and len(report.findings) == 2
-    (out / MEANS).write_bytes(whole)
+        assert {finding.file for finding in report.findings} == {CALIBRATION} and len(report.findings) == 2
+    (out / CALIBRATION).write_bytes(whole)
     assert verify(out).sound
 
 
@@ -127,18 +130,19 @@ def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) ->
     units = list(read_units(run.corpus, scan_corpus(run.corpus, run.base_dir), range(len(plan.units))))
     worker = UnitWorker(run, plan, documents)
     worker.score(*units[1])
-    whole = (out / MEANS).read_bytes()
+    whole = (out / CALIBRATION).read_bytes()
     assert hashlib.sha256(whole).hexdigest() == next(load_seals(out)).continuations
-    (out / MEANS).unlink()
+    (out / CALIBRATION).unlink()
     assert open_output(out, plan) == [1]
     other = UnitWorker(run, plan)
     with pytest.raises(
-        OutputError, match=f"{MEANS}: lost, and made again it is not the one that unit 1 was.*restore it from a copy"
+        OutputError,
+        match=f"{CALIBRATION}: lost, and made again it is not the one that unit 1 was.*restore it from a copy",
     ):
         other.learn(documents[1:], True, [(documents[0], "killed")])
-    assert not (out / MEANS).exists()
+    assert not (out / CALIBRATION).exists()
     again = UnitWorker(run, plan, documents)  # the same comes out: it is put back
-    assert (out / MEANS).read_bytes() == whole
+    assert (out / CALIBRATION).read_bytes() == whole
     for unit in units:
         again.score(*unit)
     finish(out, plan, engine_version=ENGINE_VERSION)
@@ -149,7 +153,7 @@ def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) ->
     (out / "README.md").unlink()
     shorter = Scorer(run)
     shorter.calibrate(documents[:1])
-    (out / MEANS).unlink()
+    (out / CALIBRATION).unlink()
     with pytest.raises(OutputError, match="not the one that unit 0 was scored with"):
         publish_calibration(out, plan, shorter.calibration.mean_rows, [])
     for name in sorted(out.glob("_engine/shards/*")):
@@ -157,8 +161,8 @@ def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) ->
     publish_calibration(out, plan, shorter.calibration.mean_rows, [])
     for unit in range(len(units)):
         (tmp_path / f"{unit:05d}.json").rename(out / seal_name(unit))
-    assert [finding.file for finding in verify(out).findings] == [MEANS]
-    with pytest.raises(OutputError, match=f"{MEANS}: not the file that {seal_name(0)} names"):
+    assert [finding.file for finding in verify(out).findings] == [CALIBRATION]
+    with pytest.raises(OutputError, match=f"{CALIBRATION}: not the file that {seal_name(0)} names"):
         open_output(out, plan)
 
 
@@ -168,7 +172,7 @@ def foreign(folder: Path) -> bytes:
     scorer = Scorer(run)
     scorer.calibrate(documents[:1])
     publish_calibration(run.output, plan.model_copy(update={"fingerprint": "0" * 64}), scorer.calibration.mean_rows, [])
-    return (folder / "other" / "out" / MEANS).read_bytes()
+    return (folder / "other" / "out" / CALIBRATION).read_bytes()
 
 
 class Killer(UnitWorker):
@@ -204,9 +208,11 @@ def test_a_lesson_that_kills_is_left_out_for_good(tmp_path: Path, monkeypatch: p
 
 def test_no_file_where_nothing_is_to_be_learned(tmp_path: Path) -> None:
     out = score_here(write_run(tmp_path, targets="calibration_documents = 0"))
-    assert not (out / MEANS).exists() and "continuations" not in (out / MANIFEST).read_text() and verify(out).sound
+    assert (
+        not (out / CALIBRATION).exists() and "continuations" not in (out / MANIFEST).read_text() and verify(out).sound
+    )
 
 
 def test_people_can_read_it(tmp_path: Path) -> None:
     out = score_here(write_run(tmp_path, targets=TARGETS))
-    assert (pq.read_metadata(out / MEANS).metadata or {})[LEFT_OUT.encode()] == b"[]"
+    assert (pq.read_metadata(out / CALIBRATION).metadata or {})[LEFT_OUT.encode()] == b"[]"

@@ -21,7 +21,7 @@ from engine.dataset import store as stores
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import claim_name, seal_name, unsealed_units
-from engine.dataset.sidecars import HEAD
+from engine.dataset.sidecars import LM_HEAD
 from engine.dataset.store import ObjectStore, PosixStore, open_store
 from engine.reader.targets import Targets
 from jobs.cli import main
@@ -183,7 +183,7 @@ def test_a_run_on_a_store_is_the_run_on_a_disk(
     assert manifest.quarantined == 1
     whole, fs = contents(out), real(open_store(out))
     wanted = contents(local)
-    assert len(whole.pop(HEAD)) == len(wanted.pop(HEAD)) and whole == wanted  # the head's metadata have no order
+    assert len(whole.pop(LM_HEAD)) == len(wanted.pop(LM_HEAD)) and whole == wanted  # the head's metadata have no order
 
     for name in ("_engine/manifest.json", "README.md", seal_name(1)):
         fs.rm_file(f"{out.removeprefix('s3://')}/{name}")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load, save
 
-from engine.dataset.sidecars import DIGEST, HEAD, MEANS
+from engine.dataset.sidecars import CALIBRATION, DIGEST, LM_HEAD
 from schemas.manifest import Sidecar
 from tests.support.mutations import Rng, write_json
 
@@ -20,16 +20,16 @@ from tests.support.mutations import Rng, write_json
 
 def write_head(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], *, sealed: bool = True) -> None:
     """The file anew; its checksum in the manifest anew, too."""
-    (out / HEAD).write_bytes(save(tensors, {key: value for key, value in metadata.items() if key != DIGEST}))
+    (out / LM_HEAD).write_bytes(save(tensors, {key: value for key, value in metadata.items() if key != DIGEST}))
     manifest = out / "_engine" / "manifest.json"
     if sealed and manifest.exists():
-        record = Sidecar.of(HEAD, (out / HEAD).read_bytes()).model_dump()
+        record = Sidecar.of(LM_HEAD, (out / LM_HEAD).read_bytes()).model_dump()
         write_json(manifest, {**json.loads(manifest.read_text()), "head": record})
 
 
 def read_head(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """(tensors, metadata)"""
-    data = (out / HEAD).read_bytes()
+    data = (out / LM_HEAD).read_bytes()
     return load(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
 
 
@@ -58,14 +58,14 @@ def head_file(out: Path, rng: Rng) -> str:
             del metadata[how]
     sealed = rng.random() < 0.8
     write_head(out, tensors, metadata, sealed=sealed)
-    return f"{out / HEAD}: {name} {how}{', resealed' if sealed else ''}"
+    return f"{out / LM_HEAD}: {name} {how}{', resealed' if sealed else ''}"
 
 
 def manifest_side(out: Path, rng: Rng) -> str:
     """What the manifest says of a file of the whole run, or that it says something where there is none."""
     path = out / "_engine" / "manifest.json"
     content = json.loads(path.read_text())
-    key, name = rng.choice([("head", HEAD), ("continuations", MEANS)])
+    key, name = rng.choice([("head", LM_HEAD), ("continuations", CALIBRATION)])
     old = content.get(key) or {"name": name, "bytes": 5, "sha256": "0" * 64}
     new = rng.choice(
         [None, {**old, "bytes": old["bytes"] + 1}, {**old, "sha256": "1" * 64}, {**old, "name": "x"}, [], 3]
@@ -79,7 +79,7 @@ def manifest_side(out: Path, rng: Rng) -> str:
 
 def means_file(out: Path, rng: Rng) -> str:
     """A Parquet file that can be read and is not what docs/format.md says."""
-    with pq.ParquetFile(out / MEANS) as file:
+    with pq.ParquetFile(out / CALIBRATION) as file:
         table, metadata = file.read(), dict(file.metadata.metadata or {})
     metadata.pop(b"ARROW:schema", None)
     columns = {name: table.column(name).to_pylist() for name in table.schema.names}
@@ -113,10 +113,10 @@ def means_file(out: Path, rng: Rng) -> str:
     table = pa.Table.from_pydict(columns, schema=schema)
     if how == "column":
         table = rng.choice([table.drop_columns([heads]), table.rename_columns([f"{n}x" for n in table.schema.names])])
-    pq.write_table(table, out / MEANS, write_page_checksum=True)
+    pq.write_table(table, out / CALIBRATION, write_page_checksum=True)
     manifest = out / "_engine" / "manifest.json"
     sealed = manifest.exists() and rng.random() < 0.8
     if sealed:
-        record = Sidecar.of(MEANS, (out / MEANS).read_bytes()).model_dump()
+        record = Sidecar.of(CALIBRATION, (out / CALIBRATION).read_bytes()).model_dump()
         write_json(manifest, {**json.loads(manifest.read_text()), "continuations": record})
-    return f"{out / MEANS}: {how}{', resealed' if sealed else ''}"
+    return f"{out / CALIBRATION}: {how}{', resealed' if sealed else ''}"

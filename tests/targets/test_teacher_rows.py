@@ -18,7 +18,7 @@ from engine.corpus.document import Document
 from engine.dataset import parquet as rows
 from engine.dataset.invariants import check_rows
 from engine.dataset.parquet import flat, round_rows
-from engine.dataset.sidecars import HEAD
+from engine.dataset.sidecars import LM_HEAD
 from engine.scoring.scorer import Scorer
 from engine.targets.tables import roles_of
 from engine.targets.teacher_rows import JoinedEnds
@@ -127,7 +127,7 @@ def test_hidden_states_give_the_logits_back(made: Scorer, tmp_path: Path) -> Non
 
 def test_a_run_with_hidden_states_has_the_head_beside_them(tmp_path: Path) -> None:
     out = score_here(write_run(tmp_path, targets="hidden = true\nteacher_stats = true\ntop_k = 16"))
-    head = load_file(out / HEAD)
+    head = load_file(out / LM_HEAD)
     files = sorted((out / "data/hidden").glob("*.parquet"))
     size = int((pq.read_metadata(files[0]).metadata or {})[b"targetsmith.hidden_size"])
     assert {name: tuple(t.shape)[1] for name, t in head.items()} == {"lm_head": size, "embedding": size}
@@ -144,7 +144,7 @@ def test_the_head_has_its_bias(tmp_path: Path) -> None:
     model = PhiForCausalLM(PhiConfig(vocab_size=11, **shape))
     torch.nn.init.normal_(model.lm_head.bias)
     publish_head(tmp_path, cast(Teacher, SimpleNamespace(model=model)))
-    head = load_file(tmp_path / HEAD)
+    head = load_file(tmp_path / LM_HEAD)
     states = torch.randn(5, 8)
     want = states @ model.lm_head.weight.to(torch.bfloat16).float().T + model.lm_head.bias
     torch.testing.assert_close(states @ head["lm_head"].float().T + head["bias"], want)

@@ -18,7 +18,7 @@ import engine.plan.make_plan
 import tests.support.runs
 from engine.dataset.commit import open_output
 from engine.dataset.layout import MANIFEST, PLAN, claim_name, load_json, load_plan, read_quarantine, seal_name
-from engine.dataset.sidecars import HEAD, MEANS
+from engine.dataset.sidecars import CALIBRATION, LM_HEAD
 from engine.dataset.store import PosixStore
 from engine.plan.retry import find_retry
 from engine.reader.targets import Targets, TargetsError
@@ -105,14 +105,14 @@ def test_an_output_from_before_the_file_of_means(tmp_path: Path, monkeypatch: py
 
 
 def test_a_head_that_is_damaged_before_the_end_is_not_signed(out: Path) -> None:
-    data = bytearray((out / HEAD).read_bytes())
+    data = bytearray((out / LM_HEAD).read_bytes())
     data[len(data) // 2] ^= 4
-    (out / HEAD).write_bytes(bytes(data))
+    (out / LM_HEAD).write_bytes(bytes(data))
     unfinish(out)
-    assert [finding.file for finding in verify(out).findings] == [HEAD]
-    with pytest.raises(OutputError, match=f"{HEAD}: damaged: its numbers have the sha256.*remove this file"):
+    assert [finding.file for finding in verify(out).findings] == [LM_HEAD]
+    with pytest.raises(OutputError, match=f"{LM_HEAD}: damaged: its numbers have the sha256.*remove this file"):
         score_here(out.parent / "run.toml")
-    (out / HEAD).unlink()
+    (out / LM_HEAD).unlink()
     score_here(out.parent / "run.toml")
     assert verify(out).sound
 
@@ -145,11 +145,11 @@ def _stop(*_: object) -> None:
 def test_a_torn_plan_beside_the_means_alone(out: Path) -> None:
     """An actor has learned, no unit is done: the plan comes back, as the message says."""
     plan = load_plan(out)
-    for name in ("data", "_engine/shards", "_engine/quarantine", HEAD):
+    for name in ("data", "_engine/shards", "_engine/quarantine", LM_HEAD):
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
     unfinish(out)
     (out / PLAN).unlink()
-    assert (out / MEANS).exists() and open_output(out, plan) == [] and load_plan(out) == plan
+    assert (out / CALIBRATION).exists() and open_output(out, plan) == [] and load_plan(out) == plan
 
 
 def test_a_name_of_thousands_of_letters(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_json_that_no_parser_takes(data: bytes, out: Path) -> None:
 @pytest.mark.parametrize("how", ["null", "null inside", "large id", "twice"])
 def test_means_that_are_none(how: str, out: Path) -> None:
     """Without a manifest and seals that have the checksum, by what the rows say."""
-    table, metadata = pq.read_table(out / MEANS), pq.read_metadata(out / MEANS).metadata
+    table, metadata = pq.read_table(out / CALIBRATION), pq.read_metadata(out / CALIBRATION).metadata
     values = table.column("ids").to_pylist()
     values[1] = {"null": None, "null inside": [None, *values[1][1:]], "large id": [10**6, *values[1][1:]]}.get(
         how, [values[1][1], *values[1][1:]]
@@ -180,12 +180,12 @@ def test_means_that_are_none(how: str, out: Path) -> None:
     place = table.schema.get_field_index("ids")
     table = table.set_column(place, table.schema.field(place), pa.array(values, pa.list_(pa.int32())))
     kept = {key: value for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
-    pq.write_table(table.replace_schema_metadata(kept), out / MEANS, write_page_checksum=True)
+    pq.write_table(table.replace_schema_metadata(kept), out / CALIBRATION, write_page_checksum=True)
     unfinish(out)
     for path in (out / "_engine/shards").iterdir():
         content = json.loads(path.read_text())
         write_json(path, {key: value for key, value in content.items() if key != "continuations"})
-    assert any(finding.file == MEANS for finding in verify(out).findings)
+    assert any(finding.file == CALIBRATION for finding in verify(out).findings)
 
 
 def test_a_manifest_that_lacks_what_the_reader_needs(out: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from engine.dataset.layout import load_plan
 from engine.dataset.parquet import flat, lengths_of, rounded
-from engine.dataset.sidecars import HEAD
+from engine.dataset.sidecars import LM_HEAD
 from engine.reader.targets import Targets
 from engine.scoring.scorer import Scorer
 from engine.verify import rescore
@@ -231,7 +231,7 @@ store_text = false
     write_head(out, {**tensors, "lm_head": -tensors["lm_head"]}, metadata)
     assert verify(out).sound, verify(out).findings
     code, report, by_name = compared(capsys, out, "--run", run_file, "--rescore", 5)
-    assert code == 1 and {finding["file"] for finding in report["findings"]} == {*forged, HEAD}
+    assert code == 1 and {finding["file"] for finding in report["findings"]} == {*forged, LM_HEAD}
 
 
 def test_pruned_and_unfinished_without_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
