@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.throughput import SHARED, read_documents
+from benchmarks.fresh import SHARED, Fresh
 from engine.corpus.document import Document
 from engine.scoring.scorer import Scorer
 from schemas.runfile import parse_run
@@ -128,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(2)
     students = options.student or [str(SHARED / "tokenizers" / "gpt2")]
     stop = options.skip + options.documents
-    read = read_documents(options.corpus, stop + options.calibrate)
+    read = Fresh([options.corpus]).take(stop + options.calibrate)
     documents, sample = read[options.skip : stop], read[stop:]
     budgets = [float(b) for b in options.budgets.split(",")]
     for student in students:

@@ -1,8 +1,8 @@
 """The exact regimes beside a plain teacher forward and beside one call per token, in one process: make bench-exact
 
 A Qwen2-shaped model with the real vocabulary of Qwen2.5 (151,936 lm_head rows) and seeded random weights is made on the
-spot and scores GSM8K documents, in turn and repeated, medians printed; the first pass (it fills what is remembered of
-words) apart:
+spot and scores GSM8K documents, in turn and repeated over other documents, medians printed; the first pass (it fills what is
+remembered of words) apart:
   plain      the teacher's forward and fp32 log-softmax on its own tokens, batched as the engine batches
   subset     this engine, the student of the first 8,000 merges, all of score_unit up to the Arrow tables
   bytes E    this engine, the next-byte product alone at eps = E
@@ -25,21 +25,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.throughput import SHARED, read_documents
+from benchmarks.fresh import SHARED, Fresh, gsm8k
+from benchmarks.plain import plain
 from engine.alignment.refinement import exact_side
 from engine.contexts.tree import ContextTree
 from engine.corpus.document import Document
 from engine.dataset.parquet import flat
 from engine.scoring.scorer import Scorer
-from engine.teacher.packing import Window
-from engine.teacher.windows import OwnedWindow, batches
 from schemas.runfile import parse_run
 
 ROWS = 151_936
@@ -72,21 +71,6 @@ def make_scorer(model: Path, *, student: Path | None, top_k: int, eps: float = 0
     run = parse_run(table, base_dir=Path.cwd())
     # a run file names at least one student; here bytes are timed alone
     return Scorer(run if student else run.model_copy(update={"student": ()}))
-
-
-@torch.inference_mode()
-def plain(scorer: Scorer, documents: list[Document]) -> None:
-    """Encode, forward, lm_head, fp32 log-softmax of every token, in chunks of the engine's size."""
-    width, windows = len(scorer.stages.emitter.real), []
-    for document in documents:
-        ids = np.array(scorer.stages.vocabulary.encode(document.text)[0], np.int32)
-        at = np.arange(len(ids), dtype=np.int32)
-        windows.append(OwnedWindow(Window(ids, at - 1, at), at.astype(np.int64), np.ones(len(ids), bool)))
-    rows = max(1, 6_000_000 // width)
-    for batch in batches(windows, scorer.stages.run.teacher.batch_tokens):
-        for hidden in scorer.stages.teacher.hidden([windows[i].window for i in batch]):
-            for part in hidden.split(rows):
-                torch.log_softmax(scorer.stages.teacher.logits(part)[:, :width], -1)
 
 
 class Calls:
@@ -181,13 +165,50 @@ class Calls:
         return worst
 
 
-def timed(work: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One way over one pass. units: bytes or student tokens; contexts: evaluations of the teacher."""
+
+    seconds: float
+    units: int
+    contexts: int
 
 
-def show_profile(name: str, work: Callable[[], Any]) -> None:
+class Ways:
+    """All ways over fresh documents."""
+
+    def __init__(self, scorers: dict[str, Scorer], corpus: Fresh, top_k: int, calls_documents: int) -> None:
+        self.scorers, self.corpus, self.top_k = scorers, corpus, top_k
+        self.subset = scorers["subset"]
+        self.calls, self.calls_documents = Calls(self.subset), calls_documents
+
+    def once(self, count: int) -> dict[str, Measured]:
+        """A pass over the next documents; `calls` has some of its own, whose contexts are found before the clock runs."""
+        documents, stages = self.corpus.take(count), self.subset.stages
+        found = {name: self._engine(name, documents) for name in self.scorers}
+        batch_tokens, n_teacher = stages.run.teacher.batch_tokens, 0
+        begin = time.perf_counter()
+        n_teacher = plain(stages.teacher, stages.vocabulary, documents, top_k=self.top_k, batch_tokens=batch_tokens)
+        found["plain"] = Measured(time.perf_counter() - begin, n_teacher, n_teacher)
+        few = [self.calls.contexts(document) for document in self.corpus.take(self.calls_documents)]
+        begin = time.perf_counter()
+        for one in few:
+            self.calls.score(*one)
+        contexts = sum(len(tree.token) - tree.given for _, tree, _ in few)
+        found["calls"] = Measured(time.perf_counter() - begin, sum(len(ids) for ids, *_ in few), contexts)
+        return found
+
+    def _engine(self, name: str, documents: list[Document]) -> Measured:
+        begin = time.perf_counter()
+        stats = self.scorers[name].score_unit(documents).stats
+        seconds = time.perf_counter() - begin
+        units = stats["text_bytes"]
+        if name == "subset":
+            units = sum(len(self.subset.stages.students[SUBSET].encode(d.text)[0]) for d in documents)
+        return Measured(seconds, int(units), int(stats["teacher_evaluations"]))
+
+
+def show_profile(name: str, work: Callable[[], object]) -> None:
     """The 15 functions with the most time of their own."""
     profile = cProfile.Profile()
     profile.runcall(work)
@@ -208,66 +229,47 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    documents = read_documents(SHARED / "text/gsm8k/test.jsonl", args.documents)
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary)
         make_model(model, SHARED / "tokenizers/qwen2.5", hidden=args.hidden, layers=args.layers, spread=args.spread)
         subset = make_scorer(model, student=SHARED / "tokenizers/qwen2.5-subset-8000", top_k=args.top_k)
         scorers = {"subset": subset}
         scorers |= {f"bytes {e:g}": make_scorer(model, student=None, top_k=args.top_k, eps=e) for e in (0.0, 1e-3)}
-    calls = Calls(subset)
-    few = [calls.contexts(document) for document in documents[: args.calls_documents]]
-    n_teacher = sum(len(subset.stages.vocabulary.encode(d.text)[0]) for d in documents)
-    n_student = sum(len(subset.stages.students[SUBSET].encode(d.text)[0]) for d in documents)
-    n_bytes = sum(len(d.text.encode()) for d in documents)
-    print(f"{len(documents)} documents: {n_teacher} teacher tokens, {n_student} student tokens, {n_bytes} bytes; ")
-    print(
-        f"hidden {args.hidden}, {args.layers} layers, {subset.stages.teacher.device}, {args.threads} threads",
-        flush=True,
-    )
-
-    stats: dict[str, dict[str, float]] = {}
-
-    def engine(name: str) -> Callable[[], None]:
-        return lambda: stats.__setitem__(name, scorers[name].score_unit(documents).stats)
-
-    ways: dict[str, Callable[[], Any]] = {"plain": lambda: plain(subset, documents)}
-    ways |= {name: engine(name) for name in scorers}
-    ways["calls"] = lambda: [calls.score(*c) for c in few]
-    first = {name: timed(work) for name, work in ways.items()}
-    print(
-        "largest L1 distance of `calls` from the engine:",
-        f"{(gap := calls.gap(documents[: len(few)])):.2g}",
-        flush=True,
-    )
+    ways = Ways(scorers, gsm8k(), args.top_k, args.calls_documents)
+    gap = ways.calls.gap(ways.corpus.take(args.calls_documents))
+    print(f"largest L1 distance of `calls` from the engine: {gap:.2g}", flush=True)
     if gap > AGREE_L1:
         raise SystemExit(f"`calls` and the engine disagree: want at most {AGREE_L1}")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.repeats):
-        for name, work in ways.items():
-            seconds[name].append(timed(work))
-
-    units = {"plain": n_student, "subset": n_student, "calls": sum(len(c[0]) for c in few)}
-    contexts = {"plain": n_teacher, "calls": sum(len(c[1].token) - c[1].given for c in few)}
-    contexts |= {name: int(s["teacher_evaluations"]) for name, s in stats.items()}
+    first = ways.once(args.documents)
+    passes = [ways.once(args.documents) for _ in range(args.repeats)]
+    device = subset.stages.teacher.device
+    print(
+        f"{args.documents} fresh documents a pass, {args.calls_documents} for calls, {args.repeats} passes behind the first;"
+    )
+    print(f"hidden {args.hidden}, {args.layers} layers, {device}, {args.threads} threads")
     print(f"{'':14}{'first s':>9}{'s':>9}{'contexts':>10}{'contexts/s':>12}{'units/s':>10}   unit")
-    rate: dict[str, float] = {}
-    for name, times in seconds.items():
-        middle, count = statistics.median(times), units.get(name, n_bytes)
-        rate[name] = count / middle
-        unit = "byte" if name not in units else "student token"
+    for name in ("plain", *scorers, "calls"):
+        found = [one[name] for one in passes]
+        unit = {"plain": "teacher token", "subset": "student token", "calls": "student token"}.get(name, "byte")
         print(
-            f"{name:14}{first[name]:9.2f}{middle:9.2f}{contexts[name]:10,}{contexts[name] / middle:12,.0f}"
-            f"{rate[name]:10,.0f}   {unit}"
+            f"{name:14}{first[name].seconds:9.2f}{statistics.median(m.seconds for m in found):9.2f}"
+            f"{statistics.median(m.contexts for m in found):10,.0f}"
+            f"{statistics.median(m.contexts / m.seconds for m in found):12,.0f}"
+            f"{statistics.median(m.units / m.seconds for m in found):10,.0f}   {unit}"
         )
-    # a teacher forward over one unit's worth of tokens is the floor: (n_T / n_S) x plain, in units/s
-    floor = rate["plain"] * n_teacher / n_student
-    for name, wanted in (("subset", 0.8), ("bytes 0", 0.7), ("bytes 0.001", 0.7)):
-        print(f"{name:14}{rate[name] / floor:6.2f} of plain teacher tokens/s (wanted {wanted} at eps 0)")
-    print(f"{'subset':14}{rate['subset'] / rate['calls']:6.1f} times `calls` (wanted 50)")
+    # a teacher forward over the text's own tokens is the floor
+    for name, wanted in (("subset", "0.85 x teacher tokens / student tokens"), ("bytes 0", "0.5"), ("bytes 0.001", "")):
+        share = statistics.median(one["plain"].seconds / one[name].seconds for one in passes)
+        ratio = statistics.median(one["plain"].units / one[name].units for one in passes)
+        print(f"{name:14}{share:6.2f} of plain (teacher tokens / units: {ratio:.2f}){wanted and f'; wanted {wanted}'}")
+    faster = statistics.median(
+        one["subset"].units / one["subset"].seconds / (one["calls"].units / one["calls"].seconds) for one in passes
+    )
+    print(f"{'subset':14}{faster:6.1f} times `calls` (wanted 50)")
     if args.profile:
-        for name in scorers:
-            show_profile(name, ways[name])
+        for name, scorer in scorers.items():
+            documents = ways.corpus.take(args.documents)
+            show_profile(name, lambda scorer=scorer, documents=documents: scorer.score_unit(documents))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.throughput import DEMO, SHARED, make_scorer, read_documents
+from benchmarks.fresh import SHARED, Fresh
+from benchmarks.throughput import DEMO, make_scorer
 from engine.alignment.openness import Openness
 from engine.alignment.rules import Rule, RuleBook, TeacherTokens
 from engine.bpe.merges import build_merge_table
@@ -79,9 +80,9 @@ def main() -> None:
                 if teacher != student:
                     token_shares(teacher, student)
     print("share of mass     student             open: cuts  all   err: cuts  all")
-    mass_shares(DEMO / "teacher", [DEMO / "student_sp", DEMO / "student_bl"], read_documents(DEMO / "corpus.jsonl", 40))
+    mass_shares(DEMO / "teacher", [DEMO / "student_sp", DEMO / "student_bl"], Fresh([DEMO / "corpus.jsonl"]).take(40))
     if shared:
-        documents = read_documents(SHARED / "text/tinystories_sample_2MB.txt", args.documents)
+        documents = Fresh([SHARED / "text/tinystories_sample_2MB.txt"]).take(args.documents)
         mass_shares(SHARED / "models/stories260K", [SHARED / "tokenizers" / s for s in STUDENTS], documents)
 
 

@@ -46,7 +46,9 @@ def folder_of(name: str) -> str:
     for folder in (MODELS / name, SHARED / "tokenizers" / name):
         if (folder / "tokenizer.json").is_file():
             return str(folder.resolve())
-    raise SystemExit(f"no folder {name!r} with a tokenizer.json in TARGETSMITH_MODELS ({MODELS}) or {SHARED}/tokenizers")
+    raise SystemExit(
+        f"no folder {name!r} with a tokenizer.json in TARGETSMITH_MODELS ({MODELS}) or {SHARED}/tokenizers"
+    )
 
 
 def settings_of(name: str, args: argparse.Namespace) -> Settings:
@@ -82,23 +84,35 @@ def measured(settings: Settings) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def wanted(result: dict[str, Any]) -> float | None:
-    """The share that a pair is to reach; the subset's hangs on how many more rows it has."""
+def wanted(result: dict[str, Any]) -> float:
+    """The share that a pair is to reach; the subset's hangs on how many rows it has for each of the teacher's tokens."""
     name = result["name"]
     if name == "qwen-subset":
-        return None
-    return WANTED.get(name, WANTED.get(result["regime"]))
+        return 0.85 / result["positions_per_token"]
+    return WANTED.get(name) or WANTED[result["regime"]]
 
 
 def show(results: list[dict[str, Any]]) -> None:
     """The two tables."""
-    head = ("load", "derive", "calib", "first", "minute", "steady", "wanted", "tok/s", "plain", "evals", "peak", "+model")
+    head = (
+        "load",
+        "derive",
+        "calib",
+        "first",
+        "minute",
+        "steady",
+        "wanted",
+        "tok/s",
+        "plain",
+        "evals",
+        "peak",
+        "+model",
+    )
     print(f"\n{'':16}" + "".join(f"{name:>8}" for name in head) + f"{'TV':>9}{'<1 nat':>9}")
     for r in results:
         cells = [f"{r[n]:8.1f}" for n in ("teacher_s", "derive_s", "calibrate_s")]
         cells += [f"{r[f'{part}_share']:8.2f}" for part in ("first", "minute", "steady")]
-        goal = wanted(r)
-        cells += ["       -" if goal is None else f"{goal:8.2f}"]
+        cells += [f"{wanted(r):8.2f}"]
         cells += [f"{r[n]:8,.0f}" for n in ("steady_tokens_per_s", "steady_plain_tokens_per_s")]
         cells += [f"{r['evaluations_per_token']:8.2f}", f"{r['peak_gib']:8.2f}"]
         cells += [f"{r['peak_gib'] - r['teacher_gib']:8.2f}"]
@@ -118,7 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", default="qwen-smollm2", help=f"comma between, or all: {', '.join(PAIRS)}")
     parser.add_argument("--regime", choices=("fast", "beam"), default="fast")
-    parser.add_argument("--documents", type=int, default=0, help="at most so many timed ones a pair (0: --seconds decide)")
+    parser.add_argument(
+        "--documents", type=int, default=0, help="at most so many timed ones a pair (0: --seconds decide)"
+    )
     parser.add_argument("--seconds", type=float, default=240.0, help="of timed groups a pair, plain ones included")
     parser.add_argument("--first-minute", type=float, default=60.0, help="engine seconds before the steady state")
     parser.add_argument("--group", type=int, default=0, help="documents at once; default 8, with beam 2")

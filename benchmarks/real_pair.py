@@ -66,11 +66,12 @@ class Settings:
 
 @dataclass(slots=True)
 class Group:
-    """One group of fresh documents, by both. evaluations: of the teacher, by the engine."""
+    """One group of fresh documents, by both. evaluations: of the teacher, by the engine; positions: rows of all products."""
 
     documents: int
     tokens: int
     evaluations: int
+    positions: int
     ours_s: float
     plain_s: float
 
@@ -137,7 +138,9 @@ class Measurement:
                     count = min(count, settings.documents - sum(group.documents for group in groups))
                 if count <= 0:
                     break
-                groups.append(self._group(self.corpus.take(count), times, is_steady=_seconds(groups) >= settings.cold_s))
+                groups.append(
+                    self._group(self.corpus.take(count), times, is_steady=_seconds(groups) >= settings.cold_s)
+                )
         self._tell_groups(groups)
         spent = times.cpu if settings.cpu else times.seconds
         ours = sum(group.ours_s for group in groups if group in self.steady)
@@ -165,7 +168,9 @@ class Measurement:
             clock.update(values)
         if not is_steady and not kept[0]:
             self.told["bytes_a_token"] = sum(sizes.values()) / tokens
-        group = Group(len(documents), tokens, int(result.stats["teacher_evaluations"]), ours_s, plain_s)
+        stats = result.stats
+        positions = sum(int(value) for name, value in stats.items() if name.endswith(".positions"))
+        group = Group(len(documents), tokens, int(stats["teacher_evaluations"]), positions, ours_s, plain_s)
         tell(
             f"{self.settings.name}: {group.tokens} tokens, ours {tokens / ours_s:,.0f} tokens/s, plain {tokens / plain_s:,.0f}, "
             f"share {plain_s / ours_s:.2f}, {peak_gib():.1f} GiB"
@@ -199,7 +204,9 @@ class Measurement:
             self.told[f"{name}_plain_tokens_per_s"] = tokens / sum(group.plain_s for group in part)
             self.told[f"{name}_share"] = sum(group.plain_s for group in part) / ours_s
         self.told["steady_share_median"] = statistics.median(g.plain_s / g.ours_s for g in self.steady)
-        self.told["evaluations_per_token"] = sum(g.evaluations for g in self.steady) / sum(g.tokens for g in self.steady)
+        self.told["evaluations_per_token"] = sum(g.evaluations for g in self.steady) / sum(
+            g.tokens for g in self.steady
+        )
         self.told["groups"] = [asdict(group) for group in groups]
 
     def distance(self) -> None:
@@ -207,8 +214,9 @@ class Measurement:
         documents = self.corpus.take(self.settings.reference)
         fast = self._scorer(run_of(self.settings, top_k=MOST_STORED))
         budget = {"regime": "beam", "tolerance": 1e-3, "max_nodes_per_token": self.settings.reference_budget}
-        self.regimes = {p: "beam" if r == "fast" else r for p, r in self.regimes.items()}
-        best = self._scorer(run_of(self.settings, top_k=MOST_STORED, **budget))
+        run = run_of(self.settings, top_k=MOST_STORED, **budget)
+        self.regimes = regimes_of(run, self.known.teacher, self.known.students)
+        best = self._scorer(run)
         for scorer in (fast, best):
             scorer.use_calibration(self.scorer.calibration, "")
         begin = time.perf_counter()

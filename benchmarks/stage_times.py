@@ -70,7 +70,9 @@ class StageTimes:
     def _timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(work)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            stack = self._stacks.__dict__.setdefault("inner", [])  # seconds of the stages inside, one pair for each level
+            stack = self._stacks.__dict__.setdefault(
+                "inner", []
+            )  # seconds of the stages inside, one pair for each level
             stack.append([0.0, 0.0])
             begin = (time.perf_counter(), time.thread_time())
             try:

@@ -1,11 +1,12 @@
 """Tokens per second of the engine beside a plain teacher forward, in one process: python benchmarks/throughput.py
 
-Rows, all over the same documents with the same batch size, timed in turn and repeated:
+Rows, timed in turn over fresh documents, the same for all rows, and repeated over others (nothing is scored twice by one row):
   plain    the teacher's own forward, log-softmax and top-k over its own vocabulary (what a same-tokenizer cache costs)
   same     this engine, student tokenizer = teacher tokenizer
   S1..Sn   this engine, one foreign student each;  first 2, all n = several of them from one pass
 Prints seconds, teacher tokens/s, evaluations per student token, the ratio to `plain` and, for several students, to the mean
-of them one by one. The first pass warms the rules up and is printed apart: it is paid once per actor.
+of them one by one. The first pass is printed apart: it makes the rules that most boundaries need, once per actor. Real models
+and the state behind the first minute: benchmarks/real.py.
 
 The shared teachers are so small that they cost nothing; --teacher-size 512x10 puts a Llama of hidden size 512 and 10 layers
 with random weights (31M parameters; 768x16: 113M) behind the same tokenizer. --cpu counts processor seconds instead of the
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import tempfile
@@ -27,23 +27,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.corpus.document import Document
+from benchmarks.fresh import SHARED, Fresh
+from benchmarks.plain import plain
 from engine.scoring.scorer import Scorer
-from engine.teacher.windows import batches, windows_of
 from schemas.runfile import parse_run
 
-SHARED = Path(os.environ.get("TARGETSMITH_SHARED", "../shared"))
 DEMO = Path(__file__).resolve().parent.parent / "jobs" / "demo_assets"
-
-
-def read_documents(path: Path, count: int) -> list[Document]:
-    """The first documents of a jsonl file (text, or question and answer) or of a <|endoftext|>-delimited text file."""
-    if path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:count]]
-        texts = [r["text"] if "text" in r else f"{r['question']}\n{r['answer']}" for r in rows]
-    else:
-        texts = [t.strip() for t in path.read_text(encoding="utf-8").split("<|endoftext|>")[:count]]
-    return [Document(str(i), i, text, path.name, f"row {i}") for i, text in enumerate(texts)]
 
 
 def make_scorer(teacher: str, students: list[str], top_k: int, regime: str = "fast") -> Scorer:
@@ -80,23 +69,6 @@ def make_teacher(tokenizer: str, size: str, folder: Path) -> tuple[str, int]:
     return str(folder), sum(p.numel() for p in model.parameters())
 
 
-@torch.inference_mode()
-def plain(scorer: Scorer, documents: list[Document], top_k: int) -> int:
-    """Teacher forward + fp32 log-softmax + top-k, batched like the engine's. Returns teacher tokens."""
-    trees, stages = [], scorer.stages
-    for d in documents:
-        ids, _ = stages.vocabulary.encode(d.text)
-        trees.append(stages.builder.build(stages.vocabulary.prefix_bytes + d.text.encode(), ids, [], stages.bos))
-    windows = [w for t in trees for w in windows_of(t, max_length=scorer.stages.teacher.max_length, overlap=128)]
-    width = len(scorer.stages.emitter.real)
-    rows = max(1, 6_000_000 // width)
-    for batch in batches(windows, scorer.stages.run.teacher.batch_tokens):
-        for hidden in scorer.stages.teacher.hidden([windows[i].window for i in batch]):
-            for part in hidden.split(rows):
-                torch.topk(torch.log_softmax(scorer.stages.teacher.logits(part)[:, :width], -1), min(top_k, width))
-    return sum(len(t.trunk) for t in trees)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = (SHARED / "models").is_dir()
@@ -131,7 +103,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         if shared
         else [str(DEMO / "student_sp"), str(DEMO / "student_bl")]
     )
-    documents = read_documents(Path(args.corpus), args.documents)
+    corpus = Fresh([Path(args.corpus)])
     scorers = {"same": make_scorer(teacher, [teacher], args.top_k)}
     ones = [Path(s).name for s in students]
     scorers |= {
@@ -143,25 +115,28 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         scorers[f"all {len(students)}"] = make_scorer(teacher, students, args.top_k, args.regime)
     base = scorers["same"]
     print(
-        f"{len(documents)} documents, top_k {args.top_k}, {torch.get_num_threads()} threads, {base.stages.teacher.device}, "
+        f"{args.documents} fresh documents a pass, top_k {args.top_k}, {torch.get_num_threads()} threads, "
+        f"{base.stages.teacher.device}, "
         f"{'processor' if args.cpu else 'clock'} seconds"
     )
     warm: dict[str, float] = {}
     seconds: dict[str, list[float]] = {"plain": [], **{name: [] for name in scorers}}
-    results = {}
+    results, tokens = {}, []
+    documents = corpus.take(args.documents)
     for name, scorer in scorers.items():
         begin = now()
         scorer.score_unit(documents)
         warm[name] = now() - begin
-    tokens = 0
     for _ in range(args.repeats):
-        begin = now()
-        tokens = plain(base, documents, args.top_k)
-        seconds["plain"].append(now() - begin)
+        documents = corpus.take(args.documents)
         for name, scorer in scorers.items():
             begin = now()
             results[name] = scorer.score_unit(documents)
             seconds[name].append(now() - begin)
+        begin, stages = now(), base.stages
+        batch_tokens = stages.run.teacher.batch_tokens
+        tokens.append(plain(stages.teacher, stages.vocabulary, documents, top_k=args.top_k, batch_tokens=batch_tokens))
+        seconds["plain"].append(now() - begin)
     head = f"{'':14}{'first s':>9}{'s':>9}{'teacher tok/s':>15}{'positions/s':>13}{'evals/position':>16}"
     print(f"{head}{'x plain':>9}{'x one':>8}")
     one = [statistics.mean(times) for times in zip(*(seconds[name] for name in ones), strict=True)]
@@ -169,11 +144,12 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         middle = statistics.median(times)
         ratio = statistics.median(t / p for t, p in zip(times, seconds["plain"], strict=True))
         versus = statistics.median(t / o for t, o in zip(times, one, strict=True))
-        stats = results[name].stats if name in results else {}
-        positions = sum(v for k, v in stats.items() if k.endswith(".positions")) or tokens
-        evals = stats.get("teacher_evaluations", tokens) / positions
+        rate = statistics.median(n / t for n, t in zip(tokens, times, strict=True))
+        stats = results[name].stats if name in results else {"teacher_evaluations": tokens[-1]}  # of the last pass
+        positions = sum(v for k, v in stats.items() if k.endswith(".positions")) or tokens[-1]
+        evals = stats["teacher_evaluations"] / positions
         print(
-            f"{name:14}{warm.get(name, middle):9.2f}{middle:9.2f}{tokens / middle:15,.0f}{positions / middle:13,.0f}"
+            f"{name:14}{warm.get(name, middle):9.2f}{middle:9.2f}{rate:15,.0f}{rate * positions / tokens[-1]:13,.0f}"
             f"{evals:16.2f}{ratio:9.2f}"
             + (f"{versus:8.2f}" if results.get(name) and name not in ("same", *ones) else "")
         )
