@@ -130,9 +130,9 @@ class Measurement:
         """The timed part."""
         settings, groups = self.settings, list[Group]()
         self._plain(self.calibration[:2])  # the model's first pass, which makes what it keeps
-        began = time.perf_counter()
+        began = self.now()
         with StageTimes() as times:
-            while not groups or time.perf_counter() - began < settings.seconds:
+            while not groups or self.now() - began < settings.seconds:
                 count = settings.group
                 if settings.documents:
                     count = min(count, settings.documents - sum(group.documents for group in groups))
