@@ -107,14 +107,14 @@ def row(scorer: Scorer, document: Document, budget: float) -> None:
     scorer.stages.beam_search.spending[PRODUCT] = replace(scorer.stages.beam_search.spending[PRODUCT], per_token=budget)
     split = Frontier.split
 
-    def traced(front: Frontier, item: OpenLeaf, *rest: Any, **more: Any) -> list[OpenLeaf]:
-        begin = len(front.splits[item.k].mass) if item.k in front.splits else 0
-        made, out = split(front, item, *rest, **more), front.splits[item.k]
-        if item.k == ROW:
-            print(f"  split {show(item.s)}, share {item.mass:.3f}, by the row behind {show(pieces[item.token])}")
+    def traced(frontier: Frontier, leaf: OpenLeaf, *rest: Any, **more: Any) -> list[OpenLeaf]:
+        begin = len(frontier.splits[leaf.k].mass) if leaf.k in frontier.splits else 0
+        made, out = split(frontier, leaf, *rest, **more), frontier.splits[leaf.k]
+        if leaf.k == ROW:
+            print(f"  split {show(leaf.s)}, share {leaf.mass:.3f}, by the row behind {show(pieces[leaf.token])}")
             for v, mass, open_ in list(zip(out.first, out.mass, out.open, strict=True))[begin:]:
                 if mass > 1e-6:
-                    print(f"    {mass * item.mass / item.prob:.3f}  {does(v, open_, student)}")
+                    print(f"    {mass * leaf.mass / leaf.prob:.3f}  {does(v, open_, student)}")
             for new in made:
                 print(f"    {new.mass:.3f}  open, a new leaf {show(new.s)}")
         return made

@@ -1,7 +1,7 @@
-"""Stage 8b (beam): the open leaves of every boundary, and how much mass each context brings there.
+"""The open leaves of every boundary, and how much mass each context brings there.
 
-One pass over the probability rows of the contexts. For each context and each boundary that it serves: the mass that begins a
-student token there, and the heaviest leaves whose student token is still open.
+In: one chunk after another of the contexts' next-token probabilities. Out: for each context and each boundary that it serves:
+the mass that begins a student token there, and the heaviest leaves whose student token is still open.
 
 Letters: G uses of one rule in a chunk, Vt teacher ids, K leaves kept.
 """
@@ -22,7 +22,9 @@ _DENSE = 2048  # as in engine/targets/pushforward.py: larger rules are read as w
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A context at a boundary. valid, open: shares of its next-token mass. tokens [K], prob float64 [K]: open leaves."""
+    """A context at a boundary. valid: share of its next-token mass that begins some student token there; open: share of leaves
+    whose student token is not certain. tokens: int64 [K], prob: float64 [K], the heaviest of these open leaves, none when K =
+    0."""
 
     node: int
     valid: float
@@ -38,7 +40,8 @@ class LeafFinder:
         self.book, self.size, self.device, self.top, self.least = book, size, device, top, least
 
     def find(self, prob_RV: torch.Tensor, uses: list[tuple[int, int, Boundary, Rule]]) -> list[Use]:
-        """uses: (row, node, boundary, rule). One `Use` for each, in order."""
+        """prob_RV: [R, >= Vt], rows of next-token probabilities. uses: (row, node, boundary, rule) of each context at each
+        boundary that it serves. One `Use` for each, in order."""
         out: list[Use | None] = [None] * len(uses)
         large: dict[int, list[int]] = {}
         small: list[int] = []
@@ -53,11 +56,12 @@ class LeafFinder:
         return [u for u in out if u is not None]
 
     def _large(self, prob_RV: torch.Tensor, uses: list, group: list[int], out: list[Use | None]) -> None:
+        """Uses of one rule over much of the vocabulary: whole rows against the rule as vectors over Vt."""
         rule: Rule = uses[group[0]][3]
         open_V, valid_V, join = self._masks(rule)
         part = prob_RV[torch.tensor([uses[at][0] for at in group], device=self.device), : self.size].double()
         valid = (part @ valid_V).cpu().numpy()
-        if join:
+        if join:  # a JOIN begins nothing where the pair (last student token, v) is not canonical (definition 7)
             for g, at in enumerate(group):
                 illegal = self._illegal(rule, uses[at][2].last)
                 valid[g] -= float(part[g, illegal].sum())
@@ -70,6 +74,7 @@ class LeafFinder:
             out[at] = Use(uses[at][1], float(valid[g]), float(open_[g]), ids[g][keep], value[g][keep])
 
     def _small(self, prob_RV: torch.Tensor, uses: list, group: list[int], out: list[Use | None]) -> None:
+        """Uses of rules over few tokens: all of their leaves gathered at once."""
         if not group:
             return
         parts = [self.book.resolved(uses[at][3], uses[at][2].last) for at in group]
@@ -87,6 +92,7 @@ class LeafFinder:
             out[at] = Use(uses[at][1], valid, float(values[open_].sum()), tokens[listed], values[listed])
 
     def _masks(self, rule: Rule) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        """(open [Vt], valid [Vt] as 0 and 1 in float64, whether some token joins), made once for a rule."""
         known = rule.derived.get(LeafFinder)
         if known is None:
             open_, valid = (np.zeros(self.size) for _ in range(2))

@@ -1,9 +1,10 @@
-"""Stage 8e (beam): a group of documents -> their boundaries with open leaves split, by rounds of teacher evaluations.
+"""Open leaves of a group of passages split by rounds of teacher evaluations, until all are known well enough or paid out.
 
-    hidden states ─ softmax ─▶ rows of all contexts ─ leaves, sketch ─▶ fronts ─ rounds over the open batches ─▶ extras
+    hidden states ─ softmax ─▶ rows of all contexts ─ leaves, sketch ─▶ frontiers ─ rounds over the open batches ─▶ extras
 
-The fronts say which leaves they want; here the nodes are made, each once for all students and boundaries of a document,
-evaluated, and their rows handed back. Only rows of nodes that are known are kept, as sketches.
+In: passages with their boundaries, their hidden states, and the open batches that these came from. Out: `Boundary.skip` and
+`Boundary.extra`. The frontiers say which leaves they want; here the nodes are made, each once for all students and boundaries
+of a passage, evaluated, and their rows handed back. Rows are kept as sketches.
 
 Letters: N nodes of the group, R rows of a chunk, Vt teacher ids.
 """
@@ -30,26 +31,32 @@ from engine.teacher.softmax import Logits, Softmax
 
 
 @dataclass(slots=True)
-class _Document:
-    """What is known of one document's nodes: those of the tree, then those made here. depth: in the node's window; place:
-    node -> (batch, window, number in the open_trees)."""
+class _Nodes:
+    """What is known of one passage's nodes: those of its tree, then those made here.
+
+    depth: of each node in its window, tokens. tokens: node made here -> (parent, token). rows: node -> sketch of its next-token
+    row, where it is evaluated. child: (node, token) -> the node behind it. along: node of the tree -> tokens of its children
+    there, with their probabilities. place: node -> (batch, window, number among the window's nodes). pending: for the canonical
+    mask.
+    """
 
     depth: list[int]
-    tokens: dict[int, tuple[int, int]] = field(default_factory=dict)  # nodes made here: (parent, token)
+    tokens: dict[int, tuple[int, int]] = field(default_factory=dict)
     rows: dict[int, RowSketch] = field(default_factory=dict)
     child: dict[tuple[int, int], int] = field(default_factory=dict)
-    along: dict[int, dict[int, float]] = field(default_factory=dict)  # node of the tree -> tokens of its children there
+    along: dict[int, dict[int, float]] = field(default_factory=dict)
     place: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     pending: Pending | None = None
 
 
 class BeamSearch:
-    """Splits open leaves for the students of a run. finders, outcomes, spending: by product."""
+    """Splits open leaves for the students of a run. finders, string_rules, spending: by product. real: bool [Vt], ids that are
+    tokens. masked: rows are masked to canonical tokens. max_length: of the teacher's window, tokens."""
 
     def __init__(
         self,
         finders: dict[str, LeafFinder],
-        outcomes: dict[str, StringRules],
+        string_rules: dict[str, StringRules],
         spending: dict[str, Spending],
         sketcher: Sketcher,
         real: torch.Tensor,
@@ -58,7 +65,7 @@ class BeamSearch:
         masked: bool,
         max_length: int,
     ) -> None:
-        self.finders, self.outcomes, self.spending, self.sketcher = finders, outcomes, spending, sketcher
+        self.finders, self.string_rules, self.spending, self.sketcher = finders, string_rules, spending, sketcher
         self.real, self.canonical, self.masked, self.max_length = real, canonical, masked, max_length
         self.calibration = Calibration()
         self._sums = CalibrationSums()
@@ -67,9 +74,13 @@ class BeamSearch:
     def search(
         self, docs: list[Passage], hidden_ND: torch.Tensor, batches: list[OpenBatch], logits: Logits
     ) -> np.ndarray:
-        """Sets `skip` and `extra` of the documents' boundaries. Returns the evaluations that it took, int64 [documents]."""
-        known = [_Document(d.tree.depth.tolist()) for d in docs]
-        fronts = self._begin(docs, known, hidden_ND, logits)
+        """Sets `skip` and `extra` of the passages' boundaries. Returns the teacher evaluations that it took, int64 [passages].
+
+        docs: one group, with `kept` as the forward pass set it; hidden_ND: of all their contexts; batches: as kept open by it.
+        Sets `bad` of passages with a distribution that is not finite. Raises IdentityError when mass is made.
+        """
+        known = [_Nodes(d.tree.depth.tolist()) for d in docs]
+        frontiers = self._begin(docs, known, hidden_ND, logits)
         for b, batch in enumerate(batches):
             for w, (i, nodes, numbers, depths) in enumerate(batch.windows):
                 for node, number, depth in zip(nodes.tolist(), numbers.tolist(), depths.tolist(), strict=True):
@@ -79,18 +90,18 @@ class BeamSearch:
         counts = [batch.trees.sizes for batch in batches]
         turn = 0
         while True:
-            for i, found in enumerate(fronts):
-                for front in found:
-                    _follow(front, known[i])
-            new = [self._choose(known[i], found, turn) for i, found in enumerate(fronts)]
+            for i, found in enumerate(frontiers):
+                for frontier in found:
+                    _follow(frontier, known[i])
+            new = [self._choose(known[i], found, turn) for i, found in enumerate(frontiers)]
             if not any(new):
                 break
             spent += [len(n) for n in new]
             self._evaluate(docs, known, new, batches, counts, logits)
             turn += 1
-        for found in fronts:
-            for front in found:
-                front.finish(self.calibration.mean_row)
+        for found in frontiers:  # what is still open
+            for frontier in found:
+                frontier.finish(self.calibration.mean_row)
         return spent
 
     @torch.inference_mode()
@@ -117,7 +128,7 @@ class BeamSearch:
         return Softmax(group, self.real, self.canonical if self.masked else None, masked=self.masked)
 
     def _begin(
-        self, docs: list[Passage], known: list[_Document], hidden_ND: torch.Tensor, logits: Logits
+        self, docs: list[Passage], known: list[_Nodes], hidden_ND: torch.Tensor, logits: Logits
     ) -> list[list[Frontier]]:
         """One pass over the rows of all contexts: sketches, and the open leaves of every boundary."""
         group = group_of(docs, len(self.real))
@@ -163,12 +174,12 @@ class BeamSearch:
         product: str,
         i: int,
         doc: Passage,
-        known: _Document,
+        known: _Nodes,
         found: dict[tuple[str, int, int], list[Use]],
         group: Group,
     ) -> Frontier:
         boundaries, base = doc.views[product].boundaries or [], int(group.first_node[i])
-        front = Frontier(product, self.outcomes[product], self.spending[product], boundaries, doc.data)
+        frontier = Frontier(product, self.string_rules[product], self.spending[product], boundaries, doc.data)
         ends = doc.tree.end
         for k, boundary in enumerate(boundaries):
             uses = found.get((product, i, k), [])
@@ -177,35 +188,37 @@ class BeamSearch:
             top = max([*logw, *bounds], default=-math.inf)
             if top > -math.inf:
                 weighted = [(u, math.exp(w - top), int(ends[u.node])) for u, w in zip(uses, logw, strict=True)]
-                front.begin(k, weighted, sum(math.exp(b - top) for b in bounds), lambda node: known.along.get(node, {}))
-        return front
+                frontier.begin(
+                    k, weighted, sum(math.exp(b - top) for b in bounds), lambda node: known.along.get(node, {})
+                )
+        return frontier
 
-    def _choose(self, document: _Document, fronts: list[Frontier], turn: int) -> list[int]:
-        """New nodes for what the fronts want most, each paid for by the first that asks."""
+    def _choose(self, document: _Nodes, frontiers: list[Frontier], turn: int) -> list[int]:
+        """New nodes for what the frontiers want most, each paid for by the first that asks."""
         made = []
-        for front in fronts:
-            for item in front.choose(turn, lambda i: document.depth[i.parent] + 1 < self.max_length):
-                key = (item.parent, item.token)
-                if front.left < 1:
+        for frontier in frontiers:
+            for leaf in frontier.choose(turn, lambda i: document.depth[i.parent] + 1 < self.max_length):
+                key = (leaf.parent, leaf.token)
+                if frontier.budget_left < 1:
                     break
                 if key not in document.child:
                     node = document.child[key] = len(document.depth)
-                    document.depth.append(document.depth[item.parent] + 1)
+                    document.depth.append(document.depth[leaf.parent] + 1)
                     document.tokens[node] = key
                     made.append(node)
-                    front.left -= 1
+                    frontier.budget_left -= 1
         return made
 
     def _evaluate(
         self,
         docs: list[Passage],
-        known: list[_Document],
+        known: list[_Nodes],
         new: list[list[int]],
         batches: list[OpenBatch],
         counts: list[list[int]],
         logits: Logits,
     ) -> None:
-        """One round: all new nodes of all documents, a batch at a time."""
+        """One round: all new nodes of all passages, a batch at a time. counts: nodes of each window so far, by batch."""
         for b, batch in enumerate(batches):
             added: list[list[tuple[int, int]]] = [[] for _ in batch.windows]
             for i, nodes in enumerate(new):
@@ -234,8 +247,10 @@ class BeamSearch:
                     known[i].rows[node] = row
 
     def _probabilities(
-        self, logits_RV: torch.Tensor, docs: list[Passage], known: list[_Document], nodes: list[tuple[int, int]]
+        self, logits_RV: torch.Tensor, docs: list[Passage], known: list[_Nodes], nodes: list[tuple[int, int]]
     ) -> torch.Tensor:
+        """float [R, Vt] rows of new nodes, as the run's semantics have them (definition 13). nodes: (passage, node) of each
+        row."""
         x = logits_RV[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
         prob = torch.softmax(x, 1)
         if self.masked and self.canonical is not None:
@@ -256,7 +271,7 @@ class BeamSearch:
         return torch.nan_to_num_(prob) if any(d.bad for d in docs) else prob
 
 
-def _path(document: _Document, node: int) -> tuple[int, list[int]]:
+def _path(document: _Nodes, node: int) -> tuple[int, list[int]]:
     """(node of the tree, tokens from there to the node)."""
     tokens = []
     while node in document.tokens:
@@ -265,15 +280,15 @@ def _path(document: _Document, node: int) -> tuple[int, list[int]]:
     return node, tokens[::-1]
 
 
-def _follow(front: Frontier, document: _Document) -> None:
+def _follow(frontier: Frontier, document: _Nodes) -> None:
     """Split all leaves whose node is known, and what comes of them, for nothing."""
-    queue, kept = front.items, []
+    queue, kept = frontier.leaves, []
     while queue:
-        item = queue.pop()
-        node = document.child.get((item.parent, item.token))
+        leaf = queue.pop()
+        node = document.child.get((leaf.parent, leaf.token))
         row = None if node is None else document.rows.get(node)
         if node is None or row is None:
-            kept.append(item)
+            kept.append(leaf)
         else:
-            queue += front.split(item, row, node, document.along.get(node, {}))
-    front.items = kept
+            queue += frontier.split(leaf, row, node, document.along.get(node, {}))
+    frontier.leaves = kept

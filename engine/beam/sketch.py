@@ -1,8 +1,8 @@
-"""Stage 8a (fast, beam): a probability row as far as splitting a leaf needs it: its heaviest tokens, and sums by heads.
+"""A row of next-token probabilities as far as splitting a leaf needs it: its heaviest tokens, and sums by head.
 
-What a context brings behind a boundary is settled for most tokens by their heads (alignment/strings.py), and one by one for
-the heaviest; the rest stays open. So a row of Vt numbers becomes K + H of them, and no second pass over the lm_head is
-needed when a leaf is split.
+A token's head is the first units of its bytes. What a token settles behind a boundary is mostly settled by its head (lemma 17,
+alignment/strings.py), and one by one for the heaviest tokens; the rest stays open. So a row of Vt numbers becomes K + H of
+them, and no second pass over the lm_head is needed when a leaf is split.
 
 Letters: R rows added at once, Vt teacher ids, K heaviest tokens kept, H heads of a student.
 """
@@ -28,7 +28,7 @@ class RowSketch:
 
 
 class Sketcher:
-    """Makes rows. heads: product -> head of every teacher token, int64 [Vt'], and their number; top: K."""
+    """Makes sketches. heads: product -> head of every teacher token, int64 [Vt'], and the number H of heads; top: K."""
 
     def __init__(
         self,
