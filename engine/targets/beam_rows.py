@@ -1,7 +1,9 @@
-"""Stage 9b (fast): probability rows of contexts -> rows of a student with any other tokenizer.
+"""Chunks of the teacher's probabilities in, rows of a student with any other tokenizer out (regimes fast and beam).
 
-A boundary is pushed forward when the last of its contexts is known; rows that a later boundary still needs are carried to
-the next chunk. Letters: R probability rows at hand (carried and new), Vt teacher ids, J boundaries pushed at once.
+A boundary is pushed forward (engine/targets/pushforward.py) when the last of its contexts is known; probabilities of contexts
+that a later boundary still needs are carried to the next chunk.
+
+Letters: R contexts at hand (carried and new), Vt teacher ids, J boundaries pushed at once.
 """
 
 from __future__ import annotations
@@ -18,18 +20,24 @@ from engine.teacher.group import MOST_ROWS, Group, pruned_bounds, rows_at_once
 from engine.teacher.softmax import Chunk
 from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_NO_MASS
 
-AtHand = dict[int, tuple[int, float, float, int]]  # context -> row of P, log weight, its non-canonical mass, its end
+AtHand = dict[int, tuple[int, float, float, int]]
+"""Context -> its row of probabilities, log-weight, mass on non-canonical tokens, byte where it ends."""
 
 
 class BeamRows:
-    """One product of one group. Call `take` with every chunk in order; then all its rows are written."""
+    """One product of one group. Call `take` with every chunk in order; then all its rows are written.
+
+    boundaries: of each passage. todo: chunk -> boundaries whose last context it has, as (passage, k, contexts). last_use: int64
+    [N], the last chunk at which a context is still needed, -1 for none. nodes, prob: the contexts that are carried, and their
+    rows [., Vt] in float64.
+    """
 
     def __init__(
         self, product: str, push: PushForward, group: Group, boundaries: list[list[Boundary]], rows: TargetRows
     ) -> None:
         self.product, self.push, self.group, self.rows = product, push, group, rows
         self.boundaries = boundaries
-        self.todo: dict[int, list[tuple[int, int, list[int]]]] = {}  # chunk -> (document, k, its contexts)
+        self.todo: dict[int, list[tuple[int, int, list[int]]]] = {}
         self.first_node = group.first_node.tolist()
         self.chunk_of = chunk_of = group.chunk_of.tolist()
         last_use = [-1] * len(chunk_of)
@@ -68,6 +76,7 @@ class BeamRows:
         self.nodes, self.prob = nodes[stay], prob[torch.from_numpy(stay).to(prob.device)]
 
     def _write(self, todo: list[tuple[int, int, list[int]]], prob: torch.Tensor, at_hand: AtHand) -> None:
+        """Push some boundaries forward and store their rows, with the masses of definition 8 as shares."""
         jobs = [self._job(i, self.boundaries[i][k], nodes, at_hand) for i, k, nodes in todo]
         pushed = self.push.push(prob, jobs, self.product)
         rows, alive = self.rows, pushed.valid > 0
@@ -80,8 +89,8 @@ class BeamRows:
             mass = mass[torch.from_numpy(alive).to(mass.device)]
         rows.write(self.product, at, mass, pushed.valid[alive], pushed.ids)
         open_, pruned, decided = pushed.open[alive], pushed.pruned[alive], pushed.decided[alive]
-        live = pushed.valid[alive] + pushed.excluded[alive] + pruned
-        rows.err[at] = (open_ + pruned) / (decided + open_ + pruned)
+        live = pushed.valid[alive] + pushed.excluded[alive] + pruned  # L of definition 8
+        rows.err[at] = (open_ + pruned) / (decided + open_ + pruned)  # definition 9
         rows.open_mass[at] = open_ / live
         rows.excluded_mass[at] = pushed.excluded[alive] / live
         rows.pruned_mass[at] = pruned / live
@@ -92,6 +101,8 @@ class BeamRows:
             rows.flags[at] |= np.where(rows.err[at] > self.push.tolerance, FLAG_BUDGET, 0).astype(np.uint8)
 
     def _job(self, i: int, boundary: Boundary, nodes: list[int], at_hand: AtHand) -> Job:
+        """A boundary with what is at hand of its contexts; weights relative to the heaviest of them, or of what bounds the
+        pruned."""
         base = self.first_node[i]
         logw = {n: at_hand[n][1] for n in nodes if n in at_hand}
         bounds = pruned_bounds(self.group, i, boundary) if boundary.fringe or len(logw) < len(nodes) else []
@@ -111,5 +122,6 @@ class BeamRows:
 
 
 def _weighted(extra: Extra, weight: dict[int, float], base: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the beam has put in the place of split leaves, with the weights of its contexts: (student id or -1, mass, open)."""
     scale = np.array([weight.get(base + n, 0.0) for n in extra.node.tolist()])
     return extra.first, extra.mass * scale, extra.open

@@ -1,8 +1,10 @@
-"""Stage 9: hidden states of a group of documents -> rows of every product, chunk by chunk.
+"""A group of passages and their hidden states in, rows of every product out, chunk by chunk.
 
-    softmax: chunks of probability rows ─▶ teacher's own rows, exact_rows (subset, bytes), fast_rows (any other student)
+    hidden states ─ softmax ─▶ chunks of probabilities ─▶ teacher_rows   the teacher's own tokens
+                                                       ─▶ exact_rows     subset students, bytes
+                                                       ─▶ beam_rows      any other student (regimes fast and beam)
 
-Every product takes its share of each chunk; `positions` keeps what is stored.
+Every product takes its share of each chunk; `positions` keeps what is stored of each position.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ from schemas.products import HIDDEN, TEACHER
 
 @dataclass(frozen=True, slots=True)
 class Emitter:
-    """Everything that stays the same between groups. fast, exact: product -> how it is made; a product in neither has
-    the teacher's own tokens. top_k: product -> K. real: bool [Vt], ids that are tokens (some lm_heads have more rows).
-    canonical: finds non-canonical mass; masked: takes it out (`canonical-masked`). joined: products of the teacher's own
-    tokens with one end. draws: products that are drawn from, and how often; seed: of all draws. statistics: of the rows of
-    the product `teacher`."""
+    """Everything that stays the same between groups.
+
+    top_k: product -> K. real: bool [Vt], ids that are tokens (some lm_heads have more rows).
+    fast: product -> push-forward, for students in the regimes fast and beam; exact: product -> refinement, for subset students
+    and bytes; a product in neither has the teacher's own tokens, with one end where it is in `joined`. canonical: finds
+    non-canonical mass; masked: takes it out (`canonical-masked`). draws: products that are drawn from, and how often; seed: of
+    all draws. statistics: of the rows of the product `teacher`.
+    """
 
     top_k: dict[str, int]
     real: torch.Tensor
@@ -47,9 +52,11 @@ class Emitter:
 
     @torch.inference_mode()
     def emit(self, docs: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, TargetRows]:
-        """docs' nodes lie one after another in hidden_ND (rows of pruned ones are not read). logits: [R, D] -> [R, >= Vt].
+        """Rows of every product. hidden_ND: last hidden states of all contexts, passage after passage (those of pruned contexts
+        are not read). logits: [R, D] -> [R, >= Vt].
 
-        Sets `bad` on documents with non-finite log-probabilities. Raises IdentityError when mass is lost.
+        Sets `bad` of passages with a distribution that is not finite; their rows mean nothing. Raises IdentityError when mass is
+        lost.
         """
         group = group_of(docs, len(self.real))
         measured: np.ndarray | None = None

@@ -1,7 +1,10 @@
-"""masses of a batch of positions -> what is stored of them: top-k and tail (or draws: targets/sampling.py), gold, and
-the shares beside.
+"""Distributions of positions in, what is stored of them out: the top-k and the mass of the tail, the gold token, the shares.
 
-Letters: N positions of one product over a group of documents, J positions written at once, V ids, K top_k.
+The tail of a position is all tokens but its K likeliest. Its mass is computed in `TopK._keep`: the sum of the masses that are
+left when the K largest are taken out, and checked: stored mass + tail = all mass (`check_total`). For the codec `sample`, which
+draws tokens instead, see targets/sampling.py.
+
+Letters: N positions of one product over a group of passages, J positions written at once, V ids, K top_k, P places asked for.
 """
 
 from __future__ import annotations
@@ -19,11 +22,15 @@ SLACK = 1e-6
 
 
 class TargetRows:
-    """Positions of one product over a group, in document order; a codec's subclass says what is kept of a distribution.
+    """Positions of one product over a group, passage after passage; a codec's subclass says what is kept of a distribution.
 
-    golds: the token ids of each document. All positions begin as unscored; those that stay so keep these fills.
-    gold: int64 [N], the token that the document has; start: first position of each document, and the end; statistics:
-    name -> float64 [N], of the teacher's own rows; all others [N].
+    golds: the token ids of each passage. All positions begin as unscored; those that stay so keep these fills.
+    start: first position of each passage, and N.
+    gold: int64 [N], the token that the text has. gold_logp: float64 [N], its log-probability, nats.
+    err: float64 [N], width of the certified interval (definition 9); 1 where unscored.
+    open_mass, excluded_mass, pruned_mass, noncanonical_mass: float64 [N], shares of the position's mass (definition 8).
+    scored: bool [N]. flags: uint8 [N] (schemas/target.py). stored_mass: float64 [N], probability of the tokens that are stored.
+    statistics: name -> float64 [N], beside the teacher's own rows only.
     """
 
     def __init__(self, golds: Sequence[np.ndarray]) -> None:
@@ -36,7 +43,7 @@ class TargetRows:
         self.open_mass, self.excluded_mass, self.pruned_mass, self.noncanonical_mass = np.zeros((4, n))
         self.scored = np.zeros(n, bool)
         self.flags = np.full(n, FLAG_GIVEN, np.uint8)
-        self.stored_mass = np.zeros(n)  # probability of the tokens that are stored
+        self.stored_mass = np.zeros(n)
         self.statistics: dict[str, np.ndarray] = {}
 
     def write(
@@ -47,7 +54,7 @@ class TargetRows:
         total_J: np.ndarray,
         ids_V: np.ndarray | None = None,
     ) -> None:
-        """Keep the distributions of positions `at_J` from unnormalised masses with the given sums; marks them scored.
+        """Keep the distributions of positions `at_J` from unnormalised masses [J, V] with the sums total [J]; marks them scored.
 
         ids_V: the token of each column, rising, when the columns are not the whole vocabulary; other tokens have no mass.
         `mass_JV` (float32 or float64) is as before afterwards. Raises IdentityError when the masses are not the total.
@@ -66,6 +73,7 @@ class TargetRows:
     def _keep(
         self, product: str, at_J: np.ndarray, mass_JV: torch.Tensor, total_J: np.ndarray, ids_V: np.ndarray | None
     ) -> None:
+        """What the codec keeps of these distributions; arguments as in `write`."""
         raise NotImplementedError
 
     def columns(self, place_P: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -81,7 +89,8 @@ class TargetRows:
 
 
 class TopK(TargetRows):
-    """The K likeliest tokens and the tail. ids int32, logps float64 [N, K]; tail_logp [N]."""
+    """The K likeliest tokens and the tail. ids: int32 [N, K], falling by probability, PAD_ID where a token has none; logps:
+    float64 [N, K] and tail_logp: float64 [N], nats; tail_logp is the log of the mass of all other tokens, -inf for none."""
 
     def __init__(self, golds: Sequence[np.ndarray], top_k: int) -> None:
         super().__init__(golds)
@@ -95,8 +104,9 @@ class TopK(TargetRows):
     ) -> None:
         k = min(self.ids.shape[1], mass_JV.shape[1])
         best = torch.topk(mass_JV, k, dim=1)
+        # the tail: summed over what is left, not 1 - stored, so that the check below can fail
         rest = mass_JV.scatter_(1, best.indices, 0.0).sum(1).double().cpu().numpy()
-        mass_JV.scatter_(1, best.indices, best.values)
+        mass_JV.scatter_(1, best.indices, best.values)  # put back: others read the same masses
         value, ids = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
         if ids_V is not None:
             ids = ids_V[ids]

@@ -1,14 +1,16 @@
-"""Stage 8 (fast): teacher probabilities at contexts -> student probabilities at boundaries (docs/design.md, section 4).
+"""Masses of teacher tokens at a batch of boundaries in, masses of student tokens out, with a certificate of what is not certain.
 
-For a boundary, every leaf (context c, teacher token t) has mass w(c) p(t | c). The student's target is the push-forward of
-that mass through the rule "t begins student token v here", conditioned on the student having a boundary here at all:
+For a boundary, every leaf (context c, teacher token t) has mass w(c) p(t | c) (definition 6). The student's target is the
+push-forward of that mass through the rule "t begins student token v here" (definition 7), conditioned on the student having a
+boundary here at all:
 
     q(v) = sum of the leaves that begin v / sum of the leaves that begin anything     (excluded leaves in neither)
 
-Leaves that are open are closed as if a boundary followed. With A = decided, U = open, R = pruned mass the truth lies within
-a certified width of (U + R) / (A + U + R) around it (definition 9). All sums are float64.
+Leaves that are open are closed as if a boundary followed. With A = decided, U = open, R = pruned mass (definition 8), the true
+q(v) and the one stored both lie in an interval of width (U + R) / (A + U + R) (definition 9, lemma 10). All sums are float64.
 
-Letters: J boundaries of one chunk, P rows of teacher probabilities [R, Vt], Vs student ids, C of them that can have mass.
+Letters: J boundaries of one chunk, R rows of teacher probabilities [R, Vt], Vs student ids, C of them that can have mass, G
+leaves of one large rule (context at boundary).
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ _SLACK = 1e-6
 
 @dataclass(slots=True)
 class Job:
-    """One boundary ready for the push-forward: rows of P and relative weights of its contexts.
+    """One boundary ready for the push-forward. Weights are relative to the heaviest context of the boundary: only ratios count.
 
-    leaves: (row, weight, rule). at: (row, weight) of contexts that end here. pruned: mass bound, same scale as weights.
-    skip: row -> tokens whose leaves were split; extra: (student id or -1, mass, open) arrays that stand for them.
-    noncanonical: mass, on the same scale, of the contexts that end here on tokens that no text has there; carried for the row.
+    leaves: (row of probabilities, weight, rule) of each context that has tokens reaching past the boundary; the rule says for
+    each such token which student token it begins. at: (row, weight) of contexts that end here, whose specials count. pruned:
+    bound of the mass in contexts that were not evaluated (R of definition 8), on the scale of the weights. skip: row -> tokens
+    whose leaves the beam has split; extra: what it has put in their place, as arrays (student id or -1 for excluded, mass,
+    whether open). noncanonical: mass, on the same scale, of the contexts that end here on tokens that no text has there;
+    carried for the row.
     """
 
     leaves: list[tuple[int, float, Rule]]
@@ -46,10 +51,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class StudentMass:
-    """q [J, C] unnormalised float64 (sum = valid mass), its student ids int64 [C], rising (no other id has mass), and per
-    boundary float64 [J]: valid, excluded, open, decided, pruned.
+    """The masses of definition 8 for J boundaries.
 
-    valid + excluded = all live mass; decided is the part of valid that no continuation can move.
+    mass: float64 [J, C], unnormalised q: mass of the leaves that begin each student token, open ones as closed. ids: int64 [C],
+    rising, the student ids of the columns; no other id has mass.
+    float64 [J] each: valid = mass.sum(1); excluded, leaves that begin nothing and specials; open, U, of valid and excluded alike;
+    decided, A, the part of valid that no continuation can move (lemma 9); pruned, R. valid + excluded = all live mass.
     """
 
     mass: torch.Tensor
@@ -77,7 +84,8 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Flat:
-    """All small leaves. job, row, sizes: int64 [leaves]; token, first (-1: excluded), open, weight: [sum of sizes]."""
+    """All leaves of small rules, one after another. job, row, sizes: int64 [leaves], a leaf being a context with its rule;
+    token, first (-1: excluded), open, weight: [sum of sizes]."""
 
     job: np.ndarray
     row: np.ndarray
@@ -89,9 +97,10 @@ class _Flat:
 
 
 class PushForward:
-    """The push-forward to one student. Not thread-safe (it remembers rules as matrices).
+    """The push-forward to one student. Not thread-safe (it remembers rules as vectors on the device).
 
-    tolerance: width that the beam was to reach; None where nothing is spent on it.
+    teacher_rows: Vt. end_ids: teacher ids that end a text; special_ids: all specials. tolerance: width that the beam was to
+    reach; None where nothing is spent on it.
     """
 
     def __init__(
@@ -111,7 +120,10 @@ class PushForward:
         self.other_ids = torch.tensor([i for i in special_ids if i not in end_ids], dtype=torch.long, device=device)
 
     def push(self, prob_RV: torch.Tensor, jobs: list[Job], where: str) -> StudentMass:
-        """prob_RV: float64 [R, Vt], rows sum to 1. Raises IdentityError when mass is lost or made."""
+        """Masses of all jobs. prob_RV: float64 [R, Vt], rows sum to 1. where: the product, for messages.
+
+        Raises IdentityError when mass is lost or made: live mass is summed leaf by leaf, in another way than what it becomes.
+        """
         large: dict[int, list[tuple[int, int, float, Rule]]] = {}
         small: list[tuple[int, int, float, Rule]] = []
         for index, job in enumerate(jobs):
@@ -146,6 +158,7 @@ class PushForward:
         return StudentMass(mass, ids, valid, totals[:, 0], totals[:, 1], totals[:, 2], pruned)
 
     def _push_large(self, prob_RV: torch.Tensor, group: list[tuple[int, int, float, Rule]], jobs, mass, sums) -> None:
+        """Leaves of one rule over much of the vocabulary: whole rows [G, Vt] scattered by student token."""
         rule = self._columns(group[0][3])
         where = torch.tensor([g[0] for g in group], device=self.device)
         rows = torch.tensor([g[1] for g in group], device=self.device)
@@ -154,12 +167,12 @@ class PushForward:
         split = [(g, t) for g, (index, row, _, _) in enumerate(group) for t in jobs[index].skip.get(row, ())]
         if split:
             part_GV[[g for g, _ in split], [t for _, t in split]] = 0.0
-        got = self._scatter(part_GV, rule.cut)
+        got = self._scatter(part_GV, rule.cut)  # CUT and NONE do not depend on the last student token, JOIN does
         open_, decided, live = (part_GV @ rule.columns).T
         if rule.join is not None:
             illegal = self._illegal_cells([jobs[g[0]].boundary.last for g in group])
             joined = self._scatter(part_GV, rule.join)
-            got[:, -2] += self._blank(joined, illegal)
+            got[:, -2] += self._blank(joined, illegal)  # definition 7: NONE unless (last student token, v) is canonical
             got += joined
             if rule.join_decided is not None:
                 joined = self._scatter(part_GV, rule.join_decided)
@@ -189,6 +202,7 @@ class PushForward:
         return removed
 
     def _columns(self, rule: Rule) -> _Columns:
+        """A large rule as vectors over all teacher ids, made once and kept with the rule."""
         known = rule.derived.get(_Columns)
         if known is None:
             valid, join = rule.first >= 0, (rule.first >= 0) & (rule.kind == JOIN)
@@ -268,7 +282,7 @@ class PushForward:
         sums[:, 3].index_add_(0, job, torch.segment_reduce(value, "sum", lengths=sizes))  # leaf by leaf: the other way
 
     def _push_extras(self, jobs: list[Job], column: np.ndarray, mass, sums) -> None:
-        """What stands for leaves that were split, as flat arrays."""
+        """What stands for leaves that were split (definition 13, lemma 16), as flat arrays."""
         extras = [(index, *job.extra) for index, job in enumerate(jobs) if job.extra is not None]
         if not extras:
             return

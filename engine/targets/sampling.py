@@ -1,7 +1,7 @@
-"""Stage 9c, codec `sample`: N tokens drawn from each position's distribution, with their counts, instead of its top-k.
+"""Tokens drawn from each position's distribution, with their counts, in place of its top-k: the codec `sample`.
 
-Random sampling distillation (arXiv 2503.16870): with N independent draws from t, counts c, the target c / N has the
-expectation t, so that -sum c/N log p is an unbiased cross-entropy, with about a dozen ids where a top-k needs hundreds.
+Random sampling distillation (arXiv 2503.16870): with n independent draws from t, counts c, the target c / n has the
+expectation t, so that -sum c/n log p is an unbiased cross-entropy, with about a dozen ids where a top-k needs hundreds.
 
 The draws of a position depend on the run's seed, the product, the document and the row, and on nothing else: not on the
 batch, the actor or the order. Where two machines differ in the last bits of a probability, a draw that falls on the very

@@ -1,7 +1,7 @@
-"""Stage 9d: rows of a group -> one table per product, one row per document.
+"""Rows of a group's positions in, one Arrow table for each product out, with a row for each document.
 
-A document is scored whole, or in parts (engine/chat/segments.py); then its parts' rows are put back into the line of its tokens,
-and what lies between them is context: unscored, FLAG_CONTEXT.
+A document is scored whole, or in parts (engine/chat/segments.py); then its parts' rows are put back into the sequence of its
+tokens, and what lies between them is context: unscored, FLAG_CONTEXT.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, SHARE_COLUMNS
 
 @dataclass(slots=True)
 class Work:
-    """A document ready to be scored. lines: per product when it is scored in parts, else None and there is one part."""
+    """A document ready to be scored. parts: its passages, in order. lines: by product the whole document's tokens, where it is
+    scored in parts; None where it is one passage."""
 
     document: Document
     parts: list[Passage]

@@ -1,4 +1,4 @@
-"""Stage 9b: the teacher's own rows along the trunk: its distributions, the statistics beside them, its hidden states.
+"""Rows over the teacher's own tokens: its distributions along the text, statistics beside them, and its hidden states.
 
 Letters: R contexts of a chunk, Vt teacher ids, N positions of a group, D hidden size.
 """
@@ -25,7 +25,8 @@ FILLS = {"logz": 0.0, "entropy": 0.0, "logit_std": 0.0, "logz_scaled": 0.0, "spa
 
 @dataclass(frozen=True, slots=True)
 class JoinedEnds:
-    """The teacher's ids that end a turn, and the one of them (or another special) that stands for all."""
+    """The teacher's ends as one event. ids: its ids that end a turn; end_id: the one of them (or another special) that stands
+    for all."""
 
     ids: list[int]
     end_id: int
@@ -34,9 +35,8 @@ class JoinedEnds:
         """A copy of probability rows [R, Vt] with the mass of all ends on one id."""
         out = prob.clone()
         out[:, self.ids] = 0.0
-        out[:, self.end_id] += prob[:, self.ids].sum(
-            1
-        )  # beside what a special that is no end of the teacher has itself
+        # += : end_id may be a special that is no end of the teacher and has mass itself
+        out[:, self.end_id] += prob[:, self.ids].sum(1)
         return out
 
 
@@ -81,7 +81,8 @@ def trunk_rows(group: Group, start: Sequence[int]) -> np.ndarray:
 
 
 class TeacherRows:
-    """The teacher's own distributions along the trunk: exact by definition. joined: its ends as one event."""
+    """The teacher's own distributions along the trunk: exact, err = 0, because the context is the text's own tokens. joined:
+    its ends as one event; statistics: of each row, None where they are not stored."""
 
     def __init__(
         self,
