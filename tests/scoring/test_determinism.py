@@ -84,14 +84,14 @@ def test_draws_are_the_same_but_on_a_border() -> None:
             assert np.mean(ids[0] != ids[1]) < 1e-3
 
 
-def front(items: list[OpenLeaf], boundaries: int) -> Frontier:
+def frontier(leaves: list[OpenLeaf], boundaries: int) -> Frontier:
     """Open leaves without anything behind them: what `choose` needs."""
     made = Frontier.__new__(Frontier)
-    made.items, made.spending = items, Spending(tolerance=0.02, per_token=6.0, least=1e-4)
+    made.leaves, made.spending = leaves, Spending(tolerance=0.02, per_token=6.0, least=1e-4)
     made.open = np.zeros(boundaries)
-    for item in items:
-        made.open[item.k] += item.mass
-    made.gone, made.left, made.begun = np.zeros(boundaries), 6.0 * boundaries, boundaries
+    for leaf in leaves:
+        made.open[leaf.k] += leaf.mass
+    made.nothing, made.budget_left, made.boundaries_with_mass = np.zeros(boundaries), 6.0 * boundaries, boundaries
     return made
 
 
@@ -106,7 +106,7 @@ def test_near_ties_of_the_beam_fall_the_same_way(seed: int) -> None:
             OpenLeaf(k, 10 + k, 10 + k, token, mass, mass * (1 + noise * rng.uniform(-1, 1)), bytes([token]))
             for k, token, mass in (leaves[i] for i in order)
         ]
-        return [(item.k, item.token) for item in front(items, 8).choose(2, lambda item: True)]
+        return [(leaf.k, leaf.token) for leaf in frontier(items, 8).choose(2, lambda leaf: True)]
 
     wanted = chosen(0.0, np.arange(len(leaves)))
     assert 0 < len(wanted) < len(leaves)
