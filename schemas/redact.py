@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-HIDDEN = "***"
+MASK = "***"
 _PAIR = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*:/{1,3})[^\s'\"]*:[^\s'\"]*@")  # a secret may have / and @ in it
 _USER = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*:/{1,3})[^/\s@'\"]+@")  # scheme://user:password@
 _QUERY = re.compile(
@@ -23,14 +23,14 @@ SHORTEST = 8
 
 def redacted(text: str) -> str:
     """`text` without user and password of URLs, secret query parameters, and access tokens of well-known forms."""
-    text = _USER.sub(rf"\1{HIDDEN}@", _PAIR.sub(rf"\1{HIDDEN}@", text))
-    text = _QUERY.sub(rf"\1{HIDDEN}", text)
-    return _TOKEN.sub(HIDDEN, text)
+    text = _USER.sub(rf"\1{MASK}@", _PAIR.sub(rf"\1{MASK}@", text))
+    text = _QUERY.sub(rf"\1{MASK}", text)
+    return _TOKEN.sub(MASK, text)
 
 
 def without_secrets(text: str) -> str:
     """`redacted`, and without the values of secret environment variables. For messages; never for what is hashed."""
     for name, value in os.environ.items():
         if _NAMES.search(name) and len(value) >= SHORTEST and not os.path.exists(value):  # ..._TOKEN_PATH is no secret
-            text = text.replace(value, HIDDEN)
+            text = text.replace(value, MASK)
     return redacted(text)

@@ -22,7 +22,7 @@ from schemas.errors import RunFileError
 from schemas.products import TEACHER, student_product
 from schemas.redact import redacted
 from schemas.runfile_errors import Fault, Faults, explain, show
-from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, StudentConfig, Table, TeacherConfig, key
+from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, SettingsTable, StudentConfig, TeacherConfig, key
 from schemas.settings_targets import TargetsConfig
 
 __all__ = [
@@ -53,7 +53,7 @@ class TokenizerSource:
     chat_template: str | None  # as the run file gives it
 
 
-class RunConfig(Table):
+class RunConfig(SettingsTable):
     """The whole run file. `load_run` and `parse_run` build it: they also set `base_dir` and make a local `output` absolute."""
 
     output: Path | str = key(

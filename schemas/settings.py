@@ -31,12 +31,12 @@ _TEMPLATE_ABOUT = (
 )
 
 
-class Table(BaseModel):
+class SettingsTable(BaseModel):
     # strict: "4" is not 4 and true is not 1; what is written in the file is what is meant.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class TeacherConfig(Table):
+class TeacherConfig(SettingsTable):
     """[teacher]: the model whose next-token distributions are stored."""
 
     model: str = key(
@@ -127,7 +127,7 @@ class TeacherConfig(Table):
         return self
 
 
-class CorpusConfig(Table):
+class CorpusConfig(SettingsTable):
     """[corpus]: the documents. Give `paths` or `dataset`."""
 
     paths: tuple[str, ...] = key(
@@ -275,7 +275,7 @@ class CorpusConfig(Table):
         return faults
 
 
-class StudentConfig(Table):
+class StudentConfig(SettingsTable):
     """[[student]]: a vocabulary to which the teacher's distributions are carried. One or several."""
 
     name: str = key(
@@ -298,7 +298,7 @@ class StudentConfig(Table):
     )
 
 
-class RayConfig(Table):
+class RayConfig(SettingsTable):
     """[ray]: where the work runs. Nothing here changes the results."""
 
     address: str | None = key(
@@ -332,7 +332,7 @@ class RayConfig(Table):
         return self
 
 
-class QuarantineConfig(Table):
+class QuarantineConfig(SettingsTable):
     """[quarantine]: how many bad documents a run may have. More than both of these, and it stops: exit code 3."""
 
     max_documents: int = key(

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import model_validator
 
 from schemas.runfile_errors import Fault, Faults, show
-from schemas.settings import Table, key
+from schemas.settings import SettingsTable, key
 
 
-class TargetsConfig(Table):
+class TargetsConfig(SettingsTable):
     """[targets]: what is stored."""
 
     regime: Literal["auto", "exact", "fast", "beam"] = key(

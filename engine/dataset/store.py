@@ -141,14 +141,14 @@ class ObjectStore(Store):
 
     def __init__(self, url: str, fs: Any = None) -> None:
         super().__init__(url.rstrip("/"))
-        kind, _, path = self.url.partition("://")
-        self._root, self._create = path, _CREATE[kind]
+        scheme, _, path = self.url.partition("://")
+        self._root, self._create = path, _CREATE[scheme]
         if fs is None:
             try:  # listings are not kept, and no other user of fsspec in this process shares the object
-                fs = fsspec.filesystem(kind, use_listings_cache=False, skip_instance_cache=True)
+                fs = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
             except ImportError as error:
                 raise OutputError(
-                    f"{self.url}: the library {STORES[kind]} is missing here: pip install {STORES[kind]}, on every node"
+                    f"{self.url}: the library {STORES[scheme]} is missing here: pip install {STORES[scheme]}, on every node"
                 ) from error
         self._fs = fs
 

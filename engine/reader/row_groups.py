@@ -135,9 +135,9 @@ def decode(table: pa.Table, top_k: int | None, max_width: float | None, where: s
     return RowGroup.of(bounds, columns)
 
 
-def _plain(kind: pa.DataType) -> str:
+def _plain(column_type: pa.DataType) -> str:
     """A type whatever its lists' elements are called, and may be null or not."""
-    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
+    return f"list of {column_type.value_type}" if pa.types.is_list(column_type) else str(column_type)
 
 
 def spread(flat: npt.NDArray[Any], sizes: npt.NDArray[np.uint8], width: int, fill: int = 0) -> npt.NDArray[Any]:
@@ -175,9 +175,9 @@ class DocumentPool:
             later = [(group, np.where(places < 0, -1, places + len(rest))) for group, places in parts]
             parts = [(rest, before), *later]
         self.groups = [group for group, _ in parts]
-        kinds = [{name: np.shape(values)[1:] for name, values in group.columns.items()} for group in self.groups]
-        if other := next((kind for kind in kinds if kind != kinds[0]), None):
-            differ = sorted(name for name in {*other, *kinds[0]} if other.get(name) != kinds[0].get(name))
+        widths = [{name: np.shape(values)[1:] for name, values in group.columns.items()} for group in self.groups]
+        if other := next((width for width in widths if width != widths[0]), None):
+            differ = sorted(name for name in {*other, *widths[0]} if other.get(name) != widths[0].get(name))
             raise TargetsError(
                 f"documents {self.groups[0].columns['doc_row'][0]} and on: row groups of one product differ in the columns "
                 f"{', '.join(differ)}: files of different runs; copy the folder again"

@@ -26,9 +26,15 @@ _FOR_PEOPLE = ("columns", "stats", "tokenizer")
 
 @dataclass(frozen=True, slots=True)
 class ExpectedFile:
-    """What a file must be. quarantined: doc_rows of the unit that are in quarantine, None where that is not known.
-    stats: of the seal, None where there is no seal to be read; text_stored: None where the plan does not say; continuations:
-    sha256 of the means that the rows were closed by, None where there are none or that is not known."""
+    """What a file must be.
+
+    record              its seal's: name, documents, positions, bytes, sha256
+    quarantined         doc_rows of the unit that are in quarantine; None: not known
+    n_quarantined       how many those are, as sealed
+    stats               of the seal; None: there is no seal to be read
+    text_stored         None: the plan does not say
+    calibration_sha256  of the calibration file that open mass was placed by; None: there is none, or that is not known
+    """
 
     plan: Plan
     unit: PlanUnit
@@ -211,17 +217,17 @@ class FileCheck:
 
     def _take(self, broken: BrokenInvariant, table: pa.Table, lengths: np.ndarray) -> None:
         row, position = place_of(lengths, broken.position)
-        kind = (broken.column, broken.wanted)
-        before = self._found.get(kind)
+        key = (broken.column, broken.wanted)
+        before = self._found.get(key)
         if before is not None:  # the first place stands, the others are counted
             count = before.count + broken.count
-            self._found[kind] = Finding(
+            self._found[key] = Finding(
                 before.file, before.found, before.wanted, before.document, before.position, before.column, count
             )
             return
         document = table.column("doc_id")[row].as_py()
         self._add(
-            kind,
+            key,
             short(broken.found, 300),
             broken.wanted,
             document=document,
@@ -269,9 +275,9 @@ class FileCheck:
             elif not abs(sealed - found) <= sum_slack(name, found, sums["scored"], expected.facts):
                 self._add(("stats", key), f"{key} = {sealed:g} in the seal", f"about {found:g}, as the rows have")
 
-    def _add(self, kind: Any, found: str, wanted: str, **place: Any) -> None:
+    def _add(self, key: Any, found: str, wanted: str, **place: Any) -> None:
         self._found.setdefault(
-            kind if isinstance(kind, tuple) else (kind,), Finding(self.expected.name, found, wanted, **place)
+            key if isinstance(key, tuple) else (key,), Finding(self.expected.name, found, wanted, **place)
         )
 
 

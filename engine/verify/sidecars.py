@@ -26,14 +26,17 @@ from schemas.products import HIDDEN, TEACHER
 _SLACK = 1e-6  # of sums of probabilities
 
 
-def side_findings(
+def sidecar_findings(
     store: Store, plan: Plan, manifest: Manifest | None, seals: Mapping[int, Seal], notes: list[str]
 ) -> Iterator[Finding]:
     """Both files: there, with the checksum that manifest and seals have, and with what docs/format.md says. Adds notes."""
-    head, means = (manifest.head, manifest.continuations) if manifest else (None, None)
-    has_means = None if plan.calibration_documents is None else has_calibration(plan)
-    sides = ((LM_HEAD, HIDDEN in plan.products, head, _head), (CALIBRATION, has_means, means, _means))
-    for name, wanted, record, check in sides:
+    lm_head, calibration = (manifest.head, manifest.continuations) if manifest else (None, None)
+    calibrated = None if plan.calibration_documents is None else has_calibration(plan)
+    sidecars = (
+        (LM_HEAD, HIDDEN in plan.products, lm_head, _lm_head),
+        (CALIBRATION, calibrated, calibration, _calibration),
+    )
+    for name, wanted, record, check in sidecars:
         if wanted is None:  # the plan is lost, and only the manifest knows
             wanted = record is not None
         if not wanted:
@@ -63,7 +66,7 @@ def side_findings(
             notes.append(f"the manifest has no checksum of {name}, so only its form was checked")
         yield from check(data, plan, notes)
         if name == CALIBRATION:
-            yield from _closed_otherwise(seals, usual or own.sha256)
+            yield from _calibrated_otherwise(seals, usual or own.sha256)
 
 
 def _usual(seals: Mapping[int, Seal]) -> str | None:
@@ -72,7 +75,7 @@ def _usual(seals: Mapping[int, Seal]) -> str | None:
     return found.most_common(1)[0][0] if found else None
 
 
-def _head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
+def _lm_head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     """The file of lm_head and embedding: names, sizes, finite numbers."""
     facts = plan.products[HIDDEN]
     try:
@@ -105,12 +108,12 @@ def _head(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
             yield Finding(LM_HEAD, f"a number of {name} that is not finite", "finite numbers")
 
 
-def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
+def _calibration(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
     """The mean rows: columns, ids in range, probabilities, sums."""
     try:
         table, left_out = parse_calibration(data, plan, CALIBRATION)
     except OutputError as error:
-        yield Finding(CALIBRATION, short(str(error)), "the means of the calibration sample")
+        yield Finding(CALIBRATION, short(str(error)), "the mean rows of the calibration sample")
         return
     if nulls := [name for name in table.schema.names if nulls_of(table, name)]:
         yield Finding(CALIBRATION, f"nulls in {', '.join(nulls)}", "none in any column")
@@ -153,7 +156,7 @@ def _means(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]:
         notes.append(f"{what} of the calibration sample gave nothing ({why}); {CALIBRATION} has the list")
 
 
-def _closed_otherwise(seals: Mapping[int, Seal], sha256: str) -> Iterator[Finding]:
+def _calibrated_otherwise(seals: Mapping[int, Seal], sha256: str) -> Iterator[Finding]:
     for unit, seal in seals.items():
         filled = any(file is not None for file in seal.files.values())
         if seal.continuations != sha256 and (filled or seal.continuations is not None):

@@ -26,7 +26,7 @@ from engine.verify.output import verify
 from schemas.errors import TargetsmithError
 from tests.support import mutations as m
 from tests.support import mutations_rows as mr
-from tests.support import mutations_sides as ms
+from tests.support import mutations_sidecars as ms
 from tests.support.runs import ASSETS, TEXTS, retry_here, score_here, write_run
 from tests.support.vocabularies import EFFORT
 

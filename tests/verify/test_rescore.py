@@ -28,7 +28,7 @@ from tests.jobs.test_cli import call
 from tests.support.chats import chat_teacher
 from tests.support.mutations import parquet_files, place_of, recount, reseal
 from tests.support.mutations_rows import rewrite
-from tests.support.mutations_sides import read_head, write_head
+from tests.support.mutations_sidecars import read_head, write_head
 from tests.support.runs import ASSETS, retry_here, score_here, write_run, write_subset
 
 TEXTS = ("3 + 4 = 7.", "Anna has 3 apples.", "one")

@@ -1,4 +1,4 @@
-"""Ways to damage the files of a whole run beside its shards: the teacher's head, the means of the calibration sample."""
+"""Ways to damage the files of a whole run beside its shards: the teacher's lm_head, the calibration."""
 
 from __future__ import annotations
 
