@@ -1,13 +1,11 @@
-"""Publishing on a real disk: the commit protocol under kills, races and full disks."""
+"""Publishing on a real disk: the commit protocol under kills, races and repeats."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
-import resource
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.dataset import posix as publish
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import load_manifest, load_plan, read_quarantine, sealed_units
@@ -24,34 +21,11 @@ from engine.dataset.posix import put_if_absent
 from schemas.errors import FingerprintMismatch, OutputError
 from schemas.manifest import COLUMNS, Plan, PlanUnit
 from schemas.target import ROW_SCHEMA
-from tests.support.tables import quarantine_record, sealed_paths, small_plan, unit_tables
-
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
-
-
-def publish_all(out: Path, plan: Plan) -> None:
-    for unit in plan.units:
-        publish_unit(out, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": unit.n_rows})
+from tests.support.tables import publish_all, quarantine_record, sealed_paths, small_plan, unit_tables
 
 
 def contents(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
-# ---- put-if-absent ---------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.binary(max_size=2000)), min_size=1, max_size=8))
-def test_put_if_absent_first_wins_for_ever(puts: list[tuple[str, bytes]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root, first = Path(folder), {}
-        for name, data in puts:
-            won = put_if_absent(root / "deep" / "er" / name, data, staging=root / "tmp")
-            assert won == (name not in first)
-            first.setdefault(name, data)
-            assert (root / "deep" / "er" / name).read_bytes() == first[name]
-        assert list((root / "tmp").iterdir()) == []
 
 
 class Killed(BaseException):
@@ -82,7 +56,7 @@ def test_killed_at_any_system_call_then_repeated_gives_the_undisturbed_output(ki
 
                 for name in ("open", "write", "fsync", "link", "unlink", "mkdir"):
                     patch.setattr(os, name, dies(getattr(os, name)))
-                patch.setattr(publish.Path, "unlink", dies(publish.Path.unlink))
+                patch.setattr(Path, "unlink", dies(Path.unlink))
                 try:
                     open_output(Path(folder), plan)
                     publish_unit(Path(folder), plan, 0, tables, bad, {"documents": 3})
@@ -278,97 +252,3 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
     target.write_text("")
     with pytest.raises(OutputError, match="a file lies where a folder is wanted"):
         open_output(target / "out", small_plan())
-
-
-def test_finish_refuses_missing_changed_and_extra_files(tmp_path: Path) -> None:
-    plan = small_plan(units=2)
-    open_output(tmp_path, plan)
-    with pytest.raises(OutputError, match="2 of 2 units are not sealed"):
-        finish(tmp_path, plan, engine_version="test")
-    publish_all(tmp_path, plan)
-    stray = tmp_path / "data" / "teacher" / "stray.parquet"
-    stray.write_bytes(b"")
-    with pytest.raises(OutputError, match=r"stray.parquet: not a file of this run"):
-        finish(tmp_path, plan, engine_version="test")
-    stray.unlink()
-    victim = sealed_paths(tmp_path, "teacher")[0]
-    data = victim.read_bytes()
-    for change, says in ((lambda: victim.write_bytes(data[:-1]), "sealed with"), (victim.unlink, "missing")):
-        change()
-        with pytest.raises(OutputError, match=says):
-            finish(tmp_path, plan, engine_version="test")
-
-
-# ---- disks that refuse -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
-@AS_ROOT
-def test_full_disk_names_path_needed_and_free_then_resumes(small_disk: Path) -> None:
-    plan, out = small_plan(units=1), small_disk / "out"
-    open_output(out, plan)
-    filler = small_disk / "filler"
-    with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 4096)
-    with pytest.raises(OutputError, match=r"no room: [\d,]+ bytes are needed, 0 bytes are free"):
-        put_if_absent(out / "_engine" / "quarantine" / "00000.jsonl", b"", staging=out / "_engine" / "tmp")
-        publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
-    assert not list(out.rglob("*.parquet")) and not list(out.rglob("*.part"))
-    filler.unlink()
-    publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
-    finish(out, plan, engine_version="test")
-
-
-@AS_ROOT
-def test_read_only_file_system(small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(OutputError, match="Read-only file system.*mount it writable"):
-        open_output(small_disk / "out", small_plan())
-
-
-def test_file_size_limit(tmp_path: Path) -> None:
-    plan = small_plan(units=1)
-    open_output(tmp_path, plan)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(OutputError, match=r"a file size limit or quota.*bytes are needed"):
-            publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.part"))
-    assert publish_unit(tmp_path, plan, 0, unit_tables(plan, 0), [], {}).files["teacher"] is not None
-
-
-def _open_as_nobody(out: str, queue) -> None:
-    if os.geteuid() == 0:
-        os.setuid(65534)
-    try:
-        open_output(Path(out) / "out", small_plan())
-        queue.put("")
-    except OutputError as error:
-        queue.put(str(error))
-
-
-def test_folder_without_permission() -> None:
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
-        os.chmod(folder, 0o555)
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        worker = context.Process(target=_open_as_nobody, args=(folder, queue))
-        worker.start()
-        message = queue.get(timeout=60)
-        worker.join(60)
-        os.chmod(folder, 0o755)
-    assert "Permission denied" in message and "give this user access" in message

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from engine.dataset.commit import publish_unit
 from engine.dataset.layout import load_seals
 from engine.dataset.store import Out
 from schemas.manifest import Plan, PlanUnit, ProductFacts
@@ -25,6 +26,12 @@ def sealed_names(out: Out, product: str) -> list[str]:
 def sealed_paths(out: Path, product: str) -> list[Path]:
     """The same as paths, of an output that is a local folder."""
     return [out / name for name in sealed_names(out, product)]
+
+
+def publish_all(out: Out, plan: Plan) -> None:
+    """Every unit of the plan, with the tables of `unit_tables`."""
+    for unit in plan.units:
+        publish_unit(out, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": unit.n_rows})
 
 
 def targets_table(
