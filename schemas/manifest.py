@@ -248,7 +248,8 @@ class Seal(_Frozen):
         description="sums over the unit, as counted by the scorer; maxima where the name says so"
     )
     continuations: str | None = Field(
-        default=None, description="sha256 of the means that its rows were closed by; without any there is no such key"
+        default=None,
+        description="sha256 of the calibration file that open mass was placed by; without one there is no such key",
     )
 
     @model_serializer(mode="wrap")
@@ -306,7 +307,7 @@ class Manifest(_Frozen):
         description="lm_head and embedding, only where hidden states are stored; else there is no such key",
     )
     continuations: Sidecar | None = Field(
-        default=None, description="what the calibration sample gave, only where there is one; else there is no such key"
+        default=None, description="the calibration file, only where there is one; else there is no such key"
     )
 
     @model_serializer(mode="wrap")
