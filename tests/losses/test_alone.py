@@ -12,9 +12,19 @@ import pytest
 import torch
 
 import engine.losses
+from engine.losses import align, bytes_head, gold, multilevel
 from engine.losses.sparse import forward_kl
+from schemas import target
+from schemas.products import BYTES_END
 
 FOLDER = Path(engine.losses.__file__).parent
+
+
+def test_constants_are_those_of_the_schema() -> None:
+    assert (align.FLAG_END, align.FLAG_CONTEXT) == (target.FLAG_END, target.FLAG_CONTEXT)
+    assert align.ROLE_END == target.ROLES["end"] and target.ROLES["text"] == 0
+    assert bytes_head.SYMBOLS == BYTES_END + 1
+    assert gold.MANTISSA == multilevel.MANTISSA == 2.0 ** -(target.MANTISSA_BITS + 1)
 
 
 @pytest.mark.parametrize("name", ["kd_losses", "engine"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +20,7 @@ from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import load_plan
 from engine.dataset.parquet import round_rows
-from engine.reader import Targets, TargetsError
+from engine.reader import Targets, TargetsError, run_files
 from engine.reader import row_groups as row_groups_module
 from engine.reader import targets as targets_module
 from schemas import target
@@ -51,6 +52,13 @@ def test_constants_are_those_of_the_schema() -> None:
     assert (targets_module.SCHEMA_NAME, targets_module.PAD_ID) == (target.SCHEMA_NAME, target.PAD_ID)
     assert target.SCHEMA_VERSION in targets_module.SCHEMA_VERSIONS
     assert row_groups_module.FLAG_CONTEXT == target.FLAG_CONTEXT
+    assert row_groups_module.STATISTICS == target.STATISTIC_COLUMNS
+    for codec, columns in run_files._CODECS.items():
+        schema = target.row_schema(codec, True)  # pyright: ignore[reportArgumentType]
+        assert {*run_files._COLUMNS, *columns} <= {*schema.names}
+        for column in schema:
+            plain = pa.list_(column.type.value_type) if pa.types.is_list(column.type) else column.type
+            assert row_groups_module._TYPES[column.name] == plain
 
 
 @pytest.mark.parametrize("name", ["kd_reader", "engine"])
