@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from engine.reader.targets import Targets
-from jobs.score import score
+from jobs.run.job import score
 from schemas.runfile import load_run
 
 ROOT = Path(__file__).resolve().parent.parent

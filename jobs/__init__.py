@@ -1,16 +1,15 @@
-"""The commands and what runs them: parse, call the engine, print, exit code.
+"""The commands. An output of a run, or a run file, goes in with some options; messages, tables and an exit code come out.
+Each verb is a file of its own with its options, and is loaded when it is asked for; `python -m jobs.<verb>` is the same as
+`targetsmith <verb>`.
 
-  cli       the command line: one command per verb; every error meant for people becomes a message and an exit code
-  score     run file -> plan -> pool -> manifest -> summary
-  rayconnect  Ray for the length of a command
-  raypool   actors of Ray: started, fed, waited for
-  schedule  who works on what: queue, deaths, copies; no Ray, no clock
-  events    the values of the pool: what it asks of a worker, what it reports
-  worker    what runs inside an actor: score a unit, publish it
-  progress  a live line in a terminal, dated lines in a log
-  show      one document for human eyes
-  cat       the targets as JSON lines
-  demo      the embedded model and corpus (demo_assets/) through the real job
+  cli         the command line: the names of the verbs
+  app         what all verbs have in common: loading, errors as messages, exit codes
+  score       run file -> finished shards and a summary
+  show        one document for human eyes
+  cat         the targets as JSON lines
+  verify      is the output whole, undamaged, and what the teacher says
+  vendor      the reader or the losses copied into a trainer
+  demo        the embedded model and corpus (demo_assets/) through the real job
 
-Ray is imported in rayconnect and raypool alone.
+Packages: run (the work of `score`), pool (its actors, Ray), look (the work of `show`, `cat` and `verify`).
 """

@@ -8,26 +8,36 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from jobs.score import score
-from jobs.show import show
-from jobs.summary import print_summary
-from schemas.runfile import load_run
+import typer
+
+from jobs.app import main_of
 
 ASSETS = Path(__file__).parent / "demo_assets"
 SHOWN_ROWS = "0:10"
 
 
-def demo(out: Path) -> None:
-    """Score into `out`, print a document of the first student and the summary of all."""
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder; a finished or interrupted one is resumed.")] = Path(
+        "demo_out"
+    ),
+) -> None:
+    """Score the embedded demo corpus.
+
+    Through Ray on this machine; then shows one document and prints the summary.
+    """
+    from jobs.look.side_by_side import show_document
+    from jobs.run.job import score
+    from jobs.run.summary import print_summary
+    from schemas.runfile import load_run
+
     run = load_run(ASSETS / "run.toml").model_copy(update={"output": out.absolute()})
     outcome = score(run, "local")
-    show(out, doc=None, rows=SHOWN_ROWS, top=3, student=None, view=None, stream=sys.stdout, near=[ASSETS])
+    show_document(out, doc=None, rows=SHOWN_ROWS, top=3, student=None, view=None, stream=sys.stdout, near=[ASSETS])
     print_summary(outcome, sys.stdout)
     print(f"Next: targetsmith show {out} --doc 7, targetsmith cat {out} --student {run.student[0].name} --limit 1")
 
 
 if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(["demo", *sys.argv[1:]])
+    main_of("demo")

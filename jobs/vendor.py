@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 import engine
+from jobs.app import main_of
 from schemas.errors import OutputError
 
 VENDORED = "VENDORED"
@@ -79,3 +80,7 @@ def _files(package: Package) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in sorted((Path(engine.__file__).parent / package).glob("*.py"))}
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
     return {**files, VENDORED: f"# engine/{package} of targetsmith {ENGINE_VERSION}\n{sums}".encode()}
+
+
+if __name__ == "__main__":
+    main_of("vendor")

@@ -21,7 +21,7 @@ from engine.dataset.layout import load_plan, read_quarantine, sealed_units
 from engine.plan.teacher_files import teacher_files
 from engine.reader.targets import Targets
 from engine.teacher.model import load_teacher
-from jobs.show import show
+from jobs.look.side_by_side import show_document
 from schemas.errors import BadDocument, RunFileError, TeacherError
 from schemas.redact import redacted, without_secrets
 from schemas.runfile import load_run, parse_run
@@ -194,7 +194,7 @@ def test_document_ids_are_names_and_never_paths(tmp_path: Path) -> None:
     assert not list(tmp_path.parent.glob("escaped*"))
     shown = io.StringIO()
     for number in range(len(HOSTILE_IDS)):
-        show(out, doc=str(number), rows="0:2", top=1, student="sp", view=None, stream=shown)
+        show_document(out, doc=str(number), rows="0:2", top=1, student="sp", view=None, stream=shown)
     assert "\x1b" not in shown.getvalue() and "\\x1b[2Jclear" in shown.getvalue()  # a name cannot clear the screen
 
 

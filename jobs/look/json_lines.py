@@ -1,4 +1,4 @@
-"""targetsmith cat OUT: the targets as JSON lines, one document each, for other programs and for jq.
+"""The documents of one product as JSON lines, one each, for other programs and for jq.
 
 Row i of each list predicts token i given tokens < i. Log-probabilities are in nats, sorted, padding removed; minus
 infinity is null (JSON has no infinities).
@@ -7,7 +7,6 @@ infinity is null (JSON has no infinities).
 from __future__ import annotations
 
 import json
-import sys
 from itertools import islice
 from typing import Any, TextIO
 
@@ -17,12 +16,13 @@ import torch
 from engine.dataset.layout import load_plan
 from engine.dataset.store import Out, open_store
 from engine.reader.targets import PAD_ID, Document, Targets, TargetsError
-from jobs.products import View, choose
+from jobs.look.options import View
+from jobs.look.products import choose
 from schemas.errors import OutputError, RunFileError
 from schemas.redact import redacted
 
 
-def cat(
+def write_documents(
     out: Out,
     *,
     student: str | None,
@@ -59,7 +59,7 @@ def cat(
 
 def as_json(document: Document) -> dict[str, Any]:
     """The document as JSON values: the keys and meanings that docs/format.md promises."""
-    head = {
+    whole = {
         "doc_id": document.doc_id,
         "text": document.text,
         "token_ids": document.token_ids.tolist(),
@@ -69,7 +69,7 @@ def as_json(document: Document) -> dict[str, Any]:
     extra = dict(document.extra)
     if "hidden" in extra:
         states = torch.tensor(extra["hidden"].view(np.int16)).view(torch.bfloat16)
-        return {**head, "hidden": states.tolist(), "flags": document.flags.tolist()}
+        return {**whole, "hidden": states.tolist(), "flags": document.flags.tolist()}
     present = document.ids != PAD_ID
     stored = {"ids": [ids[here].tolist() for ids, here in zip(document.ids, present, strict=True)]}
     if "sample_sizes" in extra:
@@ -80,7 +80,7 @@ def as_json(document: Document) -> dict[str, Any]:
         stored["logps"] = [logps[here].tolist() for logps, here in zip(document.logps, present, strict=True)]
         stored["tail_logp"] = _finite(document.tail_logp)
     return {
-        **head,
+        **whole,
         **stored,
         "gold_logp": _finite(document.gold_logp),
         "err": document.err.tolist(),
@@ -102,9 +102,3 @@ def only_scored(record: dict[str, Any]) -> dict[str, Any]:
 
 def _finite(logps: np.ndarray) -> list[float | None]:
     return [None if value == -np.inf else value for value in logps.tolist()]
-
-
-if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(["cat", *sys.argv[1:]])

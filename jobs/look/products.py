@@ -1,14 +1,12 @@
-"""--student and --view -> product."""
+"""`--student` and `--view` of a command -> the product of the output that they mean, or what the output has instead."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from engine.dataset.store import Out
+from jobs.look.options import View
 from schemas.errors import OutputError, RunFileError
-
-View = Literal["student", "teacher", "bytes", "hidden"]
 
 
 def choose(out: Out, products: Sequence[str], student: str | None, view: View | None, *, first: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""targetsmith verify OUT: is what lies there what was written, and does it keep docs/format.md? Nothing is changed.
+"""The report on an output: is it what was written, and does it keep docs/format.md? Nothing is changed.
 
     structure and rows    always; needs nothing but the output
     --run RUN.toml        the corpus that it names, beside the plan and every stored document (engine/verify/corpus.py)
@@ -11,7 +11,6 @@ Findings go to standard output, one line each, progress to standard error.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from engine.dataset.layout import PLAN
 from engine.dataset.store import Out
 from engine.verify.corpus import compare_corpus
 from engine.verify.findings import Finding, Report, printable
-from engine.verify.output import verify as verify_output
+from engine.verify.output import verify
 from engine.verify.rescore import Comparison, open_rescorer
 from schemas.errors import RunFileError, TargetsmithError
 from schemas.runfile import RunConfig, load_run
@@ -30,7 +29,7 @@ SHOWN_FINDINGS = 200
 _EVERY_SECONDS = 10.0
 
 
-def verify(
+def verify_and_print(
     out: Out,
     *,
     run_file: Path | None,
@@ -47,7 +46,7 @@ def verify(
     if (rescore or oracle) and run_file is None:
         raise RunFileError("--rescore and --oracle need the teacher: name the run file by --run RUN.toml")
     run = None if run_file is None else load_run(run_file)
-    report = verify_output(out, complete=complete, progress=_progress(notes))
+    report = verify(out, complete=complete, progress=_progress(notes))
     comparisons: list[Comparison] = []
     if run is not None:
         damaged = {finding.file for finding in report.findings}
@@ -137,9 +136,3 @@ def _progress(notes: TextIO) -> Callable[[Report], None]:
             )
 
     return tell
-
-
-if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(["verify", *sys.argv[1:]])

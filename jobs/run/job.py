@@ -1,9 +1,8 @@
-"""targetsmith score RUN.toml: the main job, from the run file to finished shards.
+"""The main job: a run file goes in, finished shards and what a person is told of them come out.
 
 run file -> corpus scan -> plan (fingerprint) -> what is missing in the output -> Ray pool -> manifest -> summary
 
-Safe to kill at any moment and to run again: published units stay, only the rest is done. Progress goes to standard
-error, the summary to standard output.
+Safe to kill at any moment and to run again: published units stay, only the rest is done. Progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.plan.vocabularies import load_teacher_vocabulary
-from jobs.budget import Budget
-from jobs.estimates import hidden_size_note
 from jobs.pool.events import Done, Notice, Ready, Salvaged
 from jobs.pool.ray_cluster import connect
 from jobs.pool.ray_pool import Pool
 from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
-from jobs.progress import Counts, Display
-from jobs.summary import Outcome
+from jobs.run.budget import Budget
+from jobs.run.estimates import hidden_size_note
+from jobs.run.progress import Counts, Display
+from jobs.run.summary import Outcome
 from schemas.errors import OutputError, RunFileError
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig
@@ -155,9 +154,3 @@ def _hidden_note(run: RunConfig, scan: CorpusScan, plan: Plan) -> str:
     documents = sum(unit.n_rows for unit in plan.units)
     first = sample(run.corpus, scan, run.targets.calibration_documents or 64)
     return hidden_size_note(first, documents, vocabulary, plan.products["hidden"].hidden_size)
-
-
-if __name__ == "__main__":
-    from jobs.cli import main  # the command line lives in one place; it imports this file by its own name
-
-    main(["score", *sys.argv[1:]])

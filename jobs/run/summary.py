@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from engine.dataset.layout import sealed_quarantine
 from engine.dataset.store import Store
-from jobs.progress import Counts, clock
+from jobs.run.progress import Counts, clock
 from schemas.manifest import REASONS, REGIMES, Manifest
 
 _PIPE_WIDTH = 110  # columns where the output is not a terminal

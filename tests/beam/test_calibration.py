@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-import jobs.score as verb
+import jobs.run.job as verb
 from engine.beam.calibration_file import LEFT_OUT, parse_calibration, publish_calibration, read_calibration
 from engine.corpus.document import Document
 from engine.corpus.scan import read_units, sample, scan_corpus

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-import jobs.score
+import jobs.run.job
 from engine.corpus.document import Document, Unit
 from engine.dataset.unit_result import UnitResult
 from jobs.cli import main
@@ -81,5 +81,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     note(options.log, "begin", -1, 0, os.getpid())
     observed = partial(ObservedWorker, options.log, os.getpid(), options.pause, options.gate)
-    jobs.score.UnitWorker = observed  # type: ignore[assignment]
+    jobs.run.job.UnitWorker = observed  # type: ignore[assignment]
     main(["score", options.run_file, "--address", options.address])

@@ -16,8 +16,8 @@ from engine.corpus.scan import read_units, scan_corpus
 from engine.plan.make_plan import make_plan
 from engine.plan.pin import pin
 from engine.reader.targets import Targets
-from jobs.cat import cat
-from jobs.show import show
+from jobs.look.json_lines import write_documents
+from jobs.look.side_by_side import show_document
 from schemas.errors import CorpusError, RunFileError
 from schemas.runfile import CorpusConfig, load_run
 from schemas.target import FLAG_CONTEXT, FLAG_END
@@ -96,11 +96,11 @@ def test_from_the_run_file_to_the_reader(run_file: Path) -> None:
             batch = next(targets.batches(2))
             np.testing.assert_array_equal(batch["mask"][0, : len(asked)].numpy(), asked)
     stream = io.StringIO()
-    cat(out, student="sp", view=None, limit=1, max_width=None, stream=stream, notes=io.StringIO())
+    write_documents(out, student="sp", view=None, limit=1, max_width=None, stream=stream, notes=io.StringIO())
     assert json.loads(stream.getvalue())["flags"].count(FLAG_CONTEXT) > 10
     for view in ("student", "teacher", "bytes"):
         stream = io.StringIO()
-        show(out, doc="good", rows=":", top=2, student=None, view=view, stream=stream, near=[run_file.parent])
+        show_document(out, doc="good", rows=":", top=2, student=None, view=view, stream=stream, near=[run_file.parent])
         said = stream.getvalue()
         assert "context" in said and "end" in said
         if view == "student":

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ import typer
 
 from engine.plan.make_plan import ENGINE_VERSION
 from engine.reader.targets import Targets
-from jobs.cli import app, main
+from jobs import app
+from jobs.cli import VERBS, main
 from tests.support.runs import TEXTS, score_here, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("score", "show", "cat", "verify", "demo")
+HEAVY = {"torch", "transformers", "tokenizers", "ray", "pyarrow", "numpy", "polars", "datasets"}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,11 @@ def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments) == 2
     assert "Error" in capsys.readouterr().err
+
+
+def test_a_misspelt_verb_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("scroe") == 2
+    assert "score" in capsys.readouterr().err
 
 
 def test_a_missing_run_file_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,28 +317,52 @@ def test_show_says_what_is_wrong(
 # ---- documentation
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """(verb, option or argument as typed) of every command."""
-    for verb, command in typer.main.get_command(app).commands.items():  # pyright: ignore[reportAttributeAccessIssue]
-        for parameter in command.params:
-            shown = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar
-            if shown != "--help":
-                yield verb, shown
+def parameters() -> Iterator[tuple[str, Any]]:
+    """(verb, option or argument) of every command."""
+    group = app.commands(VERBS)
+    for verb in VERBS:
+        command = group.get_command(typer.Context(group), verb)
+        assert command is not None and command.help, verb
+        yield from ((verb, parameter) for parameter in command.params if parameter.name != "help")
 
 
 def test_every_command_and_option_is_documented() -> None:
-    found = list(commands())
-    assert {verb for verb, _ in found} == set(VERBS)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for verb, option in found:
-        lines = [line for line in readme.splitlines() if f"targetsmith {verb}" in line]
-        assert any(option in line for line in lines), f"README.md: no line `targetsmith {verb} ... {option}`"
+    lines = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").splitlines()
+    for verb, parameter in parameters():
+        shown = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar
+        assert any(f"targetsmith {verb}" in line and shown in line for line in lines), (
+            f"docs/commands.md: no line `targetsmith {verb} ... {shown}`"
+        )
 
 
-def test_every_command_and_option_has_help() -> None:
-    for verb, command in typer.main.get_command(app).commands.items():  # pyright: ignore[reportAttributeAccessIssue]
-        assert command.help, verb
-        assert [parameter.name for parameter in command.params if not parameter.help] == []
+def test_every_option_has_help() -> None:
+    assert [(verb, parameter.name) for verb, parameter in parameters() if not parameter.help] == []
+
+
+def loaded_by(code: str) -> list[str]:
+    """Modules that a new Python has loaded after this code; standard output of the code goes away."""
+    code = f"import sys\ntry:\n    {code}\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.split()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    """What takes seconds to import is imported when a command does its work, not before."""
+    loaded = loaded_by(f"from jobs.cli import main; main({arguments})")
+    assert not HEAVY & set(loaded)
+    assert f"jobs.{VERBS[0] if arguments == ['--help'] else arguments[0]}" in loaded
+
+
+def test_a_verb_is_loaded_when_it_is_asked_for() -> None:
+    found = loaded_by(f"from jobs.app import commands; commands({VERBS}).get_command(None, 'cat')")
+    assert {name for name in found if name.removeprefix("jobs.") in VERBS} == {"jobs.cat"}
+
+
+def test_help_prints_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("score", "--help") == 0
+    assert "[ray]" in capsys.readouterr().out
 
 
 def test_the_version_is_one() -> None:

@@ -20,11 +20,11 @@ from engine.losses.sampled import sampled_ce
 from engine.losses.sparse import forward_kl
 from engine.reader.collate import student_inputs
 from engine.reader.targets import Targets
-from jobs.cat import cat
-from jobs.products import View
-from jobs.progress import Counts
-from jobs.show import show
-from jobs.summary import Outcome, print_summary
+from jobs.look.json_lines import write_documents
+from jobs.look.options import View
+from jobs.look.side_by_side import show_document
+from jobs.run.progress import Counts
+from jobs.run.summary import Outcome, print_summary
 from schemas.errors import OutputError
 from tests.support.runs import score_here, write_run
 
@@ -44,7 +44,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(out: Path, *, student: str | None = None, view: View | None = None) -> list[dict]:
     stream = io.StringIO()
-    cat(out, student=student, view=view, limit=None, max_width=None, stream=stream, notes=io.StringIO())
+    write_documents(out, student=student, view=view, limit=None, max_width=None, stream=stream, notes=io.StringIO())
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
@@ -76,10 +76,10 @@ def test_cat_prints_draws(drawn: Path) -> None:
 
 def test_show_draws_and_refuses_hidden_states(everything: Path, drawn: Path) -> None:
     text = io.StringIO()
-    show(drawn, doc=None, rows="0:3", top=3, student="bl", view=None, stream=text)
+    show_document(drawn, doc=None, rows="0:3", top=3, student="bl", view=None, stream=text)
     assert "20 draws" in text.getvalue() and "drawn (share)" in text.getvalue()
     with pytest.raises(OutputError, match="cat --view hidden"):
-        show(everything, doc=None, rows="0:3", top=3, student=None, view="hidden", stream=text)
+        show_document(everything, doc=None, rows="0:3", top=3, student=None, view="hidden", stream=text)
 
 
 def test_the_summary_and_the_card_name_every_product(everything: Path, drawn: Path) -> None:

@@ -26,9 +26,9 @@ from engine.dataset.store import Out
 from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
-from jobs import score as verb
-from jobs.budget import Budget
 from jobs.pool.unit_worker import UnitWorker
+from jobs.run import job as verb
+from jobs.run.budget import Budget
 from schemas.errors import OutputError, QuarantineError
 from schemas.manifest import Plan, PlanUnit
 from schemas.plan_inputs import Retry

@@ -24,7 +24,7 @@ from engine.targets.tables import roles_of
 from engine.targets.teacher_rows import JoinedEnds
 from engine.teacher.lm_head import publish_head
 from engine.teacher.model import Teacher
-from jobs.estimates import hidden_size_note
+from jobs.run.estimates import hidden_size_note
 from schemas.errors import IdentityError, RunFileError
 from schemas.runfile import load_run
 from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, row_schema

@@ -23,7 +23,7 @@ from engine.dataset.store import PosixStore
 from engine.plan.retry import find_retry
 from engine.reader.targets import Targets, TargetsError
 from engine.verify.output import verify
-from jobs.progress import Counts, Display
+from jobs.run.progress import Counts, Display
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal
 from schemas.runfile import load_run

@@ -1,0 +1,81 @@
+"""The frame around every command: its verbs are loaded when they are asked for, and every error becomes a message and an
+exit code.
+
+Exit codes: 0 all done, 1 something failed, 2 the run file or the command line is wrong, 3 too many bad documents,
+130 interrupted (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from schemas.errors import TargetsmithError
+from schemas.redact import without_secrets
+
+HELP = (
+    "A teacher language model's next-token distributions over a student's vocabulary, offline, into Parquet. "
+    "Exit codes: 0 done, 1 failed, 2 wrong run file or command line, 3 too many bad documents."
+)
+# markup would take "[ray]" in a help text for a style
+PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+QUIET_VERBS = ("cat", "show")  # print and change nothing: when their reader has enough, all is well
+
+
+class Commands(TyperGroup):
+    """Verbs by name; verb `x` is the function `x` in jobs/x.py, whose arguments are its options. Runs one of them."""
+
+    def get_command(self, ctx, cmd_name):
+        if self.commands.get(cmd_name, self) is None:  # a verb, not loaded yet
+            one = typer.Typer(**PLAIN)
+            one.command(cmd_name)(getattr(import_module(f"jobs.{cmd_name}"), cmd_name))
+            self.commands[cmd_name] = typer.main.get_command(one)
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except TargetsmithError as error:
+            print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            print("targetsmith: interrupted; what is published stays, resume by running again", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # `targetsmith cat OUT | head`: the reader has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0 if ctx.invoked_subcommand in QUIET_VERBS else 1) from None
+
+
+def commands(verbs: Sequence[str]) -> Commands:
+    """The command line of these verbs. Imports none of them."""
+    app = typer.Typer(cls=Commands, help=HELP, no_args_is_help=True, **PLAIN)
+    app.callback()(lambda: None)
+    group = typer.main.get_command(app)
+    assert isinstance(group, Commands)
+    group.commands = dict.fromkeys(verbs)  # pyright: ignore[reportAttributeAccessIssue]
+    return group
+
+
+def main(verbs: Sequence[str], arguments: Sequence[str]) -> None:
+    """Run a command line of these verbs. Exits with a code of above; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        commands(verbs)(args=list(arguments), prog_name="targetsmith")
+    except Exception:  # a bug: Python's own traceback would print every secret that a message holds
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        sys.exit(1)
+
+
+def main_of(verb: str) -> None:
+    """`python -m jobs.<verb>`: the same as `targetsmith <verb>`."""
+    main([verb], [verb, *sys.argv[1:]])

@@ -1,0 +1,18 @@
+"""Options that several commands share: which output, and which of its products."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+View = Literal["student", "teacher", "bytes", "hidden"]
+
+OutArgument = Annotated[
+    str, typer.Argument(metavar="OUT", help="Output of a run: a folder, or a URL such as s3://bucket/out.")
+]
+ViewOption = Annotated[
+    View | None,
+    typer.Option(help="Over the student's vocabulary, over the teacher's own, byte by byte, or hidden states (cat)."),
+]
+StudentOption = Annotated[str | None, typer.Option(help="Name of the student, where the run has several.")]

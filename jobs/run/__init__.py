@@ -1,0 +1,8 @@
+"""The main job. A run file goes in; the shards that were missing are scored by a pool of actors, and a summary comes out.
+
+job         run file -> plan -> pool -> manifest
+estimates   how large hidden states will be, told before the work begins
+budget      how many bad documents a run may have
+progress    a live line in a terminal, dated lines in a log
+summary     what came out, for a person
+"""

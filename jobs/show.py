@@ -1,0 +1,32 @@
+"""targetsmith show OUT: one document for human eyes. The table: jobs/look/side_by_side.py."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.app import main_of
+from jobs.look.options import OutArgument, StudentOption, ViewOption
+
+
+def show(
+    out: OutArgument,
+    doc: Annotated[str, typer.Option(help="Which document: its doc_id, or its number in the corpus from 0.")] = "",
+    rows: Annotated[str, typer.Option(help="Which positions, from:to, as Python slices count them.")] = "0:12",
+    top: Annotated[int, typer.Option(min=1, help="How many tokens of each top-k.")] = 5,
+    student: StudentOption = None,
+    view: ViewOption = None,
+) -> None:
+    """Show one document for human eyes.
+
+    Its bytes, both tokenizations and both distributions side by side.
+    """
+    from jobs.look.side_by_side import show_document
+
+    show_document(out, doc=doc or None, rows=rows, top=top, student=student, view=view, stream=sys.stdout)
+
+
+if __name__ == "__main__":
+    main_of("show")
