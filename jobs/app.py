@@ -42,7 +42,9 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx):
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a closed pipe is understood, and not when Python ends
+            return result
         except TargetsmithError as error:
             print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from error

@@ -39,8 +39,17 @@ FORBIDDEN_METHODS = {
     ("torch", "compile"), ("importlib", "import_module"),
 }  # fmt: skip
 
-ALLOWED = {"benchmarks/streaming.py": "import subprocess"}
-"""It measures the command as a process of its own; the words of that command stand in the file."""
+LAZY = "importlib.import_module"  # of the project's own modules (and numba's settings), by names that stand in the file
+ALLOWED = {
+    "benchmarks/streaming.py": "import subprocess",  # measures the command as a process; its words stand in the file
+    "benchmarks/real.py": "import subprocess",  # runs each measurement as a process of its own
+    "benchmarks/stage_times.py": LAZY,
+    "engine/beam/__init__.py": LAZY,
+    "engine/bpe/jit.py": LAZY,
+    "engine/targets/__init__.py": LAZY,
+    "engine/teacher/__init__.py": LAZY,
+    "jobs/app.py": LAZY,
+}
 
 # ---- no code from data
 
@@ -54,6 +63,8 @@ def findings(path: Path) -> list[str]:
             names = [alias.name.partition(".")[0] for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [(node.module or "").partition(".")[0]]
+            taken = [(node.module or "", alias.name) for alias in node.names]
+            found += [f"line {node.lineno}: {'.'.join(one)}" for one in taken if one in FORBIDDEN_METHODS]
         found += [f"line {node.lineno}: import {name}" for name in names if name in FORBIDDEN_IMPORTS]  # type: ignore[attr-defined]
         if isinstance(node, ast.Call):
             called = node.func
@@ -61,7 +72,7 @@ def findings(path: Path) -> list[str]:
                 found.append(f"line {node.lineno}: {called.id}()")
             if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
                 if (called.value.id, called.attr) in FORBIDDEN_METHODS:
-                    found.append(f"line {node.lineno}: {called.value.id}.{called.attr}()")
+                    found.append(f"line {node.lineno}: {called.value.id}.{called.attr}")
             for given in node.keywords:
                 risky = {"trust_remote_code", "shell", "allow_pickle"}
                 if given.arg in risky and isinstance(given.value, ast.Constant) and given.value.value is True:
@@ -77,9 +88,11 @@ def test_no_file_can_run_code_from_data(path: Path) -> None:
 
 def test_the_walk_finds_what_it_looks_for(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
-    bad.write_text("import pickle\nfrom subprocess import run\neval('1')\ntorch.load(p)\nf(trust_remote_code=True)\n")
-    assert [found.partition(": ")[2] for found in findings(bad)] == [
-        "import pickle", "import subprocess", "eval()", "torch.load()", "trust_remote_code=True",
+    bad.write_text(
+        "import pickle\nfrom subprocess import run\neval('1')\ntorch.load(p)\nf(trust_remote_code=True)\nfrom os import system\n"
+    )
+    assert [found.partition(": ")[2] for found in sorted(findings(bad))] == [
+        "import pickle", "import subprocess", "eval()", "torch.load", "trust_remote_code=True", "os.system",
     ]  # fmt: skip
 
 
