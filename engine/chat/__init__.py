@@ -1,1 +1,52 @@
-"""Chat."""
+"""Documents that are scored in parts: a conversation, or a text with special tokens in it, goes in; out comes, for every product,
+one sequence of tokens from end to end, and which segments of it are scored. Each scored part is a text behind all that the
+model has read before it.
+
+Files, in the order of the data:
+  segments        token sequences with their scored segments, and how one is put together
+  template        a chat template: a conversation -> text, and where each message's content lies in it
+  template_files  which chat template each product has
+  special_tokens  special tokens inside a text as boundaries of parts
+  conversation    messages -> the sequence of every product
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.chat.conversation import ChatEncoder, chat_encoders, segment_conversation
+    from engine.chat.segments import Segment, SegmentedDocument, TokenSequence
+    from engine.chat.special_tokens import SpecialSplitter
+    from engine.chat.template import ChatTemplate
+    from engine.chat.template_files import chat_templates
+
+__all__ = [
+    "ChatEncoder",
+    "ChatTemplate",
+    "Segment",
+    "SegmentedDocument",
+    "SpecialSplitter",
+    "TokenSequence",
+    "chat_encoders",
+    "chat_templates",
+    "segment_conversation",
+]
+
+_FILE_OF = {
+    "ChatEncoder": "conversation",
+    "ChatTemplate": "template",
+    "Segment": "segments",
+    "SegmentedDocument": "segments",
+    "SpecialSplitter": "special_tokens",
+    "TokenSequence": "segments",
+    "chat_encoders": "conversation",
+    "chat_templates": "template_files",
+    "segment_conversation": "conversation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: transformers takes seconds."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)

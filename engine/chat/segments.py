@@ -1,10 +1,10 @@
-"""A document that is scored in parts: the tokens of one side from end to end, and which stretches of them are scored.
+"""A document that is scored in parts: one tokenizer's tokens of it from end to end, and which stretches of them are scored.
 
-A conversation, or a text with special tokens in it, is a line of tokens. Some stretches of it are *parts*: a text that is
-scored as a document of its own, with all tokens before it given. The rest (chat template, other roles) is context: it has
-rows on disk, so that the line can be fed to a model as it is, but no distribution.
+A conversation, or a text with special tokens in it, is one sequence of tokens. Some segments of it are scored: each is the text
+of a part, scored like a document of its own with all tokens before it given. The rest (chat template, other roles) is context:
+it has rows on disk, so that the sequence can be fed to a model as it is, but no distribution.
 
-Letters: T tokens of the line, n of a part.
+Letters: T tokens of the sequence.
 """
 
 from __future__ import annotations
@@ -18,80 +18,83 @@ from schemas.errors import IdentityError
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens begin .. stop of a line are the part's text; closed: the token at `stop` is its end, and is scored."""
+    """Tokens begin .. stop of a sequence are the text of one part; closed: the token at `stop` is its end, and is scored."""
 
     begin: int
     stop: int
     closed: bool
 
     @property
-    def rows(self) -> int:
-        """Positions of the line that are scored for this part."""
+    def positions(self) -> int:
+        """Positions of the sequence that are scored for this part."""
         return self.stop - self.begin + self.closed
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """ids, ends: int64 [T], tokens and their ends in the document's text; a template's own tokens have no bytes of it.
-    parts: one per scored part of the document, in order."""
+    """All tokens of a document in one tokenizer, or its bytes.
+
+    ids: int64 [T]. ends: int64 [T], byte of the document's text where each token ends; a template's own tokens have no bytes of
+    it and repeat the end before them. segments: one for each scored part of the document, in order.
+    """
 
     ids: np.ndarray
     ends: np.ndarray
-    parts: list[Segment]
+    segments: list[Segment]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentedDocument:
-    """A document in parts, as all products see it. texts: what is scored, one per part. lines: per product, and of the teacher
-    in any case."""
+    """A document in parts. texts: of the scored parts, in order. sequences: product -> its tokens of the whole document; of the
+    teacher and of bytes in any case, whether they are stored or not."""
 
     texts: list[str]
-    lines: dict[str, TokenSequence]
+    sequences: dict[str, TokenSequence]
 
 
 @dataclass(slots=True)
 class SequenceBuilder:
-    """Puts a line together from left to right; `ids` and `ends` so far may be read."""
+    """Puts a sequence together from left to right."""
 
     ids: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    parts: list[Segment] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
 
     def context(self, ids: list[int], end: int) -> None:
-        """Tokens that are no text of the document; `end`: bytes of the document's text before them."""
+        """Add tokens that are no text of the document; `end`: bytes of the document's text before them."""
         self.ids += ids
         self.ends += [end] * len(ids)
 
     def reach(self, end: int) -> None:
-        """Let the last token end at this byte, unless it belongs to a part."""
-        part = self.parts[-1] if self.parts else Segment(0, 0, False)
-        if len(self.ids) > part.stop + part.closed:
+        """Let the last token end at this byte of the text, unless it belongs to a scored part."""
+        last = self.segments[-1] if self.segments else Segment(0, 0, False)
+        if len(self.ids) > last.stop + last.closed:
             self.ends[-1] = end
 
     def text(self, ids: list[int], ends: list[int], shift: int) -> None:
-        """Tokens of a text that begins at byte `shift` of the document's text and is not scored."""
+        """Add tokens of a text that is not scored. ends: bytes of that text; it begins at byte `shift` of the document's."""
         self.ids += ids
         self.ends += [shift + end for end in ends]
 
-    def part(self, ids: list[int], ends: list[int], shift: int, *, closed: bool) -> None:
-        """The same, scored. closed: the next token that is added is its end."""
+    def scored_text(self, ids: list[int], ends: list[int], shift: int, *, closed: bool) -> None:
+        """The same for a scored part. closed: the next token that is added is its end."""
         begin = len(self.ids)
         self.text(ids, ends, shift)
-        self.parts.append(Segment(begin, len(self.ids), closed))
+        self.segments.append(Segment(begin, len(self.ids), closed))
 
-    def made(self) -> TokenSequence:
-        """The line; IdentityError when an end has no token."""
-        for part in self.parts:
-            if part.stop + part.closed > len(self.ids):
+    def build(self) -> TokenSequence:
+        """The sequence. Raises IdentityError when the end of a part has no token."""
+        for segment in self.segments:
+            if segment.stop + segment.closed > len(self.ids):
                 raise IdentityError(
-                    f"lines: the end of part {part} lies outside the {len(self.ids)} tokens of its line"
+                    f"a document in parts: the end of {segment} lies outside the {len(self.ids)} tokens of its sequence"
                 )
-        return TokenSequence(np.array(self.ids, np.int64), np.array(self.ends, np.int64), self.parts)
+        return TokenSequence(np.array(self.ids, np.int64), np.array(self.ends, np.int64), self.segments)
 
 
-def rows_of(line: TokenSequence, starts: list[int]) -> np.ndarray:
-    """int64 [T]: for each token of the line its row, when the rows of part i begin at starts[i]; -1 for context."""
-    at = np.full(len(line.ids), -1, np.int64)
-    for part, start in zip(line.parts, starts, strict=True):
-        at[part.begin : part.begin + part.rows] = start + np.arange(part.rows)
+def rows_of(sequence: TokenSequence, starts: list[int]) -> np.ndarray:
+    """int64 [T]: for each token of the sequence its row, when the rows of part i begin at starts[i]; -1 for context."""
+    at = np.full(len(sequence.ids), -1, np.int64)
+    for segment, start in zip(sequence.segments, starts, strict=True):
+        at[segment.begin : segment.begin + segment.positions] = start + np.arange(segment.positions)
     return at

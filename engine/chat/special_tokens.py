@@ -1,7 +1,7 @@
-"""Special tokens inside a text ([corpus] specials = "boundary"): a text -> parts between the teacher's special strings.
+"""Special tokens inside a text, with [corpus] specials = "boundary": a text -> the parts between the teacher's special strings.
 
-Each string in the text that is a special of the teacher is that token, on every side; a student has its own special of the
-same role there. What lies between is scored as a text with all before it given. A special that ends a text is scored as an
+Each string in the text that is a special of the teacher is that token, not text; a student has its own special of the same role
+there. What lies between is scored as a text with all before it given. A special that ends a text is scored as an
 end (the ends of the teacher add up); all others are context. Without a token of that role a student cannot follow, and the
 document is quarantined.
 """
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.segments import SegmentedDocument, SequenceBuilder, TokenSequence
 from schemas.errors import BadDocument, RunFileError
+from schemas.products import BYTES, BYTES_END, TEACHER
 
 
 def special_pattern(vocabulary: Vocabulary) -> re.Pattern[str] | None:
@@ -43,32 +44,32 @@ def prefix_behind_special(vocabulary: Vocabulary) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class SpecialBorders:
-    """sides: product -> tokenizer, the teacher's among them. end_ids: specials of the teacher that end a text. end: whether a
-    document is closed by an end that is scored. given: whether something stands before every document (BOS)."""
+class SpecialSplitter:
+    """Cuts texts at special tokens, for all products of a run."""
 
-    sides: dict[str, Vocabulary]
-    end_ids: frozenset[int]
-    end: bool
-    given: bool
-    bytes_end: int
+    vocabularies: dict[str, Vocabulary]  # by product, the teacher's among them
+    end_ids: frozenset[int]  # specials of the teacher that end a text
+    end: bool  # whether a document is closed by an end that is scored
+    given: bool  # whether something (BOS) stands before every document
     _pattern: re.Pattern[str] | None = field(repr=False)
 
     @classmethod
     def make(
-        cls, sides: dict[str, Vocabulary], end_ids: tuple[int, ...], *, end: bool, given: bool, bytes_end: int
-    ) -> SpecialBorders:
-        """Raises RunFileError for a tokenizer whose texts behind specials are not read like texts."""
-        check_borders(sides)
-        ends = frozenset(i for i in end_ids if i in sides["teacher"].specials)
-        return cls(sides, ends, end, given, bytes_end, special_pattern(sides["teacher"]))
+        cls, vocabularies: dict[str, Vocabulary], end_ids: tuple[int, ...], *, end: bool, given: bool
+    ) -> SpecialSplitter:
+        """end_ids: tokens that end a text for the teacher; those that are no specials are text. Raises RunFileError as
+        `check_specials`."""
+        check_specials(vocabularies)
+        teacher = vocabularies[TEACHER]
+        ends = frozenset(i for i in end_ids if i in teacher.specials)
+        return cls(vocabularies, ends, end, given, special_pattern(teacher))
 
-    def parts(self, text: str) -> SegmentedDocument | None:
+    def split(self, text: str) -> SegmentedDocument | None:
         """The text in parts, or None when no special is in it. Raises BadDocument."""
         found = list(self._pattern.finditer(text)) if self._pattern else []
         if not found:
             return None
-        teacher = self.sides["teacher"]
+        teacher = self.vocabularies[TEACHER]
         pieces: list[tuple[str, int | None, str]] = []  # (text, special behind it, its string)
         at = 0
         for match in found:
@@ -80,45 +81,46 @@ class SpecialBorders:
         scored = [
             bool(words) or (i > 0 or self.given) and self._ends(token) for i, (words, token, _) in enumerate(pieces)
         ]
-        lines = {product: self._line(product, pieces, scored) for product in self.sides}
-        lines["bytes"] = self._bytes(pieces, scored)
+        sequences = {product: self._sequence(product, pieces, scored) for product in self.vocabularies}
+        sequences[BYTES] = self._as_bytes(pieces, scored)
         texts = [words for (words, _, _), asked in zip(pieces, scored, strict=True) if asked]
         if not texts:
             raise BadDocument("too_short", "nothing but special tokens: nothing to score")
-        return SegmentedDocument(texts, lines)
+        return SegmentedDocument(texts, sequences)
 
     def _ends(self, token: int | None) -> bool:
         return self.end and (token is None or token in self.end_ids)
 
-    def _line(self, product: str, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> TokenSequence:
-        vocabulary, maker, at = self.sides[product], SequenceBuilder(), 0
+    def _sequence(self, product: str, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> TokenSequence:
+        vocabulary, builder, at = self.vocabularies[product], SequenceBuilder(), 0
         for (words, token, name), asked in zip(pieces, scored, strict=True):
             mine = vocabulary.eos_id if token is None else self._partner(product, token, name)
             if asked:
                 ids, ends = vocabulary.encode(words) if words else ([], [])
                 closed = self._ends(token) and mine is not None and mine == vocabulary.eos_id
-                maker.part(ids, ends, at, closed=closed)
+                builder.scored_text(ids, ends, at, closed=closed)
             at += len((words + name).encode())
             if mine is not None and (token is not None or self.end):
-                maker.context([mine], at)
-        return maker.made()
+                builder.context([mine], at)
+        return builder.build()
 
-    def _bytes(self, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> TokenSequence:
-        maker, at = SequenceBuilder(), 0
+    def _as_bytes(self, pieces: list[tuple[str, int | None, str]], scored: list[bool]) -> TokenSequence:
+        builder, at = SequenceBuilder(), 0
         for (words, token, name), asked in zip(pieces, scored, strict=True):
             raw, special = list(words.encode()), list(name.encode())
             if asked:
-                maker.part(raw, list(range(1, len(raw) + 1)), at, closed=self._ends(token))
+                builder.scored_text(raw, list(range(1, len(raw) + 1)), at, closed=self._ends(token))
             at += len(raw)
             if asked and self._ends(token):
-                maker.context([self.bytes_end], at + len(special))
+                builder.context([BYTES_END], at + len(special))
             else:
-                maker.text(special, list(range(1, len(special) + 1)), at)
+                builder.text(special, list(range(1, len(special) + 1)), at)
             at += len(special)
-        return maker.made()
+        return builder.build()
 
     def _partner(self, product: str, token: int, name: str) -> int:
-        teacher, student = self.sides["teacher"], self.sides[product]
+        """The product's special of the same role as the teacher's `token`, whose string is `name`. Raises BadDocument."""
+        teacher, student = self.vocabularies[TEACHER], self.vocabularies[product]
         if student.content_hash == teacher.content_hash:
             return token
         role = "eos" if token in self.end_ids else teacher.specials[token]
@@ -133,9 +135,9 @@ class SpecialBorders:
         return own
 
 
-def check_borders(sides: dict[str, Vocabulary]) -> None:
-    """RunFileError for a tokenizer that puts its prefix before a text but not behind a special."""
-    for product, vocabulary in sides.items():
+def check_specials(vocabularies: dict[str, Vocabulary]) -> None:
+    """Raises RunFileError for a tokenizer that puts its prefix before a text but not behind a special."""
+    for product, vocabulary in vocabularies.items():
         if vocabulary.prefix_bytes and special_pattern(vocabulary) and not prefix_behind_special(vocabulary):
             raise RunFileError(
                 f'[corpus] specials = "boundary": the tokenizer of {product} puts a space before a text, but not behind a '

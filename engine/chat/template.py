@@ -1,4 +1,4 @@
-"""A chat template: a conversation -> the text that one side sees, and where in it each message's content lies.
+"""A chat template: a conversation -> the text that a model reads, and where in it each message's content lies.
 
 Rendering is transformers' own (what `apply_chat_template` gives), nothing of it is written anew. Where contents lie is found
 with marks: the conversation is rendered once more with a mark in place of each content, and what stands between the marks is
@@ -40,11 +40,11 @@ class Rendering:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """`text` is the jinja template, `variables` the strings of the tokenizer's specials, `where` names the side."""
+    """A product's chat template."""
 
-    text: str
-    variables: dict[str, Any]
-    where: str
+    text: str  # jinja
+    variables: dict[str, Any]  # the strings of the tokenizer's specials, by the names that templates use
+    where: str  # the table of the run file, for messages
 
     def check(self) -> None:
         """Refuse, before any work, a template that is none or that depends on the day. Raises RunFileError."""

@@ -1,4 +1,7 @@
-"""Which chat template a side has: the one of the run file, or the one that comes with its tokenizer."""
+"""Which chat template each product has: the one of the run file, or the one that comes with its tokenizer.
+
+run file + the tokenizers' files -> product -> ChatTemplate, tried on a small conversation
+"""
 
 from __future__ import annotations
 
@@ -45,12 +48,8 @@ def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
 
 
 def template_text(run: RunConfig, given: str | None, where: str) -> str | None:
-    """A chat_template of the run file as the template itself, for actors on other machines."""
-    return None if given is None else _given(run, given, where)
-
-
-def _given(run: RunConfig, given: str, where: str) -> str:
-    if is_template(given):
+    """The template that a chat_template of the run file stands for. None: none is given. Raises RunFileError."""
+    if given is None or is_template(given):
         return given
     # Always a path: a template without a tag would render nothing.
     file = Path(run.base_dir, Path(given).expanduser())
@@ -64,7 +63,8 @@ def _given(run: RunConfig, given: str, where: str) -> str:
 
 
 def _own(folder: Path, config: dict, where: str) -> str:
-    """As transformers chooses: chat_template.jinja, else tokenizer_config.json, where the one called "default" of several."""
+    """The template that comes with a tokenizer, as transformers chooses: chat_template.jinja, else the one in
+    tokenizer_config.json, of several the one called "default"."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def _own(folder: Path, config: dict, where: str) -> str:
     if not isinstance(found, str):
         raise RunFileError(
             f"{where}: no chat template comes with the tokenizer in {folder} (chat_template.jinja, or chat_template in "
-            "tokenizer_config.json); [corpus] messages needs one for every side. Name one: chat_template = "
+            "tokenizer_config.json); [corpus] messages needs one for every tokenizer. Name one: chat_template = "
             '"template.jinja"'
         )
     return found

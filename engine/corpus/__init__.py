@@ -1,1 +1,40 @@
-"""Corpus."""
+"""The documents of a run: files or a Hugging Face dataset go in, as the table [corpus] names them; out come work units and their
+documents, each a text or a conversation with its name, or the problem why it cannot be scored. Files are read as
+streams; the same corpus is cut into the same units on every machine.
+
+Files, in the order of the data:
+  document     a document, a unit of documents, and the quarantine record of a refused one
+  files        globs -> paths, the names that doc ids give them, their sizes and hashes
+  compressed   the bytes of a file, plain, .gz or .zst; one that is cut off is an error
+  records      the records of one file, one after another: jsonl, json, parquet, plain text
+  columns      one record -> text or conversation, and its name, or a problem
+  huggingface  a Hugging Face dataset as a corpus file
+  scan         the whole corpus -> units -> documents; the first documents as a sample
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.corpus.document import Document, Message, Unit, refusal
+    from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
+
+__all__ = ["CorpusScan", "Document", "Message", "Unit", "read_units", "refusal", "sample", "scan_corpus"]
+
+_FILE_OF = {
+    "CorpusScan": "scan",
+    "Document": "document",
+    "Message": "document",
+    "Unit": "document",
+    "read_units": "scan",
+    "refusal": "document",
+    "sample": "scan",
+    "scan_corpus": "scan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: pyarrow takes a moment."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)

@@ -1,4 +1,4 @@
-"""From a record's columns to a text or a conversation, and a name: which columns are asked for, and what is wrong with them.
+"""From a record's columns to a text or a conversation, and a name; or to the problem why it cannot be used.
 
 raw record (a JSON object, an Arrow row) -> Columns -> Record(row, place, doc_id, text) or Record(..., problem)
 """
@@ -57,8 +57,8 @@ class Record:
 class NotText:
     """Stands for an Arrow value that is neither text nor a whole number: only its type is of interest."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, type_name: str) -> None:
+        self.type_name = type_name
 
 
 def decode(raw: bytes) -> str | Problem:
@@ -108,7 +108,9 @@ class Columns:
     def of_object(self, row: int, place: str, item: object) -> Record:
         """A Record from a parsed JSON value; a problem when it is no object or its columns are not usable."""
         if not isinstance(item, dict):
-            return Record.bad(row, place, Problem("malformed_json", f"the record is {_kind(item)}, wanted an object"))
+            return Record.bad(
+                row, place, Problem("malformed_json", f"the record is {_described(item)}, wanted an object")
+            )
         return self._of_mapping(row, place, item)
 
     def of_arrow(self, row: int, batch: pa.RecordBatch) -> Iterator[Record]:
@@ -159,7 +161,7 @@ def _text(item: Mapping[str, object], name: str, *, numbers: bool) -> str | Prob
         return value
     if numbers and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return Problem("not_text", f"column {json.dumps(name)} is {_kind(value)}, wanted text")
+    return Problem("not_text", f"column {json.dumps(name)} is {_described(value)}, wanted text")
 
 
 def _messages(item: Mapping[str, object], name: str) -> tuple[Message, ...] | Problem:
@@ -169,13 +171,13 @@ def _messages(item: Mapping[str, object], name: str) -> tuple[Message, ...] | Pr
         return Problem("missing_column", f"no column {json.dumps(name)}; got {_listed(list(item))}")
     found, where = item[name], f"column {json.dumps(name)}"
     if not isinstance(found, list) or not found:
-        what = "an empty list" if found == [] else _kind(found)
+        what = "an empty list" if found == [] else _described(found)
         return Problem("not_messages", f"{where} is {what}, wanted a list of objects with role and content")
     out = []
     for number, message in enumerate(found, start=1):
         place = f"{where}, message {number}"
         if not isinstance(message, dict):
-            return Problem("not_messages", f"{place} is {_kind(message)}, wanted an object with role and content")
+            return Problem("not_messages", f"{place} is {_described(message)}, wanted an object with role and content")
         more = [key for key, value in message.items() if key not in Message._fields and value not in (None, "", [], {})]
         if more:
             return Problem("not_messages", f"{place} has {_listed(more)}, wanted role and content only")
@@ -184,7 +186,7 @@ def _messages(item: Mapping[str, object], name: str) -> tuple[Message, ...] | Pr
             if isinstance(part, Problem):
                 if part.reason == "invalid_utf8":
                     return Problem(part.reason, f"{place}: {part.detail}")
-                got = "missing" if key not in message else _kind(message[key])
+                got = "missing" if key not in message else _described(message[key])
                 return Problem("not_messages", f"{place}: {key} is {got}, wanted a text")
         role, content = (part for part in parts if isinstance(part, str))
         out.append(Message(role, content))
@@ -196,37 +198,38 @@ def _nested(column: pa.Array) -> list[object]:
     return column.cast(_with_bytes(column.type)).to_pylist()
 
 
-def _with_bytes(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+def _with_bytes(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return pa.large_binary()
-    if pa.types.is_dictionary(kind):
-        return _with_bytes(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.large_list(_with_bytes(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _with_bytes(field.type)) for field in kind])
-    return kind
+    if pa.types.is_dictionary(type_):
+        return _with_bytes(type_.value_type)
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        return pa.large_list(_with_bytes(type_.value_type))
+    if pa.types.is_struct(type_):
+        return pa.struct([pa.field(field.name, _with_bytes(field.type)) for field in type_])
+    return type_
 
 
 def _values(column: pa.Array) -> list[object]:
     """Python values of an Arrow column; texts as bytes, because Parquet does not promise that they are UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    kind = column.type
-    if pa.types.is_string(kind):
+    type_ = column.type
+    if pa.types.is_string(type_):
         return column.cast(pa.binary()).to_pylist()
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return column.cast(pa.large_binary()).to_pylist()
-    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    if binary or pa.types.is_integer(kind) or pa.types.is_null(kind):
+    binary = pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+    if binary or pa.types.is_integer(type_) or pa.types.is_null(type_):
         return column.to_pylist()
-    stand_in = NotText(str(kind))
+    stand_in = NotText(str(type_))
     return [stand_in if valid else None for valid in column.is_valid().to_pylist()]
 
 
-def _kind(value: object) -> str:
+def _described(value: object) -> str:
+    """What a JSON or Arrow value is, in words."""
     if isinstance(value, NotText):
-        return f"of type {value.kind}"
+        return f"of type {value.type_name}"
     names = {
         type(None): "null", bool: "true or false", int: "a number", float: "a number",
         str: "a text", bytes: "a text", list: "a list", dict: "an object",

@@ -1,24 +1,13 @@
-"""Document, Message, Unit, and the record of a refused document."""
+"""What is read from a corpus: a document (a text or a conversation), a unit of documents, and the record of a refused document.
+
+A document is what one record of a corpus file became; a unit is the run of documents that is scored and published at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-
-def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
-    """The quarantine record of one document: where it is, why it is out, and the hash of its text (never the text)."""
-    digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest() if document.text else None
-    return {
-        "doc_id": document.doc_id,
-        "doc_row": document.doc_row,
-        "source": document.source,
-        "place": document.place,
-        "reason": reason,
-        "detail": detail,
-        "text_sha256": digest,
-    }
 
 
 class Message(NamedTuple):
@@ -50,3 +39,20 @@ class Unit:
     first_row: int
     n_rows: int
     doc_row: int
+
+
+def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
+    """The quarantine record of one document, as JSON values: where it is, why it is out, and the hash of its text (never it).
+
+    reason: a word of schemas.manifest.REASONS. detail: for people.
+    """
+    digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest() if document.text else None
+    return {
+        "doc_id": document.doc_id,
+        "doc_row": document.doc_row,
+        "source": document.source,
+        "place": document.place,
+        "reason": reason,
+        "detail": detail,
+        "text_sha256": digest,
+    }

@@ -1,4 +1,4 @@
-"""Globs and labels of corpus files."""
+"""Which files a corpus has: globs -> paths, the names that doc ids give them, their sizes and hashes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def labels(paths: Sequence[str], base_dir: Path) -> list[str]:
             path.encode("utf-8")
         except UnicodeEncodeError as error:
             raise CorpusError(f"{path!a}: got a file name that is not UTF-8; wanted UTF-8. Rename the file.") from error
-    inside = {path: Path(os.path.relpath(path, base_dir)).as_posix() for path in paths if _inside(path, base_dir)}
+    inside = {path: Path(os.path.relpath(path, base_dir)).as_posix() for path in paths if is_inside(path, base_dir)}
     outside = {path: Path(path).parts for path in paths if path not in inside}
     # Every end of every path, counted: the shortest end that only one path has is its label.
     taken = set(inside.values())
@@ -64,11 +64,12 @@ def labels(paths: Sequence[str], base_dir: Path) -> list[str]:
     return named
 
 
-def _inside(path: str, base_dir: Path) -> bool:
+def is_inside(path: str, base_dir: Path) -> bool:
+    """Whether an absolute path lies below the folder of the run file."""
     return Path(path).is_relative_to(base_dir)
 
 
-def _raw(path: str) -> tuple[int, str, int]:
+def raw_facts(path: str) -> tuple[int, str, int]:
     """Size, sha256 (hex) and st_mtime_ns of a file. CorpusError when it is empty or cannot be read."""
     try:
         with open(path, "rb") as stream:

@@ -1,4 +1,4 @@
-"""The records of one corpus file, as a stream: jsonl, json, parquet, plain text (each also .gz or .zst), or a dataset.
+"""The records of one corpus file, as a stream: jsonl, json, parquet or plain text, each also .gz or .zst.
 
 A record that cannot be read is a record all the same: it comes with a `problem` and the stream goes on. Only a file
 that cannot be read any further raises (CorpusError, with the place reached). At no time is a whole file in memory, with
@@ -25,13 +25,13 @@ from engine.corpus.columns import Columns, Problem, Record, decode
 from engine.corpus.compressed import CHUNK_BYTES, CODECS, DAMAGE, open_bytes, open_seekable
 from schemas.errors import CorpusError
 
-KINDS = {
+FORMATS = {
     "jsonl": (".jsonl", ".ndjson"),
     "json": (".json",),
     "parquet": (".parquet", ".pq"),
     "text": (".txt", ".text", ".md", ".markdown", ".rst", ".tex"),
 }
-SUFFIXES = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
+SUFFIXES = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 BATCH_ROWS = 128  # rows of Arrow data turned into Python objects at a time; documents may be large
 
@@ -45,20 +45,20 @@ _DAMAGE = (*DAMAGE, pa.ArrowException)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A corpus file. `path` is absolute; `kind` is a key of KINDS; `codec` is one of CODECS or ""."""
+    """A corpus file. `path` is absolute; `format` is a key of FORMATS; `codec` is one of CODECS or ""."""
 
     path: Path
-    kind: str
+    format: str
     codec: str
 
     @classmethod
     def of(cls, path: Path) -> Source:
-        """The kind by suffix, upper or lower case. CorpusError for a suffix that is not known."""
+        """The format by suffix, upper or lower case. CorpusError for a suffix that is not known."""
         suffixes = [suffix.lower() for suffix in path.suffixes]
         codec = suffixes.pop() if suffixes and suffixes[-1] in CODECS else ""
-        for kind, known in KINDS.items():
+        for name, known in FORMATS.items():
             if suffixes and suffixes[-1] in known:
-                return cls(path, kind, codec)
+                return cls(path, name, codec)
         raise CorpusError(
             f"{path}: got the suffix {''.join(path.suffixes[-2:]) or '(none)'!r}; wanted one of {SUFFIXES}, each also "
             f".gz or .zst. Rename or convert the file, or narrow [corpus] paths so that it is not matched."
@@ -75,7 +75,7 @@ def read_records(
     reached = "before its first record"
     try:
         with ExitStack() as opened:
-            match source.kind:
+            match source.format:
                 case "parquet":
                     records = _parquet_rows(
                         opened.enter_context(open_seekable(source.path, source.codec)), source, columns, spans
@@ -101,7 +101,7 @@ def read_records(
     except PermissionError as error:
         raise CorpusError(f"{source.path}: no permission to read it. Allow reading (chmod +r).") from error
     except _DAMAGE as error:
-        what = " ".join(filter(None, (source.codec, source.kind)))
+        what = " ".join(filter(None, (source.codec, source.format)))
         raise CorpusError(
             f"{source.path}: damaged {reached}: {error}. Wanted a complete {what} file. Fetch or write the file again, "
             f"or take it out of [corpus] paths."

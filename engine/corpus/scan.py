@@ -1,4 +1,4 @@
-"""The corpus: which files it has, how they are cut into work units, and the documents of the units that are wanted.
+"""The corpus files -> work units -> documents; and the first documents as a sample.
 
     scan = scan_corpus(run.corpus, run.base_dir)                    # reads everything once: counts, sizes, sha256
     for unit, documents in read_units(run.corpus, scan, wanted):    # streams only the wanted units, in order
@@ -22,15 +22,17 @@ from typing import Any
 from engine.corpus import huggingface as hub
 from engine.corpus.columns import Columns, Problem, Record
 from engine.corpus.document import Document, Unit
-from engine.corpus.files import _inside, _raw, labels, list_files
+from engine.corpus.files import is_inside, labels, list_files, raw_facts
 from engine.corpus.records import Source, Span, read_records
 from schemas.errors import CorpusError
 from schemas.plan_inputs import PlannedFile
 from schemas.redact import redacted
 from schemas.runfile import CorpusConfig
 
-SAMPLE_BYTES = 1_000_000
-LONGEST = 100_000  # characters; a longer document is no part of a sample
+SAMPLE_CHARACTERS = 1_000_000
+"""A sample takes no more documents once it holds more than this."""
+LONGEST_CHARACTERS = 100_000
+"""A longer document is no part of a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class CorpusFile:
 
 @dataclass(frozen=True, slots=True)
 class CorpusScan:
-    """All that a plan has to know of the corpus. `base_dir` and `stamps` are no part of the JSON."""
+    """All that a plan has to know of the corpus; `base_dir` and `stamps` are no part of the plan."""
 
     files: tuple[CorpusFile, ...]
     base_dir: Path  # opens files
@@ -96,7 +98,7 @@ class CorpusScan:
 def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
     """Read the whole corpus once and cut it into units.
 
-    Raises CorpusError for a path or glob without files, a folder, a file of an unknown kind, an empty or damaged file,
+    Raises CorpusError for a path or glob without files, a folder, a file of an unknown format, an empty or damaged file,
     a table without the columns named, and a corpus without records. A bad record is no error: it is counted.
     """
     base_dir = Path(os.path.abspath(base_dir))
@@ -114,17 +116,17 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
             if left == 0:
                 break
             source = Source.of(Path(path))
-            if config.messages is not None and source.kind == "text":
+            if config.messages is not None and source.format == "text":
                 raise CorpusError(
                     f"{path}: got plain text; wanted a file with the column {config.messages!r}, as [corpus] messages says. "
                     f"Convert it to .jsonl, or remove messages."
                 )
-            n_bytes, sha256, stamp = _raw(path)
+            n_bytes, sha256, stamp = raw_facts(path)
             with closing(read_records(source, columns, config.delimiter, [(0, left)])) as records:
                 rows, text_bytes = _cut(records, config, None)
             stamps.append(stamp)
             left -= sum(rows)
-            opens = os.path.relpath(path, base_dir) if _inside(path, base_dir) else path
+            opens = os.path.relpath(path, base_dir) if is_inside(path, base_dir) else path
             found.append(CorpusFile(label, Path(opens).as_posix(), sha256, n_bytes, sum(rows), text_bytes, rows))
     if not any(file.n_rows for file in found):
         names = ", ".join(file.path for file in found[:3]) + (" ..." if len(found) > 3 else "")
@@ -163,6 +165,7 @@ def read_units(config: CorpusConfig, scan: CorpusScan, wanted: Container[int]) -
 
 
 def _documents(records: Iterator[Record], unit: Unit, file: CorpusFile) -> list[Document]:
+    """The next records as the documents of a unit; fewer when the file ends before."""
     documents: list[Document] = []
     seen: set[str] = set()
     for _ in range(unit.n_rows):
@@ -250,18 +253,23 @@ def _changed(file: CorpusFile, got: str, wanted: str) -> CorpusError:
     )
 
 
+# ==== the sample
+
+
 def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
-    """The first `count` documents of the corpus, fewer where texts are long. Raises CorpusError."""
+    """The first `count` documents of the corpus that are not too long, bad ones included; fewer where they hold more than
+    SAMPLE_CHARACTERS. Raises CorpusError as `read_units`."""
     units, rows = set(), 0
     for unit in scan.units():
         if rows >= count:
             break
         units.add(unit.index)
         rows += unit.n_rows
-    found: list[Document] = []
+    found, characters = list[Document](), 0
     for document in (one for _, documents in read_units(config, scan, units) for one in documents):
-        if len(found) == count or sum(len(d.text) for d in found) > SAMPLE_BYTES:
-            return found
-        if len(document.text) <= LONGEST:
+        if len(found) == count or characters > SAMPLE_CHARACTERS:
+            break
+        if len(document.text) <= LONGEST_CHARACTERS:
             found.append(document)
+            characters += len(document.text)
     return found

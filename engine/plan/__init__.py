@@ -1,1 +1,47 @@
-"""Plan."""
+"""What a run is: the run file, the scanned corpus, the teacher's files and all tokenizers go in; out comes a Plan with its
+fingerprint (everything that changes the answer, and nothing else), and the run file as actors on other machines get it. What
+these tokenizers do not allow is refused here, before anything is written.
+
+Files, in the order of the data:
+  teacher_files  the files that decide what the teacher answers, and their sha256
+  vocabularies   the tokenizers of a run, loaded in one way for everybody
+  regimes        how each student's product is made: what is asked for against what its tokenizer allows
+  make_plan      run file, corpus, files and tokenizers -> plan and fingerprint
+  pin            the run file with absolute paths and commits, for actors
+  retry          the quarantined documents of a finished run as a run of their own
+
+`make_plan` and `pin` bear the names of their files, so they are imported from there, not from here.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.plan.make_plan import ENGINE_VERSION
+    from engine.plan.retry import find_retry, read_retried, retry_plan
+    from engine.plan.vocabularies import Vocabularies, load_vocabularies
+
+__all__ = [
+    "ENGINE_VERSION",
+    "Vocabularies",
+    "find_retry",
+    "load_vocabularies",
+    "read_retried",
+    "retry_plan",
+]
+
+_FILE_OF = {
+    "ENGINE_VERSION": "make_plan",
+    "Vocabularies": "vocabularies",
+    "find_retry": "retry",
+    "load_vocabularies": "vocabularies",
+    "read_retried": "retry",
+    "retry_plan": "retry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: transformers takes seconds."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)

@@ -17,8 +17,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from engine.bpe.vocabulary import Vocabulary
-from engine.chat.conversation import ChatSide
-from engine.chat.special_tokens import check_borders
+from engine.chat.conversation import ChatEncoder
+from engine.chat.special_tokens import check_specials
 from engine.corpus.scan import CorpusScan
 from engine.plan.regimes import check_tokenizers
 from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
@@ -34,6 +34,7 @@ ENGINE_VERSION = "0.6.0"
 BYTES_HASH = "bytes 0..255, end 256"
 """Stands where other products have the content hash of their tokenizer."""
 
+# Keys of the run file that only say where a thing is found, by table: its content is hashed instead.
 _PLACES = {
     "teacher": ("model", "tokenizer", "revision", "tokenizer_revision", "chat_template"),
     "student": ("tokenizer", "revision", "chat_template"),
@@ -52,7 +53,7 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
         hashes = dict(zip((file.name for file in files), pool.map(sha256_of, files), strict=True))
     known = load_vocabularies(run)
     if run.corpus.specials == "boundary":
-        check_borders(known.by_product)
+        check_specials(known.by_product)
     products = _products(run, known)
     semantic = {
         "engine_version": ENGINE_VERSION,
@@ -62,13 +63,13 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
         "corpus": scan.semantic(),
     }
     if known.chat:
-        semantic["chat_templates"] = {product: _seen(side) for product, side in known.chat.items()}
+        semantic["chat_templates"] = {product: _seen(encoder) for product, encoder in known.chat.items()}
     units = [PlanUnit(**asdict(unit)) for unit in scan.units()]
     return Plan.make(semantic, units, products)
 
 
 def _settings(run: RunConfig) -> dict[str, Any]:
-    """The semantic settings without those that only say where a thing is found: its content is hashed instead."""
+    """The semantic settings without _PLACES."""
     settings = run.semantic()
     tables = {"teacher": [settings["teacher"]], "corpus": [settings["corpus"]], "student": settings["student"]}
     for table, names in _PLACES.items():
@@ -79,10 +80,10 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     return settings
 
 
-def _seen(side: ChatSide) -> dict[str, Any]:
+def _seen(encoder: ChatEncoder) -> dict[str, Any]:
     """What of a chat template changes the answer: its text, the strings that are put in, and the end that it writes."""
-    text = hashlib.sha256(side.template.text.encode()).hexdigest()
-    return {"sha256": text, "variables": side.template.variables, "end_id": side.vocabulary.eos_id}
+    text = hashlib.sha256(encoder.template.text.encode()).hexdigest()
+    return {"sha256": text, "variables": encoder.template.variables, "end_id": encoder.vocabulary.eos_id}
 
 
 def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:

@@ -1,4 +1,7 @@
-"""What the run file asks for against what these tokenizers allow. Asked once before any work, and by every actor."""
+"""How each student's product is made, and what its tokenizer does not allow; asked once before any work, and by every actor.
+
+run file + vocabularies -> product -> regime; or RunFileError, with what to write instead
+"""
 
 from __future__ import annotations
 

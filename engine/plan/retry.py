@@ -1,4 +1,4 @@
-"""Documents in quarantine, scored again into an output of their own. Nothing in the first output changes.
+"""The quarantined documents of a finished run as a run of their own, in an output beside it; nothing in the first one changes.
 
     out/            finished
     out-retry-1/    its quarantined documents as a run: plan, shards, quarantine and manifest of its own
@@ -97,7 +97,7 @@ def _units(scan: CorpusScan, rows: list[int]) -> Iterator[tuple[Unit, list[int]]
 def read_retried(
     config: CorpusConfig, scan: CorpusScan, rows: list[int], wanted: Container[int]
 ) -> Iterator[tuple[Unit, list[Document]]]:
-    """As `engine.corpus.read_units`, for the units of a retry; the documents keep their rows of the corpus."""
+    """As `engine.corpus.scan.read_units`, for the units of a retry; the documents keep their rows of the corpus."""
     mine = {unit.index: (number, set(found)) for number, (unit, found) in enumerate(_units(scan, rows))}
     asked = {index for index, (number, _) in mine.items() if number in wanted}
     for unit, documents in read_units(config, scan, asked):

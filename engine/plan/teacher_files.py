@@ -1,4 +1,7 @@
-"""Files that decide what the teacher answers, hashed."""
+"""The files that decide what the teacher answers: found, complete, and hashed for the fingerprint.
+
+[teacher] of the run file -> the local folder of the model, its files, their sha256
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from schemas.runfile import RunConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
+"""What transformers makes a fast tokenizer from where there is no tokenizer.json."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks for them
 HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
+"""What of a Hub repository belongs to a teacher, as patterns."""
 
 
 def teacher_folder(run: RunConfig) -> Path:
@@ -78,6 +83,7 @@ def teacher_files(run: RunConfig) -> list[Path]:
 
 
 def _weights(folder: Path) -> Iterator[Path]:
+    """The weights as transformers would find them: one file, or an index and all files that it names. Raises TeacherError."""
     for name in _WEIGHTS:
         single, index = folder / name, folder / f"{name}.index.json"
         if single.is_file():
@@ -111,6 +117,7 @@ def _weights(folder: Path) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
+    """Hex digest of a file. Large files of the Hub's cache are not read: their names are their digests."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and len(blob.name) == 64:  # the Hub cache names large files by their sha256
         return blob.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
-from engine.chat.conversation import ChatSide, chat_sides
+from engine.chat.conversation import ChatEncoder, chat_encoders
 from schemas.products import TEACHER
 from schemas.runfile import RunConfig, TokenizerSource
 
@@ -21,7 +21,7 @@ class Vocabularies:
     teacher: Vocabulary
     students: dict[str, Vocabulary]  # by product, in the order of the run file
     hashes: dict[str, str]  # product -> content hash of its tokenizer as it comes, before a chat template changes it
-    chat: dict[str, ChatSide] = field(repr=False)  # by product; empty unless the corpus holds conversations
+    chat: dict[str, ChatEncoder] = field(repr=False)  # by product; empty unless the corpus holds conversations
 
     @property
     def by_product(self) -> dict[str, Vocabulary]:
@@ -34,7 +34,7 @@ def load_vocabularies(run: RunConfig) -> Vocabularies:
     or that cannot be used."""
     loaded = {source.product: _load(source) for source in run.tokenizers}
     hashes = {product: vocabulary.content_hash for product, vocabulary in loaded.items()}
-    chat = chat_sides(run, loaded)
+    chat = chat_encoders(run, loaded)
     if chat:
         loaded = {product: chat[product].vocabulary for product in loaded}
     return Vocabularies(loaded.pop(TEACHER), loaded, hashes, chat)

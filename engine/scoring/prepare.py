@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.alignment.passage import Passage, ProductView
 from engine.alignment.refinement import exact_side
-from engine.chat.conversation import seen_by
+from engine.chat.conversation import segment_conversation
 from engine.chat.segments import SegmentedDocument
 from engine.corpus.document import Document
 from engine.scoring.stages import Stages
@@ -18,7 +18,7 @@ from engine.targets.tables import Work
 from engine.teacher.evaluate import BEAM_DEPTH
 from engine.teacher.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
-from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
+from schemas.products import BYTES, HIDDEN, TEACHER
 
 
 def prepare(stages: Stages, document: Document) -> Work:
@@ -27,8 +27,8 @@ def prepare(stages: Stages, document: Document) -> Work:
         raise BadDocument(*document.problem)
     if stages.chat:
         end, roles = stages.run.targets.end, stages.run.corpus.roles
-        return _in_parts(stages, document, seen_by(stages.chat, document.messages, roles, end=end, bytes_end=BYTES_END))
-    segmented = None if stages.borders is None else stages.borders.parts(document.text)
+        return _in_parts(stages, document, segment_conversation(stages.chat, document.messages, roles, end=end))
+    segmented = stages.special_splitter and stages.special_splitter.split(document.text)
     if segmented is not None:
         return _in_parts(stages, document, segmented)
     return Work(document, [whole_passage(stages, document)])
@@ -42,16 +42,16 @@ def whole_passage(stages: Stages, document: Document) -> Passage:
 
 def _in_parts(stages: Stages, document: Document, segmented: SegmentedDocument) -> Work:
     """Each part behind all that the teacher has read before it: template, other roles, earlier parts."""
-    passages, sequences = [], {**segmented.lines, HIDDEN: segmented.lines[TEACHER]}
+    passages, sequences = [], {**segmented.sequences, HIDDEN: segmented.sequences[TEACHER]}
     for i, text in enumerate(segmented.texts):
-        before = sequences[TEACHER].ids[: sequences[TEACHER].parts[i].begin]
-        closed = {product: sequences[product].parts[i].closed for product in stages.products}
+        before = sequences[TEACHER].ids[: sequences[TEACHER].segments[i].begin]
+        closed = {product: sequences[product].segments[i].closed for product in stages.products}
         given = (*stages.bos, *before.tolist())
         passage = _passage(stages, text, given, closed, place=(document.doc_row, i))
         _refuse_without_room(stages, passage)
         for product, view in passage.views.items():
-            segment = sequences[product].parts[i]
-            if not np.array_equal(view.ids, sequences[product].ids[segment.begin : segment.begin + segment.rows]):
+            segment = sequences[product].segments[i]
+            if not np.array_equal(view.ids, sequences[product].ids[segment.begin : segment.begin + segment.positions]):
                 raise IdentityError(f"{product}: part {i} has other tokens alone than within its document")
         passages.append(passage)
     return Work(document, passages, {product: sequences[product] for product in stages.products})

@@ -24,8 +24,8 @@ from engine.beam.sketch import Sketcher
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.vocabulary import Vocabulary
-from engine.chat.conversation import ChatSide
-from engine.chat.special_tokens import SpecialBorders
+from engine.chat.conversation import ChatEncoder
+from engine.chat.special_tokens import SpecialSplitter
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
 from engine.plan.regimes import bos_of, regimes_of
@@ -56,8 +56,8 @@ class Stages:
     # ---- texts -> tokens
     vocabulary: Vocabulary  # the teacher's, as it reads a text (in conversations: the content of a message)
     students: dict[str, Vocabulary]
-    chat: dict[str, ChatSide]  # of conversations; else empty
-    borders: SpecialBorders | None  # with [corpus] specials = "boundary"
+    chat: dict[str, ChatEncoder]  # of conversations; else empty
+    special_splitter: SpecialSplitter | None  # with [corpus] specials = "boundary"
     bos: tuple[int, ...]  # teacher tokens before every text
     # ---- what is stored
     regimes: dict[str, Regime]  # of students
@@ -112,11 +112,9 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
     merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
     canonical = CanonicalNext(vocabulary, merges, splitter, device=teacher.device)
     bos = () if known.chat else bos_of(run, vocabulary)  # a conversation's BOS is its template's
-    borders = None
+    special_splitter = None
     if run.corpus.specials == "boundary":
-        borders = SpecialBorders.make(
-            known.by_product, teacher.end_ids, end=targets.end, given=bool(bos), bytes_end=BYTES_END
-        )
+        special_splitter = SpecialSplitter.make(known.by_product, teacher.end_ids, end=targets.end, given=bool(bos))
     books = _rule_books(vocabulary, students, regimes)
     strings = {product: StringRules(vocabulary, book) for product, book in books.items()}
     aligners = {product: Aligner(book, vocabulary.prefix_bytes, strings[product]) for product, book in books.items()}
@@ -149,7 +147,7 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
         vocabulary=vocabulary,
         students=students,
         chat=known.chat,
-        borders=borders,
+        special_splitter=special_splitter,
         bos=bos,
         regimes=regimes,
         products=products,

@@ -25,12 +25,12 @@ from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, SHARE_COLUMNS
 
 @dataclass(slots=True)
 class Work:
-    """A document ready to be scored. parts: its passages, in order. lines: by product the whole document's tokens, where it is
+    """A document ready to be scored. parts: its passages, in order. sequences: by product the whole document's tokens, where it is
     scored in parts; None where it is one passage."""
 
     document: Document
     parts: list[Passage]
-    lines: dict[str, TokenSequence] | None = None
+    sequences: dict[str, TokenSequence] | None = None
 
     @property
     def nodes(self) -> int:
@@ -68,16 +68,16 @@ def table_of(
     ids, ends, at = [], [], []
     for i in good:
         work = group[i]
-        if work.lines is None:
+        if work.sequences is None:
             side = work.parts[0].views[product]
             ids.append(side.ids)
             ends.append(side.ends)
             at.append(np.arange(rows.start[first[i]], rows.start[first[i] + 1]))
         else:
-            line = work.lines[product]
-            ids.append(line.ids)
-            ends.append(line.ends)
-            at.append(rows_of(line, rows.start[first[i] : first[i + 1]]))
+            sequence = work.sequences[product]
+            ids.append(sequence.ids)
+            ends.append(sequence.ends)
+            at.append(rows_of(sequence, rows.start[first[i] : first[i + 1]]))
     empty = np.empty(0, np.int64)
     place = np.concatenate([empty, *at])
     token_ids = np.concatenate([empty, *ids])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.bpe.vocabulary import load_vocabulary
-from engine.chat.special_tokens import SpecialBorders
+from engine.chat.special_tokens import SpecialSplitter
 from engine.corpus.document import Document
 from engine.dataset.invariants import check_rows
 from engine.dataset.parquet import round_rows
@@ -90,11 +90,11 @@ def test_the_teachers_rows_are_the_models_own(ready: Scorer) -> None:
 def test_a_special_without_a_partner_sets_the_document_aside(tmp_path: Path, ready: Scorer) -> None:
     teacher = with_template(ASSETS / "teacher", tmp_path / "t", "chatml")
     sides = {"teacher": load_vocabulary(str(teacher)), "student/bl": ready.stages.students["student/bl"]}
-    made = SpecialBorders.make(sides, (2047,), end=True, given=True, bytes_end=256)
+    made = SpecialSplitter.make(sides, (2047,), end=True, given=True)
     with pytest.raises(BadDocument, match=r"im_start.*role other.*student/bl") as caught:
-        made.parts("a<|im_start|>b")
+        made.split("a<|im_start|>b")
     assert caught.value.reason == "special_without_partner"
-    assert made.parts("plain") is None
+    assert made.split("plain") is None
 
 
 @pytest.mark.parametrize("text", ["<|eos|>x", "x<|eos|>", "x<|eos|><|eos|>y", "<|bos|>x", "x<|bos|>"])

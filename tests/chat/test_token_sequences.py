@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from engine.bpe.vocabulary import load_vocabulary
-from engine.chat.conversation import ChatSide
+from engine.chat.conversation import ChatEncoder
 from engine.chat.template import ChatTemplate
 from engine.chat.template_files import chat_templates
 from engine.corpus.document import Message
@@ -26,7 +26,7 @@ TALK = (
 )
 
 
-def side_of(folder: Path, text: str | None = None) -> ChatSide:
+def encoder_of(folder: Path, text: str | None = None) -> ChatEncoder:
     run = {
         "output": "out",
         "teacher": {"model": str(folder), **({} if text is None else {"chat_template": text})},
@@ -34,7 +34,7 @@ def side_of(folder: Path, text: str | None = None) -> ChatSide:
         "targets": {"teacher": True},
     }
     template = chat_templates(parse_run(run, base_dir=folder))["teacher"]
-    return ChatSide.make(template, load_vocabulary(str(folder)))
+    return ChatEncoder.make(template, load_vocabulary(str(folder)))
 
 
 def rendered(folder: Path, text: str | None, talk: tuple[Message, ...], *, tokenize: bool) -> Any:
@@ -48,8 +48,8 @@ def rendered(folder: Path, text: str | None, talk: tuple[Message, ...], *, token
 @pytest.mark.parametrize("source", ["teacher", "student_sp"])
 def test_rendered_text_is_what_transformers_gives(style: str, source: str, tmp_path: Path) -> None:
     folder = with_template(ASSETS / source, tmp_path / "side", style)
-    side = side_of(folder)
-    assert side.template.render(TALK).text == rendered(folder, None, TALK, tokenize=False)
+    encoder = encoder_of(folder)
+    assert encoder.template.render(TALK).text == rendered(folder, None, TALK, tokenize=False)
 
 
 @needs_shared
@@ -66,17 +66,19 @@ def test_rendered_text_is_what_transformers_gives(style: str, source: str, tmp_p
 def test_tokens_of_published_tokenizers_are_what_transformers_gives(name: str, text: str | None, end: str) -> None:
     """Where nothing can merge over the seams of contents, the line is the encoding of the whole rendered string."""
     folder = SHARED / "tokenizers" / name
-    side = side_of(folder, text)
-    line, spans = side.line(TALK, [m.role == "assistant" for m in TALK], end=True)
+    encoder = encoder_of(folder, text)
+    sequence, spans = encoder.encode(TALK, [m.role == "assistant" for m in TALK], end=True)
     if text != GEMMA:  # its marks are text to Llama-2: `.<` is one token over the seam of a content
-        assert line.ids.tolist() == rendered(folder, text, TALK, tokenize=True)
-    shown = side.full.tokenizer.decode(line.ids.tolist(), skip_special_tokens=False)
-    assert shown == side.full.tokenizer.decode(rendered(folder, text, TALK, tokenize=True), skip_special_tokens=False)
-    assert side.vocabulary.eos_id == side.full.tokenizer.token_to_id(end)
-    assert spans == [(0, 11), (0, 1)] and line.ends[-1] == sum(len(m.content) for m in TALK)
-    for part, said in zip(line.parts, ("Anna has 3.", "9"), strict=True):
-        pieces = [side.full.token_bytes[i] or b"" for i in line.ids[part.begin : part.stop].tolist()]
-        assert b"".join(pieces) == side.vocabulary.prefix_bytes + said.encode()
+        assert sequence.ids.tolist() == rendered(folder, text, TALK, tokenize=True)
+    shown = encoder.full.tokenizer.decode(sequence.ids.tolist(), skip_special_tokens=False)
+    assert shown == encoder.full.tokenizer.decode(
+        rendered(folder, text, TALK, tokenize=True), skip_special_tokens=False
+    )
+    assert encoder.vocabulary.eos_id == encoder.full.tokenizer.token_to_id(end)
+    assert spans == [(0, 11), (0, 1)] and sequence.ends[-1] == sum(len(m.content) for m in TALK)
+    for part, said in zip(sequence.segments, ("Anna has 3.", "9"), strict=True):
+        pieces = [encoder.full.token_bytes[i] or b"" for i in sequence.ids[part.begin : part.stop].tolist()]
+        assert b"".join(pieces) == encoder.vocabulary.prefix_bytes + said.encode()
         assert part.closed == (text not in (LLAMA2, GEMMA))
 
 
