@@ -25,8 +25,8 @@ from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, SHARE_COLUMNS
 
 @dataclass(slots=True)
 class Work:
-    """A document ready to be scored. parts: its passages, in order. sequences: by product the whole document's tokens, where it is
-    scored in parts; None where it is one passage."""
+    """A document ready to be scored. parts: its passages, in order. sequences: by product the whole document's tokens, where it
+    is scored in parts; None where it is one passage."""
 
     document: Document
     parts: list[Passage]
