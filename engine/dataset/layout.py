@@ -1,4 +1,4 @@
-"""The output seen by a reader: what the files are called, and the plan, seals, quarantine and manifest as typed values.
+"""The names of all files of an output, and its plan, seals, quarantine and manifest read back as typed values.
 
 An output is given as a path, a URL or an open store (dataset/store.py). Writing is in dataset/commit.py. Normative text:
 docs/format.md.
