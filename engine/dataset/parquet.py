@@ -217,6 +217,15 @@ class Shard:
         groups = [self.file.read_row_group(group, columns) for group in range(self.file.num_row_groups)]
         return pa.concat_tables(groups) if groups else self.file.read(columns)
 
+    def statistics(self, group: int, column: str) -> tuple[Any, Any] | None:
+        """(least, largest) value of a column in a row group as the footer says; None where it does not."""
+        chunks = self.file.metadata.row_group(group)
+        for index in range(chunks.num_columns):
+            if chunks.column(index).path_in_schema == column:
+                known = chunks.column(index).statistics
+                return (known.min, known.max) if known is not None and known.has_min_max else None
+        return None
+
 
 @contextmanager
 def open_shard(data: BinaryIO | bytes, place: str) -> Iterator[Shard]:
@@ -229,8 +238,8 @@ def open_shard(data: BinaryIO | bytes, place: str) -> Iterator[Shard]:
     try:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield Shard(file, _text_of(file))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise OutputError(f"{place}: damaged ({error}); {REMAKE}") from error
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # KeyError: a column that is not there
+        raise OutputError(f"{place}: damaged ({str(error).strip()}); {REMAKE}") from error
 
 
 def _text_of(file: pq.ParquetFile) -> dict[str, str]:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.dataset.invariants import BrokenInvariant, misfit, place_of
-from engine.dataset.parquet import MAX_GROUP_ROWS, flat, footer_of, lengths_of, open_shard
+from engine.dataset.parquet import MAX_GROUP_ROWS, Shard, flat, footer_of, lengths_of, open_shard
 from engine.verify.findings import Finding, short
 from engine.verify.rows import broken_in, sum_slack, sums_of
 from schemas.manifest import Plan, PlanUnit, ProductFacts, ShardFile
@@ -116,7 +115,7 @@ class FileCheck:
             whole = True
             for group in range(file.num_row_groups):
                 try:
-                    self._check_group(file, group)
+                    self._check_group(shard, group)
                 except Exception as error:
                     whole = False
                     found = f"row group {group} not readable: {type(error).__name__}: {short(error)}"
@@ -183,9 +182,9 @@ class FileCheck:
 
     # ---- rows
 
-    def _check_group(self, file: pq.ParquetFile, group: int) -> None:
+    def _check_group(self, shard: Shard, group: int) -> None:
         expected, facts = self.expected, self.expected.facts
-        table = file.read_row_group(group)
+        table = shard.file.read_row_group(group)
         if nulls := [name for name in table.schema.names if nulls_of(table, name)]:
             self._add("nulls", f"nulls in row group {group}", "none in any column", column=nulls[0])
             raise ValueError("with nulls its values cannot be checked")
@@ -196,7 +195,7 @@ class FileCheck:
         if table.num_rows > MAX_GROUP_ROWS:
             self._add("group", f"{table.num_rows} documents in row group {group}", f"at most {MAX_GROUP_ROWS}")
         for column, values in (("doc_id", ids), ("doc_row", rows)):
-            found = _statistics(file.metadata.row_group(group), column)
+            found = shard.statistics(group, column)
             if not values or (found is None and any(_is_long(value) for value in (min(values), max(values)))):
                 continue
             if found != (min(values), max(values)):
@@ -333,13 +332,3 @@ def nulls_of(table: pa.Table, name: str) -> int:
 def _is_long(value: Any) -> bool:
     """Arrow writes no statistics of texts longer than this."""
     return isinstance(value, str) and len(value.encode("utf-8", "surrogatepass")) > 4096
-
-
-def _statistics(group: Any, column: str) -> tuple[Any, Any] | None:
-    """(least, largest) as the footer says, None where it does not."""
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        if chunk.path_in_schema == column:
-            known = chunk.statistics
-            return (known.min, known.max) if known is not None and known.has_min_max else None
-    return None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from engine.dataset.layout import REMAKE, load_seals, own_seal, read_quarantine, seal_name
+from engine.dataset.parquet import Shard, open_shard
 from engine.dataset.store import Store
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal
@@ -24,7 +22,7 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
     if not doc.isdecimal():
         doc_id = doc.removeprefix("id:")
         for seal in seals:
-            if found := _read(store, plan, product, seal, ("doc_id", "==", doc_id)):
+            if found := _read(store, plan, product, seal, ("doc_id", doc_id)):
                 return found
         units = plan.units
         what = f"doc_id {doc_id!r}"
@@ -35,7 +33,7 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
             last = plan.units[-1].doc_row + plan.units[-1].n_rows - 1
             raise OutputError(f"{store}: no document {number}; the corpus has documents 0 to {last}")
         seal = own_seal(store, plan, units[0].index) if store.exists(seal_name(units[0].index)) else None
-        if seal is not None and (found := _read(store, plan, product, seal, ("doc_row", "==", number))):
+        if seal is not None and (found := _read(store, plan, product, seal, ("doc_row", number))):
             return found
         what = f"document {number}"
     for unit in units:
@@ -48,9 +46,7 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
     )
 
 
-def _read(
-    store: Store, plan: Plan, product: str, seal: Seal, wanted: tuple[str, str, Any] | None
-) -> dict[str, Any] | None:
+def _read(store: Store, plan: Plan, product: str, seal: Seal, wanted: tuple[str, Any] | None) -> dict[str, Any] | None:
     """The row that is wanted (None: the first) of a unit's file; None: it is not there. OutputError for a damaged file."""
     record = seal.files[product]
     if record is None:
@@ -59,14 +55,25 @@ def _read(
     if size != record.bytes:
         got = "missing" if size is None else f"{size:,} bytes"
         raise OutputError(f"{place}: {got}, sealed with {record.bytes:,} bytes; {REMAKE}")
-    try:
-        with store.open(record.name) as data:
-            footer = pq.read_metadata(data).metadata or {}
-            if footer.get(b"targetsmith.fingerprint", b"").decode() != plan.fingerprint:
-                raise OutputError(f"{place}: a file of another run; {REMAKE}")
-            data.seek(0)
-            filters = None if wanted is None else [wanted]
-            table = pq.read_table(data, filters=filters, page_checksum_verification=True)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise OutputError(f"{place}: damaged ({error}); {REMAKE}") from error
-    return table.slice(0, 1).to_pylist()[0] if table.num_rows else None
+    with store.open(record.name) as data, open_shard(data, place) as shard:
+        if shard.footer.get("targetsmith.fingerprint") != plan.fingerprint:
+            raise OutputError(f"{place}: a file of another run; {REMAKE}")
+        return _first_row(shard, wanted)
+
+
+def _first_row(shard: Shard, wanted: tuple[str, Any] | None) -> dict[str, Any] | None:
+    """The first row, or the first whose column has that value. Row groups that cannot have it are not read."""
+    for group in range(shard.file.num_row_groups):
+        at = 0
+        if wanted is not None:
+            column, value = wanted
+            known = shard.statistics(group, column)
+            if known is not None and not known[0] <= value <= known[1]:
+                continue
+            values = shard.file.read_row_group(group, [column]).column(column).to_pylist()
+            if value not in values:
+                continue
+            at = values.index(value)
+        if found := shard.file.read_row_group(group).slice(at, 1).to_pylist():
+            return found[0]
+    return None

@@ -182,3 +182,11 @@ def test_any_damage_of_a_shard_is_one_message_with_its_place_and_advice() -> Non
         with pytest.raises(OutputError) as caught, open_shard(broken, "s3://bucket/out/file") as shard:
             shard.read()
         assert str(caught.value).startswith("s3://bucket/out/file: damaged (") and str(caught.value).endswith(REMAKE)
+
+
+def test_statistics_of_a_row_group_are_those_of_its_rows() -> None:
+    table = round_rows(targets_table(np.random.default_rng(0), [3, 1, 4, 2], top_k=8, vocab_size=1000, first_row=9))
+    with open_shard(table_to_parquet_bytes(table, {}, [(0, 3), (3, 1)]), "here") as shard:
+        assert [shard.statistics(group, "doc_row") for group in (0, 1)] == [(9, 11), (12, 12)]
+        assert shard.statistics(1, "doc_id") == ("corpus.jsonl#12", "corpus.jsonl#12")
+        assert shard.statistics(0, "text") is None and shard.statistics(0, "nothing") is None
