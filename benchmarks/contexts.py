@@ -21,6 +21,7 @@ import numpy as np
 
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.contexts.builder import ContextBuilder
 from schemas.errors import BadDocument
@@ -96,7 +97,7 @@ def measure(name: str, texts: list[str], fringe: bool) -> None:
     for wanted_name, wanted in choices:
         merges.forget()
         splitter.forget()
-        builder = ContextBuilder(vocabulary, merges, splitter)
+        builder = ContextBuilder(Segmenter(vocabulary, merges, splitter))
         trees = partial(build_all, builder, documents, wanted, bos, fringe)
         cold, warm = size / timed(trees), size / timed(trees)
         nodes = trees()

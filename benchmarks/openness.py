@@ -21,6 +21,7 @@ from engine.alignment.openness import Openness
 from engine.alignment.rules import Rule, RuleBook, TeacherTokens
 from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import load_vocabulary
 from engine.corpus.document import Document
 
@@ -42,12 +43,14 @@ def token_shares(teacher: str, student: str) -> None:
 
     def timed() -> tuple[Rule, float]:
         begin = time.process_time()
-        return RuleBook(tokens, vocabulary, merges, splitter).rule(b"", b"", b"", ""), time.process_time() - begin
+        return RuleBook(tokens, Segmenter(vocabulary, merges, splitter)).rule(
+            b"", b"", b"", ""
+        ), time.process_time() - begin
 
     with patch.object(Openness, "settle", staticmethod(by_cuts_alone)):
         before, seconds_before = timed()
     after, seconds = timed()
-    assert (before.first == after.first).all() and (before.kind == after.kind).all()
+    assert (before.first == after.first).all() and (before.action == after.action).all()
     shares = f"{before.open.mean():8.3f}{after.open.mean():8.3f}"
     print(f"{teacher:14}{student:16}{shares}{seconds_before:10.1f}{seconds:8.1f}", flush=True)
 

@@ -14,6 +14,7 @@ from engine.alignment.rules import Rule, RuleBook
 from engine.alignment.strings import BoundaryStrings, StringRules
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pending import cut_text
+from engine.bpe.utf8 import is_continuation
 from engine.contexts.tree import ContextTree
 
 _MOST_LEFTS = 100_000  # remembered, at about a KiB each; text makes new ones without end
@@ -71,20 +72,18 @@ class _Left:
 class Aligner:
     """Makes boundaries for one student; remembers which cuts agree with which tokens."""
 
-    def __init__(self, book: RuleBook, prefix: bytes, outcomes: StringRules | None = None) -> None:
-        self.book, self.prefix, self.outcomes = book, prefix, outcomes
+    def __init__(self, book: RuleBook, prefix: bytes, strings: StringRules | None = None) -> None:
+        self.book, self.prefix, self.strings = book, prefix, strings
         self.student = book.student
-        self._known: dict[tuple[str, bytes, bytes, tuple[int, ...]], _Left] = {}
+        self._known: BoundedCache[tuple[str, bytes, bytes, tuple[int, ...]], _Left] = BoundedCache(_MOST_LEFTS)
         self._cleared = book.cleared
-        self._whole: BoundedCache[bytes, list[int]] = BoundedCache()
-        self._part: BoundedCache[bytes, list[int]] = BoundedCache()
 
     def boundaries(self, tree: ContextTree, text: bytes, ids: list[int], ends: list[int]) -> list[Boundary]:
         """All n + 1 boundaries of a document. ids [n], ends [n]: student tokens and their byte ends in the text.
 
         Boundaries before the teacher's given token have no contexts (`at` and `leaves` empty).
         """
-        if self._cleared != self.book.cleared or len(self._known) > _MOST_LEFTS:
+        if self._cleared != self.book.cleared:
             self._known.clear()  # rules that the book has given up would live on here
             self._cleared = self.book.cleared
         places = [len(self.prefix), *(e + len(self.prefix) for e in ends)]
@@ -99,17 +98,17 @@ class Aligner:
                 # not where the student's prefix stands alone: the empty text has no tokens
                 boundary.end_counts = not (k and ends[k - 1] == 0) and self._may_end(lefts[k])
         self._add_leaves(tree, data, out, lefts)
-        if self.outcomes is not None:
-            self.outcomes.trim()
+        if self.strings is not None:
+            self.strings.trim()
             for k, boundary in enumerate(out):
                 if boundary.leaves:
-                    boundary.gate = self._gate(self.outcomes, k, lefts[k], boundary.last)
+                    boundary.gate = self._gate(self.strings, k, lefts[k], boundary.last)
         return out
 
-    def _gate(self, outcomes: StringRules, k: int, left: _Left, last: int) -> BoundaryStrings:
+    def _gate(self, rules: StringRules, k: int, left: _Left, last: int) -> BoundaryStrings:
         words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
         lead = self.student.prefix_bytes if k == 0 else b""
-        strings = outcomes.strings(lead, left.partial, left.classes, words)
+        strings = rules.strings(lead, left.partial, left.classes, words)
         return BoundaryStrings(strings, partial(self._allowed, left), last)
 
     def _lefts(self, text: bytes, ids: list[int]) -> list[_Left]:
@@ -138,7 +137,7 @@ class Aligner:
         if not self.book.splitter.byte_units:
             return data[unit_begin:place]
         begin = place
-        while begin < len(data) and begin > 0 and data[begin] & 0xC0 == 0x80:
+        while begin < len(data) and begin > 0 and is_continuation(data[begin]):
             begin -= 1
         return data[begin:place]
 
@@ -180,11 +179,11 @@ class Aligner:
 
     def _allowed(self, left: _Left, cuts: tuple[int, ...], seam: bool) -> bool:
         """Whether the pending bytes, cut like this, encode to the student's own tokens."""
-        if not left.pending:
-            return True
         known = left.allowed.get((cuts, seam))
         if known is None:
-            known = left.allowed[cuts, seam] = self._encode(left, cuts, seam) == list(left.tokens)
+            known = left.allowed[cuts, seam] = self.book.segmenter.agrees(
+                left.pending, left.partial, cuts, seam, left.tokens, units=len(left.classes)
+            )
         return known
 
     def _may_end(self, left: _Left) -> bool:
@@ -194,33 +193,3 @@ class Aligner:
             cuts = tuple(u for u in units if u < len(left.classes))
             left.may_end = not left.partial and self._allowed(left, cuts, True)
         return left.may_end
-
-    def _encode(self, left: _Left, cuts: tuple[int, ...], seam: bool) -> list[int]:
-        pending = left.pending
-        if self.book.splitter.byte_units:
-            bounds = [len(pending) - len(left.classes) + c for c in cuts]
-        else:
-            whole = pending[: len(pending) - len(left.partial)].decode("utf-8")
-            bounds = [len(whole[:c].encode("utf-8")) for c in cuts]
-            if seam and left.partial:
-                bounds.append(len(whole.encode("utf-8")))
-        out: list[int] = []
-        at = 0
-        for bound in bounds:
-            out += self._encode_whole(pending[at:bound])
-            at = bound
-        whole_end = seam and not left.partial
-        return out + (self._encode_whole(pending[at:]) if whole_end else self._encode_part(pending[at:]))
-
-    def _encode_whole(self, piece: bytes) -> list[int]:
-        known = self._whole.get(piece)
-        if known is None:
-            added = self.student.added_text.get(piece.decode("utf-8", "replace"))
-            known = self._whole[piece] = [added] if added is not None else self.student.bpe(piece)
-        return known
-
-    def _encode_part(self, piece: bytes) -> list[int]:
-        known = self._part.get(piece)
-        if known is None:
-            known = self._part[piece] = self.student.bpe(piece, whole=False)
-        return known

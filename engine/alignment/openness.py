@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Variants
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Ways
 from engine.bpe.merges import NEVER
 from engine.bpe.segmenter import Segmenter
@@ -36,11 +37,11 @@ Cuts = tuple[tuple[tuple[int, ...], bool], frozenset[int], bool]
 class Openness:
     """The openness of one student's leaves. Not thread-safe (it remembers)."""
 
-    def __init__(self, side: Segmenter) -> None:
-        self.side, self.merges, self.vocabulary = side, side.merges, side.vocabulary
-        self._decided: dict[bytes, bool] = {}
-        self._ends: dict[bytes, tuple[int, int]] = {}
-        self._passing: dict[tuple[int, bytes], bool] = {}
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter, self.merges, self.vocabulary = segmenter, segmenter.merges, segmenter.vocabulary
+        self._decided: BoundedCache[bytes, bool] = BoundedCache(_MOST_KEPT)
+        self._ends: BoundedCache[bytes, tuple[int, int]] = BoundedCache(_MOST_KEPT)
+        self._passing: BoundedCache[tuple[int, bytes], bool] = BoundedCache(_MOST_KEPT)
         self._sorted_partners: dict[int, tuple[list[bytes], list[tuple[int, int]]]] = {}
 
     # ==== inside one pre-token
@@ -50,8 +51,6 @@ class Openness:
         bytes from a boundary on, for SentencePiece whole characters."""
         known = self._decided.get(s)
         if known is None:
-            if len(self._decided) >= _MOST_KEPT:
-                self._decided.clear()
             known = self._decided[s] = self._decide(s)
         return known
 
@@ -59,7 +58,7 @@ class Openness:
         begun = self._begun
         if not s or s in begun or not self._spelt(s):
             return False
-        v = self.side.first(s, whole=False)
+        v = self.segmenter.first(s, whole=False)
         for j in range(len(s) - 1, 0, -1):
             if s[j:] in begun:
                 first, last = self._ends_of(s[:j])
@@ -87,7 +86,7 @@ class Openness:
         found: set[bytes] = set()
         for piece in self._reachable[0]:
             found.update(piece[:i] for i in range(1, len(piece)))
-        for word in self.side.whole_words:
+        for word in self.segmenter.whole_words:
             found.update(word[:i] for i in range(1, len(word) + 1))
         return frozenset(found)
 
@@ -105,8 +104,6 @@ class Openness:
         """First and last token of enc(s), s inside a pre-token."""
         known = self._ends.get(s)
         if known is None:
-            if len(self._ends) >= _MOST_KEPT:
-                self._ends.clear()
             tokens = self.vocabulary.bpe(s, whole=False)
             known = self._ends[s] = tokens[0], tokens[-1]
         return known
@@ -116,8 +113,6 @@ class Openness:
         key = (last, tail)
         known = self._passing.get(key)
         if known is None:
-            if len(self._passing) >= _MOST_KEPT:
-                self._passing.clear()
             pieces, ids = self._reachable
             tokens = ids[bisect.bisect_right(pieces, tail) : bisect.bisect_left(pieces, successor(tail))]
             known = any(self.merges.pair_is_canonical(last, int(u)) for u in tokens[:_FEW])
@@ -151,12 +146,12 @@ class Openness:
         words: tuple[tuple[int, bytes], ...],
         open_: np.ndarray,
     ) -> np.ndarray:
-        """`open_` without the leaves that are decided. closed: (kind, stop, variant, first) [m] of texts that end behind r;
+        """`open_` without the leaves that are decided. closed: (action, stop, variant, first) [m] of texts that end behind r;
         left, variants, words as in engine/alignment/rules.py."""
-        kind, stop, variant, first = closed
+        action, stop, variant, first = closed
         choose = open_ & ~span.composing & (first >= 0)
         self._keep_settled(span, first, choose, np.flatnonzero(choose & (stop >= span.known)))
-        if self.side.by_bytes:  # one way: what is not cut up to the end of r may go on
+        if self.segmenter.by_bytes:  # one way: what is not cut up to the end of r may go on
             choose &= stop >= span.known
         else:
             chosen = np.flatnonzero(choose)
@@ -167,7 +162,7 @@ class Openness:
                     cuts = self._cuts(left, span.classes[span.class_index[one]][: span.known[one]])
                     self._keep_agreeing(span, closed, choose, where, cuts, variants[variant[one]])
         if words:
-            for i in np.flatnonzero(choose & (kind == JOIN)).tolist():
+            for i in np.flatnonzero(choose & (action == JOIN)).tolist():
                 held = span.piece(i, int(span.known[i]))
                 choose[i] = not any(word.startswith(held) or held.startswith(word) for _, word in words)
         return open_ & ~choose
@@ -186,7 +181,7 @@ class Openness:
         variant: tuple[tuple[int, ...], bool],
     ) -> None:
         """Of leaves of one class string keep those that all ways to cut it agree on."""
-        kind, stop, _, first = closed
+        action, stop, _, first = closed
         if cuts is None or cuts[0] != variant:
             choose[where] = False
             return
@@ -195,7 +190,7 @@ class Openness:
         if goes_on and end < span.known[where[0]]:
             self._keep_settled(span, first, choose, where)
         for other in stops - {end}:
-            choose[where] &= span.first_tokens(int(kind[where[0]]), other, where) == first[where]
+            choose[where] &= span.first_tokens(int(action[where[0]]), other, where) == first[where]
 
     def settled(self, span: TokenRange, where: np.ndarray) -> np.ndarray:
         """First token of the known bytes of r where it is decided inside a pre-token, else -1; remembered by the range."""
@@ -207,12 +202,12 @@ class Openness:
             missing = self._settle_followed(span, missing, table)
         for i in missing.tolist():
             s = span.piece(i, int(span.known[i]))
-            table[i] = self.side.first(s, whole=False) if self.decided(s) else -1
+            table[i] = self.segmenter.first(s, whole=False) if self.decided(s) else -1
         return table[where]
 
     def _settle_followed(self, span: FollowedRange, where: np.ndarray, table: np.ndarray) -> np.ndarray:
         """enc(y r w) = enc(y) enc(r w) if the first token of r is decided and may follow enc(y) (lemma 2). Returns the rest."""
-        if any(word.startswith(span.y) for word in self.side.whole_words):
+        if any(word.startswith(span.y) for word in self.segmenter.whole_words):
             return where
         part = self.settled(span.base, where)
         surely = (part >= 0) & ~np.isin(part, self.merges.illegal_after(span.y_tokens[-1]))
@@ -224,7 +219,7 @@ class Openness:
     def _cuts(self, left: str, right: str) -> Cuts | None:
         """((cuts inside left, cut at the seam), ends of the piece behind the seam, whether it may reach the end of `right`)
         if the first two are the same in all ways and no added text can be coming, else None. Stops count from the seam."""
-        splitter, n = self.side.splitter, len(left)
+        splitter, n = self.segmenter.splitter, len(left)
         both = splitter.join(left, right)
         if self._added_begun and self._ends_in_added(both):
             return None
@@ -243,18 +238,18 @@ class Openness:
     @cached_property
     def _added_begun(self) -> frozenset[str]:
         """Proper beginnings of added texts, in units."""
-        added = self.side.splitter.added
-        spelt = [a.encode().decode("latin-1") for a in added] if self.side.splitter.byte_units else added
+        added = self.segmenter.splitter.added
+        spelt = [a.encode().decode("latin-1") for a in added] if self.segmenter.splitter.byte_units else added
         return frozenset(a[:i] for a in spelt for i in range(1, len(a)))
 
     def _ends_in_added(self, classes: str) -> bool:
-        own = classes if self.side.splitter.byte_units else self.side.splitter.own(classes)
+        own = classes if self.segmenter.splitter.byte_units else self.segmenter.splitter.own(classes)
         longest = max(map(len, self._added_begun))
         return any(own[-i:] in self._added_begun for i in range(1, min(longest, len(own)) + 1))
 
     @cached_property
     def _ways(self) -> Ways:
-        splitter = self.side.splitter
+        splitter = self.segmenter.splitter
         heads = {c for piece in self.vocabulary.token_bytes if piece for c in piece.decode("utf-8", "ignore")[:1]}
         chars = heads.union(_specimens())
         splitter.learn(chars)

@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from engine.alignment.openness import Openness
 from engine.alignment.token_range import CUT, JOIN, NONE, FollowedRange, TokenRange
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.merges import MergeTable
-from engine.bpe.pretokenizer import Splitter
 from engine.bpe.segmenter import Segmenter
-from engine.bpe.utf8 import _character_length, successor, valid_utf8_prefix
+from engine.bpe.utf8 import character_length, successor, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 _MOST_KEPT = 60_000_000  # tokens in remembered rules, at some 30 bytes each
 
@@ -38,23 +38,46 @@ _MOST_KEPT = 60_000_000  # tokens in remembered rules, at some 30 bytes each
 class Rule:
     """What the m tokens of a range do at a boundary.
 
-    tokens: int64 [m] teacher ids; kind: int8 [m]; first: int64 [m] student id, -1 for NONE; open: bool [m].
+    tokens: int64 [m] teacher ids; action: int8 [m]; first: int64 [m] student id, -1 for NONE; open: bool [m].
     """
 
     tokens: np.ndarray
-    kind: np.ndarray
+    action: np.ndarray
     first: np.ndarray
     open: np.ndarray
     variant: np.ndarray
     variants: tuple[tuple[tuple[int, ...], bool], ...]
-    derived: dict[Any, Any] = field(default_factory=dict)  # what others make of this rule lives and dies with it
+    # what is made of this rule lives and dies with it
+    restrictions: dict[tuple[bool, ...], Rule] = field(default_factory=dict)  # by which variants are allowed
+    resolutions: dict[int, Resolved] = field(default_factory=dict)  # by the last student token
+    views: dict[type, object] = field(default_factory=dict)  # what other packages keep of it, one object a type
+
+    def view(self, of: type[T]) -> T | None:
+        """What `keep` was given of this type."""
+        found = self.views.get(of)
+        return found if isinstance(found, of) else None
+
+    def keep(self, view: T) -> T:
+        """Keep an object with this rule, for `view`; one of each type."""
+        self.views[type(view)] = view
+        return view
 
     def without(self, allowed: tuple[bool, ...]) -> Rule:
         """The same rule where leaves whose cuts contradict the student's own tokens are excluded."""
         bad = ~np.array(allowed)[self.variant]
-        kind, first = self.kind.copy(), self.first.copy()
-        kind[bad], first[bad] = NONE, -1
-        return Rule(self.tokens, kind, first, self.open, self.variant, self.variants)
+        action, first = self.action.copy(), self.first.copy()
+        action[bad], first[bad] = NONE, -1
+        return Rule(self.tokens, action, first, self.open, self.variant, self.variants)
+
+
+class Resolved(NamedTuple):
+    """A rule behind one last student token. tokens: int64 [m] teacher ids. first: int64 [m], student token, -1 for NONE.
+    open: bool [m]. action: int8 [m]."""
+
+    tokens: np.ndarray
+    first: np.ndarray
+    open: np.ndarray
+    action: np.ndarray
 
 
 class TeacherTokens:
@@ -81,15 +104,21 @@ class TeacherTokens:
 class RuleBook:
     """All rules of one (teacher vocabulary, student) pair, made on demand. Not thread-safe."""
 
-    def __init__(self, teacher: TeacherTokens, student: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
-        self.teacher, self.student, self.merges, self.splitter = teacher, student, merges, splitter
-        self.side = Segmenter(student, merges, splitter)
-        self._openness = Openness(self.side)
+    def __init__(self, teacher: TeacherTokens, segmenter: Segmenter) -> None:
+        self.teacher, self.segmenter = teacher, segmenter
+        self.student, self.merges, self.splitter = segmenter.vocabulary, segmenter.merges, segmenter.splitter
+        self._openness = Openness(segmenter)
         self._ranges: dict[tuple[bytes, bytes, bytes], TokenRange] = {}
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
-        self._distinct: dict[tuple[bytes, ...], Rule] = {}
-        self._kept = 0
-        self.cleared = 0  # how often all rules were given up
+        # rules by content: strings of text are endless, different rules are few, memory is for some 60 million tokens in them
+        self._distinct: BoundedCache[tuple[bytes, ...], Rule] = BoundedCache(
+            _MOST_KEPT, weight=lambda rule: len(rule.tokens), together=(self._ranges, self._rules)
+        )
+
+    @property
+    def cleared(self) -> int:
+        """How often all rules were given up: who keeps rules gives up those of another number."""
+        return self._distinct.cleared
 
     def rule(self, z: bytes, lead: bytes, partial: bytes, left: str, words: tuple[tuple[int, bytes], ...] = ()) -> Rule:
         """The rule for tokens that start with z. lead: bytes between e and r (the student's prefix space at the very start,
@@ -102,20 +131,15 @@ class RuleBook:
             made = self.make(self._range(z, lead, partial), left, partial, words)
             same = (
                 z,
-                made.kind.tobytes(),
+                made.action.tobytes(),
                 made.first.tobytes(),
                 made.open.tobytes(),
                 repr(made.variants).encode(),
                 made.variant.tobytes(),
             )
-            known = self._distinct.setdefault(same, made)
-            if known is made:
-                self._kept += len(made.tokens)
-                if self._kept > _MOST_KEPT:  # strings of text are endless, memory is not: begin again
-                    for memory in (self._ranges, self._rules, self._distinct):
-                        memory.clear()
-                    self._kept = len(made.tokens)
-                    self.cleared += 1
+            known = self._distinct.get(same)
+            if known is None:
+                known = self._distinct[same] = made
             self._rules[key] = known
         return known
 
@@ -123,28 +147,24 @@ class RuleBook:
         """`rule.without(allowed)`, remembered."""
         if all(allowed):
             return rule
-        if allowed not in rule.derived:
-            rule.derived[allowed] = rule.without(allowed)
-            self._kept += len(rule.tokens)
-        return rule.derived[allowed]
-
-    def resolved(self, rule: Rule, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, first or -1, open, kind) with JOIN settled against the last student token (-1: none)."""
-        known = rule.derived.get(last)
+        known = rule.restrictions.get(allowed)
         if known is None:
-            first = rule.first
-            if last >= 0 and (rule.kind == JOIN).any():
-                illegal = self.merges.illegal_after(last)
-                bad = (rule.kind == JOIN) & np.isin(first, illegal)
-                first = np.where(bad, -1, first)
-                self._kept += len(first)
-            known = rule.derived[last] = (rule.tokens, first, rule.open, rule.kind)
+            known = rule.restrictions[allowed] = rule.without(allowed)
+            self._distinct.charge(len(rule.tokens))
         return known
 
-    def first_of(self, rule: Rule, token: int, last: int) -> int:
-        """The student token that one teacher token begins (closed as if the text ended after it), -1 for none."""
-        _, first, _, _ = self.resolved(rule, last)
-        return int(first[self.place_of(rule, token)])
+    def resolved(self, rule: Rule, last: int) -> Resolved:
+        """(tokens, first or -1, open, action) with JOIN settled against the last student token (-1: none)."""
+        known = rule.resolutions.get(last)
+        if known is None:
+            first = rule.first
+            if last >= 0 and (rule.action == JOIN).any():
+                illegal = self.merges.illegal_after(last)
+                bad = (rule.action == JOIN) & np.isin(first, illegal)
+                first = np.where(bad, -1, first)
+                self._distinct.charge(len(first))
+            known = rule.resolutions[last] = Resolved(rule.tokens, first, rule.open, rule.action)
+        return known
 
     def place_of(self, rule: Rule, token: int) -> int:
         """Where a teacher token stands in `rule.tokens`: a rule's tokens are one range of the sorted vocabulary."""
@@ -159,13 +179,13 @@ class RuleBook:
             else:
                 begin, end = self.teacher.range_of(z)
                 rest = [lead + piece[len(z) :] for piece in self.teacher.pieces[begin:end]]
-                known = TokenRange(self.side, self.teacher.ids[begin:end], rest, partial)
+                known = TokenRange(self.segmenter, self.teacher.ids[begin:end], rest, partial)
             self._ranges[key] = known
         return known
 
     def whole_words_after(self, pending: bytes, partial: bytes, units: int) -> tuple[tuple[int, bytes], ...]:
         """The `words` of a boundary: see `rule`. pending: bytes before it (partial character included), `units` whole ones."""
-        words = self.side.whole_words
+        words = self.segmenter.whole_words
         if not words or not pending:
             return ()
         text, found = pending[: len(pending) - len(partial)].decode("utf-8"), []
@@ -176,39 +196,39 @@ class RuleBook:
         return tuple(found)
 
     def make(self, span: TokenRange, left: str, partial: bytes, words: tuple[tuple[int, bytes], ...]) -> Rule:
-        kind, stop, sure, variant, variants = span.cuts(left)
-        across = kind == NONE  # an added text lies across the boundary
-        kind = np.full_like(kind, JOIN) if partial else np.where(across, JOIN, kind)
+        action, stop, sure, variant, variants = span.cuts(left)
+        across = action == NONE  # an added text lies across the boundary
+        action = np.full_like(action, JOIN) if partial else np.where(across, JOIN, action)
         first = np.full(len(span.tokens), -1, dtype=np.int64)
-        code = kind * (int(stop.max(initial=0)) + 1) + stop
+        code = action * (int(stop.max(initial=0)) + 1) + stop
         for pair in np.flatnonzero(np.bincount(code)):
             where = np.flatnonzero(code == pair)
-            first[where] = span.first_tokens(int(kind[where[0]]), int(stop[where[0]]), where)
+            first[where] = span.first_tokens(int(action[where[0]]), int(stop[where[0]]), where)
         open_ = ~sure | span.composing
         if self.student.nfc:  # a combining mark after r may still change r's last character
             open_ |= stop >= span.units
-        kind = kind.astype(np.int8)
+        action = action.astype(np.int8)
         if not (partial and self.splitter.byte_units):
-            open_ = self._openness.settle(span, left, (kind, stop, variant, first), variants, words, open_)
+            open_ = self._openness.settle(span, left, (action, stop, variant, first), variants, words, open_)
         else:
-            self._settle_characters(span, partial, kind, first, open_)
+            self._settle_characters(span, partial, action, first, open_)
         begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
         for unit, rest in words:
             for i in span.starting_with(rest):
-                if kind[i] == JOIN and begins[variant[i]] == unit and span.piece(i, int(stop[i])) == rest:
+                if action[i] == JOIN and begins[variant[i]] == unit and span.piece(i, int(stop[i])) == rest:
                     first[i] = -1
         first[across] = -1
-        kind[first < 0] = NONE
-        return Rule(span.tokens, kind, first, open_, variant.astype(np.int32), variants)
+        action[first < 0] = NONE
+        return Rule(span.tokens, action, first, open_, variant.astype(np.int32), variants)
 
     def _settle_characters(
-        self, span: TokenRange, partial: bytes, kind: np.ndarray, first: np.ndarray, open_: np.ndarray
+        self, span: TokenRange, partial: bytes, action: np.ndarray, first: np.ndarray, open_: np.ndarray
     ) -> None:
         """SentencePiece, e inside a character: byte tokens continue only while the character has no token of its own."""
         for i, r in enumerate(span.rest):
-            size = _character_length(r[0])
+            size = character_length(r[0])
             whole = len(r) >= size and valid_utf8_prefix(r[:size]) == size
             known = whole and self.student.id_of_bytes.get(r[:size]) is not None
-            kind[i] = NONE if known else CUT
+            action[i] = NONE if known else CUT
             first[i] = -1 if known or not self.student.byte_fallback else self.student.fallback_ids[r[len(partial)]]
             open_[i] = not whole

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.alignment.rules import RuleBook
 from engine.alignment.token_range import JOIN, TokenRange
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.nfc import is_composed, may_compose
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
@@ -50,12 +51,12 @@ class Heads:
 
 
 class Strings:
-    """Answers for strings behind one kind of boundary: (prefix, partial character, pending classes, words) as for
-    `RuleBook.rule`. Slots are numbers into `kind`, `first`, `open`, `variant`; they stay as long as the object does."""
+    """Answers for strings behind one action of boundary: (prefix, partial character, pending classes, words) as for
+    `RuleBook.rule`. Slots are numbers into `action`, `first`, `open`, `variant`; they stay as long as the object does."""
 
     def __init__(self, book: RuleBook, heads: Heads, lead: bytes, partial: bytes, left: str, words: tuple) -> None:
         self.book, self.heads, self.lead, self.partial, self.left, self.words = book, heads, lead, partial, left, words
-        self.kind: list[int] = []
+        self.action: list[int] = []
         self.first: list[int] = []
         self.open: list[bool] = []
         self.variant: list[int] = []
@@ -64,7 +65,7 @@ class Strings:
             tuple[bytes, int], tuple[list[bytes], list[float]]
         ] = {}  # engine/beam/frontier.py: closed by means
         self._slot: dict[bytes, int] = {}
-        self._closing: dict[str, np.ndarray] = {}
+        self._closing: BoundedCache[str, np.ndarray] = BoundedCache(_MOST_CLOSING)
         self._never = np.zeros(heads.count, bool)
 
     def __len__(self) -> int:
@@ -80,12 +81,12 @@ class Strings:
             return [known[s] for s in strings]
 
     def _learn(self, strings: list[bytes]) -> None:
-        span = TokenRange(self.book.side, np.arange(len(strings)), [self.lead + s for s in strings], self.partial)
+        span = TokenRange(self.book.segmenter, np.arange(len(strings)), [self.lead + s for s in strings], self.partial)
         rule = self.book.make(span, self.left, self.partial, self.words)
         number = np.array([self.variants.setdefault(v, len(self.variants)) for v in rule.variants], np.int64)
         for s, slot in zip(strings, range(len(self._slot), len(self._slot) + len(strings)), strict=True):
             self._slot[s] = slot
-        self.kind += rule.kind.tolist()
+        self.action += rule.action.tolist()
         self.first += rule.first.tolist()
         self.open += rule.open.tolist()
         self.variant += number[rule.variant].tolist()
@@ -114,8 +115,6 @@ class Strings:
                 if number != NO_HEAD and not begun:
                     ends = splitter.certain(splitter.join(whole, head))
                     known[number] = n in ends and tuple(e for e in ends if e <= n) == alone
-            if len(self._closing) >= _MOST_CLOSING:
-                self._closing.clear()
             self._closing[whole] = known
         return known
 
@@ -160,7 +159,7 @@ class BoundaryStrings:
         first = np.array([table.first[i] if self._fine[table.variant[i]] else -1 for i in slots], np.int64)
         open_ = np.array([table.open[i] for i in slots], bool)
         if self._last >= 0:
-            join = np.array([table.kind[i] == JOIN for i in slots], bool) & (first >= 0)
+            join = np.array([table.action[i] == JOIN for i in slots], bool) & (first >= 0)
             illegal = table.book.merges.illegal_after(self._last) if join.any() else ()
             if len(illegal):
                 at = np.minimum(np.searchsorted(illegal, first), len(illegal) - 1)  # sorted; np.isin would sort again

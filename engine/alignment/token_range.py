@@ -27,40 +27,42 @@ Variants = tuple[tuple[tuple[int, ...], bool], ...]
 class TokenRange:
     """The tokens of a range and r for each. front: bytes of a character that the boundary cuts, put before every r."""
 
-    def __init__(self, side: Segmenter, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:
-        self.side, self.tokens, self.front = side, tokens, front
+    def __init__(self, segmenter: Segmenter, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:
+        self.segmenter, self.tokens, self.front = segmenter, tokens, front
         self.rest = [front + r for r in rest]
-        strings = [side.splitter.canonical(side.splitter.classes(r)) for r in self.rest]
+        strings = [segmenter.splitter.canonical(segmenter.splitter.classes(r)) for r in self.rest]
         index = {s: i for i, s in enumerate(dict.fromkeys(strings))}
         self.classes = list(index)
         self.class_index = np.array([index[s] for s in strings], dtype=np.int64)
-        self.composing = np.array([side.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
+        self.composing = np.array([segmenter.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
         self.settled: np.ndarray | None = None  # of engine/alignment/openness.py
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
-        """(kind [m], stop [m] in units, sure [m], variant [m], variants) with `left` pending before the boundary."""
-        if self.side.by_bytes and len(left) == 1:  # the seam depends on two bytes, the rest on the right side alone
+        """(action [m], stop [m] in units, sure [m], variant [m], variants) with `left` pending before the boundary."""
+        if (
+            self.segmenter.by_bytes and len(left) == 1
+        ):  # the seam depends on two bytes, the rest on the right side alone
             stop, sure, heads = self.alone()
-            seam = self.side.seams(left)[heads]
+            seam = self.segmenter.seams(left)[heads]
             return np.where(seam, CUT, JOIN), stop, sure, (~seam).astype(np.int64), (((), True), ((), False))
         variants: dict[tuple[tuple[int, ...], bool], int] = {}
         per_class = np.zeros((len(self.classes), 4), dtype=np.int64)
-        splitter = self.side.splitter
+        splitter = self.segmenter.splitter
         for i, right in enumerate(self.classes):
             inside, seam, stop, sure = splitter.locate(left, right)
-            kind = CUT if seam else JOIN
+            action = CUT if seam else JOIN
             if not seam and splitter.added and splitter.is_added(left, right, inside[-1] if inside else 0, stop):
-                kind = NONE  # one token lies across the boundary
-            per_class[i] = kind, stop, sure, variants.setdefault((inside, seam), len(variants))
-        kind, stop, sure, variant = (per_class[:, c][self.class_index] for c in range(4))
-        return kind, stop, sure.astype(bool), variant, tuple(variants)
+                action = NONE  # one token lies across the boundary
+            per_class[i] = action, stop, sure, variants.setdefault((inside, seam), len(variants))
+        action, stop, sure, variant = (per_class[:, c][self.class_index] for c in range(4))
+        return action, stop, sure.astype(bool), variant, tuple(variants)
 
     def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Byte units: (stop, sure, first byte) [m] of r by itself."""
         if self._alone is None:
-            alone = [self.side.splitter.locate("", right) for right in self.classes]
+            alone = [self.segmenter.splitter.locate("", right) for right in self.classes]
             stop = np.array([a[2] for a in alone], dtype=np.int64)[self.class_index]
             sure = np.array([a[3] for a in alone], dtype=bool)[self.class_index]
             heads = np.array([ord(right[0]) for right in self.classes], dtype=np.int64)[self.class_index]
@@ -79,17 +81,17 @@ class TokenRange:
         """int64 [m]: units of r that no continuation changes: without an incomplete character and, with NFC, without the last
         character, which may be composed with what follows."""
         whole = np.array([valid_utf8_prefix(r) for r in self.rest], dtype=np.int64)
-        if not self.side.splitter.byte_units:
+        if not self.segmenter.splitter.byte_units:
             whole = self.units - (whole < np.array([len(r) for r in self.rest]))
-        return np.maximum(whole - self.side.vocabulary.nfc, 0)
+        return np.maximum(whole - self.segmenter.vocabulary.nfc, 0)
 
-    def first_tokens(self, kind: int, stop: int, where: np.ndarray) -> np.ndarray:
+    def first_tokens(self, action: int, stop: int, where: np.ndarray) -> np.ndarray:
         """First student token of r[:stop units] for the tokens `where` (indices): a whole pre-token if CUT, else a part."""
-        table = self._tables.get((kind, stop))
+        table = self._tables.get((action, stop))
         if table is None:
-            table = self._tables[kind, stop] = np.full(len(self.tokens), _UNKNOWN, dtype=np.int64)
+            table = self._tables[action, stop] = np.full(len(self.tokens), _UNKNOWN, dtype=np.int64)
         for i in where[table[where] == _UNKNOWN]:
-            table[i] = self.side.first(self.piece(int(i), stop), whole=kind == CUT)
+            table[i] = self.segmenter.first(self.piece(int(i), stop), whole=action == CUT)
         return table[where]
 
     def starting_with(self, head: bytes) -> range:
@@ -99,26 +101,26 @@ class TokenRange:
 
     def piece(self, index: int, stop: int) -> bytes:
         """What r of one token adds to the pre-token that begins at, or spans, the boundary: its first `stop` units."""
-        return self.side.units(self.rest[index], stop)[len(self.front) :]
+        return self.segmenter.units(self.rest[index], stop)[len(self.front) :]
 
 
 class FollowedRange(TokenRange):
-    """A range with the text y before every r. Equal to TokenRange(side, tokens, [y + r for r in rest]); tested so."""
+    """A range with the text y before every r. Equal to TokenRange(segmenter, tokens, [y + r for r in rest]); tested so."""
 
     def __init__(self, base: TokenRange, y: bytes) -> None:
-        self.side, self.base, self.y = base.side, base, y
+        self.segmenter, self.base, self.y = base.segmenter, base, y
         self.tokens, self.composing, self.front = base.tokens, base.composing, b""
-        splitter = base.side.splitter
+        splitter = base.segmenter.splitter
         self._y_classes = splitter.canonical(splitter.classes(y))
         self.class_index = base.class_index
-        self.classes = [] if base.side.by_bytes else [splitter.join(self._y_classes, c) for c in base.classes]
-        self.y_tokens = base.side.vocabulary.bpe(y, whole=False)
+        self.classes = [] if base.segmenter.by_bytes else [splitter.join(self._y_classes, c) for c in base.classes]
+        self.y_tokens = base.segmenter.vocabulary.bpe(y, whole=False)
         self.settled = None
         self._tables = {}
         self._alone = None
 
     def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
-        if self.side.by_bytes and len(left) != 1:
+        if self.segmenter.by_bytes and len(left) != 1:
             stop, sure, _ = self.alone()
             return np.full(len(stop), CUT), stop, sure, np.zeros(len(stop), np.int64), (((), True),)
         return super().cuts(left)
@@ -126,35 +128,37 @@ class FollowedRange(TokenRange):
     def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._alone is None:
             stop, sure, heads = self.base.alone()
-            inside = self.side.splitter.certain(self._y_classes)
+            inside = self.segmenter.splitter.certain(self._y_classes)
             if inside:
                 stop, sure = np.full_like(stop, inside[0]), np.ones_like(sure)
             else:
-                seam = self.side.seams(self._y_classes[-1])[heads]
+                seam = self.segmenter.seams(self._y_classes[-1])[heads]
                 stop, sure = np.where(seam, len(self.y), len(self.y) + stop), seam | sure
             self._alone = (stop, sure, np.full_like(heads, self.y[0]))
         return self._alone
 
     @cached_property
     def known(self) -> np.ndarray:
-        if not self.side.splitter.byte_units:
+        if not self.segmenter.splitter.byte_units:
             return self.units - self.base.units + self.base.known
         return self.base.known + len(self.y)
 
-    def first_tokens(self, kind: int, stop: int, where: np.ndarray) -> np.ndarray:
+    def first_tokens(self, action: int, stop: int, where: np.ndarray) -> np.ndarray:
         """By lemma 2: y + part begins with BPE(y)'s first token unless the pair at the seam is not canonical."""
-        whole, more = kind == CUT, stop - len(self._y_classes)
+        whole, more = action == CUT, stop - len(self._y_classes)
         if more <= 0:
-            return np.full(len(where), self.side.first(self.side.units(self.y, stop), whole=whole), dtype=np.int64)
+            return np.full(
+                len(where), self.segmenter.first(self.segmenter.units(self.y, stop), whole=whole), dtype=np.int64
+            )
         part = self.base.first_tokens(JOIN, more, where)
         first = np.full(len(where), self.y_tokens[0], dtype=np.int64)
-        illegal = np.zeros(self.side.vocabulary.size, dtype=bool)
-        illegal[self.side.merges.illegal_after(self.y_tokens[-1])] = True
+        illegal = np.zeros(self.segmenter.vocabulary.size, dtype=bool)
+        illegal[self.segmenter.merges.illegal_after(self.y_tokens[-1])] = True
         again = (part < 0) | illegal[part]
-        if whole and any(word.startswith(self.y) for word in self.side.whole_words):
+        if whole and any(word.startswith(self.y) for word in self.segmenter.whole_words):
             again[:] = True  # a vocabulary entry that merges cannot make may win here
         for i in np.flatnonzero(again):
-            first[i] = self.side.first(self.piece(int(where[i]), stop), whole=whole)
+            first[i] = self.segmenter.first(self.piece(int(where[i]), stop), whole=whole)
         return first
 
     def starting_with(self, head: bytes) -> range:
@@ -164,4 +168,8 @@ class FollowedRange(TokenRange):
 
     def piece(self, index: int, stop: int) -> bytes:
         more = stop - len(self._y_classes)
-        return self.side.units(self.y, stop) if more <= 0 else self.y + self.side.units(self.base.rest[index], more)
+        return (
+            self.segmenter.units(self.y, stop)
+            if more <= 0
+            else self.y + self.segmenter.units(self.base.rest[index], more)
+        )

@@ -33,6 +33,16 @@ class Use:
     prob: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class OpenMasks:
+    """A rule over all teacher ids: float64 [Vt] of 0 and 1 where it is open, and where it begins a student token; whether
+    any of its tokens joins."""
+
+    open_V: torch.Tensor
+    valid_V: torch.Tensor
+    joins: bool
+
+
 class LeafFinder:
     """Finds the open leaves for one student. top: K; least: leaves below this share of a context's mass are not listed."""
 
@@ -58,7 +68,8 @@ class LeafFinder:
     def _large(self, prob_RV: torch.Tensor, uses: list, group: list[int], out: list[Use | None]) -> None:
         """Uses of one rule over much of the vocabulary: whole rows against the rule as vectors over Vt."""
         rule: Rule = uses[group[0]][3]
-        open_V, valid_V, join = self._masks(rule)
+        masks = self._masks(rule)
+        open_V, valid_V, join = masks.open_V, masks.valid_V, masks.joins
         part = prob_RV[torch.tensor([uses[at][0] for at in group], device=self.device), : self.size].double()
         valid = (part @ valid_V).cpu().numpy()
         if join:  # a JOIN begins nothing where the pair (last student token, v) is not canonical (definition 7)
@@ -91,21 +102,21 @@ class LeafFinder:
             valid = float(values[first >= 0].sum())
             out[at] = Use(uses[at][1], valid, float(values[open_].sum()), tokens[listed], values[listed])
 
-    def _masks(self, rule: Rule) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """(open [Vt], valid [Vt] as 0 and 1 in float64, whether some token joins), made once for a rule."""
-        known = rule.derived.get(LeafFinder)
+    def _masks(self, rule: Rule) -> OpenMasks:
+        """A rule as vectors over Vt, made once for a rule."""
+        known = rule.view(OpenMasks)
         if known is None:
             open_, valid = (np.zeros(self.size) for _ in range(2))
             open_[rule.tokens[rule.open]] = 1.0
             valid[rule.tokens[rule.first >= 0]] = 1.0
-            join = bool(((rule.first >= 0) & (rule.kind == JOIN)).any())
-            known = (torch.from_numpy(open_).to(self.device), torch.from_numpy(valid).to(self.device), join)
-            rule.derived[LeafFinder] = known
+            join = bool(((rule.first >= 0) & (rule.action == JOIN)).any())
+            open_V, valid_V = torch.from_numpy(open_).to(self.device), torch.from_numpy(valid).to(self.device)
+            known = rule.keep(OpenMasks(open_V, valid_V, join))
         return known
 
     def _illegal(self, rule: Rule, last: int) -> torch.Tensor:
         """Teacher ids whose student token may not follow `last` inside a pre-token (lemma 2)."""
         bad = np.zeros(self.book.student.size, bool)
         bad[self.book.merges.illegal_after(last)] = True
-        join = (rule.first >= 0) & (rule.kind == JOIN)
+        join = (rule.first >= 0) & (rule.action == JOIN)
         return torch.from_numpy(rule.tokens[join][bad[rule.first[join]]]).to(self.device)

@@ -19,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
@@ -60,8 +61,6 @@ class MergeTable:
             if known is None:
                 leaves = [*self._derivations.leaves(a), *self._derivations.leaves(b)]
                 known = self._derivations.play(leaves)[0] == [a, b]
-            if len(self._pairs) >= _MOST_PAIRS:
-                self._pairs.clear()
             self._pairs[key] = known
         return known
 
@@ -70,8 +69,8 @@ class MergeTable:
         self._pairs.clear()
 
     @cached_property
-    def _pairs(self) -> dict[tuple[int, int], bool]:
-        return {}
+    def _pairs(self) -> BoundedCache[tuple[int, int], bool]:
+        return BoundedCache(_MOST_PAIRS)
 
     @cached_property
     def _derivations(self) -> _Derivations:
@@ -111,15 +110,11 @@ class MergeTable:
 
     def illegal_after(self, a: int) -> np.ndarray:
         """int32 ids b, sorted, for which `a b` is not canonical inside one pre-token. Vectorised twin of the pair test."""
-        if a in self._illegal:
-            return self._illegal[a]
-        ids = np.flatnonzero(self.illegal_by(a, lambda node: self.partners.get(node, ()))).astype(np.int32)
-        if self._kept[0] + len(ids) > _MOST_IDS:
-            self._illegal.clear()
-            self._kept[0] = 0
-        self._kept[0] += len(ids)
-        self._illegal[a] = ids
-        return ids
+        known = self._illegal.get(a)
+        if known is None:
+            illegal = self.illegal_by(a, lambda node: self.partners.get(node, ()))
+            known = self._illegal[a] = np.flatnonzero(illegal).astype(np.int32)
+        return known
 
     def illegal_by(self, a: int, partners: Callable[[int], Iterable[tuple[int, int]]]) -> np.ndarray:
         """bool [V]: the same, as far as merges of a node with its `partners` (right token, rank) are the reason."""
@@ -144,12 +139,8 @@ class MergeTable:
         return illegal
 
     @cached_property
-    def _illegal(self) -> dict[int, np.ndarray]:
-        return {}
-
-    @cached_property
-    def _kept(self) -> list[int]:
-        return [0]  # one number: ids in `_illegal`
+    def _illegal(self) -> BoundedCache[int, np.ndarray]:
+        return BoundedCache(_MOST_IDS, weight=len)
 
     @cached_property
     def _longest_bytes(self) -> int:

@@ -1,31 +1,41 @@
-"""Stage 4a: what is pending at a byte of a text, and the ways in which a continuation can cut it.
+"""What is pending at a byte of a text: the part behind the last cut that is certain, and how it may turn out to be cut.
 
 In: a byte string and a splitter. Out: `CutText`, which says for any byte where the last certain cut before it lies
-(docs/design.md, definition 5), and `PendingCuts`, which says how what lies behind that cut may turn out to be cut, tried
-on continuations of two characters (the premise of lemma 7). Both sides use the first, the teacher's contexts the second.
+(docs/design.md, definition 5), and `PendingCuts`, which says how what lies behind that cut may turn out to be cut (lemma 7).
+Teacher and student use the first, the teacher's contexts the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from engine.bpe.bounded_cache import BoundedCache
+from engine.bpe.continuations import Probe, Probes, units_of_tokens
 from engine.bpe.pretokenizer import Splitter
-from engine.bpe.utf8 import characters_from
+from engine.bpe.utf8 import characters_from, is_continuation
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument
 
 _LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
 
-# (unit cuts inside the pending part, whether it may end whole at the place, whether it may go on past the place)
-Way = tuple[tuple[int, ...], bool, bool]
+
+class PendingWay(NamedTuple):
+    """All ways of a pending part with the same cuts (bpe/continuations.py) as one. cuts: units inside the pending part, rising.
+    may_end: its last piece may end at the place. may_go_on: it may go on past the place."""
+
+    cuts: tuple[int, ...]
+    may_end: bool
+    may_go_on: bool
 
 
 @dataclass(frozen=True, eq=False)
 class CutText:
-    """A byte string as class units, with what is pending at any byte. Shared by the teacher's and the student's side."""
+    """A byte string as class units, with what is pending at any byte. Teacher and student have one each."""
 
     splitter: Splitter
     data: bytes
@@ -69,28 +79,32 @@ def starts_of_units(splitter: Splitter, data: bytes) -> np.ndarray:
     if splitter.byte_units or data.isascii():
         return np.arange(len(data) + 1, dtype=np.int32)
     raw = np.frombuffer(data, np.uint8)
-    return np.append(np.flatnonzero((raw & 0xC0) != 0x80), len(data)).astype(np.int32)
+    return np.append(np.flatnonzero(~is_continuation(raw)), len(data)).astype(np.int32)
 
 
 class PendingCuts:
-    """The ways to cut a pending part, by its classes; remembered. `forget` bounds what is remembered."""
+    """The ways to cut a pending part, by its classes, remembered. Not thread-safe.
+
+    The same probes as in `Ways`, read for another question: here nothing is behind the place yet, an added text may come, and one
+    that lies across the place is a way to go on like any other. `Ways` leaves such texts out, so its answers cannot be used.
+    """
 
     def __init__(self, vocabulary: Vocabulary, splitter: Splitter) -> None:
         self.vocabulary, self.splitter = vocabulary, splitter
-        self._ways: dict[tuple[str, bool], list[Way]] = {}
-        self._units: list[str] | None = None
-        self._partials: dict[bytes, tuple[str, ...]] = {}
+        self._ways: BoundedCache[tuple[str, bool], list[PendingWay]] = BoundedCache()
+        self._partials: dict[bytes, tuple[str, ...]] = {}  # as many as there are beginnings of characters
 
     def forget(self) -> None:
-        """Empty the caches that grow with the text."""
+        """Empty the cache that grows with the text."""
         self._ways.clear()
 
-    def ways(self, text: CutText, place: int, start: int, unit: int) -> list[Way]:
-        """Ways in which the pending part may turn out to be cut, the cuts as units of the text."""
+    def ways(self, text: CutText, place: int, start: int, unit: int) -> list[PendingWay]:
+        """Ways in which the pending part may turn out to be cut, the cuts as units of the text. Arguments: a byte, and of
+        `CutText.pendings` for it where the pending part begins and how many whole units lie before the byte."""
         rest = int(text.byte_of[unit])
         pending = text.units[start:unit]
         if rest == place:
-            return [(tuple(start + c for c in cuts), ends, goes) for cuts, ends, goes in self._known(pending, False)]
+            return [PendingWay(tuple(start + c for c in w.cuts), *w[1:]) for w in self._known(pending, False)]
         found: dict[tuple[int, ...], tuple[bool, bool]] = {}
         # the byte lies inside a character: its unit belongs to what is pending, and its bytes so far begin characters of
         # other classes too
@@ -99,38 +113,35 @@ class PendingCuts:
             for cuts, ends, goes in self._known(whole, True):
                 before = found.get(cuts, (False, False))
                 found[cuts] = (before[0] or ends, before[1] or goes)
-        return [(tuple(start + c for c in cuts), ends, goes) for cuts, (ends, goes) in found.items()]
+        return [PendingWay(tuple(start + c for c in cuts), *flags) for cuts, flags in found.items()]
 
-    def _known(self, pending: str, inside: bool) -> list[Way]:
+    def _known(self, pending: str, inside: bool) -> list[PendingWay]:
         known = self._ways.get((pending, inside))
         if known is None:
             known = self._ways[pending, inside] = self._find(pending, inside)
         return known
 
-    def _find(self, pending: str, inside: bool) -> list[Way]:
-        if self.splitter.byte_units or not pending:
-            return [((), not inside, True)]
-        found: dict[tuple[int, ...], list[bool]] = {}
+    def _find(self, pending: str, inside: bool) -> list[PendingWay]:
+        """inside: the place lies inside the last unit, so that no piece ends there."""
+        if self.splitter.byte_units or not pending:  # lemma 6: cuts between bytes that are there are certain
+            return [PendingWay((), not inside, True)]
+        n, found = len(pending), dict[tuple[int, ...], list[bool]]()
 
-        def note(ends: tuple[int, ...]) -> None:
-            seam = len(pending) in ends and not inside
-            flags = found.setdefault(tuple(e for e in ends if e < len(pending)), [False, False])
+        def note(probe: Probe) -> None:
+            seam = n in probe.ends and not inside
+            flags = found.setdefault(tuple(e for e in probe.ends if e < n), [False, False])
             flags[0] |= seam
             flags[1] |= not seam
 
-        note(self.splitter.pieces(pending))
-        for one in self._followed(pending):
-            ends = self.splitter.certain(one)
-            if ends and ends[-1] >= len(pending):
-                note(ends)  # whatever comes second, nothing changes up to the place
-                continue
-            for text in (one, *self._followed(one)):
-                note(self.splitter.pieces(text))
-        return [(cuts, ends, goes) for cuts, (ends, goes) in found.items()]
+        for one in self._probes.one(pending):
+            note(one)
+            for two in () if one.settled else self._probes.two(one):
+                note(two)
+        return [PendingWay(cuts, ends, goes) for cuts, (ends, goes) in found.items()]
 
-    def _followed(self, units: str) -> dict[str, None]:
-        """The class strings that one more character can make of these."""
-        return dict.fromkeys(self.splitter.join(units, unit) for unit in self._all_units())
+    @cached_property
+    def _probes(self) -> Probes:
+        return Probes(self.splitter, units_of_tokens(self.vocabulary, self.splitter))
 
     def _units_from(self, partial: bytes) -> tuple[str, ...]:
         """The unit classes of all characters that begin with these bytes."""
@@ -139,15 +150,3 @@ class PendingCuts:
             units = self.splitter.classes("".join(characters_from(partial)).encode("utf-8"))
             known = self._partials[partial] = tuple(dict.fromkeys(units))
         return known
-
-    def _all_units(self) -> list[str]:
-        """All classes of single characters that the vocabulary's tokens begin with. Continuations of two of them are tried:
-        no pattern of the dialect in use looks further than that (three characters in a contraction, the first of which
-        is pending); tested on real continuations."""
-        if self._units is None:
-            heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
-            if not self.splitter.byte_units:
-                self.splitter.learn(set("".join(heads)))
-            pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
-            self._units = sorted({unit for pair in pairs for unit in pair})
-        return self._units

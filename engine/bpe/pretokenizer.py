@@ -23,13 +23,11 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.pattern import Matcher, compile_pattern, escape, predicates_of
+from engine.bpe.pattern import Matcher, compile_pattern, predicates_of
+from engine.bpe.tokenizer_json import pattern_of, steps_of
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
-
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
 
 _BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
 NO_UNIT = "\0"  # the class of no character: answers no predicate, belongs to no added text
@@ -45,11 +43,10 @@ class Splitter:
     predicates: tuple[Any, ...] = ()
     needs_before: tuple[tuple[int, int], ...] = ()  # (bit q, mask): q is asked only after a unit with a bit of the mask
     added: tuple[str, ...] = ()
-    _class_of: dict[int, str] = field(default_factory=dict)
     _masks: list[int] = field(default_factory=lambda: [0])
     _owns: list[str] = field(default_factory=lambda: [""])
-    _pieces: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache)
-    _certain: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache)
+    _pieces: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
+    _certain: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
     _forgotten: dict[tuple[str, str], str] = field(default_factory=dict)
     _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)
 
@@ -334,7 +331,7 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                 f"{where}: ignore_merges beside SentencePiece tokens is not known; want ignore_merges = false"
             )
         never = never_side_by_side(vocabulary)
-        for pre in flatten(vocabulary.pre_tokenizer):
+        for pre in steps_of(vocabulary.pre_tokenizer):
             if pre["type"] == "Metaspace" and pre.get("split", True):
                 never[:, ord(" ")] = True
             elif pre["type"] == "Split" and pre["pattern"] == {"String": " "}:
@@ -344,7 +341,7 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                     f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none"
                 )
         return Splitter(True, (*stages, _bigram_stage(never)), added=added)
-    patterns = [p for pre in flatten(vocabulary.pre_tokenizer) if (p := pattern_of(pre, where)) is not None]
+    patterns = [p for pre in steps_of(vocabulary.pre_tokenizer) if (p := pattern_of(pre, where)) is not None]
     predicates = predicates_of(patterns, where)
     matchers = [compile_pattern(p, predicates, where) for p in patterns]
     stages += [_pattern_stage(m) for m in matchers]
@@ -359,26 +356,3 @@ def _needs_before(matchers: list[Matcher], count: int) -> tuple[tuple[int, int],
     free = set().union(*(m.starts for m in matchers))
     pairs = set().union(*(m.follows for m in matchers))
     return tuple((q, sum(1 << p for p, r in pairs if r == q)) for q in range(count) if q not in free)
-
-
-def flatten(node: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The pre-tokenizers of a tokenizer.json in order, sequences opened."""
-    if node is None:
-        return []
-    if node["type"] == "Sequence":
-        return [x for child in node["pretokenizers"] for x in flatten(child)]
-    return [node]
-
-
-def pattern_of(pre: dict[str, Any], where: str) -> str | None:
-    """The pattern that a pre-tokenizer isolates, None when it cuts nothing. Raises TokenizerError for an unknown one."""
-    if pre["type"] == "ByteLevel":
-        return _GPT2_PATTERN if pre.get("use_regex", True) else None
-    if pre["type"] == "Digits":
-        return r"\p{N}" if pre["individual_digits"] else r"\p{N}+"
-    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
-        pattern = pre["pattern"]
-        return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
-    raise TokenizerError(
-        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split"
-    )

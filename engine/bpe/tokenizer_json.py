@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
+from engine.bpe.pattern import escape
 from schemas.errors import TokenizerError
 
 SPACE_MARK = "▁"  # SentencePiece writes the space as U+2581
@@ -20,6 +21,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ROLES = ("bos", "eos", "pad", "unk")
 TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja"]  # what of a Hub repository belongs to its tokenizer
 _SECTIONS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LOSSLESS_PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace", "Sequence"}
 
 
@@ -216,6 +218,25 @@ def _walk(node: dict | None, children: str) -> list[dict]:
     if node is None:
         return []
     return [node, *(x for child in node.get(children, []) for x in _walk(child, children))]
+
+
+def steps_of(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer in order, sequences opened. [] for none."""
+    return [node for node in _walk(pre_tokenizer, "pretokenizers") if node["type"] != "Sequence"]
+
+
+def pattern_of(pre: dict[str, Any], where: str) -> str | None:
+    """The pattern that one step isolates, None when it cuts nothing. Raises TokenizerError for an unknown step."""
+    if pre["type"] == "ByteLevel":
+        return _GPT2_PATTERN if pre.get("use_regex", True) else None
+    if pre["type"] == "Digits":
+        return r"\p{N}" if pre["individual_digits"] else r"\p{N}+"
+    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
+        pattern = pre["pattern"]
+        return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
+    raise TokenizerError(
+        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split"
+    )
 
 
 def has_type(node: dict | None, kind: str) -> bool:

@@ -21,10 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.bpe.merges import MergeTable
 from engine.bpe.pending import PendingCuts, starts_of_units
-from engine.bpe.pretokenizer import Splitter
-from engine.bpe.vocabulary import Vocabulary
+from engine.bpe.segmenter import Segmenter
 from engine.contexts.chunks import ChunkGrower, ChunkStore
 from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument, IdentityError
@@ -38,13 +36,14 @@ _MOST_REMEMBERED = 256 << 20  # bytes; beyond this all that is remembered of chu
 class ContextBuilder:
     """Builds trees for one teacher vocabulary; remembers subtrees of chunks. Not thread-safe."""
 
-    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
-        self.vocabulary, self.merges, self.splitter = vocabulary, merges, splitter
-        self._cuts = PendingCuts(vocabulary, splitter)
-        self._grower = ChunkGrower(vocabulary, merges, self._cuts)
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.vocabulary, self.merges, self.splitter = segmenter.vocabulary, segmenter.merges, segmenter.splitter
+        self._cuts = PendingCuts(self.vocabulary, self.splitter)
+        self._grower = ChunkGrower(segmenter, self._cuts)
         self._stores = {True: ChunkStore(), False: ChunkStore()}  # by whether the fringe is asked for
         self._seams = np.empty((0, 0), np.int8)  # [K, K]: may a certain cut lie between two classes; _UNKNOWN
-        self._length = np.array([len(b or b"") for b in vocabulary.token_bytes], np.int32)
+        self._length = np.array([len(b or b"") for b in self.vocabulary.token_bytes], np.int32)
 
     def build(
         self,

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.bpe.merges import MergeTable
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pending import CutText, cut_text
-from engine.bpe.pretokenizer import Splitter
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor, valid_utf8_prefix
-from engine.bpe.vocabulary import Vocabulary
-from engine.contexts.next_tokens import PAIR, KindBook, NextTokens, State, Table
+from engine.contexts.next_tokens import PAIR, NextTokens, NextTokensBook, State, Table
 from engine.contexts.tree import NO_NODE, ContextTree
 from schemas.errors import IdentityError
 
@@ -44,19 +43,22 @@ class CanonicalNext:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
-        merges: MergeTable,
-        splitter: Splitter,
+        segmenter: Segmenter,
         *,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> None:
-        self.vocabulary, self.merges, self.splitter, self.device = vocabulary, merges, splitter, device
-        self.book = KindBook(vocabulary, merges, splitter)
-        self._specials = np.array(sorted(vocabulary.specials), dtype=np.int32)
-        self._states: dict[tuple[str, bytes, tuple[int, ...], bool], State] = {}
-        self._answers: dict[State, np.ndarray] = {}
-        self._distinct: dict[tuple[int, int, bool, tuple[int, ...]], np.ndarray] = {}
-        self._kept = 0
+        self.segmenter, self.device = segmenter, device
+        self.vocabulary, self.merges, self.splitter = segmenter.vocabulary, segmenter.merges, segmenter.splitter
+        self.book = NextTokensBook(segmenter)
+        self._specials = np.array(sorted(self.vocabulary.specials), dtype=np.int32)
+        self._states: BoundedCache[tuple[str, bytes, tuple[int, ...], bool], State] = BoundedCache(_MOST_STATES)
+        # Ids by state, and by what of a state they depend on. An answer may be the last that holds its array, so that memory
+        # is free only when both are empty.
+        self._answers: BoundedCache[State, np.ndarray] = BoundedCache(_MOST_ANSWERS)
+        self._distinct: BoundedCache[tuple[int, int, bool, tuple[int, ...]], np.ndarray] = BoundedCache(
+            _MOST_IDS, weight=len, together=(self._answers,)
+        )
+        self._answers.together = (self._distinct,)
 
     # ==== nodes -> states
 
@@ -89,8 +91,6 @@ class CanonicalNext:
             key = (text.units[start:unit], data[begin:end], tuple(path[::-1]), bare)
             known = self._states.get(key)
             if known is None:
-                if len(self._states) >= _MOST_STATES:
-                    self._states.clear()
                 known = self._states[key] = self._state(*key)
             out.append(known)
         return out
@@ -123,40 +123,14 @@ class CanonicalNext:
         if self.splitter.byte_units:
             return State(self.splitter.reduce(units), partial, (), last, ends, opening, ())
         table = self.book.table(units, partial)
-        agree = tuple(self._agrees(pending, partial, tokens, *variant) for variant in table.variants)
+        agree = tuple(self.segmenter.agrees(pending, partial, cuts, seam, tokens) for cuts, seam in table.variants)
         inside = tuple(c for c in self.splitter.pieces(units) if c < len(units))
-        ends = ends and self._agrees(pending, partial, tokens, inside, True)
+        ends = ends and self.segmenter.agrees(pending, partial, inside, True, tokens)
         return State(units, partial, agree, last, ends, opening, self._closed(table, agree, pending, partial))
-
-    def _agrees(
-        self, pending: bytes, partial: bytes, tokens: tuple[int, ...], cuts: tuple[int, ...], seam: bool
-    ) -> bool:
-        """Whether the pending bytes, cut like this, are encoded to these tokens. seam: a cut behind the last whole unit."""
-        if not pending:
-            return True
-        whole = pending[: len(pending) - len(partial)].decode("utf-8")
-        bounds = [len(whole[:c].encode("utf-8")) for c in cuts]
-        if seam and partial and whole:
-            bounds.append(len(pending) - len(partial))
-        out: list[int] = []
-        at = 0
-        for bound in bounds:
-            out += self._encode_whole(pending[at:bound])
-            at = bound
-        rest = pending[at:]
-        if seam and not partial:
-            return [*out, *self._encode_whole(rest)] == list(tokens)
-        if self.vocabulary.added_text and rest.decode("utf-8", "replace") in self.vocabulary.added_text:
-            return False  # an added text is never spelt by BPE
-        return [*out, *self.vocabulary.bpe(rest, whole=False)] == list(tokens)
-
-    def _encode_whole(self, piece: bytes) -> list[int]:
-        added = self.vocabulary.added_text.get(piece.decode("utf-8", "replace")) if self.vocabulary.added_text else None
-        return [added] if added is not None else self.vocabulary.bpe(piece)
 
     def _closed(self, table: Table, agree: tuple[bool, ...], pending: bytes, partial: bytes) -> tuple[int, ...]:
         """Tokens that complete, without a way to go on, a pre-token that ignore_merges takes as one token."""
-        words, found = self.book.side.whole_words, set()
+        words, found = self.segmenter.whole_words, set()
         if not words or not pending or partial:
             return ()
         text = pending.decode("utf-8")
@@ -178,31 +152,19 @@ class CanonicalNext:
     def _answer(self, state: State) -> np.ndarray:
         known = self._answers.get(state)
         if known is None:
-            kind = self.book.kind_of(state)
-            key = (kind.number, state.last if kind.has_pair else -1, state.ends, state.closed)
+            tokens = self.book.next_tokens(state)
+            key = (tokens.number, state.last if tokens.has_pair else -1, state.ends, state.closed)
             known = self._distinct.get(key)
             if known is None:
-                known = self._find_illegal(kind, state)
-                self._kept += len(known)
-                if self._kept > _MOST_IDS:
-                    self._answers.clear()
-                    self._distinct.clear()
-                    self._kept = len(known)
-                self._distinct[key] = known
-            if (
-                len(self._answers) >= _MOST_ANSWERS
-            ):  # with its sets of ids: an answer may be the last that holds its own
-                self._answers.clear()
-                self._distinct.clear()
-                self._kept = len(known)
+                known = self._distinct[key] = self._find_illegal(tokens, state)
             self._answers[state] = known
         return known
 
-    def _find_illegal(self, kind: NextTokens, state: State) -> np.ndarray:
-        parts = [kind.never, np.array(state.closed, np.int32)]
-        if kind.has_pair and state.last >= 0:
+    def _find_illegal(self, tokens: NextTokens, state: State) -> np.ndarray:
+        parts = [tokens.never, np.array(state.closed, np.int32)]
+        if tokens.has_pair and state.last >= 0:
             pairs = self.merges.illegal_after(state.last)
-            parts.append(pairs[kind.kind[pairs] == PAIR])
+            parts.append(pairs[tokens.action[pairs] == PAIR])
         if not state.ends:
             parts.append(self._specials)
         return np.unique(np.concatenate(parts))

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.bpe.merges import MergeTable
 from engine.bpe.pending import PendingCuts, cut_text
-from engine.bpe.vocabulary import Vocabulary
+from engine.bpe.segmenter import Segmenter
 
 ROOT = -1
 _OUTSIDE = -2  # below another first token than the given one: outside what the teacher was asked
@@ -57,8 +56,9 @@ class Subtree:
 class ChunkGrower:
     """Makes subtrees for one teacher vocabulary, byte by byte. Not thread-safe."""
 
-    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, cuts: PendingCuts) -> None:
-        self.vocabulary, self.merges, self.cuts = vocabulary, merges, cuts
+    def __init__(self, segmenter: Segmenter, cuts: PendingCuts) -> None:
+        self.segmenter, self.cuts = segmenter, cuts
+        self.vocabulary, self.merges = segmenter.vocabulary, segmenter.merges
 
     def grow(
         self, chunk: bytes, places: list[int], trunk: list[int], *, given_first: bool, fringe: bool, shift: int
@@ -81,7 +81,7 @@ class ChunkGrower:
                 head, at = node_at[begin], begin
                 for cut in cuts:
                     stop = int(text.byte_of[cut])
-                    for token in self._encode_whole(chunk[at:stop]):
+                    for token in self.segmenter.encode_whole(chunk[at:stop]):
                         at += len(self.vocabulary.token_bytes[token] or b"")
                         head = tree.add(head, token, at)
                     at = stop
@@ -118,7 +118,7 @@ class ChunkGrower:
     ) -> None:
         """Add the nodes at the end of `piece`, which begins at `at`; two where a whole-word-only token can end here."""
         vocabulary = self.vocabulary
-        added = bool(vocabulary.added_text) and piece.decode("utf-8", "replace") in vocabulary.added_text
+        added = self.segmenter.added_id(piece) is not None
         if not added:  # an added text is never spelt by BPE
             token, parent = spelling
             steps, i = [], len(piece)
@@ -132,14 +132,10 @@ class ChunkGrower:
                 nodes[node] = None
         if whole and (added or vocabulary.ignore_merges):  # otherwise the merges give the same tokens
             node, end = prefixes[0], at
-            for t in self._encode_whole(piece):
+            for t in self.segmenter.encode_whole(piece):
                 end += len(vocabulary.token_bytes[t] or b"")
                 node = tree.add(node, t, end)
             nodes[node] = None
-
-    def _encode_whole(self, piece: bytes) -> list[int]:
-        added = self.vocabulary.added_text.get(piece.decode("utf-8", "replace")) if self.vocabulary.added_text else None
-        return [added] if added is not None else self.vocabulary.bpe(piece)
 
     def _fringe(self, tree: Subtree, prefix: tuple[list[int], list[int]], place: int, head: int, at: int):
         """(node, token) of contexts inside the last, still growing piece that are not in the tree but hang off it."""

@@ -13,18 +13,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.bpe.continuations import Ways
+from engine.bpe.bounded_cache import BoundedCache
+from engine.bpe.continuations import Ways, units_of_tokens
 from engine.bpe.merges import NEVER as UNREACHABLE
-from engine.bpe.merges import MergeTable
-from engine.bpe.pretokenizer import Splitter
 from engine.bpe.segmenter import Segmenter
-from engine.bpe.utf8 import characters_beginning, characters_from, open_tail, valid_utf8_prefix
-from engine.bpe.vocabulary import Vocabulary
+from engine.bpe.utf8 import (
+    character_length,
+    characters_beginning,
+    characters_from,
+    is_continuation,
+    open_tail,
+    valid_utf8_prefix,
+)
 
 NEVER, ALWAYS, PAIR = 0, 1, 2
 _ORDINARY, _WHOLE_ONLY, _ADDED = 0, 1, 2
 _MOST_TABLES = 4_000
-_MOST_KINDS = 1_000  # int8 [V] each
+_MOST_ARRAYS = 1_000  # int8 [V] each
 _MOST_COMPLETIONS = 200_000
 
 
@@ -48,10 +53,10 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NextTokens:
-    """kind: int8 [V] (ids without a token and specials: ALWAYS); never: int32 ids; has_pair: whether any kind is PAIR."""
+    """action: int8 [V] (ids without a token and specials: ALWAYS); never: int32 ids; has_pair: whether any action is PAIR."""
 
     number: int
-    kind: np.ndarray
+    action: np.ndarray
     never: np.ndarray
     has_pair: bool
 
@@ -80,27 +85,28 @@ class Table:
     made: dict[tuple[bool, ...], NextTokens] = field(default_factory=dict)
 
 
-class KindBook:
-    """All kinds of one vocabulary, made on demand. Not thread-safe."""
+class NextTokensBook:
+    """What tokens do behind all contexts of one vocabulary, made on demand. Not thread-safe."""
 
-    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, splitter: Splitter) -> None:
-        self.vocabulary, self.merges, self.splitter = vocabulary, merges, splitter
-        self.side = Segmenter(vocabulary, merges, splitter)
-        self._tables: dict[tuple[str, bytes], Table] = {}
-        self._spans: dict[bytes, _Span] = {}
-        self._kinds: dict[bytes, NextTokens] = {}
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.vocabulary, self.merges, self.splitter = segmenter.vocabulary, segmenter.merges, segmenter.splitter
+        self._spans: dict[bytes, _Span] = {}  # as many as there are beginnings of characters
+        self._tables: BoundedCache[tuple[str, bytes], Table] = BoundedCache(_MOST_TABLES)
+        self._by_bytes: BoundedCache[tuple[str, bytes, bool], NextTokens] = BoundedCache(_MOST_TABLES)
+        # arrays by content; both caches above hold arrays, so that memory is free only when all three are empty
+        self._distinct: BoundedCache[bytes, NextTokens] = BoundedCache(
+            _MOST_ARRAYS, together=(self._tables, self._by_bytes)
+        )
         self._numbers = 0
-        self._byte_kinds: dict[tuple[str, bytes, bool], NextTokens] = {}
-        self._completions: dict[tuple[int, bytes], frozenset[str]] = {}
+        self._completions: BoundedCache[tuple[int, bytes], frozenset[str]] = BoundedCache(_MOST_COMPLETIONS)
         self._continuing: dict[bytes, tuple[np.ndarray, list[str]]] = {}
 
     # ==== kinds, characters as units
 
     @cached_property
     def _ways(self) -> Ways:
-        heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
-        pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
-        units = {c for pair in pairs for c in pair}
+        units = units_of_tokens(self.vocabulary, self.splitter)
         return Ways(self.splitter, tuple(sorted({self.splitter.disown(c) for c in units})))
 
     @cached_property
@@ -118,9 +124,9 @@ class KindBook:
     @cached_property
     def _blank(self) -> np.ndarray:
         """int8 [V]: NEVER for tokens; ALWAYS for ids without a token, and for specials, which are handled by `ends`."""
-        kind = np.full(self.vocabulary.size, NEVER, np.int8)
-        kind[[i for i, piece in enumerate(self.vocabulary.token_bytes) if piece is None]] = ALWAYS
-        return kind
+        action = np.full(self.vocabulary.size, NEVER, np.int8)
+        action[[i for i, piece in enumerate(self.vocabulary.token_bytes) if piece is None]] = ALWAYS
+        return action
 
     def _span(self, front: bytes) -> _Span:
         known = self._spans.get(front)
@@ -150,7 +156,7 @@ class KindBook:
     def _tails(self) -> list[int]:
         """Tokens that begin inside a character, and can be made."""
         pieces = self.vocabulary.token_bytes
-        return [i for i, p in enumerate(pieces) if p and 0x80 <= p[0] < 0xC0 and self._sort[i] == _ORDINARY]
+        return [i for i, p in enumerate(pieces) if p and is_continuation(p[0]) and self._sort[i] == _ORDINARY]
 
     def _units_after(self, token: int, tail: bytes) -> frozenset[str]:
         """Classes of the characters that begin with `tail`, the end of `token`, and leave the token as it is (lemma 2:
@@ -162,7 +168,7 @@ class KindBook:
             ids, units = self._continuing[tail]
             found: set[str] = set()
             free = np.flatnonzero(~np.isin(ids, self.merges.illegal_after(token))).tolist()
-            if free and tail[0] >= 0xF0 and len(tail) == 1:  # too many to look at each: one of each Unicode category
+            if free and len(tail) == 1 and character_length(tail[0]) == 4:  # too many: one of each Unicode category
                 found.update(self.splitter.classes("".join(characters_from(tail)).encode("utf-8")))
                 free = []
             for i in free:
@@ -170,14 +176,12 @@ class KindBook:
                     found.add(units[i])
                 else:
                     found |= self._units_after(int(ids[i]), tail + (self.vocabulary.token_bytes[ids[i]] or b""))
-            if len(self._completions) >= _MOST_COMPLETIONS:
-                self._completions.clear()
             known = self._completions[token, tail] = frozenset(found)
         return known
 
     def _find_continuing(self, tail: bytes) -> tuple[np.ndarray, list[str]]:
         """(ids, class of the character that each completes, "" while it does not)."""
-        size = 2 if tail[0] < 0xE0 else 3 if tail[0] < 0xF0 else 4
+        size = character_length(tail[0])
         grown = [(token, tail + (self.vocabulary.token_bytes[token] or b"")) for token in self._tails]
         grown = [(token, data) for token, data in grown if open_tail(data) is not None]
         self.splitter.learn({data[:size].decode("utf-8") for _, data in grown if len(data) >= size})
@@ -187,8 +191,6 @@ class KindBook:
     def table(self, left: str, partial: bytes) -> Table:
         known = self._tables.get((left, partial))
         if known is None:
-            if len(self._tables) >= _MOST_TABLES:
-                self._tables.clear()
             known = self._tables[left, partial] = self._make_table(left, self._span(partial))
         return known
 
@@ -208,22 +210,19 @@ class KindBook:
             rows.append(behaviours.setdefault(frozenset(entries), len(behaviours)))
         return Table(span, list(variants), np.array(rows, np.int64), list(behaviours))
 
-    def kind_of(self, state: State) -> NextTokens:
+    def next_tokens(self, state: State) -> NextTokens:
         if self.splitter.byte_units:
             key = (state.left, state.partial, state.opening)
-            known = self._byte_kinds.get(key)
+            known = self._by_bytes.get(key)
             if known is None:
-                known = self._keep(self._byte_kind(*key))
-                if len(self._byte_kinds) >= _MOST_TABLES:
-                    self._byte_kinds.clear()
-                self._byte_kinds[key] = known
+                known = self._by_bytes[key] = self._keep(self._actions_by_bytes(*key))
             return known
         table = self.table(state.left, state.partial)
         if state.agree not in table.made:
-            table.made[state.agree] = self._keep(self._kind_array(table, state))
+            table.made[state.agree] = self._keep(self._actions(table, state))
         return table.made[state.agree]
 
-    def _kind_array(self, table: Table, state: State) -> np.ndarray:
+    def _actions(self, table: Table, state: State) -> np.ndarray:
         rule = np.zeros((len(table.behaviours), 3), np.int8)
         for i, entries in enumerate(table.behaviours):
             agreed = [(table.variants[v][1] and not state.partial, e, a) for v, e, a in entries if state.agree[v]]
@@ -231,49 +230,45 @@ class KindBook:
             rule[i, _ORDINARY] = ALWAYS if cut else PAIR if join else NEVER
             rule[i, _WHOLE_ONLY] = ALWAYS if any(seam and e and not a for seam, e, a in agreed) else NEVER
             rule[i, _ADDED] = ALWAYS if any(seam and e and a for seam, e, a in agreed) else NEVER
-        kind = self._blank.copy()
+        action = self._blank.copy()
         span = table.span
-        kind[span.tokens] = rule[table.behaviour[span.key], self._sort[span.tokens]]
-        return kind
+        action[span.tokens] = rule[table.behaviour[span.key], self._sort[span.tokens]]
+        return action
 
-    def _keep(self, kind: np.ndarray) -> NextTokens:
+    def _keep(self, action: np.ndarray) -> NextTokens:
         """Many class strings give the same kinds; keep each array once."""
-        key = kind.tobytes()
-        known = self._kinds.get(key)
+        key = action.tobytes()
+        known = self._distinct.get(key)
         if known is None:
-            if len(self._kinds) >= _MOST_KINDS:
-                self._kinds.clear()
-                self._tables.clear()
-                self._byte_kinds.clear()
-            never = np.flatnonzero(kind == NEVER).astype(np.int32)
-            known = self._kinds[key] = NextTokens(self._numbers, kind, never, bool((kind == PAIR).any()))
+            never = np.flatnonzero(action == NEVER).astype(np.int32)
+            known = self._distinct[key] = NextTokens(self._numbers, action, never, bool((action == PAIR).any()))
             self._numbers += 1  # never used twice: others remember answers by it
         return known
 
     # ==== kinds, bytes as units (SentencePiece): no look-ahead, cuts between two bytes
 
-    def _byte_kind(self, left: str, partial: bytes, opening: bool) -> np.ndarray:
+    def _actions_by_bytes(self, left: str, partial: bytes, opening: bool) -> np.ndarray:
         """Tokens of characters are PAIR, ALWAYS behind a cut. Byte tokens spell characters without a token of their own."""
-        kind = self._blank.copy()
+        action = self._blank.copy()
         for byte, token in enumerate(self.vocabulary.fallback_ids):
-            kind[token] = PAIR if self._untold(partial + bytes([byte])) else NEVER
+            action[token] = PAIR if self._untold(partial + bytes([byte])) else NEVER
         if partial:
-            return kind
+            return action
         ids, heads = self._uncut
-        seam = self.side.seams(left[-1])[heads] if left else np.ones(len(ids), bool)
-        kind[ids] = np.where(seam, ALWAYS, PAIR)
+        seam = self.segmenter.seams(left[-1])[heads] if left else np.ones(len(ids), bool)
+        action[ids] = np.where(seam, ALWAYS, PAIR)
         pieces, prefix = self.vocabulary.token_bytes, self.vocabulary.prefix_bytes if opening else b""
         before = left.encode("latin-1")
         for text, token in self.vocabulary.added_text.items():
             _, cut, stop, _ = self.splitter.locate(left, text.encode().decode("latin-1"))
-            kind[token] = ALWAYS if cut and stop == len(text.encode()) else NEVER
+            action[token] = ALWAYS if cut and stop == len(text.encode()) else NEVER
         spelt = [text.encode() for text in self.vocabulary.added_text]
         if prefix or spelt:
             for token in ids.tolist():
                 data = before + (pieces[token] or b"")
                 if not data.startswith(prefix) or any(text in data for text in spelt):
-                    kind[token] = NEVER
-        return kind
+                    action[token] = NEVER
+        return action
 
     @cached_property
     def _uncut(self) -> tuple[np.ndarray, np.ndarray]:

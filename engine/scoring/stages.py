@@ -21,8 +21,7 @@ from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
-from engine.bpe.merges import build_merge_table
-from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import build_segmenter
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import SpecialSplitter
@@ -109,8 +108,8 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
     is_token = [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)]
     real = torch.tensor(is_token, device=teacher.device)  # bool [V]: some ids below V belong to no token
     ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
-    merges, splitter = build_merge_table(vocabulary), build_splitter(vocabulary)
-    canonical = CanonicalNext(vocabulary, merges, splitter, device=teacher.device)
+    segmenter = build_segmenter(vocabulary)
+    canonical = CanonicalNext(segmenter, device=teacher.device)
     bos = () if known.chat else bos_of(run, vocabulary)  # a conversation's BOS is its template's
     special_splitter = None
     if run.corpus.specials == "boundary":
@@ -152,7 +151,7 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
         regimes=regimes,
         products=products,
         schemas={product: _schema(run, product) for product in products},
-        builder=ContextBuilder(vocabulary, merges, splitter),
+        builder=ContextBuilder(segmenter),
         canonical=canonical,
         aligners=aligners,
         strings=strings,
@@ -189,7 +188,7 @@ def _rule_books(
     """Of the students that are made from boundaries, regimes fast and beam."""
     tokens = TeacherTokens(vocabulary)
     return {
-        product: RuleBook(tokens, student, build_merge_table(student), build_splitter(student))
+        product: RuleBook(tokens, build_segmenter(student))
         for product, student in students.items()
         if regimes[product] in ("fast", "beam")
     }

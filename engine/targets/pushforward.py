@@ -203,9 +203,9 @@ class PushForward:
 
     def _columns(self, rule: Rule) -> _Columns:
         """A large rule as vectors over all teacher ids, made once and kept with the rule."""
-        known = rule.derived.get(_Columns)
+        known = rule.view(_Columns)
         if known is None:
-            valid, join = rule.first >= 0, (rule.first >= 0) & (rule.kind == JOIN)
+            valid, join = rule.first >= 0, (rule.first >= 0) & (rule.action == JOIN)
             columns = np.zeros((self.teacher_rows, 3))
             columns[rule.tokens, 0] = rule.open
             columns[rule.tokens, 1] = valid & ~join & ~rule.open
@@ -218,11 +218,13 @@ class PushForward:
                 return torch.from_numpy(out).to(self.device)
 
             decided = join & ~rule.open
-            known = rule.derived[_Columns] = _Columns(
-                cut=targets(~join),
-                join=targets(join) if join.any() else None,
-                join_decided=targets(decided) if decided.any() else None,
-                columns=torch.from_numpy(columns).to(self.device),
+            known = rule.keep(
+                _Columns(
+                    cut=targets(~join),
+                    join=targets(join) if join.any() else None,
+                    join_decided=targets(decided) if decided.any() else None,
+                    columns=torch.from_numpy(columns).to(self.device),
+                )
             )
         return known
 

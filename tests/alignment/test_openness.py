@@ -18,10 +18,8 @@ from engine.alignment.boundaries import Aligner
 from engine.alignment.openness import Openness
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.token_range import FollowedRange, TokenRange
-from engine.bpe.merges import build_merge_table
 from engine.bpe.pending import cut_text
-from engine.bpe.pretokenizer import build_splitter
-from engine.bpe.segmenter import Segmenter
+from engine.bpe.segmenter import build_segmenter
 from engine.bpe.utf8 import characters_from, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument
@@ -37,7 +35,7 @@ from tests.support.toys import (
     strings,
     toy,
 )
-from tests.support.vocabularies import EFFORT, merge_table, needs_shared, save, splitter, texts, vocabulary
+from tests.support.vocabularies import EFFORT, needs_shared, save, segmenter, texts, vocabulary
 
 STUDENTS = (
     "gpt2", "llama-2", "llama-3", "mistral-v0.3", "smollm2", "o200k_base", "deepseek-llm-7b", "gpt-neox-20b",
@@ -45,7 +43,7 @@ STUDENTS = (
 
 
 def openness_of(student: Vocabulary) -> Openness:
-    return Openness(Segmenter(student, build_merge_table(student), build_splitter(student)))
+    return Openness(build_segmenter(student))
 
 
 @pytest.mark.parametrize("seed", range(4 * EFFORT))
@@ -73,7 +71,7 @@ def test_characters_without_a_token_are_known_as_well(style: str, tmp_path: Path
         student = toy(rng, tmp_path / str(number), style, chars, whole=False, merges=rng.randint(2, 10))
         openness = openness_of(student)
         for s in strings(chars, 3)[1:]:
-            pieces = openness.side.splitter.pieces(s.encode().decode("latin-1"))
+            pieces = openness.segmenter.splitter.pieces(s.encode().decode("latin-1"))
             if len(pieces) > 1 or not openness.decided(s.encode()):
                 continue
             for w in strings(chars, 3):
@@ -164,10 +162,10 @@ def test_followed_text_settles_like_the_range_built_from_scratch(style: str, who
         student = toy(rng, tmp_path / str(number), style, chars, whole=whole, merges=rng.randint(3, 12))
         openness, pieces = openness_of(student), [t.encode() for t in strings(chars, 3)[1:]]
         every = np.arange(len(pieces))
-        base = TokenRange(openness.side, every, pieces)
+        base = TokenRange(openness.segmenter, every, pieces)
         for y in strings(chars, 2)[1:]:
             fast = FollowedRange(base, y.encode())
-            slow = TokenRange(openness.side, every, [y.encode() + p for p in pieces])
+            slow = TokenRange(openness.segmenter, every, [y.encode() + p for p in pieces])
             np.testing.assert_array_equal(fast.known, slow.known)
             want = openness.settled(slow, every)
             np.testing.assert_array_equal(openness.settled(fast, every), want, err_msg=f"{student.name} {y!r}")
@@ -205,7 +203,7 @@ def test_real_text_never_changes_a_decided_leaf(name: str):
     rng, decided, total = random.Random(name), 0, 0
     student = vocabulary(name)
     for teacher in ("qwen2.5", "llama-2", "gpt2"):
-        book = RuleBook(few_tokens(teacher, 120 * EFFORT, rng), student, merge_table(name), splitter(name))
+        book = RuleBook(few_tokens(teacher, 120 * EFFORT, rng), segmenter(name))
         aligner = Aligner(book, b"")
         for before in ("", "the", "a ", "x\n  ", "it'", "3", "né"):
             ids = student.encode(before)[0] if before else []

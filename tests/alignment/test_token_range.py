@@ -7,10 +7,8 @@ import pytest
 
 from engine.alignment.rules import TeacherTokens
 from engine.alignment.token_range import FollowedRange, TokenRange
-from engine.bpe.merges import build_merge_table
 from engine.bpe.nfc import may_compose
-from engine.bpe.pretokenizer import build_splitter
-from engine.bpe.segmenter import Segmenter
+from engine.bpe.segmenter import build_segmenter
 from tests.support.vocabularies import needs_shared, vocabulary
 
 FOLLOWED = [b" ", b"1", b"12", b" w", b"'", b"don", b" nghi", b" vi", b"\n", b"\n\n", b"a b", "é".encode(), b"  "]
@@ -22,14 +20,14 @@ LEFT = ["", " hel", "1", "'", "  ", "don"]
 def test_followed_range_equals_the_range_built_from_scratch(student: str) -> None:
     """Cuts, certainty and first tokens, for every y and left side: the fast construction against the obvious one."""
     teacher, chosen = TeacherTokens(vocabulary("qwen2.5-subset-8000")), vocabulary(student)
-    side = Segmenter(chosen, build_merge_table(chosen), build_splitter(chosen))
+    segmenter = build_segmenter(chosen)
     pick = np.random.default_rng(0).choice(len(teacher.ids), 1500, replace=False)
     pieces, ids = [teacher.pieces[i] for i in pick], teacher.ids[pick]
-    base = TokenRange(side, ids, pieces)
+    base = TokenRange(segmenter, ids, pieces)
     for y in FOLLOWED:
-        slow, fast = TokenRange(side, ids, [y + p for p in pieces]), FollowedRange(base, y)
+        slow, fast = TokenRange(segmenter, ids, [y + p for p in pieces]), FollowedRange(base, y)
         for text in LEFT:
-            left = side.splitter.reduce(side.splitter.canonical(side.splitter.classes(text.encode())))
+            left = segmenter.splitter.reduce(segmenter.splitter.canonical(segmenter.splitter.classes(text.encode())))
             want, got = slow.cuts(left), fast.cuts(left)
             for a, b in zip(want[:3], got[:3], strict=True):
                 np.testing.assert_array_equal(a, b, err_msg=f"{y!r} after {text!r}")

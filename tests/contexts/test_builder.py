@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.bpe.merges import build_merge_table
-from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import build_segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.tree import NO_NODE, ContextTree
@@ -291,7 +290,7 @@ def small(to: Path, **changes: object) -> tuple[Vocabulary, ContextBuilder]:
     pattern = r" ?\p{L}+|\s+(?!\S)|\s+|."
     spec = byte_level(merges, vocab=[b"\n", b"abab"], pattern=pattern, ignore_merges=True)
     vocab = load_vocabulary(save({**spec, **changes}, to))
-    return vocab, ContextBuilder(vocab, build_merge_table(vocab), build_splitter(vocab))
+    return vocab, ContextBuilder(build_segmenter(vocab))
 
 
 def test_whole_words_of_ignore_merges_are_second_contexts(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bpe.merges import build_merge_table
-from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import build_segmenter
 from engine.bpe.utf8 import characters_beginning, characters_from, open_tail
 from engine.bpe.vocabulary import Vocabulary
 from engine.contexts.builder import ContextBuilder
@@ -25,14 +24,14 @@ from tests.support.pairs import path_of
 from tests.support.toys import BYTE_LEVEL as TOY_BYTE_LEVEL
 from tests.support.toys import SENTENCEPIECE as TOY_SENTENCEPIECE
 from tests.support.toys import TableTeacher, alphabet, random_text, strings, toy
-from tests.support.vocabularies import ALL, EFFORT, builder, merge_table, needs_shared, splitter, vocabulary, words
+from tests.support.vocabularies import ALL, EFFORT, builder, merge_table, needs_shared, segmenter, vocabulary, words
 
 MORE = [*CONTINUATIONS, "x ", "zq", "Qj", " Zq", "7x", "  x", "\n\nx", "\t\tx", "'x", "##", "=x", "\r", " \n\n", "   "]
 
 
 @cache
 def chooser(name: str) -> CanonicalNext:
-    return CanonicalNext(vocabulary(name), merge_table(name), splitter(name))
+    return CanonicalNext(segmenter(name))
 
 
 def ids_of(chooser: CanonicalNext, state: State) -> set[int]:
@@ -180,8 +179,8 @@ def toy_side(
     chars, style = alphabet(rng), rng.choice(TOY_BYTE_LEVEL * 2 + TOY_SENTENCEPIECE)
     chars = tuple(c for c in chars if c.isascii()) if ascii_only else chars
     vocab = toy(rng, folder, style, chars, whole=rng.random() < 0.4, merges=rng.randint(3, 10))
-    merges, cuts = build_merge_table(vocab), build_splitter(vocab)
-    return vocab, chars, CanonicalNext(vocab, merges, cuts), ContextBuilder(vocab, merges, cuts)
+    parts = build_segmenter(vocab)
+    return vocab, chars, CanonicalNext(parts), ContextBuilder(parts)
 
 
 def tree_of(vocab: Vocabulary, make: ContextBuilder, text: str) -> tuple[ContextTree, bytes]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import Segmenter
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument, IdentityError
@@ -95,7 +96,7 @@ def test_prose_falls_into_small_chunks_that_come_again() -> None:
     """What makes trees cheap: a chunk is about a word, and a second pass learns nothing."""
     for name in ("gpt2", "qwen2.5", "llama-2", "llama-3", "o200k_base"):
         vocab = vocabulary(name)
-        make = ContextBuilder(vocab, builder(name).merges, builder(name).splitter)
+        make = ContextBuilder(builder(name).segmenter)
         text = next(t for t in texts() if "Once upon a time" in t and t.isascii() and len(t) > 500)
         data, ids = vocab.prefix_bytes + text.encode(), vocab.encode(text)[0]
         learnt = []
@@ -110,7 +111,7 @@ def test_prose_falls_into_small_chunks_that_come_again() -> None:
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit everything is forgotten, and trees stay the same."""
     vocab, known = vocabulary("gpt2"), builder("gpt2")
-    make = ContextBuilder(vocab, known.merges, build_splitter(vocab))
+    make = ContextBuilder(Segmenter(vocab, known.merges, build_splitter(vocab)))
     monkeypatch.setattr("engine.contexts.builder._MOST_REMEMBERED", 20_000)
     sizes = []
     for text, ids, data in documents("gpt2", 60):

@@ -24,8 +24,7 @@ from engine.alignment.refinement import exact_side
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.strings import StringRules
 from engine.alignment.token_trie import Trie, build_trie
-from engine.bpe.merges import build_merge_table
-from engine.bpe.pretokenizer import build_splitter
+from engine.bpe.segmenter import build_segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
@@ -55,21 +54,20 @@ class Pair:
 
     @cached_property
     def canonical(self) -> CanonicalNext:
-        return CanonicalNext(self.teacher, build_merge_table(self.teacher), build_splitter(self.teacher))
+        return CanonicalNext(build_segmenter(self.teacher))
 
     @cached_property
     def builder(self) -> ContextBuilder:
-        return ContextBuilder(self.teacher, build_merge_table(self.teacher), build_splitter(self.teacher))
+        return ContextBuilder(build_segmenter(self.teacher))
 
     @cached_property
     def aligner(self) -> Aligner:
-        merges, splitter = build_merge_table(self.student), build_splitter(self.student)
-        book = RuleBook(TeacherTokens(self.teacher), self.student, merges, splitter)
+        book = RuleBook(TeacherTokens(self.teacher), build_segmenter(self.student))
         return Aligner(book, self.teacher.prefix_bytes, StringRules(self.teacher, book))
 
     @cached_property
     def outcomes(self) -> StringRules:
-        made = self.aligner.outcomes
+        made = self.aligner.strings
         assert made is not None
         return made
 

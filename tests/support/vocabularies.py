@@ -19,6 +19,7 @@ import pytest
 
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import Splitter, build_splitter
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, byte_alphabet, load_vocabulary
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.tree import ContextTree
@@ -61,7 +62,12 @@ def splitter(name: str) -> Splitter:
 
 @cache
 def builder(name: str) -> ContextBuilder:
-    return ContextBuilder(vocabulary(name), merge_table(name), splitter(name))
+    return ContextBuilder(segmenter(name))
+
+
+@cache
+def segmenter(name: str) -> Segmenter:
+    return Segmenter(vocabulary(name), merge_table(name), splitter(name))
 
 
 @cache

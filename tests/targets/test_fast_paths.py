@@ -98,7 +98,7 @@ def test_what_an_aligner_remembers_changes_nothing(tmp_path: Path, monkeypatch: 
                 continue
             ids, ends = pair.student.encode(text)
             fresh = Aligner(
-                engine.alignment.rules.RuleBook(book.teacher, book.student, book.merges, book.splitter),
+                engine.alignment.rules.RuleBook(book.teacher, book.segmenter),
                 pair.teacher.prefix_bytes,
             )
             ours = doc.views[STUDENT].boundaries
@@ -109,7 +109,7 @@ def test_what_an_aligner_remembers_changes_nothing(tmp_path: Path, monkeypatch: 
                 assert [getattr(a, n) for n in names] == [getattr(b, n) for n in names], text
                 for (node, rule), (other, again) in zip(a.leaves, b.leaves, strict=True):
                     assert node == other
-                    for name in ("tokens", "kind", "first", "open"):
+                    for name in ("tokens", "action", "first", "open"):
                         np.testing.assert_array_equal(getattr(rule, name), getattr(again, name))
                     for at, token in enumerate(rule.tokens.tolist()):
                         assert book.place_of(rule, token) == at
