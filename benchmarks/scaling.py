@@ -85,10 +85,10 @@ def measure(folder: Path, actors: int) -> tuple[Measured, list[int]]:
     open_output(run.output, plan)
     every = range(len(plan.units))
     sizes = [1 + sum(len(d.text) for d in documents) for _, documents in read_units(run.corpus, scan, every)]
-    learned = sample(run.corpus, scan, run.targets.calibration_documents)
+    calibration = sample(run.corpus, scan, run.targets.calibration_documents)
     seconds, ready = {}, 0.0
     with connect(run.ray, "local"):
-        pool = Pool(partial(UnitWorker, pin(run), plan, learned), run.ray, local=True)
+        pool = Pool(partial(UnitWorker, pin(run), plan, calibration), run.ray, local=True)
         began, thread = time.monotonic(), time.thread_time()
         with closing(pool.run(read_units(run.corpus, scan, every), len(every))) as events:
             for event in events:

@@ -7,6 +7,8 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections.abc import Container
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,15 @@ def tops(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(path)}
 
 
+def module_of(path: Path) -> str:
+    return name_of(path.parent if path.name == "__init__.py" else path.with_suffix("")).replace("/", ".")
+
+
+def longest(name: str, modules: Container[str]) -> str:
+    """The module that an imported name lies in: itself, or what stands before its last dot."""
+    return name if name in modules else name.rpartition(".")[0]
+
+
 def test_the_walk_sees_the_project() -> None:
     names = {name_of(path) for path in MODULES}
     assert {"schemas/errors.py", "engine/corpus/scan.py", "jobs/pool/ray_pool.py", "jobs/cli.py"} <= names
@@ -131,6 +142,17 @@ def test_the_table_has_every_package_and_no_circle() -> None:
     for package, others in MAY_IMPORT.items():
         late = others - set(order[: order.index(package)])
         assert not late, f"{package} may import {sorted(late)}, which stands behind it"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """No circle of imports anywhere, those inside functions included."""
+    modules = {module_of(path): path for path in MODULES}
+    arrows = {name: {longest(other, modules) for other in imports(path)} & {*modules} for name, path in modules.items()}
+    graph = TopologicalSorter({name: others - {name} for name, others in arrows.items()})
+    try:
+        graph.prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

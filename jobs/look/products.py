@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from engine.dataset.store import Out
 from jobs.look.options import View
 from schemas.errors import OutputError, RunFileError
+from schemas.products import BYTES, HIDDEN, STUDENT, TEACHER, student_product
 
 
 def choose(out: Out, products: Sequence[str], student: str | None, view: View | None, *, first: bool = False) -> str:
@@ -18,19 +19,19 @@ def choose(out: Out, products: Sequence[str], student: str | None, view: View | 
         raise RunFileError(
             f"--student {student} with --view {view}: that view has no students; leave out one of the two"
         )
-    students = [name for name in products if name.startswith("student/")]
+    students = [name for name in products if name.startswith(STUDENT)]
     listed = ", ".join(sorted(products))
-    if view in ("teacher", "bytes", "hidden"):
+    if view in (TEACHER, BYTES, HIDDEN):
         if view not in products:
             raise OutputError(
                 f"{out}: no {view} view here, this run has {listed}; [targets] {view} = true stores it, in a new output"
             )
         return view
     if student is not None:
-        if f"student/{student}" not in products:
-            named = ", ".join(name.removeprefix("student/") for name in students) or f"no student, but {listed}"
+        if student_product(student) not in products:
+            named = ", ".join(name.removeprefix(STUDENT) for name in students) or f"no student, but {listed}"
             raise OutputError(f"{out}: no student {student!r} here; this run has {named}")
-        return f"student/{student}"
+        return student_product(student)
     candidates = students if students or view == "student" else products
     if len(candidates) == 1 or (candidates and first):
         return candidates[0]

@@ -23,6 +23,7 @@ from jobs.look.options import View
 from jobs.look.products import choose
 from jobs.look.stored_document import find_document
 from schemas.errors import OutputError, RunFileError
+from schemas.products import TEACHER
 from schemas.target import (
     FLAG_BOUNDED,
     FLAG_BUDGET,
@@ -70,9 +71,9 @@ def show_document(
         places += [store.root.resolve(), *store.root.resolve().parents]
     ours = document_view(row, plan.products[product], places)
     theirs = None
-    if "teacher" in plan.products and product != "teacher":
-        of_teacher = find_document(store, plan, "teacher", str(row["doc_row"]))
-        theirs = document_view(of_teacher, plan.products["teacher"], places)
+    if TEACHER in plan.products and product != TEACHER:
+        of_teacher = find_document(store, plan, TEACHER, str(row["doc_row"]))
+        theirs = document_view(of_teacher, plan.products[TEACHER], places)
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH

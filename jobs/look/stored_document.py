@@ -12,7 +12,10 @@ from schemas.manifest import Plan, Seal
 
 
 def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> dict[str, Any]:
-    """The row of a document. OutputError says why it is not there: quarantine, not scored yet, unknown."""
+    """The row of a document. doc: its doc_id, its number in the corpus, or None for the first that is ready.
+
+    OutputError says why it is not there: quarantine, not scored yet, unknown.
+    """
     seals = load_seals(store, plan)
     if doc is None:
         for seal in seals:

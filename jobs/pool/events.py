@@ -1,4 +1,4 @@
-"""The values of the pool: what it asks of a worker, what it tells its user. No Ray, no torch."""
+"""The values of the pool: what it asks of a worker, and the events that it tells the main job. No Ray, no torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Worker(Protocol):
 
     note: str
 
-    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
-        """What comes before the first unit: some of the pool's lessons, or the last of them; lost: those that kill, and how.
-        Not called where the pool has None for lessons."""
+    def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
+        """What comes before the first unit: some documents of the calibration sample, or (last) the rest of them. lost: those
+        that kill their process, and how. Not called where the pool has no sample."""
         ...
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
@@ -47,7 +47,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Died:
+class Death:
     """Stands for the result of a document that killed its process."""
 
     how: str
@@ -55,7 +55,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Salvaged:
-    """A unit that kept killing its actors, by documents: what `score_alone` gave, or Died. Not yet published."""
+    """A unit that kept killing its actors, by documents: what `score_alone` gave, or Death. Not yet published."""
 
     unit: Unit
     outcomes: list[tuple[Document, Any]]

@@ -1,4 +1,5 @@
-"""Ray for the length of a command: a private one on this machine, or a cluster that is there already."""
+"""Ray for the length of a command: a private one on this machine, or a cluster that is there already. What is in `[ray]` and
+on the command line goes in; workers everywhere can import this code."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
             f"From outside: ray job submit --address http://HEAD:8265 --working-dir . -- python -m jobs.score RUN.toml"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[2]  # the folder of schemas, engine and jobs
     env_vars = {"TOKENIZERS_PARALLELISM": "false"} | {k: os.environ[k] for k in HANDED_ON if k in os.environ}
     runtime_env: dict[str, Any] = {"env_vars": env_vars}
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": runtime_env}

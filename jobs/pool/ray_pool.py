@@ -1,4 +1,4 @@
-"""The pool: actors of Ray, fed by the policy of jobs/pool/schedule.py.
+"""The pool: units of documents go in, actors of Ray score them, events come out. The policy: jobs/pool/schedule.py.
 
 corpus units ──► Pool.run ──► actor.score(unit, documents) ──► Done(unit, stats)
                     │ a death: the unit goes back to the queue, a new actor takes the dead one's place
@@ -48,8 +48,8 @@ class _Shell:
         self._worker = self._make_worker()
         return self._worker.note
 
-    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
-        self._worker.learn(documents, last, lost)
+    def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
+        self._worker.calibrate(documents, last, lost)
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         return self._worker.score(unit, documents)
@@ -67,15 +67,15 @@ class Pool:
         config: RayConfig,
         *,
         local: bool,
-        lessons: Sequence[Document] | None = None,
+        sample: Sequence[Document] | None = None,
         place_limit_s: float = PLACE_LIMIT_S,
         load_limit_s: float = LOAD_LIMIT_S,
     ) -> None:
-        """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file; `lessons`: what every
-        worker learns from before its first unit; None: nothing."""
+        """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file; `sample`:
+        the calibration sample, which every worker reads before its first unit; None: the run needs none."""
         self._make_worker = ray.put(make_worker)  # once for all actors: it holds the plan, which lists every unit
         self._config = config
-        self._local, self._lessons = local, lessons
+        self._local, self._sample = local, sample
         self._limit_s = {False: place_limit_s, True: load_limit_s}  # by "some actor has found a place"
         self._cpus = config.num_cpus
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
@@ -92,7 +92,7 @@ class Pool:
         resumes), and whatever TargetsmithError a worker raised.
         """
         source = (Task(unit, documents) for unit, documents in tasks)
-        schedule = self._schedule = Schedule(source, count, self._config.max_in_flight, lessons=self._lessons)
+        schedule = self._schedule = Schedule(source, count, self._config.max_in_flight, sample=self._sample)
         try:
             while schedule.open_tasks:
                 self._grow()
@@ -173,8 +173,8 @@ class Pool:
     def _begin(self, slot: Slot, call: Call) -> Any:
         if call.kind == "start":
             return slot.handle.start.remote()
-        if call.kind == "learn":
-            return slot.handle.learn.remote(call.lessons, not slot.lessons, self._schedule.lost)
+        if call.kind == "calibrate":
+            return slot.handle.calibrate.remote(call.sample, not slot.sample, self._schedule.lost)
         assert call.task is not None
         if call.kind == "document":
             return slot.handle.score_alone.remote(call.task.documents[call.number])
@@ -182,11 +182,11 @@ class Pool:
 
     def _landed(self) -> list[Slot]:
         """Actors whose first call has ended, after a moment at most."""
-        heads = {slot.calls[0].ref: slot for slot in self._schedule.slots if slot.calls}
-        if not heads:
+        first_calls = {slot.calls[0].ref: slot for slot in self._schedule.slots if slot.calls}
+        if not first_calls:
             time.sleep(POLL_S)
-        elif ray.wait(list(heads), timeout=POLL_S)[0]:
-            return [heads[ref] for ref in ray.wait(list(heads), num_returns=len(heads), timeout=0)[0]]
+        elif ray.wait(list(first_calls), timeout=POLL_S)[0]:
+            return [first_calls[ref] for ref in ray.wait(list(first_calls), num_returns=len(first_calls), timeout=0)[0]]
         return []
 
     def _collect(self, slot: Slot) -> Iterator[Event]:

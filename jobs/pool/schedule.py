@@ -1,4 +1,5 @@
-"""Who works on what: the policy of the pool, without Ray and without a clock. benchmarks/scaling.py simulates this very code.
+"""Who works on what, and what follows a death: the policy of the pool, without Ray and without a clock. Units and news of
+actors go in; calls for actors and events come out. benchmarks/scaling.py simulates this very code.
 
     source ──► hand_out ──► call of an actor ──► landed ──► Done, Salvaged
                   │                         └──► died: back into a queue; after two deaths by itself, document by document
@@ -17,7 +18,7 @@ from statistics import median
 from typing import Any, Literal
 
 from engine.corpus.document import Document, Unit
-from jobs.pool.events import Died, Done, Event, Notice, Ready, Salvaged
+from jobs.pool.events import Death, Done, Event, Notice, Ready, Salvaged
 from schemas.errors import WorkError
 
 KILLERS_IN_A_ROW = 20  # documents that kill, as many as the quarantine allows by default
@@ -25,7 +26,7 @@ DEATHS_PER_UNIT = 2  # deaths that one unit may cause before its documents are s
 STARTS_FAILED = 3  # actors that die in a row while loading the teacher: the machine, not the work, is to blame
 PATIENCE = 1.25  # an idle actor copies a unit after so many times the seconds that its size lets expect
 STUCK = 5.0  # an actor so many times too slow gets no more work, and another may be started
-LESSONS_LOST = 3  # documents that may be left out of the calibration sample because they kill
+SAMPLE_LOST = 3  # documents that may be left out of the calibration sample because they kill
 RESUME = "What is published stays; running the same command again does only what is missing."
 _PACES = 101  # units that the pace is the median of
 
@@ -51,10 +52,10 @@ class Task:
 class Call:
     """A call that an actor was given; `ref` is Ray's promise of the result. since: when it became its actor's first."""
 
-    kind: Literal["place", "start", "learn", "unit", "document"]
+    kind: Literal["place", "start", "calibrate", "unit", "document"]
     task: Task | None = None
     number: int = 0  # of "document": which of the task
-    lessons: list[Document] | None = None  # of "learn"
+    sample: list[Document] | None = None  # of "calibrate": these documents of the calibration sample
     copy: bool = False
     ref: Any = None
     since: float = 0.0
@@ -70,7 +71,9 @@ class Slot:
     placed: bool = False
     loaded: bool = False
     note: str = ""  # the worker's
-    lessons: deque[list[Document]] = field(default_factory=deque)  # before it is ready
+    sample: deque[list[Document]] = field(
+        default_factory=deque
+    )  # of the calibration sample, still to be read before it is ready
     ready: bool = False
     alone: Task | None = None  # scores this task document by document, and nothing else
 
@@ -88,10 +91,10 @@ class Schedule:
         count: int,
         depth: int,
         patience: float = PATIENCE,
-        lessons: Sequence[Document] | None = None,
+        sample: Sequence[Document] | None = None,
     ) -> None:
-        """source: all `count` tasks, read only as actors take work. depth: most calls at an actor. lessons: documents that
-        every actor learns from before its first unit; None: it has nothing to learn."""
+        """source: all `count` tasks, read only as actors take work. depth: most calls at an actor. sample: the
+        calibration sample, which every actor reads before its first unit; None: the run needs none."""
         self.slots: list[Slot] = []
         self.open_tasks = count
         self._source, self._depth, self._patience = source, depth, patience
@@ -100,11 +103,11 @@ class Schedule:
         self._alone: deque[Task] = deque()  # to be scored document by document
         self._paces: deque[float] = deque(maxlen=_PACES)  # seconds per character of the last units
         self._pace: float | None = None  # their median, made when asked for
-        self._lessons = None if lessons is None else list(lessons)
-        self._taught = False  # some actor has learned them all, and those that start now find what it has published
-        self.lost: list[tuple[Document, str]] = []  # lessons that are left out because they kill, and how
-        self._one_by_one = False  # an actor has died in the lessons, by one of them or by itself
-        self._lesson_deaths: Counter[int] = Counter()  # by doc_row
+        self._sample = None if sample is None else list(sample)
+        self._calibrated = False  # some actor has read them all, and those that start now find what it has published
+        self.lost: list[tuple[Document, str]] = []  # of the sample: left out because they kill, and how
+        self._one_by_one = False  # an actor has died in the sample, by a document of it or by itself
+        self._sample_deaths: Counter[int] = Counter()  # by doc_row
         self._starts_failed = 0
         self._deaths_in_a_row = 0  # no unit or document was finished in between
 
@@ -118,11 +121,11 @@ class Schedule:
     def join(self, slot: Slot, now: float) -> None:
         """A new actor, which has been given its first call (place).
 
-        A lesson that kills is found by giving them one by one, and left out for all actors: none can have learned it.
+        A document of the sample that kills is found by giving them one by one, and left out for all actors: none has read it.
         """
-        if self._lessons is not None:
-            slot.lessons = deque([one] for one in self._lessons) if self._one_by_one else deque([self._lessons])
-            slot.lessons = slot.lessons or deque([[]])
+        if self._sample is not None:
+            slot.sample = deque([one] for one in self._sample) if self._one_by_one else deque([self._sample])
+            slot.sample = slot.sample or deque([[]])
         self.slots.append(slot)
         if slot.calls:
             self._begin(slot.calls[0], now)
@@ -140,8 +143,8 @@ class Schedule:
                 continue
             if slot.placed and not slot.loaded:
                 yield slot, self._give(slot, Call("start"), now)
-            elif slot.loaded and slot.lessons:
-                yield slot, self._give(slot, Call("learn", lessons=slot.lessons.popleft()), now)
+            elif slot.loaded and slot.sample:
+                yield slot, self._give(slot, Call("calibrate", sample=slot.sample.popleft()), now)
         yield from self._hand_out_documents(now)
         open_slots = [slot for slot in self.slots if slot.ready and not slot.alone and len(slot.calls) < self._depth]
         open_slots = [slot for slot in open_slots if not slot.by_itself() and not self._stuck(slot, now)]
@@ -225,12 +228,12 @@ class Schedule:
         if call.kind == "place":
             slot.placed, slot.node_id = True, value
             return None
-        if call.kind in ("start", "learn"):
+        if call.kind in ("start", "calibrate"):
             slot.loaded, slot.note = True, value if call.kind == "start" else slot.note
-            if slot.lessons:
+            if slot.sample:
                 return None
             slot.ready, self._starts_failed = True, 0
-            self._taught |= call.kind == "learn"
+            self._calibrated |= call.kind == "calibrate"
             return Ready(slot.note)
         task = call.task
         assert task is not None
@@ -271,12 +274,12 @@ class Schedule:
             if call.task is not None:
                 call.task.held -= 1
         call, *later = slot.calls
-        if call.kind == "learn" and call.lessons and blame and not self._taught:
-            yield self._learned_to_death(call.lessons, how)
+        if call.kind == "calibrate" and call.sample and blame and not self._calibrated:
+            yield self._killed_by_sample(call.sample, how)
             return
-        if call.kind in ("place", "start", "learn"):
+        if call.kind in ("place", "start", "calibrate"):
             # not when its node was lost with it; before it has a place nobody knows, and the pool's limit of time counts
-            self._starts_failed += blame and (call.kind == "start" or (call.kind == "learn" and not call.lessons))
+            self._starts_failed += blame and (call.kind == "start" or (call.kind == "calibrate" and not call.sample))
             blame = False
             yield Notice(f"an actor died while it started: {how}")
             if self._starts_failed >= STARTS_FAILED:
@@ -290,7 +293,7 @@ class Schedule:
         elif call.task is not None and not call.task.done and blame and call.number == len(call.task.outcomes):
             document = call.task.documents[call.number]
             yield Notice(f"document {document.doc_id!r} ({document.source}, {document.place}) kills its process: {how}")
-            if (event := self._outcome(call.task, call.number, Died(how))) is not None:
+            if (event := self._outcome(call.task, call.number, Death(how))) is not None:
                 yield event
         # Calls behind the failed one never ran. An undecided task of single documents goes on where it stopped.
         for one in reversed(later):
@@ -305,26 +308,26 @@ class Schedule:
                 f"one: {how}\nThis is not one bad document. Look at memory, drivers and the teacher. {RESUME}"
             )
 
-    def _learned_to_death(self, lessons: list[Document], how: str) -> Notice:
-        """An actor died in lessons that no actor has survived yet: which of them kills? Raises WorkError for too many."""
-        if len(lessons) > 1:
+    def _killed_by_sample(self, documents: list[Document], how: str) -> Notice:
+        """An actor died in documents of the sample that none has survived yet: which of them kills? WorkError for too many."""
+        if len(documents) > 1:
             self._one_by_one = True
             return Notice(f"an actor died in the calibration sample, whose documents now go one by one: {how}")
-        document, self._one_by_one = lessons[0], True
-        self._lesson_deaths[document.doc_row] += 1
+        document, self._one_by_one = documents[0], True
+        self._sample_deaths[document.doc_row] += 1
         told = f"document {document.doc_id!r} ({document.source}, {document.place})"
-        if self._lesson_deaths[document.doc_row] < DEATHS_PER_UNIT:
+        if self._sample_deaths[document.doc_row] < DEATHS_PER_UNIT:
             return Notice(f"an actor died in {told} of the calibration sample: {how}")
         if any(one.doc_row == document.doc_row for one, _ in self.lost):
             return Notice(f"another actor died in {told} of the calibration sample: {how}")
         self.lost.append((document, how))
-        self._lessons = [one for one in self._lessons or () if one.doc_row != document.doc_row]
+        self._sample = [one for one in self._sample or () if one.doc_row != document.doc_row]
         for slot in self.slots:
-            if slot.lessons:
-                slot.lessons = deque(few for few in slot.lessons if few != lessons) or deque([[]])
-        if len(self.lost) > LESSONS_LOST:
+            if slot.sample:
+                slot.sample = deque(few for few in slot.sample if few != documents) or deque([[]])
+        if len(self.lost) > SAMPLE_LOST:
             raise WorkError(
-                f"Ray: more than {LESSONS_LOST} documents of the calibration sample killed their actors, the last one: {how}\n"
+                f"Ray: more than {SAMPLE_LOST} documents of the calibration sample killed their actors, the last one: {how}\n"
                 f"This is not one bad document. Look at memory, drivers and the teacher. {RESUME}"
             )
         return Notice(f"{told} kills its process and is left out of the calibration sample: {how}")

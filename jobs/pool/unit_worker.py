@@ -1,4 +1,4 @@
-"""What runs inside an actor: score one unit with the pure engine, publish it, hand back its sums. Knows no Ray."""
+"""What runs inside an actor: a unit of documents goes in, its shards lie in the output, its sums come out. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from engine.dataset.unit_result import UnitResult
 from engine.plan.retry import renumbered
 from engine.scoring.scorer import Scorer
 from engine.teacher.lm_head import publish_head
-from jobs.pool.events import Died
+from jobs.pool.events import Death
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal, add_stats
 from schemas.runfile import RunConfig
 
 
 class UnitWorker:
-    """Holds the teacher for as long as its process lives. sample: documents to learn the usual continuations from; without
-    it they come by `learn`, unless the output has what was learned."""
+    """Holds the teacher for as long as its process lives. sample: the calibration sample; without it the documents
+    come by `calibrate`, unless the output has the calibration already."""
 
     def __init__(self, run: RunConfig, plan: Plan, sample: Sequence[Document] | None = None) -> None:
         # Ray reserves cores, it does not enforce them: without this every actor would use all cores of the machine.
@@ -35,60 +35,62 @@ class UnitWorker:
         self._store = open_store(run.output)
         self._plan = plan
         self._scorer = Scorer(run)
-        self._learns, self._left_out = has_calibration(plan), list[dict[str, Any]]()
-        self._learned: set[int] = set()  # by doc_row
-        self._recall()
+        self._lacks_calibration, self._left_out = has_calibration(plan), list[dict[str, Any]]()
+        self._sampled: set[int] = set()  # documents of the sample that were read, by doc_row
+        self._use_published()
         if sample is not None:
-            self.learn(sample, True)
+            self.calibrate(sample, True)
         if run.targets.hidden:
             publish_head(self._store, self._scorer.stages.teacher)
         teacher = self._scorer.stages.teacher
         by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
         self.note = by_paths if teacher.attention == "paths" else ""
 
-    def learn(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
+    def calibrate(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
         """Some or all documents of the calibration sample; last: there are no more. lost: those that kill, and how.
 
-        What the first worker has learned is published, and all take it: values depend on no worker's memory or misfortune.
+        What the first worker has measured is published, and all take it: values depend on no worker's memory or misfortune.
         """
-        self._recall()
-        if not self._learns:
+        self._use_published()
+        if not self._lacks_calibration:
             return
         self._left_out += self._scorer.learn_calibration(documents)
-        self._learned |= {document.doc_row for document in documents}
+        self._sampled |= {document.doc_row for document in documents}
         if last:
             self._scorer.finish_calibration()
             died = [
-                refusal(document, "worker_died", how) for document, how in lost if document.doc_row not in self._learned
+                refusal(document, "worker_died", how) for document, how in lost if document.doc_row not in self._sampled
             ]
             publish_calibration(self._store, self._plan, self._scorer.calibration.mean_rows, [*self._left_out, *died])
-            self._recall()
+            self._use_published()
 
-    def _recall(self) -> None:
-        if self._learns and self._store.exists(CALIBRATION):
+    def _use_published(self) -> None:
+        """Take the calibration that lies in the output, if there is one."""
+        if self._lacks_calibration and self._store.exists(CALIBRATION):
             self._scorer.use_calibration(*read_calibration(self._store, self._plan, self._scorer.head_counts))
-            self._learns = False
+            self._lacks_calibration = False
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         """Score and publish a unit. Returns its sums only: the targets never travel through Ray.
 
         A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
         """
-        if self._learns:
+        if self._lacks_calibration:
             raise OutputError(f"{self._store.place(CALIBRATION)}: removed while the command ran; run it again")
         if self._store.exists(seal_name(unit.index)):
             seal = own_seal(self._store, self._plan, unit.index)
             if is_whole(self._store, seal):
-                return _told(seal)
-        return _told(publish(self._store, self._plan, unit, self._scorer.score_unit(documents)))
+                return _sums(seal)
+        return _sums(publish(self._store, self._plan, unit, self._scorer.score_unit(documents)))
 
     def score_alone(self, document: Document) -> UnitResult:
         """Score one document without publishing it: for units in which some document kills its process."""
         return self._scorer.score_unit([document])
 
 
-def _told(seal: Seal) -> dict[str, float]:
-    """Its sums. An attempt that scored more documents than the claim leaves counted what it scored: what is sealed counts."""
+def _sums(seal: Seal) -> dict[str, float]:
+    """The sums of a sealed unit. An attempt that scored more documents than the claim leaves has counted them, too: what is
+    sealed counts."""
     return {**seal.stats, "quarantined": float(seal.quarantined)}
 
 
@@ -106,15 +108,15 @@ def publish(out: Out, plan: Plan, unit: Unit, result: UnitResult) -> Seal:
     )
 
 
-def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Died]]) -> UnitResult:
-    """One unit again from its documents scored one by one; Died instead of a result quarantines the document."""
-    results = [outcome for _, outcome in outcomes if not isinstance(outcome, Died)]
+def join_outcomes(plan: Plan, outcomes: Sequence[tuple[Document, UnitResult | Death]]) -> UnitResult:
+    """One unit again from its documents scored one by one; Death instead of a result quarantines the document."""
+    results = [outcome for _, outcome in outcomes if not isinstance(outcome, Death)]
     stats: dict[str, float] = {}
     for result in results:
         add_stats(stats, result.stats)
     quarantine = [record for result in results for record in result.quarantine]
     for document, outcome in outcomes:
-        if isinstance(outcome, Died):
+        if isinstance(outcome, Death):
             quarantine.append(refusal(document, "worker_died", outcome.how))
             add_stats(stats, {"documents": 1.0, "quarantined": 1.0})
     products = {

@@ -35,6 +35,7 @@ from jobs.run.progress import Counts, Display
 from jobs.run.summary import Outcome
 from schemas.errors import OutputError, RunFileError
 from schemas.manifest import Plan
+from schemas.products import HIDDEN
 from schemas.runfile import RunConfig
 from schemas.settings import QuarantineConfig
 
@@ -118,10 +119,10 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
     said = {""}
     with connect(run.ray, address) as where:
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
-        learned = None
+        calibration = None  # its documents
         if has_calibration(plan) and not store.exists(CALIBRATION):
-            learned = sample(run.corpus, job.scan, run.targets.calibration_documents)
-        pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local", lessons=learned)
+            calibration = sample(run.corpus, job.scan, run.targets.calibration_documents)
+        pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local", sample=calibration)
         with closing(pool.run(job.units(missing), len(missing))) as events:
             for event in events:
                 if isinstance(event, Notice):
@@ -153,4 +154,4 @@ def _hidden_note(run: RunConfig, scan: CorpusScan, plan: Plan) -> str:
     vocabulary = load_teacher_vocabulary(run)
     documents = sum(unit.n_rows for unit in plan.units)
     first = sample(run.corpus, scan, run.targets.calibration_documents or 64)
-    return hidden_size_note(first, documents, vocabulary, plan.products["hidden"].hidden_size)
+    return hidden_size_note(first, documents, vocabulary, plan.products[HIDDEN].hidden_size)

@@ -64,8 +64,8 @@ def test_what_is_read_back_is_what_was_learned(tmp_path: Path) -> None:
         assert {p: h.tolist() for p, h in found[token].heads.items()} == {p: h.tolist() for p, h in row.heads.items()}
 
 
-def test_all_workers_take_what_the_first_has_learned(tmp_path: Path) -> None:
-    """The second has memory for none of the sample, and the third learns nothing: their files are the same."""
+def test_all_workers_take_the_calibration_of_the_first(tmp_path: Path) -> None:
+    """The second has memory for none of the sample, and the third reads nothing of it: their files are the same."""
     undisturbed = score_here(write_run(tmp_path, targets=TARGETS))
     for name, short in (("short second", [False, True]), ("none", [False, None])):
         run, plan, documents = begin(tmp_path / name)
@@ -73,9 +73,9 @@ def test_all_workers_take_what_the_first_has_learned(tmp_path: Path) -> None:
         for worker, want in zip(workers, short, strict=True):
             if want is not None:
                 with limited(worker._scorer, 1 if want else 100_000):
-                    worker.learn(documents, True)
+                    worker.calibrate(documents, True)
             else:
-                worker.learn([], True)
+                worker.calibrate([], True)
         assert isinstance(run.output, Path)
         for unit, texts in read_units(run.corpus, scan_corpus(run.corpus, run.base_dir), range(len(plan.units))):
             workers[1].score(unit, texts)
@@ -92,10 +92,10 @@ def test_what_gave_nothing_is_told_with_its_reason(tmp_path: Path) -> None:
     bad = replace(documents[0], doc_id="empty", doc_row=90, text="", problem=("empty_text", "0 characters"))
     gone = replace(documents[0], doc_id="killer", doc_row=91)
     worker = UnitWorker(run, plan)
-    worker.learn([bad, documents[0]], False)
+    worker.calibrate([bad, documents[0]], False)
     with limited(worker._scorer, 1):
-        worker.learn([documents[1]], False)
-    worker.learn([documents[2]], True, [(gone, "killed"), (documents[2], "another actor died in it")])
+        worker.calibrate([documents[1]], False)
+    worker.calibrate([documents[2]], True, [(gone, "killed"), (documents[2], "another actor died in it")])
     assert isinstance(run.output, Path)
     assert left_out(run.output) == [("t1", "oom"), ("empty", "empty_text"), ("killer", "worker_died")]
 
@@ -139,7 +139,7 @@ def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) ->
         OutputError,
         match=f"{CALIBRATION}: lost, and made again it is not the one that unit 1 was.*restore it from a copy",
     ):
-        other.learn(documents[1:], True, [(documents[0], "killed")])
+        other.calibrate(documents[1:], True, [(documents[0], "killed")])
     assert not (out / CALIBRATION).exists()
     again = UnitWorker(run, plan, documents)  # the same comes out: it is put back
     assert (out / CALIBRATION).read_bytes() == whole
@@ -176,16 +176,18 @@ def foreign(folder: Path) -> bytes:
 
 
 class Killer(UnitWorker):
-    """Dies of the poison; the second time also leaves a mark that `learn` was called at all."""
+    """Dies of the poison; the second time also leaves a mark that `calibrate` was called at all."""
 
-    def learn(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
-        if self._learns and any(POISON in document.text for document in documents):
+    def calibrate(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
+        if self._lacks_calibration and any(POISON in document.text for document in documents):
             os.kill(os.getpid(), signal.SIGKILL)
-        super().learn(documents, last, lost)
+        super().calibrate(documents, last, lost)
 
 
 @pytest.mark.ray
-def test_a_lesson_that_kills_is_left_out_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_document_that_kills_is_left_out_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also when the run goes on where it would not kill: all units have values by the same means."""
     texts = (TEXTS[0], f"{POISON} 3 + 4 = 7", *TEXTS[1:])
     run = load_run(write_run(tmp_path, texts=texts, targets=TARGETS, extra="[ray]\nactors = 2"))

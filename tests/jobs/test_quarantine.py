@@ -45,9 +45,9 @@ ONE = "[ray]\nactors = 1"
 class Killer(UnitWorker):
     """Ends its own process, as a fault of a driver or the kernel's memory killer does, when it meets the poison."""
 
-    def learn(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
+    def calibrate(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
         _look(documents)
-        super().learn(documents, last, lost)
+        super().calibrate(documents, last, lost)
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         _look(documents)

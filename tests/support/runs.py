@@ -16,7 +16,7 @@ from engine.dataset.store import PosixStore
 from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import find_retry, read_retried, retry_plan
-from jobs.pool.events import Died
+from jobs.pool.events import Death
 from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
 from schemas.manifest import Manifest
 from schemas.runfile import RunConfig, load_run
@@ -107,7 +107,7 @@ def score_run(run: RunConfig, died: Container[str] = ()) -> Manifest:
         worker = UnitWorker(pin(run), plan, _learned(run, scan))
         for unit, documents in read_units(run.corpus, scan, missing):
             if any(document.doc_id in died for document in documents):
-                alone = [Died("died") if d.doc_id in died else worker.score_alone(d) for d in documents]
+                alone = [Death("died") if d.doc_id in died else worker.score_alone(d) for d in documents]
                 publish(run.output, plan, unit, join_outcomes(plan, list(zip(documents, alone, strict=True))))
             else:
                 worker.score(unit, documents)

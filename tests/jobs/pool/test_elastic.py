@@ -55,8 +55,8 @@ class SlowWorker:
     def score_alone(self, document: Document) -> str:
         return document.text
 
-    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
-        raise AssertionError("there are no lessons")
+    def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
+        raise AssertionError("there is no sample")
 
 
 def done(events: list[Event]) -> list[Done]:

@@ -13,7 +13,7 @@ import pytest
 
 from engine.corpus.document import Document, Unit
 from jobs.pool import schedule
-from jobs.pool.events import Died, Done, Event, Notice, Ready, Salvaged
+from jobs.pool.events import Death, Done, Event, Notice, Ready, Salvaged
 from jobs.pool.ray_pool import Pool, connect
 from schemas.errors import IdentityError, RunFileError, TeacherError, WorkError
 from schemas.runfile import RayConfig
@@ -29,11 +29,11 @@ class ScriptedWorker:
     def __init__(self, log: Path) -> None:
         self.log = log
 
-    def learn(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
+    def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
         for document in documents:
             self.score_alone(document)
-        with self.log.with_suffix(".learned").open("a") as stream:
-            stream.write(" ".join(["learned", *(document.text for document in documents), *["all"] * last]) + "\n")
+        with self.log.with_suffix(".calibrated").open("a") as stream:
+            stream.write(" ".join(["calibrated", *(document.text for document in documents), *["all"] * last]) + "\n")
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
         for document in documents:
@@ -89,7 +89,7 @@ def test_every_unit_is_done_once(local_ray: None, tmp_path: Path) -> None:
     assert sorted(event.unit.index for event in events if isinstance(event, Done)) == list(range(7))
     # scored at least once: an idle actor may take a copy of a unit that another is slow with, and only one of them counts
     assert {int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()} == set(range(7))
-    assert not (tmp_path / "log.learned").exists()
+    assert not (tmp_path / "log.calibrated").exists()
 
 
 def test_a_unit_whose_actor_is_killed_goes_to_another_actor(local_ray: None, tmp_path: Path) -> None:
@@ -107,14 +107,14 @@ def test_a_document_that_kills_its_process_is_found_and_the_rest_is_kept(local_r
     (salvaged,) = [event for event in events if isinstance(event, Salvaged)]
     assert salvaged.unit.index == 1
     assert [document.doc_id for document, _ in salvaged.outcomes] == ["d1", "d2", "d3", "d4"]
-    assert [outcome for _, outcome in salvaged.outcomes if not isinstance(outcome, Died)] == ["b", "c"]
+    assert [outcome for _, outcome in salvaged.outcomes if not isinstance(outcome, Death)] == ["b", "c"]
     assert "Worker" in salvaged.outcomes[1][1].how
 
 
-def test_a_lesson_that_kills_is_found_and_left_out_by_all(local_ray: None, tmp_path: Path) -> None:
+def test_a_calibration_document_that_kills_is_found_and_left_out_by_all(local_ray: None, tmp_path: Path) -> None:
     """A poison document among the first of the corpus must not end the run while the actors load."""
-    lessons = [Document(f"d{i}", i, text, "f", f"row {i}") for i, text in enumerate(["a", "kill", "b"])]
-    pool = Pool(partial(ScriptedWorker, tmp_path / "log"), RayConfig(actors=1), local=True, lessons=lessons)
+    sample = [Document(f"d{i}", i, text, "f", f"row {i}") for i, text in enumerate(["a", "kill", "b"])]
+    pool = Pool(partial(ScriptedWorker, tmp_path / "log"), RayConfig(actors=1), local=True, sample=sample)
     events = list(pool.run(tasks([["a"], ["b"]]), 2))
     assert [event.unit.index for event in events if isinstance(event, Done)] == [0, 1]
     told = [event.text.split(":")[0] for event in events if isinstance(event, Notice)]
@@ -123,12 +123,12 @@ def test_a_lesson_that_kills_is_found_and_left_out_by_all(local_ray: None, tmp_p
         "an actor died in document 'd1' (f, row 1) of the calibration sample",
         "document 'd1' (f, row 1) kills its process and is left out of the calibration sample",
     ]
-    assert (tmp_path / "log.learned").read_text().splitlines()[-2:] == ["learned a", "learned b all"]
+    assert (tmp_path / "log.calibrated").read_text().splitlines()[-2:] == ["calibrated a", "calibrated b all"]
 
 
-def test_when_every_lesson_kills_the_run_ends(local_ray: None, tmp_path: Path) -> None:
-    lessons = [Document(f"d{i}", i, "kill", "f", f"row {i}") for i in range(6)]
-    pool = Pool(partial(ScriptedWorker, tmp_path / "log"), RayConfig(actors=2), local=True, lessons=lessons)
+def test_when_every_calibration_document_kills_the_run_ends(local_ray: None, tmp_path: Path) -> None:
+    sample = [Document(f"d{i}", i, "kill", "f", f"row {i}") for i in range(6)]
+    pool = Pool(partial(ScriptedWorker, tmp_path / "log"), RayConfig(actors=2), local=True, sample=sample)
     with pytest.raises(WorkError, match="more than 3 documents of the calibration sample killed their actors"):
         list(pool.run(tasks([["a"]]), 1))
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.simulation import Costs, simulate
 from engine.corpus.document import Document, Unit
-from jobs.pool.events import Died, Done, Event, Notice, Salvaged
+from jobs.pool.events import Death, Done, Event, Notice, Salvaged
 from jobs.pool.schedule import STUCK, Call, Schedule, Slot, Task
 from schemas.errors import WorkError
 
@@ -141,7 +141,7 @@ def test_a_unit_that_kills_original_and_copy_is_scored_document_by_document_once
     busy = next(slot for slot in run.schedule.slots if slot.calls)
     run.land(busy)
     (salvaged,) = [event for event in run.events if isinstance(event, Salvaged)]
-    assert [isinstance(outcome, Died) for _, outcome in salvaged.outcomes] == [True, False]
+    assert [isinstance(outcome, Death) for _, outcome in salvaged.outcomes] == [True, False]
     assert run.schedule.open_tasks == 0
 
 
@@ -206,14 +206,14 @@ def test_a_frozen_actor_and_a_slow_one_hold_nobody() -> None:
     assert slow.wall_s < 40 / 3.1 + 2.5 and alone.wall_s > slow.wall_s + 3
 
 
-def test_a_lesson_that_kills_is_taken_from_all_who_have_it_before_them() -> None:
-    """And an actor that was at it meanwhile counts once: the last call of each, empty or not, ends its lessons."""
+def test_a_calibration_document_that_kills_is_taken_from_all_who_have_it_before_them() -> None:
+    """And an actor that was at it meanwhile counts once: the last call of each, empty or not, ends its sample."""
     first, second = task(0).documents
     run = Run(1, actors=0)
-    run.schedule = Schedule(map(task, range(1)), 1, depth=2, lessons=[first, second])
+    run.schedule = Schedule(map(task, range(1)), 1, depth=2, sample=[first, second])
 
     def at(slot: Slot) -> list[Document] | None:
-        return slot.calls[0].lessons
+        return slot.calls[0].sample
 
     whole = run.join()
     run.hand_out()
@@ -240,20 +240,20 @@ def test_a_lesson_that_kills_is_taken_from_all_who_have_it_before_them() -> None
         "another actor died in ",
     ]
     run.land(waits)
-    assert at(waits) == [] and not waits.ready and not waits.lessons
+    assert at(waits) == [] and not waits.ready and not waits.sample
     run.land(waits)
     late = run.join()
     run.hand_out()
-    assert waits.ready and (at(late), len(late.lessons)) == ([first], 0)
+    assert waits.ready and (at(late), len(late.sample)) == ([first], 0)
 
 
-def test_without_documents_an_actor_still_ends_its_lessons() -> None:
-    """So that what it has learned of none is published, and everybody takes that."""
+def test_without_documents_an_actor_still_ends_its_sample() -> None:
+    """So that its calibration by no document is published, and everybody takes that."""
     run = Run(1, actors=0)
-    run.schedule = Schedule(map(task, range(1)), 1, depth=2, lessons=[])
+    run.schedule = Schedule(map(task, range(1)), 1, depth=2, sample=[])
     slot = run.join()
     run.hand_out()
-    assert slot.calls[0].lessons == [] and not slot.ready
+    assert slot.calls[0].sample == [] and not slot.ready
     run.land(slot)
     assert slot.ready and run.units(slot) == [0]
 
@@ -323,7 +323,7 @@ def test_what_an_actor_says_late_is_of_the_document_that_it_was_given(dies: bool
         for slot in [slot for slot in run.schedule.slots if slot.calls]:
             run.land(slot)
     assert [document.doc_id for document, _ in bad.outcomes] == ["d1.0", "d1.1"] and run.schedule.open_tasks == 0
-    assert not any(isinstance(outcome, Died) for _, outcome in bad.outcomes)
+    assert not any(isinstance(outcome, Death) for _, outcome in bad.outcomes)
 
 
 def test_a_unit_of_killers_alone_is_decided_one_by_one() -> None:
@@ -337,7 +337,7 @@ def test_a_unit_of_killers_alone_is_decided_one_by_one() -> None:
         run.die(slot)
         run.join()
     (done,) = [event for event in run.events if isinstance(event, Salvaged)]
-    assert len(done.outcomes) == 20 and all(isinstance(outcome, Died) for _, outcome in done.outcomes)
+    assert len(done.outcomes) == 20 and all(isinstance(outcome, Death) for _, outcome in done.outcomes)
     with pytest.raises(WorkError, match="29 actors died without one unit or document finished"):
         for _ in range(20):
             run.hand_out()
@@ -346,9 +346,9 @@ def test_a_unit_of_killers_alone_is_decided_one_by_one() -> None:
             run.join()
 
 
-def test_an_actor_that_dies_behind_its_last_lesson_is_replaced() -> None:
+def test_an_actor_that_dies_behind_its_sample_is_replaced() -> None:
     run = Run(1, actors=0)
-    run.schedule = Schedule(map(task, range(1)), 1, depth=2, lessons=[])
+    run.schedule = Schedule(map(task, range(1)), 1, depth=2, sample=[])
     for _ in range(2):
         slot = run.join()
         run.hand_out()

@@ -15,7 +15,7 @@ from engine.dataset.store import open_store
 from engine.plan.make_plan import make_plan
 from engine.plan.pin import pin
 from engine.reader.targets import Targets
-from jobs.pool.events import Died
+from jobs.pool.events import Death
 from jobs.pool.unit_worker import UnitWorker, join_outcomes
 from schemas.manifest import canonical_json
 from schemas.runfile import load_run
@@ -36,7 +36,7 @@ def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int
     worker = UnitWorker(pin(run), plan, [])
     assert worker.note == ""
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
-        outcomes = [(d, Died("signal 9") if d.doc_row in killers else worker.score_alone(d)) for d in documents]
+        outcomes = [(d, Death("signal 9") if d.doc_row in killers else worker.score_alone(d)) for d in documents]
         joined = join_outcomes(plan, outcomes)
         assert (joined.stats["documents"], joined.stats["quarantined"]) == (
             len(documents),
