@@ -1,4 +1,7 @@
-"""targetsmith show OUT: one document for human eyes. The table: jobs/look/side_by_side.py."""
+"""targetsmith show OUT: one document for human eyes. Or where an output is least certain.
+
+The tables: jobs/look/side_by_side.py, jobs/look/widest.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ def show(
     doc: Annotated[str, typer.Option(help="Which document: its doc_id, or its number in the corpus from 0.")] = "",
     rows: Annotated[str, typer.Option(help="Which positions, from:to, as Python slices count them.")] = "0:12",
     top: Annotated[int, typer.Option(min=1, help="How many tokens of each top-k.")] = 5,
+    widest: Annotated[
+        int, typer.Option(min=0, help="Instead: positions by width, and so many documents that are widest on average.")
+    ] = 0,
     student: StudentOption = None,
     view: ViewOption = None,
 ) -> None:
@@ -24,7 +30,10 @@ def show(
     Its bytes, both tokenizations and both distributions side by side.
     """
     from jobs.look.side_by_side import show_document
+    from jobs.look.widest import show_widest
 
+    if widest:
+        return show_widest(out, count=widest, student=student, view=view, stream=sys.stdout)
     show_document(out, doc=doc or None, rows=rows, top=top, student=student, view=view, stream=sys.stdout)
 
 

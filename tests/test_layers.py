@@ -4,6 +4,7 @@ stands alone."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -204,6 +205,14 @@ def test_the_readme_maps_every_package() -> None:
 def test_pyproject_names_every_package() -> None:
     named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     assert sorted(named) == sorted(name_of(path.parent).replace("/", ".") for path in PACKAGES)
+
+
+def test_every_dependency_is_imported_and_every_import_declared() -> None:
+    """`dependencies` for the three packages; `dev` and `s3` are for the rest."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"]}
+    used = {top for path in MODULES for top in tops(path)} - set(sys.stdlib_module_names) - {*LAYERS, "_typeshed"}
+    assert declared == used
 
 
 def test_the_top_level_holds_only_what_is_agreed() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -90,9 +91,7 @@ def _read(name: str) -> str:
 @cache
 def words() -> tuple[str, ...]:
     """Distinct words with the space before them, and runs of whitespace, of all shared texts, shuffled."""
-    import regex
-
-    found = {word for text in texts() for word in regex.findall(r"\s?\S+|\s+", text) if len(word) <= 60}
+    found = {word for text in texts() for word in re.findall(r"\s?\S+|\s+", text) if len(word) <= 60}
     return tuple(random.Random(0).sample(sorted(found), len(found)))
 
 
