@@ -27,7 +27,7 @@ from schemas.manifest import Plan
 WIDTHS = (0.0, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 1.0)
 _PIPE_WIDTH = 110  # columns where the output is not a terminal
 _SHARES = ("err", "open_mass", "pruned_mass")
-_DOCUMENT: dict[str, Any] = {"doc_row": pl.Int64, "doc_id": pl.String, "scored": pl.Int64} | dict.fromkeys(
+_DOCUMENT: Any = {"doc_row": pl.Int64, "doc_id": pl.String, "scored": pl.Int64} | dict.fromkeys(
     ("width", "largest", "open", "pruned"), pl.Float64
 )
 
