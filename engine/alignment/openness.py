@@ -159,7 +159,7 @@ class Openness:
             for where in np.split(chosen, np.flatnonzero(np.diff(span.class_index[chosen])) + 1):
                 if len(where):
                     one = int(where[0])
-                    cuts = self._cuts(left, span.classes[span.class_index[one]][: span.known[one]])
+                    cuts = self.cuts(left, span.classes[span.class_index[one]][: span.known[one]])
                     self._keep_agreeing(span, closed, choose, where, cuts, variants[variant[one]])
         if words:
             for i in np.flatnonzero(choose & (action == JOIN)).tolist():
@@ -216,7 +216,7 @@ class Openness:
 
     # ==== how a class string is cut
 
-    def _cuts(self, left: str, right: str) -> Cuts | None:
+    def cuts(self, left: str, right: str) -> Cuts | None:
         """((cuts inside left, cut at the seam), ends of the piece behind the seam, whether it may reach the end of `right`)
         if the first two are the same in all ways and no added text can be coming, else None. Stops count from the seam."""
         splitter, n = self.segmenter.splitter, len(left)

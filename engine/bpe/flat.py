@@ -4,8 +4,8 @@ In: a `Vocabulary` and its `MergeTable`. Out: `FlatTokenizer`, arrays and nothin
 (bpe/kernels.py) take it as one argument and it can be kept in files. What the arrays answer is what `MergeTable` answers;
 the two are compared in tests.
 
-Letters: V ids, R ordinary tokens sorted by bytes (their place there is their *rank*), Q tokens that merges can make, sorted by
-bytes, N nodes of the trie (bpe/hash_kernels.py), M merges, H slots of a hash table, E entries of left edges.
+Letters: V ids, R ordinary tokens sorted by bytes (their place there is their *rank*), Q tokens that merges can make, sorted
+by bytes, N nodes of the trie (bpe/hash_kernels.py), M merges, H slots of a hash table, E entries of left edges.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import boolean, int32, int64, types, uint8
 
-from engine.bpe.hash_kernels import EMPTY, build_trie, put_all
+from engine.bpe.hash_kernels import EMPTY, build_trie, likely_tokens, put_all
 from engine.bpe.merges import NEVER, MergeTable
 from engine.bpe.vocabulary import Vocabulary
 
@@ -29,12 +29,13 @@ class FlatTokenizer(NamedTuple):
     inverse, -1 for ids that are no text. bytes_B: uint8, their bytes one after the other. start_R: int64 [R+1], where each
     begins.
 
-    Trie of all these tokens, and of specials that merges spell: node_key_H int64 and node_H int32, its hash table.
-    lo_N, hi_N: int32 [N], ranks of the tokens that begin with the node's bytes and are longer. own_N: int32 [N], the
-    token that BPE makes of exactly these bytes, -1 for none.
-    made_Q: int32 [Q], the tokens that merges make, specials that are spelt by them included, by bytes. made_lo_N,
-    made_hi_N: int32 [N], places in made_Q of those that begin with the node's bytes and are longer. begun_N: bool [N],
-    whether such a token, or a word that only `ignore_merges` makes, begins with these bytes (lemma 15: the word itself counts).
+    Trie of all these tokens, and of specials that merges spell: node_key_H int64 and node_H int32, its hash table. lo_N,
+    hi_N: int32 [N], ranks of the tokens that begin with the node's bytes and are longer. own_N: int32 [N], the token that BPE
+    makes of exactly these bytes, -1 for none. made_Q: int32 [Q], the tokens that merges make, specials that are spelt by them
+    included, by bytes. made_lo_N, made_hi_N: int32 [N], places in made_Q of those that begin with the node's bytes and are
+    longer. begun_N: bool [N], whether such a token, or a word that only `ignore_merges` makes, begins with these bytes (lemma
+    15: the word itself counts). likely_N: int32 [N], of those tokens the one that is made first, -1 for none: where any may
+    follow something, mostly it may. place_V: int32 [V], places in made_Q, -1 for none.
 
     left_V, right_V: int32 [V], children of the token's last merge, -1 for symbols and for what no merge makes.
     birth_V: int32 [V], clock of that merge (lemma 3), -1 for symbols, UNMADE. late_V: bool [V]. length_V: int32 [V],
@@ -62,6 +63,8 @@ class FlatTokenizer(NamedTuple):
     made_lo_N: np.ndarray
     made_hi_N: np.ndarray
     begun_N: np.ndarray
+    likely_N: np.ndarray
+    place_V: np.ndarray
     left_V: np.ndarray
     right_V: np.ndarray
     birth_V: np.ndarray
@@ -110,7 +113,7 @@ def flatten(vocabulary: Vocabulary, merges: MergeTable) -> FlatTokenizer:
     if spelt:
         ordinary[np.isin(ids, list(spelt))] = False
     pieces = [p for p, _ in entries]
-    text, start = _joined(pieces)
+    text, start = joined(pieces)
     node_key, node = _table(len(text) + 1)
     nodes, lo, hi, end = build_trie(text, start, node_key, node)
     node_key, node = _fitted(node_key, node, nodes)
@@ -123,8 +126,15 @@ def flatten(vocabulary: Vocabulary, merges: MergeTable) -> FlatTokenizer:
     word = np.full(len(ids), vocabulary.ignore_merges) & ordinary & ~is_made
     begun = (made_hi > made_lo) | (_counted(word, hi) > _counted(word, lo))
     begun[end[word]] = True
+    made_Q = ids[is_made]
+    place = np.full(vocabulary.size, -1, np.int32)
+    place[made_Q] = np.arange(len(made_Q), dtype=np.int32)
+    birth = np.where(made, merges.birth, UNMADE).astype(np.int32)
+    likely = likely_tokens(
+        text, start, np.where(is_made, birth[ids], UNMADE).astype(np.int32), ids, node_key, node, nodes
+    )
     kept = [p for p, o in zip(pieces, ordinary, strict=True) if o]
-    text, start = _joined(kept)
+    text, start = joined(kept)
     rank = np.full(vocabulary.size, -1, np.int32)
     rank[ids[ordinary]] = np.arange(len(kept), dtype=np.int32)
     length = np.zeros(vocabulary.size, np.int32)
@@ -142,13 +152,15 @@ def flatten(vocabulary: Vocabulary, merges: MergeTable) -> FlatTokenizer:
         lo_N=lo_N,
         hi_N=hi_N,
         own_N=own,
-        made_Q=ids[is_made],
+        made_Q=made_Q,
         made_lo_N=made_lo,
         made_hi_N=made_hi,
         begun_N=begun,
+        likely_N=likely,
+        place_V=place,
         left_V=merges.left.astype(np.int32),
         right_V=merges.right.astype(np.int32),
-        birth_V=np.where(made, merges.birth, UNMADE).astype(np.int32),
+        birth_V=birth,
         late_V=merges.late.astype(bool),
         length_V=length,
         **_merge_arrays(vocabulary, merges, made),
@@ -179,7 +191,7 @@ def _spelt_specials(vocabulary: Vocabulary, merges: MergeTable) -> dict[int, byt
     return found
 
 
-def _joined(pieces: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def joined(pieces: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """(all bytes one after the other, int64 [n+1] where each begins)."""
     start = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int64)
     return np.frombuffer(bytearray(b"".join(pieces)), np.uint8), start

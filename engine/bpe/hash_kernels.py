@@ -91,3 +91,18 @@ def node_of(keys, values, text, begin, end):
         if node < 0:
             return np.int64(-1)
     return node
+
+
+@kernel(uint8[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1], int64)
+def likely_tokens(text, start, birth_n, ids_n, keys, values, nodes):
+    """int32 [nodes]: of the strings that go on beyond a node the id of the one with the least birth, -1 when all are
+    2^31-1."""
+    least = np.full(nodes, np.iinfo(np.int32).max, np.int32)
+    likely = np.full(nodes, -1, np.int32)
+    for i in range(len(start) - 1):
+        node = np.int64(0)
+        for p in range(start[i], start[i + 1]):
+            if birth_n[i] < least[node]:
+                least[node], likely[node] = birth_n[i], ids_n[i]
+            node = np.int64(find(keys, values, (node << 8) | np.int64(text[p])))
+    return likely

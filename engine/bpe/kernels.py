@@ -6,11 +6,13 @@ In: a `FlatTokenizer` (bpe/flat.py) and bytes. Out: the answers of `MergeTable` 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import int32, int64, uint8, uint64
+from numba import int32, int64, types, uint8, uint64
 
 from engine.bpe.flat import FLAT, UNMADE
-from engine.bpe.hash_kernels import find, node_of, put
+from engine.bpe.hash_kernels import EMPTY, find, node_of, put
 from engine.bpe.jit import kernel
 
 _CANONICAL, _BROKEN, _TIE = 1, 0, -1
@@ -20,9 +22,9 @@ _CANONICAL, _BROKEN, _TIE = 1, 0, -1
 def seam(t, a, b):
     """int64: whether the pair a, b is canonical (1), not (0), or cannot be told by clocks (-1). Lemma 3.
 
-    The walk undoes merges along the seam, the latest first: a goes down the right edge of its merge tree, b down the left edge of
-    its own, so that it meets just the pairs of nodes that live at the same time. At one clock the left side's merges come
-    before those across the seam, and these before the right side's: only a late merge can make that order unclear.
+    The walk undoes merges along the seam, the latest first: a goes down the right edge of its merge tree, b down the left
+    edge of its own, so that it meets just the pairs of nodes that live at the same time. At one clock the left side's merges
+    come before those across the seam, and these before the right side's: only a late merge can make that order unclear.
     """
     dies_a, dies_b = np.int64(UNMADE), np.int64(UNMADE)
     late_a, late_b = False, False
@@ -177,34 +179,96 @@ def _tree_of_characters(t, text, n, last, parent, first):
     _spell(t, text, whole, n, last, parent, first)
 
 
-@kernel(FLAT, int64, int64, int64[::1], int32[::1], int64[::1])
-def may_pass(t, token, node, memo_key, memo, memo_count):
+class Memo(NamedTuple):
+    """What `may_pass` remembers, made by `new_memo`. Answers: a hash table of token << 32 | node, until it is half full;
+    count int64 [2]: entries, and how much of `lists` is used. lists: for some tokens the places (in made_Q) of all that may
+    not follow them, rising; list_at, list_end: int64 [V], where, -1 for none. When `lists` is full all of it is forgotten.
+    bits, ids: for `illegal_after`, sorted: uint64, for places."""
+
+    key: np.ndarray
+    answer: np.ndarray
+    count: np.ndarray
+    lists: np.ndarray
+    list_at: np.ndarray
+    list_end: np.ndarray
+    bits: np.ndarray
+    ids: np.ndarray
+    sorted: np.ndarray
+
+
+MEMO = types.NamedTuple(
+    [int64[::1], int32[::1], int64[::1], int32[::1], int64[::1], int64[::1], uint64[::1], int32[::1], uint64[::1]], Memo
+)
+_FEW = 24  # tokens that are asked one by one before all that may not follow are listed
+
+
+def new_memo(size: int, *, answers: int = 1 << 20, listed: int = 1 << 23) -> Memo:
+    """An empty memo for a tokenizer of `size` ids. answers: slots, a power of two; listed: numbers kept in lists."""
+    words = size // 64 + 1
+    return Memo(
+        np.full(answers, EMPTY, np.int64),
+        np.zeros(answers, np.int32),
+        np.zeros(2, np.int64),
+        np.empty(max(listed, size), np.int32),
+        np.full(size, -1, np.int64),
+        np.full(size, -1, np.int64),
+        np.zeros(words, np.uint64),
+        np.empty(size, np.int32),
+        np.zeros(words, np.uint64),
+    )
+
+
+@kernel(FLAT, int64, int64, MEMO)
+def may_pass(t, token, node, memo):
     """bool: whether some token that goes on beyond the node's bytes may stand behind `token` (lemma 2).
 
-    memo_key, memo: an empty hash table of any size, memo_count int64 [1]; answers are kept there until it is half full.
+    The likeliest is tried first. Where it may not, mostly none may: a few are tried, then counted against all that may not.
     """
     key = (token << 32) | node
-    known = find(memo_key, memo, key)
+    known = find(memo.key, memo.answer, key)
     if known >= 0:
         return known == 1
-    found = False
-    for i in range(t.made_lo_N[node], t.made_hi_N[node]):
-        if pair_is_canonical(t, token, np.int64(t.made_Q[i])):
-            found = True
-            break
-    if 2 * memo_count[0] < len(memo_key):
-        put(memo_key, memo, key, np.int32(found))
-        memo_count[0] += 1
+    begin, end = np.int64(t.made_lo_N[node]), np.int64(t.made_hi_N[node])
+    found = begin < end and pair_is_canonical(t, token, np.int64(t.likely_N[node]))
+    if not found and end - begin <= _FEW:
+        for i in range(begin, end):
+            if pair_is_canonical(t, token, np.int64(t.made_Q[i])):
+                found = True
+                break
+    elif not found:
+        if memo.list_at[token] < 0:
+            _list_illegal(t, token, memo)
+        places = memo.lists[memo.list_at[token] : memo.list_end[token]]
+        found = np.searchsorted(places, end) - np.searchsorted(places, begin) < end - begin
+    if 2 * memo.count[0] < len(memo.key):
+        put(memo.key, memo.answer, key, np.int32(found))
+        memo.count[0] += 1
     return found
 
 
-@kernel(FLAT, uint8[::1], int64, int32[::1], int32[::1], int64[::1], int32[::1], int64[::1])
-def decided(t, text, n, last, first, memo_key, memo, memo_count):
+@kernel(FLAT, int64, MEMO)
+def _list_illegal(t, token, memo):
+    """Keep the places of all tokens that may not follow `token`."""
+    n = illegal_after(t, token, memo.bits, memo.ids)
+    if memo.count[1] + n > len(memo.lists):
+        memo.list_at[:] = -1
+        memo.count[1] = 0
+    at = memo.count[1]
+    for i in range(n):
+        place = np.int64(t.place_V[memo.ids[i]])
+        memo.sorted[place >> 6] |= np.uint64(1) << np.uint64(place & 63)
+    _take_bits(memo.sorted, memo.lists[at : at + n])
+    memo.list_at[token], memo.list_end[token] = at, at + n
+    memo.count[1] += n
+
+
+@kernel(FLAT, uint8[::1], int64, int32[::1], int32[::1], MEMO)
+def decided(t, text, n, last, first, memo):
     """bool: whether the encoding of text[:n] w begins with first[n] for every w inside the pre-token, the empty one too.
 
     Lemma 15 (a): a token that crosses n begins at some j <= n, goes on beyond text[j:n], and may stand behind the encoding of
     text[:j]; the first token is then first[j], or for j = 0 that token itself. So all of these have to be first[n]. last,
-    first: the prefix tree of the text, to n at least. SentencePiece: n is the end of a character. memo as in `may_pass`.
+    first: the prefix tree of the text, to n at least. SentencePiece: n is the end of a character.
     """
     if n == 0 or last[n] < 0:
         return False
@@ -215,11 +279,7 @@ def decided(t, text, n, last, first, memo_key, memo, memo_count):
         if last[j] < 0 or first[j] == first[n]:
             continue
         node = node_of(t.node_key_H, t.node_H, text, j, n)
-        if (
-            node > 0
-            and t.made_hi_N[node] > t.made_lo_N[node]
-            and may_pass(t, np.int64(last[j]), node, memo_key, memo, memo_count)
-        ):
+        if node > 0 and t.made_hi_N[node] > t.made_lo_N[node] and may_pass(t, np.int64(last[j]), node, memo):
             return False
     return True
 
@@ -252,6 +312,12 @@ def illegal_after(t, a, bits, out):
                 if not tie or not pair_is_canonical(t, a, b):
                     bits[b >> 6] |= bit
         dies, late_a, node = birth, t.late_V[node], np.int64(t.right_V[node])
+    return _take_bits(bits, out)
+
+
+@kernel(uint64[::1], int32[::1])
+def _take_bits(bits, out):
+    """int64 n: the numbers of the bits that are set, rising, in out[:n]; the bits are cleared."""
     n = 0
     for word in range(len(bits)):
         left = bits[word]

@@ -43,6 +43,7 @@ class Splitter:
     predicates: tuple[Any, ...] = ()
     needs_before: tuple[tuple[int, int], ...] = ()  # (bit q, mask): q is asked only after a unit with a bit of the mask
     added: tuple[str, ...] = ()
+    never: np.ndarray | None = None  # bool [256, 256], bytes as units: where they are cut (lemma 6)
     _masks: list[int] = field(default_factory=lambda: [0])
     _owns: list[str] = field(default_factory=lambda: [""])
     _pieces: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
@@ -105,6 +106,15 @@ class Splitter:
     def own(self, classes: str) -> str:
         """The characters of a class string as far as added texts need them; NUL for all others. Characters as units."""
         return "".join(self._owns[ord(u)] or "\0" for u in classes)
+
+    def describe(self, unit: str) -> tuple[int, str]:
+        """What makes a class: (answers to the predicates as bits, the character itself where added texts need it). The
+        number of a class is that of this object only; this is the same in every process."""
+        return self._masks[ord(unit)], self._owns[ord(unit)]
+
+    def unit(self, described: tuple[int, str]) -> str:
+        """The class that was described so."""
+        return self._class_with(*described)
 
     def canonical(self, classes: str, before: str | None = None) -> str:
         """Forget answers that no pattern can ask: the `s` of `cats` is any letter, the `s` of `it's` is not.
@@ -340,7 +350,7 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                 raise TokenizerError(
                     f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none"
                 )
-        return Splitter(True, (*stages, _bigram_stage(never)), added=added)
+        return Splitter(True, (*stages, _bigram_stage(never)), added=added, never=never)
     patterns = [p for pre in steps_of(vocabulary.pre_tokenizer) if (p := pattern_of(pre, where)) is not None]
     predicates = predicates_of(patterns, where)
     matchers = [compile_pattern(p, predicates, where) for p in patterns]

@@ -90,7 +90,7 @@ def changed(student: Vocabulary, change: str, chars: tuple[str, ...], rng: rando
         ids = spec["model"]["vocab"]
         text = "".join(rng.choices(chars, k=rng.choice((2, 3))))
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-        spec["added_tokens"].append({"id": len(ids), "content": text, **flags})
+        spec["added_tokens"].append({"id": max(ids.values()) + 1, "content": text, **flags})
     return load_vocabulary(save(spec, to, {"bos_token": "<s>", "eos_token": "</s>"}))
 
 

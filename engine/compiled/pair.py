@@ -1,0 +1,241 @@
+"""One (teacher tokenizer, student tokenizer) pair: what every teacher token does at a student's boundary, as arrays.
+
+In: two tokenizers. Out: `CompiledPair`, and from it `State`s: for the student's pending part at a boundary, which student
+token each end of a teacher token begins, whether the boundary cuts there or a pre-token spans it, and whether what follows
+can change that. That is what `RuleBook.rule` (alignment/rules.py) says of a boundary that is not inside a character; it is
+the slow twin in tests.
+
+Such an answer is one number, a *cell*. Cells of one state: c, c + C: decided, open, for the student token `columns[c]`, doing
+what the state says of that column (`join_C`). 2C, 2C + 1: no token of the student begins there, decided or open (excluded
+mass). From 2C + 2 on: *odd* cells, where a column does the other thing for some strings.
+
+So a row of probabilities in rank order, added up by `whole_R`, is all that a boundary needs to know of it.
+
+Letters: R ordinary teacher tokens by bytes, U distinct ends of these, C columns, V student ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.alignment.openness import Openness
+from engine.alignment.token_range import Variants
+from engine.bpe.flat import FlatTokenizer, flatten, joined
+from engine.bpe.hash_kernels import EMPTY, build_trie
+from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.pretokenizer import Splitter, build_splitter
+from engine.bpe.segmenter import Segmenter
+from engine.bpe.vocabulary import Vocabulary
+from engine.compiled.answers import Answers, Progress, answers_of
+from engine.compiled.classes import ClassTrie, class_trie, cut_classes
+from engine.compiled.pair_kernels import CUT, JOIN, NONE, settle_bytes, settle_characters
+from engine.compiled.suffixes import Suffixes, suffixes_of
+
+NO_COLUMN = -1
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """One pending part of the student. Arrays may be shared with other states.
+
+    cell_U: int32 [U], cell of each end of a token. whole_R: int32 [R], cells of whole tokens in rank order. join_C: uint8
+    [C], 1 where strings that begin with this column's token are joined to the pending part (JOIN: only where the pair with
+    the last student token is canonical), 0 where a pre-token begins with it (CUT). odd_column, odd_open, odd_join: int32,
+    uint8, uint8 [cells beyond 2C + 2]. stop_U: int32 [U], bytes up to the end of the pre-token that begins at or spans the
+    boundary, as if the text ended behind the string. sure_U: bool [U], whether that end is certain. variants: (cuts inside
+    the pending part, a cut at the boundary) that occur. simple: no cut lies inside the pending part in any of them, so that
+    only two are possible. Where it is False the arrays hold, but whether the pending part is encoded to the student's own
+    tokens depends on the variant of each string: take the slow rules.
+    """
+
+    cell_U: np.ndarray
+    whole_R: np.ndarray
+    join_C: np.ndarray
+    odd_column: np.ndarray
+    odd_open: np.ndarray
+    odd_join: np.ndarray
+    stop_U: np.ndarray
+    sure_U: np.ndarray
+    variants: Variants
+    simple: bool
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are, odd ones included."""
+        return 2 * len(self.join_C) + 2 + len(self.odd_column)
+
+
+@dataclass(eq=False)
+class CompiledPair:
+    """All states of one pair. `teacher`, `student`: their arrays. Not thread-safe while states are made.
+
+    columns: int32 [C], the student ids that some beginning of some string begins with; column_of_V: int32 [V], -1 for others.
+    has_words: the student has words that only `ignore_merges` makes: a boundary behind a beginning of one is for the slow
+    rules.
+    """
+
+    teacher: FlatTokenizer
+    student: FlatTokenizer
+    suffixes: Suffixes
+    columns: np.ndarray
+    answers: dict[bytes, Answers]  # by what stands before every string: nothing, or the student's prefix
+    vocabulary: Vocabulary = field(repr=False)
+    splitter: Splitter = field(repr=False)
+    openness: Openness = field(repr=False)
+    made: Callable[[str, bytes, State], None] = lambda left, lead, state: None  # told of each new state
+    states: dict[tuple[str, bytes], State] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.column_of_V = np.full(self.vocabulary.size, NO_COLUMN, np.int32)
+        self.column_of_V[self.columns] = np.arange(len(self.columns), dtype=np.int32)
+        self.has_words = bool(self.openness.side.whole_words)
+        self._tries: dict[bytes, ClassTrie] = {}
+        self._shared: dict[bytes, np.ndarray] = {}
+        if self.splitter.byte_units:
+            assert self.splitter.never is not None  # where units are bytes
+            self._never = self.splitter.never
+            self._added = _added_trie(self.splitter)
+
+    def state(self, left: str, lead: bytes = b"") -> State:
+        """The state with these reduced classes pending (`Splitter.reduce`). lead: b"", or the student's prefix at the very
+        start of a text. Made at the first call: from milliseconds to about a second. Raises KeyError for another lead."""
+        known = self.states.get((left, lead))
+        if known is None:
+            known = self.states[left, lead] = self._make(left, lead)
+            self.made(left, lead, known)
+        return known
+
+    def decode(self, state: State, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(first int64, -1 for none; action int8, NONE, CUT or JOIN; open bool) of cells: what `Rule` holds."""
+        size = len(self.columns)
+        odd, none = cells >= 2 * size + 2, (cells == 2 * size) | (cells == 2 * size + 1)
+        plain = np.where(odd | none, 0, cells)
+        at = np.where(odd, cells - 2 * size - 2, 0)
+        odd_column, odd_open, odd_join = (
+            np.append(a, 0)[at] for a in (state.odd_column, state.odd_open, state.odd_join)
+        )
+        column = np.where(odd, odd_column, plain % max(size, 1))
+        opened = np.where(odd, odd_open == 1, np.where(none, cells == 2 * size + 1, plain >= size))
+        joins = np.where(odd, odd_join, np.append(state.join_C, 0)[column]) == 1
+        first = np.where(none, -1, np.append(self.columns, -1)[column]).astype(np.int64)
+        return first, np.where(none, NONE, np.where(joins, JOIN, CUT)).astype(np.int8), opened
+
+    def _make(self, left: str, lead: bytes) -> State:
+        answers = self.answers[lead]
+        count, nfc = len(answers), self.vocabulary.nfc
+        first, action, stop = (np.zeros(count, np.int32) for _ in range(3))
+        opened, sure = np.zeros(count, bool), np.zeros(count, bool)
+        out = first, action, opened, stop, sure
+        if self.splitter.byte_units:
+            pending = np.frombuffer(bytearray(left.encode("latin-1")), np.uint8)
+            variant = np.zeros(count, np.int64)
+            settle_bytes(
+                answers.text, answers.start, answers.known, answers.composing, nfc, pending, self._never, *self._added,
+                answers.settled, answers.firsts, answers.firsts_whole, *out, variant,
+            )  # fmt: skip
+            variants = _variants(variant, len(left))
+        else:
+            if lead not in self._tries:
+                self._tries[lead] = class_trie(answers, self.splitter, nfc=nfc)
+            trie = self._tries[lead]
+            cuts = cut_classes(trie, self.splitter, self.openness, left, nfc=nfc)
+            settle_characters(
+                answers.text, answers.start, answers.whole, trie.known_N, trie.units_N, answers.node_U, answers.composing,
+                nfc, answers.settled, cuts.kind, cuts.stop, cuts.sure, cuts.agrees, cuts.goes_on, cuts.other_start,
+                cuts.other, answers.firsts, answers.firsts_whole, *out,
+            )  # fmt: skip
+            variants = cuts.variants
+        return self._state(first, action, opened, stop, sure, variants)
+
+    def _state(
+        self,
+        first: np.ndarray,
+        action: np.ndarray,
+        opened: np.ndarray,
+        stop: np.ndarray,
+        sure: np.ndarray,
+        variants: Variants,
+    ) -> State:
+        size, none = len(self.columns), first < 0
+        column = self.column_of_V[np.maximum(first, 0)]
+        joins = action == JOIN
+        join_C = np.bincount(column[joins & ~none], minlength=size) > np.bincount(
+            column[~joins & ~none], minlength=size
+        )
+        odd = ~none & (join_C[column] != joins)
+        cell = np.where(none, 2 * size, column) + np.where(none, 1, size) * opened
+        kinds, number = np.unique(column[odd] << 2 | opened[odd] << 1 | joins[odd], return_inverse=True)
+        cell[odd] = 2 * size + 2 + number
+        cell = cell.astype(np.int32)
+        return State(
+            cell_U=self._share(cell),
+            whole_R=self._share(cell[self.suffixes.suffix_of[self.suffixes.token_start_R[:-1]]]),
+            join_C=self._share(join_C.astype(np.uint8)),
+            odd_column=(kinds >> 2).astype(np.int32),
+            odd_open=(kinds >> 1 & 1).astype(np.uint8),
+            odd_join=(kinds & 1).astype(np.uint8),
+            stop_U=self._share(stop),
+            sure_U=self._share(sure),
+            variants=variants,
+            simple=not any(inside for inside, _ in variants) and not (self.splitter.byte_units and self.vocabulary.nfc),
+        )
+
+    def _share(self, array: np.ndarray) -> np.ndarray:
+        """The same array for the same numbers: most states differ in little but `join_C`."""
+        return self._shared.setdefault(hashlib.blake2b(array.tobytes(), digest_size=16).digest(), array)
+
+
+def compile_pair(
+    teacher: Vocabulary,
+    student: Vocabulary,
+    *,
+    merges: tuple[MergeTable, MergeTable] | None = None,
+    splitter: Splitter | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> CompiledPair:
+    """Compile a pair, without any state. merges, splitter: of (teacher, student) and of the student, where the caller has
+    them."""
+    progress(0, 1, "merges")
+    tables = merges or (build_merge_table(teacher), build_merge_table(student))
+    splitter = splitter or build_splitter(student)
+    segmenter = Segmenter(student, tables[1], splitter)
+    flat_teacher, flat_student = flatten(teacher, tables[0]), flatten(student, tables[1])
+    progress(1, 1, "merges")
+    suffixes = suffixes_of(flat_teacher)
+    answers = {}
+    for lead in dict.fromkeys((b"", student.prefix_bytes)):
+        what = "strings behind the prefix" if lead else "strings"
+        answers[lead] = answers_of(*suffixes.behind(lead), flat_student, segmenter, progress, what)
+    firsts = np.unique(np.concatenate([np.unique(f) for a in answers.values() for f in (a.firsts, a.firsts_whole)]))
+    return CompiledPair(
+        flat_teacher,
+        flat_student,
+        suffixes,
+        firsts[firsts >= 0].astype(np.int32),
+        answers,
+        student,
+        splitter,
+        Openness(segmenter),
+    )
+
+
+def _added_trie(splitter: Splitter) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(keys, nodes, ends bool [N], goes_on bool [N]) of the trie of added texts; one node when there are none."""
+    texts = sorted(a.encode() for a in splitter.added)
+    text, start = joined(texts)
+    size = 1 << (2 * len(text) + 16).bit_length()
+    keys, nodes = np.full(size, EMPTY, np.int64), np.zeros(size, np.int32)
+    _, lo, hi, end = build_trie(text, start, keys, nodes)
+    ends = np.zeros(len(lo), bool)
+    ends[end] = True
+    return keys, nodes, ends, hi > lo
+
+
+def _variants(variant_U: np.ndarray, n: int) -> Variants:
+    """The variants that occur, from bits."""
+    found = np.unique(variant_U).tolist()
+    return tuple((tuple(i for i in range(n) if v >> 1 >> i & 1), bool(v & 1)) for v in found)

@@ -1,0 +1,377 @@
+"""Compiled: what a student makes of every string that a teacher token can bring behind a boundary.
+
+In: the strings (all distinct ends of teacher tokens), the student as a `FlatTokenizer`, and how its pre-tokenizer cuts them.
+Out: per string the student token that it begins, what it does at the boundary, and whether what follows can change that. The
+slow twin is engine/alignment (`TokenRange`, `Openness`, `RuleBook.make`), compared in tests.
+
+Strings: text[start[r]:start[r+1]]. A place i of string r is entry start[r] + r + i of arrays `[.. places]`. NONE, CUT, JOIN =
+0, 1, 2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import boolean, int8, int32, int64, uint8
+
+from engine.bpe.flat import FLAT
+from engine.bpe.hash_kernels import find, node_of, put
+from engine.bpe.jit import kernel
+from engine.bpe.kernels import MEMO, may_pass, pair_is_canonical, valid_utf8_end
+
+NONE, CUT, JOIN = 0, 1, 2
+_MOST_BYTES = 8192  # of one string; a tokenizer with longer tokens is refused where the arrays are made
+
+
+@kernel(uint8[::1], int64[::1], int32[::1])
+def known_bytes(text, start, known):
+    """Fills known: the bytes of each string without an incomplete character at its end."""
+    for r in range(len(start) - 1):
+        known[r] = valid_utf8_end(text, start[r], start[r + 1]) - start[r]
+
+
+@kernel(FLAT, uint8[::1], int64[::1], int32[::1], int32[::1], int64, int64, int32[::1], int32[::1], MEMO)
+def answer_strings(t, text, start, whole, known, begin, end, firsts, settled, memo):
+    """The sorted strings begin .. end inside one pre-token. Fills firsts [places], the first token of every beginning (-1:
+    none), and settled: the first token of the known bytes where it is decided whatever follows them (lemma 15 a), else -1.
+
+    This is `prefix_tree` and `decided` of each string, but what a string shares with the one before it is not done again: for
+    each place i it keeps the *walks* that are alive there, as (place j where a token may begin, trie node of the bytes from j
+    to i). A walk that finds a token ends an encoding (lemma 4); one that can go on at the last known place may become a token
+    that crosses it. whole: bytes without an incomplete character; known: of these, the bytes that no continuation changes.
+    """
+    last, first = np.empty(_MOST_BYTES + 1, np.int32), np.empty(_MOST_BYTES + 1, np.int32)
+    walk_end = np.zeros(_MOST_BYTES + 1, np.int64)  # walks of place i: walk_end[i - 1] .. walk_end[i]
+    walk_j, walk_node = np.empty(1 << 12, np.int64), np.empty(1 << 12, np.int64)
+    last[0], first[0] = -1, -1
+    for r in range(begin, end):
+        a = start[r]
+        n = start[r + 1] - a
+        i = np.int64(0)
+        if r > begin:  # how much is shared, in whole characters
+            b = start[r - 1]
+            most = min(n, a - b, np.int64(whole[r]), np.int64(whole[r - 1])) if t.by_characters else min(n, a - b)
+            while i < most and text[a + i] == text[b + i]:
+                i += 1
+            while t.by_characters and i > 0 and i < n and text[a + i] & 0xC0 == 0x80:
+                i -= 1
+        while i < n:
+            size, symbol = np.int64(1), True
+            if t.by_characters:
+                if i >= whole[r]:
+                    _spell_on(t, text, a, i, n, last, first, walk_end)
+                    break
+                lead = text[a + i]
+                size = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+                node = node_of(t.node_key_H, t.node_H, text, a + i, a + i + size)
+                symbol = node > 0 and t.own_N[node] >= 0 and not (size == 1 and t.own_N[node] == t.byte_token[lead])
+                _spell_on(t, text, a, i, i + size, last, first, walk_end)
+            to = i + size
+            if symbol:
+                last[to], first[to] = -1, -1
+            old, stop = walk_end[i - 1] if i > 0 else np.int64(0), walk_end[i]
+            if 2 * stop - old + 1 > len(walk_j):
+                walk_j = np.concatenate((walk_j, np.empty_like(walk_j)))
+                walk_node = np.concatenate((walk_node, np.empty_like(walk_node)))
+            count = stop
+            for w in range(old, stop + 1):
+                j, node = i, np.int64(0)
+                if w < stop:
+                    j, node = walk_j[w], walk_node[w]
+                elif i > 0 and last[i] < 0:
+                    continue  # no encoding ends here
+                for p in range(a + i, a + to):
+                    node = np.int64(find(t.node_key_H, t.node_H, (node << 8) | np.int64(text[p])))
+                    if node < 0:
+                        break
+                if node < 0:
+                    continue
+                walk_j[count], walk_node[count] = j, node
+                count += 1
+                token = np.int64(t.own_N[node])
+                if not symbol or token < 0 or last[to] >= 0:
+                    continue
+                if j == 0 or pair_is_canonical(t, np.int64(last[j]), token):
+                    last[to] = token
+                    first[to] = token if j == 0 else first[j]
+            walk_end[to] = count
+            i = to
+        for i in range(n + 1):
+            firsts[a + r + i] = first[i]
+        k = np.int64(known[r])
+        settled[r] = -1
+        if k > 0 and last[k] >= 0:
+            passes = False
+            for w in range(walk_end[k - 1], walk_end[k]):
+                j, node = walk_j[w], walk_node[w]
+                if j == 0:
+                    passes = t.begun_N[node]
+                elif t.made_hi_N[node] > t.made_lo_N[node] and first[j] != first[k]:
+                    passes = may_pass(t, np.int64(last[j]), node, memo)
+                if passes:
+                    break
+            if not passes:
+                settled[r] = first[k]
+
+
+@kernel(FLAT, uint8[::1], int64, int64, int64, int32[::1], int32[::1], int64[::1])
+def _spell_on(t, text, a, begin, end, last, first, walk_end):
+    """Byte tokens for the places behind `begin` up to `end` of the string at a; no walk of a token goes through them."""
+    for i in range(begin, end):
+        token = t.byte_token[text[a + i]]
+        last[i + 1] = token
+        first[i + 1] = -1 if token < 0 else token if i == 0 else first[i]
+        walk_end[i + 1] = walk_end[begin]
+
+
+# ==== pre-tokenizers over characters: strings as paths in a trie of class strings
+
+
+@kernel(
+    uint8[::1],
+    int64[::1],
+    int32[::1],
+    int64,
+    int32[::1],
+    int32[:, ::1],
+    int32,
+    int64[::1],
+    int32[::1],
+    int32[::1],
+    int32[::1],
+    int32[::1],
+    int64[::1],
+)
+def class_nodes(text, start, known, begin, class_of, forget, broken, keys, nodes, parent, unit_of, node_U, state):
+    """Fills node_U: the class string of each string from `begin` on, as a node of the trie (keys, nodes; parent, unit_of).
+
+    class_of: class of each code point. forget [K, K]: `Splitter._forget` of (class before, class), -1 where it was not asked
+    yet: then returns that string's number, with the pair in state[1:3], to be called again from there. broken: the class of
+    an incomplete character. state[0]: nodes so far. Returns the number of strings when all are done, -1 when the table is
+    full.
+    """
+    for r in range(begin, len(start) - 1):
+        i, stop, end = start[r], start[r] + known[r], start[r + 1]
+        node, before = np.int64(0), np.int64(-1)
+        while i < end:
+            if i < stop:
+                b = np.int64(text[i])
+                if b < 0x80:
+                    code, size = b, 1
+                elif b < 0xE0:
+                    code, size = (b & 0x1F) << 6 | np.int64(text[i + 1]) & 0x3F, 2
+                elif b < 0xF0:
+                    code = (b & 0x0F) << 12 | (np.int64(text[i + 1]) & 0x3F) << 6 | np.int64(text[i + 2]) & 0x3F
+                    size = 3
+                else:
+                    code = (b & 0x07) << 18 | (np.int64(text[i + 1]) & 0x3F) << 12
+                    code |= (np.int64(text[i + 2]) & 0x3F) << 6 | np.int64(text[i + 3]) & 0x3F
+                    size = 4
+                unit = np.int64(class_of[code])
+                i += size
+            else:
+                unit = np.int64(broken)
+                i = end
+            if before >= 0:
+                kept = np.int64(forget[before, unit])
+                if kept < 0:
+                    state[1], state[2] = before, unit
+                    return r
+                unit = kept
+            before = unit
+            key = node << 20 | unit
+            child = np.int64(find(keys, nodes, key))
+            if child < 0:
+                child = state[0]
+                if child >= len(parent):
+                    return -1
+                state[0] += 1
+                put(keys, nodes, key, np.int32(child))
+                parent[child], unit_of[child] = node, unit
+            node = child
+        node_U[r] = node
+    return len(start) - 1
+
+
+@kernel(uint8[::1], int64, int64, int64, int64)
+def bytes_of_units(text, begin, end, known, units):
+    """int64: how many bytes the first `units` characters of text[begin:end] are; an incomplete one at the end is one."""
+    i, stop = begin, begin + known
+    for _ in range(units):
+        if i >= stop:
+            return end - begin
+        b = text[i]
+        i += 1 if b < 0x80 else 2 if b < 0xE0 else 3 if b < 0xF0 else 4
+    return i - begin
+
+
+@kernel(
+    uint8[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], boolean, int32[::1], uint8[::1],
+    int32[::1], boolean[::1], boolean[::1], boolean[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1],
+    int8[::1], boolean[::1], int32[::1], boolean[::1],
+)  # fmt: skip
+def settle_characters(
+    text, start, whole, known_units, units_N, node_U, composing, nfc, settled, kind_N, stop_N, sure_N,
+    agrees_N, goes_on_N, other_start_N, other, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U,
+):  # fmt: skip
+    """Definition 7 and lemma 15 (b) for every string in one state of the student, from how the state cuts its class string.
+
+    whole: bytes without an incomplete character. Per class string (node): known_units; kind (NONE: an added text lies across
+    the boundary), stop (units up to the end of the pre-token behind the boundary), sure; agrees: all ways to cut it have the
+    same cuts before the boundary; goes_on: in some way that pre-token goes on behind what is known; other: its other ends.
+    firsts_whole: as firsts, where the piece is a whole pre-token. Fills first_U (-1: none), action_U, open_U, stop_U (bytes),
+    sure_U.
+    """
+    for r in range(len(start) - 1):
+        node, a, end = node_U[r], start[r], start[r + 1]
+        kind, stop, known = kind_N[node], stop_N[node], known_units[node]
+        place = bytes_of_units(text, a, end, np.int64(whole[r]), np.int64(stop))
+        table = firsts_whole if kind == CUT else firsts
+        first = table[a + r + place]
+        opened = not sure_N[node] or composing[r] or (nfc and stop >= units_N[node])
+        choose = opened and not composing[r] and first >= 0 and agrees_N[node]
+        if choose and (stop >= known or goes_on_N[node]):
+            choose = settled[r] == first
+        if choose:
+            for o in range(other_start_N[node], other_start_N[node + 1]):
+                if other[o] != stop:
+                    at = bytes_of_units(text, a, end, np.int64(whole[r]), np.int64(other[o]))
+                    if table[a + r + at] != first:
+                        choose = False
+        if kind == NONE:
+            first = np.int32(-1)
+        first_U[r] = first
+        action_U[r] = kind if first >= 0 else NONE
+        open_U[r] = opened and not choose
+        stop_U[r] = place
+        sure_U[r] = sure_N[node]
+
+
+# ==== SentencePiece: units are bytes, cuts lie where no token holds two bytes side by side, and around added texts
+
+
+@kernel(uint8[::1], int64, int64, int64[::1], int32[::1], boolean[::1], boolean[::1])
+def added_at(text, i, end, keys, nodes, added_ends, added_goes_on):
+    """(int64, bool): end of the longest added text that begins at i, i when none does; whether one may go on behind `end`."""
+    node, found = np.int64(0), i
+    p = i
+    while p < end:
+        node = np.int64(find(keys, nodes, node << 8 | np.int64(text[p])))
+        if node < 0:
+            return found, False
+        p += 1
+        if added_ends[node]:
+            found = p
+    return found, added_goes_on[node] and p > i
+
+
+@kernel(uint8[::1], int64, int64, boolean, boolean[:, ::1], int64[::1], int32[::1], boolean[::1], boolean[::1])
+def ends_around(text, m, n, final, never, keys, nodes, added_ends, added_goes_on):
+    """(int64, bool, int64): `Splitter.pieces` (final) or `certain` of text[:m] around place n: cuts before n as bits, whether
+    one is at n, and the first end behind n (-1: none)."""
+    inside, seam, piece_begin, i = np.int64(0), n == 0, np.int64(0), np.int64(0)
+    any_added = len(added_ends) > 1
+    while i < m:
+        stop, may_grow = i, False
+        if any_added:
+            stop, may_grow = added_at(text, i, m, keys, nodes, added_ends, added_goes_on)
+            if may_grow and not final:
+                return inside, seam, np.int64(-1)
+        for at in (i, stop):  # where a piece ends: before an added text, and behind it
+            is_end = at > piece_begin and (stop > i or (at == i and never[text[at - 1], text[at]]))
+            if is_end:
+                piece_begin = at
+                if at > n:
+                    return inside, seam, at
+                if at == n:
+                    seam = True
+                else:
+                    inside |= np.int64(1) << at
+        i = stop if stop > i else i + 1
+    if final and m > piece_begin:
+        if m > n:
+            return inside, seam, m
+        if m == n:
+            seam = True
+        else:
+            inside |= np.int64(1) << m
+    return inside, seam, np.int64(-1)
+
+
+@kernel(uint8[::1], int64, int64, int64[::1], int32[::1], boolean[::1])
+def is_added(text, begin, end, keys, nodes, added_ends):
+    """bool: whether text[begin:end] is an added text."""
+    node = np.int64(0)
+    for p in range(begin, end):
+        node = np.int64(find(keys, nodes, node << 8 | np.int64(text[p])))
+        if node < 0:
+            return False
+    return added_ends[node]
+
+
+@kernel(
+    uint8[::1], int64[::1], int32[::1], boolean[::1], boolean, uint8[::1], boolean[:, ::1], int64[::1], int32[::1],
+    boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int8[::1], boolean[::1], int32[::1],
+    boolean[::1], int64[::1],
+)  # fmt: skip
+def settle_bytes(
+    text, start, known, composing, nfc, left, never, keys, nodes, added_ends,
+    added_goes_on, settled, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U, variant_U,
+):  # fmt: skip
+    """`settle_characters` for pre-tokenizers over bytes. left: the pending bytes that count. never [256, 256]: lemma 6.
+
+    known: bytes that nothing changes. added_ends, added_goes_on: of the nodes of the trie of added texts (only node 0 when
+    there are none). variant_U: cuts inside the pending part as bits, times 2, plus a cut at the boundary.
+    """
+    n = len(left)
+    both = np.empty(n + _MOST_BYTES, np.uint8)
+    both[:n] = left
+    any_added = len(added_ends) > 1
+    for r in range(len(start) - 1):
+        a, size = start[r], start[r + 1] - start[r]
+        both[n : n + size] = text[a : start[r + 1]]
+        inside, seam, end = ends_around(both, n + size, n, False, never, keys, nodes, added_ends, added_goes_on)
+        sure = end >= 0
+        if not sure:
+            inside, seam, end = ends_around(both, n + size, n, True, never, keys, nodes, added_ends, added_goes_on)
+        stop = end - n if end >= 0 else 0
+        across = False
+        if any_added and not seam:
+            begin = n
+            while begin > 0 and (begin == n or not inside >> begin & 1):
+                begin -= 1
+            across = is_added(both, begin, n + stop, keys, nodes, added_ends)
+        table = firsts_whole if seam else firsts
+        first = table[a + r + stop]
+        opened = not sure or composing[r] or (nfc and stop >= size)
+        choose = opened and not composing[r] and first >= 0 and settled[r] == first
+        if choose and not any_added:
+            choose = stop >= known[r]
+        elif choose:
+            m = n + known[r]
+            longest = m
+            for i in range(m):  # an added text may be coming
+                node = np.int64(0)
+                p = i
+                while p < m and node >= 0:
+                    node = np.int64(find(keys, nodes, node << 8 | np.int64(both[p])))
+                    p += 1
+                if node >= 0 and added_goes_on[node]:
+                    choose = False
+                    break
+            if choose and known[r] < size:
+                inside2, seam2, end2 = ends_around(
+                    both, longest, n, False, never, keys, nodes, added_ends, added_goes_on
+                )
+                if end2 < 0:
+                    inside2, seam2, end2 = ends_around(
+                        both, longest, n, True, never, keys, nodes, added_ends, added_goes_on
+                    )
+                choose = inside2 == inside and seam2 == seam
+        if across:
+            first = np.int32(-1)
+        first_U[r] = first
+        action_U[r] = NONE if first < 0 else CUT if seam else JOIN
+        open_U[r] = opened and not choose
+        stop_U[r] = stop
+        sure_U[r] = sure
+        variant_U[r] = inside << 1 | np.int64(seam)

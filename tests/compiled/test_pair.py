@@ -1,0 +1,147 @@
+"""A compiled pair says of every boundary what the rules say: real tokenizers, and random ones of every kind."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.alignment.rules import RuleBook, TeacherTokens
+from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.pending import cut_text
+from engine.bpe.pretokenizer import Splitter, build_splitter
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.compiled.pair import CompiledPair, compile_pair
+from tests.alignment.test_openness import changed
+from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
+from tests.support.vocabularies import EFFORT, SHARED, merge_table, needs_shared, splitter, texts, vocabulary
+
+MODELS = Path(os.environ.get("TARGETSMITH_MODELS", SHARED / "none"))
+STUDENTS = (
+    "gpt2", "llama-2", "llama-3", "mistral-v0.3", "jamba-v0.1", "smollm2", "o200k_base", "deepseek-llm-7b", "gpt-neox-20b",
+    "starcoder2", "qwen2.5", "babyllama-tok105", "stories260K",
+)  # fmt: skip
+BEFORE = ("", "the", "a ", "x\n  ", "it'", "3", "né", "\n\n", " ", "<", "  ", "\t", "12", "don't", "日", "...", "\r\n", "</")
+
+
+def few_tokens(whole: Vocabulary, count: int, rng: random.Random) -> Vocabulary:
+    """The same tokenizer with `count` of its tokens, so that the slow rules take seconds and not hours."""
+    usable = [i for i, piece in enumerate(whole.token_bytes) if piece]
+    chosen = set(rng.sample(usable, min(count, len(usable))))
+    return replace(whole, token_bytes=[b if i in chosen else None for i, b in enumerate(whole.token_bytes)])
+
+
+def pending(student: Vocabulary, split: Splitter, text: str) -> str:
+    """The reduced classes of what is pending behind a text."""
+    data = student.prefix_bytes + text.encode()
+    cut = cut_text(split, data)
+    start, unit, _ = cut.pendings([len(data)])[0]
+    return split.reduce(cut.units[start:unit])
+
+
+class Twins:
+    """A compiled pair beside the rules of the same pair."""
+
+    def __init__(self, teacher: Vocabulary, student: Vocabulary, tables: tuple[MergeTable, MergeTable], split: Splitter):
+        self.pair: CompiledPair = compile_pair(teacher, student, merges=tables, splitter=split)
+        self.tokens = TeacherTokens(teacher)
+        self.book = RuleBook(self.tokens, student, tables[1], split)
+        self.compared, self.joined, self.opened, self.excluded = 0, 0, 0, 0
+
+    def compare(self, left: str, lead: bytes, beginnings: Iterable[bytes]) -> None:
+        """Every token that begins with one of these, behind one pending part."""
+        state = self.pair.state(left, lead)
+        whole = self.pair.suffixes.token_start_R[:-1]
+        np.testing.assert_array_equal(state.whole_R, state.cell_U[self.pair.suffixes.suffix_of[whole]])
+        assert state.cell_U.max() < state.cells
+        for z in dict.fromkeys(beginnings):
+            begin, end = self.tokens.range_of(z)
+            if begin == end:
+                continue
+            rule = self.book.rule(z, lead, b"", left, ())
+            number = self.pair.suffixes.suffix_of[self.pair.suffixes.token_start_R[begin:end] + len(z)]
+            first, action, opened = self.pair.decode(state, state.cell_U[number])
+            here = f"{self.pair.vocabulary.name} {left!r} {lead!r} {z!r}"
+            np.testing.assert_array_equal(first, rule.first, err_msg=here)
+            np.testing.assert_array_equal(action, rule.kind, err_msg=here)
+            np.testing.assert_array_equal(opened, rule.open, err_msg=here)
+            cuts_inside = any(rule.variants[v][0] for v in set(rule.variant.tolist()))
+            assert not (state.simple and cuts_inside), here
+            self._ends(left, lead, z, begin, number)
+            self.compared += end - begin
+            self.joined += int((action == 2).sum())
+            self.opened += int(opened.sum())
+            self.excluded += int((first < 0).sum())
+
+    def _ends(self, left: str, lead: bytes, z: bytes, begin: int, number: np.ndarray) -> None:
+        state, split = self.pair.state(left, lead), self.pair.splitter
+        for i in range(0, len(number), max(1, len(number) // 20)):
+            r = lead + self.tokens.pieces[begin + i][len(z) :]
+            _, _, stop, sure = split.locate(left, split.canonical(split.classes(r)))
+            assert state.stop_U[number[i]] == len(self.book.side.units(r, stop)), r
+            assert state.sure_U[number[i]] == sure, r
+
+
+@needs_shared
+@pytest.mark.parametrize("name", STUDENTS)
+def test_real_tokenizers(name: str) -> None:
+    rng, student, split = random.Random(name), vocabulary(name), splitter(name)
+    for teacher in ("qwen2.5", "llama-2") if name != "qwen2.5" else ("llama-3", "llama-2"):
+        few = few_tokens(vocabulary(teacher), 700 * EFFORT, rng)
+        twins = Twins(few, student, (merge_table(teacher), merge_table(name)), split)
+        pieces = twins.tokens.pieces
+        some = [rng.choice(pieces)[: rng.randint(1, 3)] for _ in range(4)]
+        for lead in dict.fromkeys((b"", student.prefix_bytes)):
+            twins.compare("", lead, [b"", *some])
+        for before in (*BEFORE, *(rng.choice(texts())[:60] for _ in range(6))):
+            twins.compare(pending(student, split, before), b"", [b"", *rng.sample(some, 2)])
+        assert twins.compared > 5000 and min(twins.joined, twins.opened) > 100
+
+
+@pytest.mark.skipif(not MODELS.is_dir(), reason="TARGETSMITH_MODELS names no folder with models")
+def test_tokenizers_of_real_models() -> None:
+    found = {p.name: load_vocabulary(str(p)) for p in sorted(MODELS.iterdir()) if (p / "tokenizer.json").is_file()}
+    tables = {name: build_merge_table(v) for name, v in found.items()}
+    for name, student in found.items():
+        rng, split = random.Random(name), build_splitter(student)
+        for teacher in found:
+            if teacher != name:
+                few = few_tokens(found[teacher], 700 * EFFORT, rng)
+                twins = Twins(few, student, (tables[teacher], tables[name]), split)
+                some = [rng.choice(twins.tokens.pieces)[: rng.randint(1, 3)] for _ in range(3)]
+                for lead in dict.fromkeys((b"", student.prefix_bytes)):
+                    twins.compare("", lead, [b"", *some])
+                for before in BEFORE:
+                    twins.compare(pending(student, split, before), b"", [b"", *some])
+
+
+@pytest.mark.parametrize("change", ["plain", "ignore_merges", "added", "nfc", "sentencepiece", "sentencepiece added"])
+def test_random_tokenizers(change: str, tmp_path: Path) -> None:
+    rng = random.Random(change)
+    compared, joined, opened, excluded = 0, 0, 0, 0
+    for number in range(25 * EFFORT):
+        chars = ("e", "b", " ", "é", "\u0301") if change == "nfc" else (*alphabet(rng), "é")
+        styles = SENTENCEPIECE if change.startswith("sentencepiece") else BYTE_LEVEL
+        whole = change == "ignore_merges"
+        teacher = toy(rng, tmp_path / f"{number}t", rng.choice(BYTE_LEVEL), chars, whole=rng.random() < 0.5, merges=12)
+        student = toy(rng, tmp_path / f"{number}s", rng.choice(styles), chars, whole=whole, merges=rng.randint(3, 12))
+        if change.endswith("added"):
+            student = changed(student, "added", chars, rng, tmp_path / f"{number}c")
+        elif change == "nfc":
+            student = changed(student, "nfc", chars, rng, tmp_path / f"{number}c")
+        split, tables = build_splitter(student), (build_merge_table(teacher), build_merge_table(student))
+        twins = Twins(teacher, student, tables, split)
+        beginnings = [b"", *dict.fromkeys(p[:d] for p in twins.tokens.pieces for d in range(1, len(p)))]
+        for lead in dict.fromkeys((b"", student.prefix_bytes)):
+            twins.compare("", lead, beginnings)
+        for left in dict.fromkeys(pending(student, split, random_text(rng, chars)) for _ in range(8)):
+            twins.compare(left, b"", beginnings)
+        compared, joined = compared + twins.compared, joined + twins.joined
+        opened, excluded = opened + twins.opened, excluded + twins.excluded
+    assert compared > 4000 and min(joined, opened) > 500
+    assert excluded > 20 or not change.endswith("added")
