@@ -187,7 +187,7 @@ class Memo(NamedTuple):
 
     key: np.ndarray
     answer: np.ndarray
-    count: np.ndarray
+    used: np.ndarray
     lists: np.ndarray
     list_at: np.ndarray
     list_end: np.ndarray
@@ -240,9 +240,9 @@ def may_pass(t, token, node, memo):
             _list_illegal(t, token, memo)
         places = memo.lists[memo.list_at[token] : memo.list_end[token]]
         found = np.searchsorted(places, end) - np.searchsorted(places, begin) < end - begin
-    if 2 * memo.count[0] < len(memo.key):
+    if 2 * memo.used[0] < len(memo.key):
         put(memo.key, memo.answer, key, np.int32(found))
-        memo.count[0] += 1
+        memo.used[0] += 1
     return found
 
 
@@ -250,16 +250,16 @@ def may_pass(t, token, node, memo):
 def _list_illegal(t, token, memo):
     """Keep the places of all tokens that may not follow `token`."""
     n = illegal_after(t, token, memo.bits, memo.ids)
-    if memo.count[1] + n > len(memo.lists):
+    if memo.used[1] + n > len(memo.lists):
         memo.list_at[:] = -1
-        memo.count[1] = 0
-    at = memo.count[1]
+        memo.used[1] = 0
+    at = memo.used[1]
     for i in range(n):
         place = np.int64(t.place_V[memo.ids[i]])
         memo.sorted[place >> 6] |= np.uint64(1) << np.uint64(place & 63)
     _take_bits(memo.sorted, memo.lists[at : at + n])
     memo.list_at[token], memo.list_end[token] = at, at + n
-    memo.count[1] += n
+    memo.used[1] += n
 
 
 @kernel(FLAT, uint8[::1], int64, int32[::1], int32[::1], MEMO)

@@ -92,7 +92,7 @@ class CompiledPair:
     def __post_init__(self) -> None:
         self.column_of_V = np.full(self.vocabulary.size, NO_COLUMN, np.int32)
         self.column_of_V[self.columns] = np.arange(len(self.columns), dtype=np.int32)
-        self.has_words = bool(self.openness.side.whole_words)
+        self.has_words = bool(self.openness.segmenter.whole_words)
         self._tries: dict[bytes, ClassTrie] = {}
         self._shared: dict[bytes, np.ndarray] = {}
         if self.splitter.byte_units:

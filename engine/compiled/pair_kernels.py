@@ -205,9 +205,9 @@ def bytes_of_units(text, begin, end, known, units):
 
 
 @kernel(
-    uint8[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], boolean, int32[::1], uint8[::1],
-    int32[::1], boolean[::1], boolean[::1], boolean[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1],
-    int8[::1], boolean[::1], int32[::1], boolean[::1],
+    uint8[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], boolean, int32[::1], int8[::1],
+    int32[::1], boolean[::1], boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1],
+    int32[::1], boolean[::1], int32[::1], boolean[::1],
 )  # fmt: skip
 def settle_characters(
     text, start, whole, known_units, units_N, node_U, composing, nfc, settled, kind_N, stop_N, sure_N,
@@ -297,6 +297,17 @@ def ends_around(text, m, n, final, never, keys, nodes, added_ends, added_goes_on
     return inside, seam, np.int64(-1)
 
 
+@kernel(uint8[::1], int64, int64, boolean[:, ::1], int64[::1], int32[::1], boolean[::1], boolean[::1])
+def locate(text, m, n, never, keys, nodes, added_ends, added_goes_on):
+    """(int64, bool, int64, bool): `Splitter.locate` of text[:m] at place n: cuts before n as bits, whether one is at n, the
+    end behind n (n when there is none), and whether all this is certain."""
+    for final in (m < 0, m >= 0):  # no, yes; constants would be types of their own
+        inside, seam, end = ends_around(text, m, n, final, never, keys, nodes, added_ends, added_goes_on)
+        if end >= 0:
+            return inside, seam, end, not final
+    return inside, seam, n, False
+
+
 @kernel(uint8[::1], int64, int64, int64[::1], int32[::1], boolean[::1])
 def is_added(text, begin, end, keys, nodes, added_ends):
     """bool: whether text[begin:end] is an added text."""
@@ -310,7 +321,7 @@ def is_added(text, begin, end, keys, nodes, added_ends):
 
 @kernel(
     uint8[::1], int64[::1], int32[::1], boolean[::1], boolean, uint8[::1], boolean[:, ::1], int64[::1], int32[::1],
-    boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int8[::1], boolean[::1], int32[::1],
+    boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], int32[::1],
     boolean[::1], int64[::1],
 )  # fmt: skip
 def settle_bytes(
@@ -329,11 +340,8 @@ def settle_bytes(
     for r in range(len(start) - 1):
         a, size = start[r], start[r + 1] - start[r]
         both[n : n + size] = text[a : start[r + 1]]
-        inside, seam, end = ends_around(both, n + size, n, False, never, keys, nodes, added_ends, added_goes_on)
-        sure = end >= 0
-        if not sure:
-            inside, seam, end = ends_around(both, n + size, n, True, never, keys, nodes, added_ends, added_goes_on)
-        stop = end - n if end >= 0 else 0
+        inside, seam, end, sure = locate(both, n + size, n, never, keys, nodes, added_ends, added_goes_on)
+        stop = end - n
         across = False
         if any_added and not seam:
             begin = n
@@ -348,7 +356,6 @@ def settle_bytes(
             choose = stop >= known[r]
         elif choose:
             m = n + known[r]
-            longest = m
             for i in range(m):  # an added text may be coming
                 node = np.int64(0)
                 p = i
@@ -359,13 +366,7 @@ def settle_bytes(
                     choose = False
                     break
             if choose and known[r] < size:
-                inside2, seam2, end2 = ends_around(
-                    both, longest, n, False, never, keys, nodes, added_ends, added_goes_on
-                )
-                if end2 < 0:
-                    inside2, seam2, end2 = ends_around(
-                        both, longest, n, True, never, keys, nodes, added_ends, added_goes_on
-                    )
+                inside2, seam2, _, _ = locate(both, m, n, never, keys, nodes, added_ends, added_goes_on)
                 choose = inside2 == inside and seam2 == seam
         if across:
             first = np.int32(-1)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from engine.alignment.rules import RuleBook, TeacherTokens
+from engine.bpe.jit import declared
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
+from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled.pair import CompiledPair, compile_pair
 from tests.alignment.test_openness import changed
@@ -26,7 +28,26 @@ STUDENTS = (
     "gpt2", "llama-2", "llama-3", "mistral-v0.3", "jamba-v0.1", "smollm2", "o200k_base", "deepseek-llm-7b", "gpt-neox-20b",
     "starcoder2", "qwen2.5", "babyllama-tok105", "stories260K",
 )  # fmt: skip
-BEFORE = ("", "the", "a ", "x\n  ", "it'", "3", "né", "\n\n", " ", "<", "  ", "\t", "12", "don't", "日", "...", "\r\n", "</")
+BEFORE = (
+    "",
+    "the",
+    "a ",
+    "x\n  ",
+    "it'",
+    "3",
+    "né",
+    "\n\n",
+    " ",
+    "<",
+    "  ",
+    "\t",
+    "12",
+    "don't",
+    "日",
+    "...",
+    "\r\n",
+    "</",
+)
 
 
 def few_tokens(whole: Vocabulary, count: int, rng: random.Random) -> Vocabulary:
@@ -47,10 +68,12 @@ def pending(student: Vocabulary, split: Splitter, text: str) -> str:
 class Twins:
     """A compiled pair beside the rules of the same pair."""
 
-    def __init__(self, teacher: Vocabulary, student: Vocabulary, tables: tuple[MergeTable, MergeTable], split: Splitter):
+    def __init__(
+        self, teacher: Vocabulary, student: Vocabulary, tables: tuple[MergeTable, MergeTable], split: Splitter
+    ):
         self.pair: CompiledPair = compile_pair(teacher, student, merges=tables, splitter=split)
         self.tokens = TeacherTokens(teacher)
-        self.book = RuleBook(self.tokens, student, tables[1], split)
+        self.book = RuleBook(self.tokens, Segmenter(student, tables[1], split))
         self.compared, self.joined, self.opened, self.excluded = 0, 0, 0, 0
 
     def compare(self, left: str, lead: bytes, beginnings: Iterable[bytes]) -> None:
@@ -68,7 +91,7 @@ class Twins:
             first, action, opened = self.pair.decode(state, state.cell_U[number])
             here = f"{self.pair.vocabulary.name} {left!r} {lead!r} {z!r}"
             np.testing.assert_array_equal(first, rule.first, err_msg=here)
-            np.testing.assert_array_equal(action, rule.kind, err_msg=here)
+            np.testing.assert_array_equal(action, rule.action, err_msg=here)
             np.testing.assert_array_equal(opened, rule.open, err_msg=here)
             cuts_inside = any(rule.variants[v][0] for v in set(rule.variant.tolist()))
             assert not (state.simple and cuts_inside), here
@@ -83,7 +106,7 @@ class Twins:
         for i in range(0, len(number), max(1, len(number) // 20)):
             r = lead + self.tokens.pieces[begin + i][len(z) :]
             _, _, stop, sure = split.locate(left, split.canonical(split.classes(r)))
-            assert state.stop_U[number[i]] == len(self.book.side.units(r, stop)), r
+            assert state.stop_U[number[i]] == len(self.book.segmenter.units(r, stop)), r
             assert state.sure_U[number[i]] == sure, r
 
 
@@ -145,3 +168,16 @@ def test_random_tokenizers(change: str, tmp_path: Path) -> None:
         opened, excluded = opened + twins.opened, excluded + twins.excluded
     assert compared > 4000 and min(joined, opened) > 500
     assert excluded > 20 or not change.endswith("added")
+
+
+def test_every_function_has_the_one_type_it_was_declared_for(tmp_path: Path) -> None:
+    """A call with other types would compile another copy, seconds of silence."""
+    rng = random.Random(0)
+    for style in ("gpt2", "prepend"):
+        teacher, student = (
+            toy(rng, tmp_path / f"{style}{i}", s, ("a", " "), whole=False, merges=5)
+            for i, s in ((0, "gpt2"), (1, style))
+        )
+        compile_pair(teacher, student).state("", student.prefix_bytes)
+    for function, types in declared():
+        assert [s for s in function.signatures if s != types] == [], function.__name__
