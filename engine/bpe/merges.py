@@ -214,15 +214,6 @@ class MergeTable:
     def _fallback_set(self) -> frozenset[int]:
         return frozenset(self.vocabulary.fallback_ids)
 
-    def encoding_of_prefix(self, tree: tuple[list[int], list[int]], end: int) -> list[int]:
-        """Token ids of piece[:end], read off its prefix tree."""
-        last, parent = tree
-        out = []
-        while end > 0:
-            out.append(last[end])
-            end = parent[end]
-        return out[::-1]
-
 
 @dataclass(frozen=True)
 class _Derivations:

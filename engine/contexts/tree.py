@@ -44,14 +44,6 @@ class ContextTree:
         hanging = list(zip(self.fringe_node.tolist(), self.fringe_token.tolist(), strict=True))
         return [hanging[a:b] for a, b in found]
 
-    def at_byte(self, place: int) -> list[int]:
-        """`at_bytes` of one byte."""
-        return self.at_bytes([place])[0]
-
-    def fringe(self, place: int) -> list[tuple[int, int]]:
-        """`fringes` of one byte."""
-        return self.fringes([place])[0]
-
     def _spans(self, places: Sequence[int], start: np.ndarray) -> list[tuple[int, int]]:
         if not len(self.places):
             return [(0, 0)] * len(places)

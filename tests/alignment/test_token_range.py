@@ -1,4 +1,4 @@
-"""Stage 6a: a range with text put before it equals the range built from scratch; partial characters; NFC."""
+"""A range with text put before it equals the range built from scratch; partial characters; NFC."""
 
 from __future__ import annotations
 

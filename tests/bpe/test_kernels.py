@@ -22,7 +22,16 @@ from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
 from tests.bpe.test_merges import adversarial_pairs, converted_tiktoken, loaded, ordinary, proper_merges, shuffled
 from tests.support.toys import SENTENCEPIECE, alphabet, strings, toy
-from tests.support.vocabularies import ALL, EFFORT, merge_table, needs_shared, splitter, vocabulary, words
+from tests.support.vocabularies import (
+    ALL,
+    EFFORT,
+    encoding_of_prefix,
+    merge_table,
+    needs_shared,
+    splitter,
+    vocabulary,
+    words,
+)
 
 
 class Trees:
@@ -97,7 +106,7 @@ def test_prefix_trees_and_decided_strings(name: str) -> None:
         last, parent, first = trees.tree(piece)
         assert (last, parent) == want, piece
         for end in range(1, len(piece) + 1):
-            assert first[end] == next(iter(table.encoding_of_prefix(want, end)), -1), (piece, end)
+            assert first[end] == next(iter(encoding_of_prefix(want, end)), -1), (piece, end)
         whole = piece[: valid_utf8_prefix(piece)]
         if all(i >= 0 for i in trees.tree(whole)[0][1:]):
             counts[trees.decided(whole)] += 1

@@ -1,4 +1,4 @@
-"""Stage 2: the pair rule, the illegal successors, prefix trees and reachability, held against the real BPE."""
+"""The pair rule, the illegal successors, prefix trees and reachability, held against the real BPE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import TokenizerError
-from tests.support.vocabularies import ALL, EFFORT, byte_level, merge_table, needs_shared, save, vocabulary, words
+from tests.support.vocabularies import (
+    ALL,
+    EFFORT,
+    byte_level,
+    encoding_of_prefix,
+    merge_table,
+    needs_shared,
+    save,
+    vocabulary,
+    words,
+)
 
 PAIRS = 6_500 * EFFORT  # per vocabulary; 18 of them
 
@@ -117,7 +127,7 @@ def test_prefix_trees_hold_the_encoding_of_every_prefix(name: str) -> None:
         tree = table.prefix_tree(piece)
         assert len(tree[0]) == len(tree[1]) == len(piece) + 1
         for end in range(len(piece) + 1):
-            assert table.encoding_of_prefix(tree, end) == real(vocab, piece[:end]), (piece, end)
+            assert encoding_of_prefix(tree, end) == real(vocab, piece[:end]), (piece, end)
 
 
 @needs_shared
@@ -126,7 +136,7 @@ def test_without_byte_tokens_prefixes_of_known_characters_are_right() -> None:
     piece = b" Once upon a time, there was a big dog."
     tree = table.prefix_tree(piece)
     for end in range(1, len(piece) + 1):
-        assert table.encoding_of_prefix(tree, end) == real(vocab, piece[:end])
+        assert encoding_of_prefix(tree, end) == real(vocab, piece[:end])
 
 
 @needs_shared
@@ -207,7 +217,7 @@ def check(vocab: Vocabulary, longest: int, alphabet: bytes) -> None:
         piece = bytes(rng.choice(alphabet) for _ in range(longest))
         tree = table.prefix_tree(piece)
         for end in range(len(piece) + 1):
-            assert table.encoding_of_prefix(tree, end) == real(vocab, piece[:end]), piece[:end]
+            assert encoding_of_prefix(tree, end) == real(vocab, piece[:end]), piece[:end]
 
 
 def loaded(merges: list[tuple[bytes, bytes]], vocab: list[bytes], ignore_merges: bool) -> Vocabulary:
@@ -269,7 +279,7 @@ def test_whole_words_that_only_ignore_merges_makes() -> None:
     whole = vocab.id_of_bytes[b"abc"]
     assert not table.reachable(whole) and vocab.bpe(b"abc") == [whole] and len(vocab.bpe(b"abca")) == 3
     assert whole not in table.illegal_after(vocab.id_of_bytes[b"a"]).tolist()
-    assert table.encoding_of_prefix(table.prefix_tree(b"abca"), 3) == real(vocab, b"abc") != [whole]
+    assert encoding_of_prefix(table.prefix_tree(b"abca"), 3) == real(vocab, b"abc") != [whole]
 
 
 def test_a_vocabulary_without_single_bytes_is_refused() -> None:

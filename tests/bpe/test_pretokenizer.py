@@ -1,4 +1,4 @@
-"""Stage 3: cuts against the tokenizers library itself; certain cuts against every continuation that could be thought of."""
+"""Cuts against the tokenizers library itself; certain cuts against every continuation that could be thought of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: every real tokenizer as bytes, held against its own encode and decode; refusals and bad documents."""
+"""Every real tokenizer as bytes, held against its own encode and decode; refusals and bad documents."""
 
 from __future__ import annotations
 

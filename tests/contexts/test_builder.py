@@ -1,4 +1,4 @@
-"""Stage 4: the context tree holds every context that a real tokenization passes through, and nothing that none does."""
+"""The context tree holds every context that a real tokenization passes through, and nothing that none does."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from tests.support.vocabularies import (
     BYTE_LEVEL,
     EFFORT,
     QWEN_SUBSETS,
+    at_byte,
     builder,
     byte_level,
+    fringe_at,
     needs_shared,
     save,
     texts,
@@ -157,7 +159,7 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
         places = sorted(rng.sample(places, min(16, len(places))))
         tree = make.build(data, ids, [place + shift for place in places], given_token(vocab))
         below = children(tree)
-        several += sum(len(tree.at_byte(place)) > 1 for place in tree.places.tolist())
+        several += sum(len(at_byte(tree, place)) > 1 for place in tree.places.tolist())
         for place in places:
             for other in set(continued(text, place, rng.sample(CONTINUATIONS, 8))):
                 tokens = encodable(vocab, other)
@@ -166,7 +168,7 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
                     continue
                 seen += 1
                 node, held = walk(tree, below, tokens[:count])
-                if held < count or node not in tree.at_byte(place + shift):
+                if held < count or node not in at_byte(tree, place + shift):
                     missing += 1
                     examples.append((text, place, other, tokens[:count]))
     assert seen > 80
@@ -191,7 +193,7 @@ def test_every_node_is_a_context_of_some_text(name: str) -> None:
     for text, ids, data in documents(name, (3 if name in QWEN_SUBSETS else 5) * EFFORT):
         tree = make.build(data, ids, list(range(shift, len(data) + 1)), given_token(vocab))
         for place in tree.places.tolist():
-            nodes = tree.at_byte(place)
+            nodes = at_byte(tree, place)
             wanted = {tuple(path_to(tree, node)) for node in nodes}
             assert all(tree.end[node] == place for node in nodes) and len(wanted) == len(nodes)
             inside = place < len(data) and data[place] & 0xC0 == 0x80
@@ -224,9 +226,9 @@ def test_the_trunk_is_the_document_and_parents_come_first(name: str) -> None:
                 assert tree.end[node] == tree.end[parent] + len(vocab.token_bytes[tree.token[node]] or b"")
                 assert data[tree.end[parent] : tree.end[node]] == vocab.token_bytes[tree.token[node]]
         assert tree.places.tolist() == wanted and len(below) == len(tree.token)
-        assert tree.at_byte(-1) == tree.at_byte(len(data) + 1) == tree.fringe(len(data) + 1) == []
+        assert at_byte(tree, -1) == at_byte(tree, len(data) + 1) == fringe_at(tree, len(data) + 1) == []
         for place in wanted:
-            nodes = tree.at_byte(place)
+            nodes = at_byte(tree, place)
             on_trunk = [n for n in tree.trunk.tolist() if tree.end[n] == place]
             assert set(on_trunk[-1:]) <= set(nodes) and len(set(nodes)) == len(nodes)
 
@@ -249,8 +251,8 @@ def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
         below = children(tree)
         entries: dict[tuple[int, ...], int] = {}
         for place in wanted:
-            fringe = set(tree.fringe(place))
-            assert len(fringe) == len(tree.fringe(place))
+            fringe = set(fringe_at(tree, place))
+            assert len(fringe) == len(fringe_at(tree, place))
             for node, token in fringe:
                 end = tree.end[node] + len(vocab.token_bytes[token] or b"")
                 assert (node, token) not in below and end < place
@@ -300,9 +302,9 @@ def test_whole_words_of_ignore_merges_are_second_contexts(tmp_path: Path) -> Non
     assert vocab.encode("abab")[0] == [whole] and vocab.encode("ababc")[0] == [ab, vocab.id_of_bytes[b"abc"]]
     for text in ("abab", "ababab", "abab\n"):
         tree = make.build(text.encode(), vocab.encode(text)[0], [4], (0,))
-        assert sorted(path_to(tree, n) for n in tree.at_byte(4)) == sorted([[whole], [ab, ab]])
+        assert sorted(path_to(tree, n) for n in at_byte(tree, 4)) == sorted([[whole], [ab, ab]])
     tree = make.build(b"abab\n", vocab.encode("abab\n")[0], [2], (0,))
-    assert [path_to(tree, n) for n in tree.at_byte(2)] == [[ab]]
+    assert [path_to(tree, n) for n in at_byte(tree, 2)] == [[ab]]
 
 
 def test_contexts_in_runs_of_whitespace(tmp_path: Path) -> None:
@@ -317,8 +319,8 @@ def test_contexts_in_runs_of_whitespace(tmp_path: Path) -> None:
     ]
     for text in ("ab  abc", "ab   abc"):
         tree = make.build(text.encode(), vocab.encode(text)[0], [3, 4], (0,))
-        assert [path_to(tree, n) for n in tree.at_byte(3)] == [[ab, space]]
-        assert sorted(path_to(tree, n) for n in tree.at_byte(4)) == sorted([[ab, space, space], [ab, two]])
+        assert [path_to(tree, n) for n in at_byte(tree, 3)] == [[ab, space]]
+        assert sorted(path_to(tree, n) for n in at_byte(tree, 4)) == sorted([[ab, space, space], [ab, two]])
 
 
 def test_without_bos_the_first_token_is_given(tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ def test_without_bos_the_first_token_is_given(tmp_path: Path) -> None:
     assert tree.given == 0 and tree.token[0] == ids[0] and tree.parent[0] == NO_NODE
     assert tree.places.tolist() == [4, 5, 6, 7]  # before the end of the given token there is nothing to ask
     for place in tree.places.tolist():
-        for node in tree.at_byte(place):
+        for node in at_byte(tree, place):
             while tree.parent[node] != NO_NODE:
                 node = tree.parent[node]
             assert node == 0
@@ -342,7 +344,7 @@ def test_several_given_tokens(tmp_path: Path) -> None:
     vocab, make = small(tmp_path)
     tree = make.build(b"ab", vocab.encode("ab")[0], [0, 1, 2], (1, 2, 3))
     assert (
-        tree.given == 2 and tree.token[:3].tolist() == [1, 2, 3] and not tree.end[:3].any() and tree.at_byte(0) == [2]
+        tree.given == 2 and tree.token[:3].tolist() == [1, 2, 3] and not tree.end[:3].any() and at_byte(tree, 0) == [2]
     )
     assert [tree.depth[n] for n in tree.trunk] == [3]
 
@@ -357,7 +359,7 @@ def test_without_byte_tokens_nothing_ends_inside_a_character() -> None:
     assert min(tree.token) >= 0 and len(tree.token) == 1 + len(tree.trunk)
     for place in range(1, len(data) + 1):
         inside = place < len(data) and data[place] & 0xC0 == 0x80
-        assert len(tree.at_byte(place)) == (0 if inside else 1)
+        assert len(at_byte(tree, place)) == (0 if inside else 1)
 
 
 @needs_shared

@@ -1,4 +1,4 @@
-"""Stage 5b: the rule that says which next tokens keep a context canonical, against brute force with the real tokenizers."""
+"""The rule that says which next tokens keep a context canonical, against brute force with the real tokenizers."""
 
 from __future__ import annotations
 

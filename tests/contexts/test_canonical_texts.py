@@ -1,4 +1,4 @@
-"""Stage 5b: masked by the rule, a toy teacher's probabilities are a distribution over texts (docs/design.md, lemma 11)."""
+"""Masked by the rule, a toy teacher's probabilities are a distribution over texts (docs/design.md, lemma 11)."""
 
 from __future__ import annotations
 

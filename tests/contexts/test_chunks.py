@@ -15,7 +15,17 @@ from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument, IdentityError
 from tests.contexts.test_builder import FRAGMENTS, boundaries, documents, encodable, given_token
 from tests.support.contexts_twin import TwinBuilder, TwinTree
-from tests.support.vocabularies import ALL, EFFORT, QWEN_SUBSETS, builder, needs_shared, texts, vocabulary
+from tests.support.vocabularies import (
+    ALL,
+    EFFORT,
+    QWEN_SUBSETS,
+    at_byte,
+    builder,
+    fringe_at,
+    needs_shared,
+    texts,
+    vocabulary,
+)
 
 SLOW = (*QWEN_SUBSETS, "qwen2.5", "o200k_base", "deepseek-llm-7b")  # for the twin
 
@@ -43,7 +53,7 @@ def built(make: ContextBuilder | TwinBuilder, data: bytes, ids: list[int], wante
         array.dtype == np.int32 for name in ContextTree.__slots__ if name != "given" for array in [getattr(tree, name)]
     )
     places = tree.places.tolist()
-    return contents(tree, {p: tree.at_byte(p) for p in places}, {p: tree.fringe(p) for p in places})
+    return contents(tree, {p: at_byte(tree, p) for p in places}, {p: fringe_at(tree, p) for p in places})
 
 
 def check_twin(name: str, samples: Iterator[tuple[str, list[int], bytes]]) -> None:
@@ -64,7 +74,7 @@ def check_twin(name: str, samples: Iterator[tuple[str, list[int], bytes]]) -> No
                 if not isinstance(theirs[0], str):
                     bare = fast.build(data, np.array(ids), np.array(wanted, int), bos, fringe=False)
                     assert len(bare.fringe_node) == len(bare.fringe_token) == 0 and not bare.fringe_start.any()
-                    assert contents(bare, {p: bare.at_byte(p) for p in bare.places.tolist()}, {})[1] == theirs[1]
+                    assert contents(bare, {p: at_byte(bare, p) for p in bare.places.tolist()}, {})[1] == theirs[1]
 
 
 @needs_shared

@@ -42,13 +42,13 @@ def beam_search_of(
     first = next(iter(pairs.values()))
     size, device = first.teacher.size, torch.device("cpu")
     kept = size if top is None else top
-    outcomes = {p: pair.outcomes for p, pair in pairs.items()}
+    strings = {p: pair.strings for p, pair in pairs.items()}
     return BeamSearch(
         {p: LeafFinder(pair.aligner.book, size, device, top=kept, least=least) for p, pair in pairs.items()},
-        outcomes,
+        strings,
         dict.fromkeys(pairs, Spending(tolerance, budget, least)),
         Sketcher(
-            {p: (o.heads.of_token, o.heads.count) for p, o in outcomes.items()},
+            {p: (o.heads.of_token, o.heads.count) for p, o in strings.items()},
             sorted(first.teacher.specials),
             kept,
             size,

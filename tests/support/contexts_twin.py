@@ -13,6 +13,7 @@ from engine.bpe.pretokenizer import Splitter
 from engine.bpe.utf8 import characters_from
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument, IdentityError
+from tests.support.vocabularies import encoding_of_prefix
 
 NO_NODE = -1
 NO_TOKEN = -1  # in a prefix tree: no tokens spell this prefix (inside a character, where there are no byte tokens)
@@ -186,7 +187,7 @@ class TwinBuilder:
     def _encode_part(self, segment: bytes) -> list[int]:
         if not segment:
             return []
-        return self.merges.encoding_of_prefix(self._tree_of(segment), len(segment))
+        return encoding_of_prefix(self._tree_of(segment), len(segment))
 
     def _tree_of(self, segment: bytes) -> tuple[list[int], list[int]]:
         known = self._trees.get(segment)

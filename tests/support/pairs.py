@@ -66,7 +66,7 @@ class Pair:
         return Aligner(book, self.teacher.prefix_bytes, StringRules(self.teacher, book))
 
     @cached_property
-    def outcomes(self) -> StringRules:
+    def strings(self) -> StringRules:
         made = self.aligner.strings
         assert made is not None
         return made

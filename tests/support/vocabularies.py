@@ -95,6 +95,26 @@ def words() -> tuple[str, ...]:
     return tuple(random.Random(0).sample(sorted(found), len(found)))
 
 
+def encoding_of_prefix(tree: tuple[list[int], list[int]], end: int) -> list[int]:
+    """Token ids of piece[:end], read off its prefix tree (`MergeTable.prefix_tree`)."""
+    last, parent = tree
+    out = []
+    while end > 0:
+        out.append(last[end])
+        end = parent[end]
+    return out[::-1]
+
+
+def at_byte(tree: ContextTree, place: int) -> list[int]:
+    """`ContextTree.at_bytes` of one byte."""
+    return tree.at_bytes([place])[0]
+
+
+def fringe_at(tree: ContextTree, place: int) -> list[tuple[int, int]]:
+    """`ContextTree.fringes` of one byte."""
+    return tree.fringes([place])[0]
+
+
 # ==== trees made by hand
 
 
