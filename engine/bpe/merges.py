@@ -1,4 +1,6 @@
-"""Stage 2: what a BPE merge list allows. Derivations, canonical pairs, and the encodings of all prefixes of a pre-token.
+"""What a BPE merge list allows: which tokens may stand side by side, and the encodings of all beginnings of a pre-token.
+
+In: a `Vocabulary`. Out: a `MergeTable`.
 
 Inside one pre-token a token sequence is *canonical* (BPE gives it back from its own bytes) iff every adjacent pair is
 (docs/design.md, lemma 2). Whether a pair (a, b) is canonical is decided by undoing merges along the seam: the right
@@ -58,7 +60,7 @@ class MergeTable:
         known = self._pairs.get(key)
         if known is None:
             known = self._derivations.seam_holds(a, b, int(NEVER), late=False)
-            if known is None:
+            if known is None:  # a late merge ties ("late merges", after lemma 3): BPE itself, on the symbols of both
                 leaves = [*self._derivations.leaves(a), *self._derivations.leaves(b)]
                 known = self._derivations.play(leaves)[0] == [a, b]
             self._pairs[key] = known
@@ -79,13 +81,16 @@ class MergeTable:
 
     @cached_property
     def left_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """All (node, token, death of node, whether it dies late) with node on the left edge of token, sorted by node:
-        CSR (start, token, death, late)."""
+        """For each node x all tokens with x on the left edge of their merge tree, as CSR: entries start[x]:start[x+1] of
+        (token, death, late). start: int64 [V+1]. token: int32, the token. death: int64, the clock at which x is merged away
+        there (NEVER where x is the token). late: bool, whether by a late merge. One entry a level of each left edge."""
         tokens = np.flatnonzero(self.birth != NEVER).astype(np.int32)
         node, owner = tokens, tokens
         death, late = np.full(len(tokens), NEVER, np.int64), np.zeros(len(tokens), bool)
         nodes, owners, deaths, lates = [], [], [], []
-        while len(node):
+        while len(
+            node
+        ):  # all tokens at once, a level down their left edges a turn; a child dies when its parent is born
             nodes.append(node)
             owners.append(owner)
             deaths.append(death)
@@ -117,7 +122,12 @@ class MergeTable:
         return known
 
     def illegal_by(self, a: int, partners: Callable[[int], Iterable[tuple[int, int]]]) -> np.ndarray:
-        """bool [V]: the same, as far as merges of a node with its `partners` (right token, rank) are the reason."""
+        """bool [V]: the same, as far as merges of a node with its `partners` (right token, rank) are the reason.
+
+        Lemma 3 for one a and all b at once. Along the right edge of a: each node α, with the clock of its death. For each
+        merge (α, β): all tokens b that have β on their left edge and in which β still lives when the merge fires. Those are
+        illegal, but for ties of late merges, which are asked one by one.
+        """
         start, owner, death_b, late_b = self.left_edges
         birth = self._derivations.birth
         illegal, ties = np.zeros(len(birth), bool), [np.empty(0, np.int32)]
@@ -127,10 +137,10 @@ class MergeTable:
                 fires = max(rank, birth[node], birth[b])
                 late = fires != rank
                 if fires > death or (fires == death and not (late or late_a)):
-                    continue
+                    continue  # α is gone: at one clock the left side's own merges come before those across the seam
                 span = slice(start[b], start[b + 1])
                 tie = (death_b[span] == fires) & (late_b[span] | late)
-                if fires == death:
+                if fires == death:  # α dies at this very clock: only playing it through tells
                     tie |= death_b[span] >= fires
                 ties.append(owner[span][tie])
                 illegal[owner[span][(death_b[span] >= fires) & ~tie]] = True
@@ -161,11 +171,13 @@ class MergeTable:
             return self._prefix_tree_of_characters(piece)
         last, parent = [-1], [-1]
         longest = self._longest_bytes
-        for i in range(1, len(piece) + 1):
+        for i in range(1, len(piece) + 1):  # candidates for the last token: the shortest first
             self._extend(piece, i, range(i - 1, max(-1, i - longest - 1), -1), last, parent)
         return last, parent
 
-    def _extend(self, piece: bytes, i: int, starts, last: list[int], parent: list[int]) -> None:
+    def _extend(self, piece: bytes, i: int, starts: Iterable[int], last: list[int], parent: list[int]) -> None:
+        """Append the last token of enc(piece[:i]) and where it begins. By lemma 4 exactly one start j fits: a reachable token has
+        the bytes piece[j:i] and may follow enc(piece[:j]) (lemma 2); so the first that fits is the one."""
         ids = self._reachable_ids
         for j in starts:
             token = ids.get(piece[j:i])
@@ -181,6 +193,8 @@ class MergeTable:
         )
 
     def _prefix_tree_of_characters(self, piece: bytes) -> tuple[list[int], list[int]]:
+        """Symbols are characters, so lemma 4 holds for the ends of characters. A character without a token is spelt in byte
+        tokens, which merge with nothing; so, by convention, is each beginning of a character. -1 without byte tokens."""
         fallback = self.vocabulary.fallback_ids
         bounds = [0]
         whole = valid_utf8_prefix(piece)
@@ -202,11 +216,13 @@ class MergeTable:
         return last, parent
 
     def _spell_bytes(self, piece: bytes, ends: range, fallback: list[int], last: list[int], parent: list[int]) -> None:
+        """Entries of places that are reached with the byte token of the byte before them."""
         for i in ends:
             if fallback:
                 last[i], parent[i] = fallback[piece[i - 1]], i - 1
 
     def _is_symbol(self, char: bytes) -> bool:
+        """Whether BPE starts from this character as one symbol, not from its bytes."""
         token = self.vocabulary.id_of_bytes.get(char)
         return token is not None and token not in self._fallback_set
 
@@ -230,7 +246,8 @@ class _Derivations:
         """Walk the seam back in time from two roots that both die at `death` (`late`: by a late merge). True iff BPE
         never merges across it before; None where a late merge ties with another event, so that clocks cannot tell.
 
-        At one clock the left side's merges come before those across the seam, and these before the right side's.
+        At one clock the left side's merges come before those across the seam, and these before the right side's. Lemma 3: only
+        pairs of nodes that live at the same time are visited, so the younger of the two is undone each time, O(depth).
         """
         birth, rank = self.birth, self.rank
         own = (a, b) if death != NEVER else None  # the merge that ends both roots; it is no obstacle to itself
@@ -239,14 +256,14 @@ class _Derivations:
             crossing = rank.get((a, b)) if (a, b) != own else None
             if crossing is not None:
                 fires = max(crossing, birth[a], birth[b])
-                if fires <= death_a and fires <= death_b:
+                if fires <= death_a and fires <= death_b:  # both live; at a's death only ties of late merges matter
                     slow = fires != crossing
                     if (fires == death_a and (slow or late_a)) or (fires == death_b and (slow or late_b)):
                         return None
                     if fires < death_a:
                         return False
             if birth[a] == _SYMBOL and birth[b] == _SYMBOL:
-                return True
+                return True  # the beginning of time, and nothing has crossed
             if birth[a] > birth[b]:
                 death_a, late_a, a = birth[a], self.late[a], self.right[a]
             else:

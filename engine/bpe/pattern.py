@@ -1,4 +1,4 @@
-"""The regular expressions of pre-tokenizers, with one thing more than a library gives: did the match look past the end?
+"""The regular expressions of pre-tokenizers, matched so that one more thing is known: did the match look past the text's end?
 
 A small backtracking matcher over class strings (bpe/pretokenizer.py). Soundness is plain: it is deterministic and reads one
 unit at a time, so a match found without ever asking for a unit at `end` is found again in every longer text (lemma 5).

@@ -1,4 +1,4 @@
-"""Stage 3: where a tokenizer cuts a text into pre-tokens, and which of these cuts no continuation can move.
+"""Where a tokenizer cuts a text into pre-tokens, and which of these cuts stay whatever follows.
 
 BPE works inside a pre-token only, so two questions decide everything about boundaries (docs/design.md, definition 5):
 `pieces(u)`: where does the tokenizer cut u, if u is the whole text? `certain(u)`: which of those cuts hold for *every*
@@ -36,7 +36,12 @@ _BROKEN = "\ufffd"  # stands for a character whose bytes are not all known yet
 
 @dataclass(frozen=True, eq=False)
 class Splitter:
-    """The pre-tokenizer of one vocabulary over unit-class strings. Units are characters, or bytes (SentencePiece)."""
+    """The pre-tokenizer of one vocabulary over unit-class strings. Units are characters, or bytes (SentencePiece).
+
+    A class is one code point, `chr(number)`, so that class strings are Python strings. For characters: _masks[number], bit p set
+    where predicate p of the patterns holds; _owns[number], the character itself where added texts need it, else "".
+    stages: what cuts, one after the other; each sees the pieces of the one before. added: added texts, longest first.
+    """
 
     byte_units: bool
     stages: tuple[_Stage, ...]
@@ -48,8 +53,8 @@ class Splitter:
     _owns: list[str] = field(default_factory=lambda: [""])
     _pieces: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
     _certain: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
-    _forgotten: dict[tuple[str, str], str] = field(default_factory=dict)
-    _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)
+    _forgotten: dict[tuple[str, str], str] = field(default_factory=dict)  # (unit before, unit) -> its canonical unit
+    _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)  # (mask, own) -> class
 
     def classes(self, data: bytes) -> str:
         """Bytes -> class string, one character a unit. An incomplete character at the end is one unit of class U+FFFD."""

@@ -1,4 +1,5 @@
-"""Stage 1a: `tokenizer.json`, read, checked, and taken apart. What cannot be seen exactly as bytes is refused here.
+"""The file `tokenizer.json`: read, checked and taken apart into what the package needs. What cannot be seen exactly as bytes is
+refused here.
 
 Raises TokenizerError only; every message begins with where (which table of the run file) and the tokenizer's name.
 """

@@ -1,4 +1,4 @@
-"""Stage 1: a Hugging Face fast BPE tokenizer seen as bytes.
+"""A Hugging Face BPE tokenizer seen as bytes: a folder or Hub id goes in, the bytes of every token and an exact encoder come out.
 
 Everything later works on bytes, never on token strings: `Ġthe`, `▁the` and ` the` are the five bytes b" the".
 Two families exist, and both are read from `tokenizer.json`, the one file that defines the tokenizer:

@@ -1,4 +1,4 @@
-"""Stage 4: the canonical teacher contexts of one document, as a tree.
+"""A document and the bytes that matter to its students go in; out comes the tree of all teacher contexts that end there.
 
 A *context* is a canonical teacher-token prefix whose bytes are the document's first bytes (docs/design.md, definition 3).
 Prefixes of canonical sequences are canonical, so contexts form a tree; the *trunk* is the document's own tokenization.
@@ -136,22 +136,23 @@ class ContextBuilder:
         seams = self._seams[left, right]
         if (seams == _UNKNOWN).any():
             unknown = np.unique(np.stack([left, right])[:, seams == _UNKNOWN], axis=1)
-            for a, b in unknown.T.tolist():
+            for a, b in unknown.T.tolist():  # behind a certain cut nothing before is asked for, hence "\0" before a
                 pair = self.splitter.canonical(chr(a) + chr(b), "\0")
                 self._seams[a, b] = 1 in self.splitter.certain(pair)
             seams = self._seams[left, right]
-        unit = np.flatnonzero(seams == 1) + 1
+        unit = np.flatnonzero(seams == 1) + 1  # the unit behind each guessed cut
         if len(code) == len(data):
             stop, behind = unit, unit + 1
         else:
             byte_of = starts_of_units(self.splitter, data)
             stop, behind = byte_of[unit], byte_of[unit + 1]
-            before = np.cumsum(flags)
+            before = np.cumsum(flags)  # [bytes + 1] wanted bytes up to each byte
             keep = before[behind - 1] == before[stop]
             stop, behind = stop[keep], behind[keep]
         return [*stop.tolist(), len(data)], [*(2 * behind).tolist(), 2 * len(data) + 1]
 
     def _widen(self, classes: int) -> None:
+        """Make room for twice as many classes."""
         wider = np.full((2 * classes, 2 * classes), _UNKNOWN, np.int8)
         wider[: len(self._seams), : len(self._seams)] = self._seams
         self._seams = wider
@@ -170,7 +171,11 @@ class ContextBuilder:
         given_first: bool,
         fringe: bool,
     ) -> int:
-        """Number of a chunk seen for the first time: data[begin:stop], when its end is certain once data[:behind] is read."""
+        """Number of a chunk seen for the first time: data[begin:stop], when its end is certain once data[:behind] is read.
+
+        Here the guess is proved: by lemma 5 (or 6) the cut at `stop` is in every text that begins with data[:behind], so all that
+        definition 4 asks for inside the chunk depends on its own bytes ("chunks", docs/design.md, section 3).
+        """
         splitter = self.splitter
         if stop < len(data):
             units = splitter.canonical(splitter.classes(data[begin:behind]), "\0")
@@ -206,6 +211,10 @@ class ContextBuilder:
         places: np.ndarray,
         bos: tuple[int, ...],
     ) -> ContextTree:
+        """The document's tree: its chunks' subtrees, their local numbers turned into nodes.
+
+        Rows of the five pools of `ChunkStore`, chunk after chunk. counts: int64 [5, C], rows of each chunk in each pool.
+        """
         (trunk, branch, place, at, hang), counts = store.gather(chunks)
         if not np.array_equal(trunk[:, 0], tokens):
             raise IdentityError(
@@ -213,7 +222,8 @@ class ContextBuilder:
             )
         trunk_count, branch_count = counts[0], counts[1]
         behind = len(bos) + len(tokens)  # the first branch
-        trunk_start = len(bos) + np.cumsum(trunk_count) - trunk_count
+        trunk_start = len(bos) + np.cumsum(trunk_count) - trunk_count  # [C] node of each chunk's first trunk token
+        # [C] node of a chunk's first branch, less its trunk tokens: what its local numbers of branches are shifted by
         branch_shift = behind + np.cumsum(branch_count) - branch_count - trunk_count
 
         def node_of(local: np.ndarray, count: np.ndarray) -> np.ndarray:

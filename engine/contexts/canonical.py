@@ -1,11 +1,12 @@
-"""Stage 4d: which next teacher tokens keep a context canonical (docs/design.md, definition 10 and lemma 11).
+"""Which next tokens no text can have behind a context, and how much probability the teacher gives them.
 
-In: the nodes of a context tree. Out: for each node the ids t for which `c t` is no context, whatever follows; the mass that
-the teacher gives them is *non-canonical*: no text is written so. Semantics `canonical-masked` takes it out at every step.
+In: the nodes of a context tree. Out: for each node c the ids t for which `c t` is no context, whatever follows
+(docs/design.md, definition 10 and lemma 11); the teacher's mass on them is *non-canonical*. Semantics `canonical-masked` takes
+it out at each step.
 
 A node is reduced to a `State`: class string of its pending part, bytes of the character it ends in, which ways of cutting
-agree with its tokens, its last token. For each state every id has a *kind*: NEVER, ALWAYS (a cut lies between), PAIR (no
-cut: by lemma 2 the pair with the last token decides). Kinds are found per distinct class string of the vocabulary.
+agree with its tokens, its last token. For each state every id does one of three things (contexts/next_tokens.py): NEVER, ALWAYS
+(a cut lies between), PAIR (no cut: by lemma 2 the pair with the last token decides).
 R = rows (one state each), V = ids of the vocabulary or rows of the lm_head (there may be more of these).
 """
 
@@ -81,13 +82,13 @@ class CanonicalNext:
         for node in range(tree.given, len(ends)):
             end = ends[node]
             start, unit, begin = pending[end]
-            path, at = [], node
+            path, at = [], node  # c_P of lemma 11: the tokens behind the last certain cut
             while at != NO_NODE and ends[at] > begin:
                 path.append(tokens[at])
                 at = parents[at]
             if begin and (at == NO_NODE or ends[at] != begin):
                 raise IdentityError(f"canonical: no token of node {node} ends at the certain cut {begin}")
-            bare = end <= prefix and prefix > 0
+            bare = end <= prefix and prefix > 0  # nothing of the text yet, perhaps its prefix space
             key = (text.units[start:unit], data[begin:end], tuple(path[::-1]), bare)
             known = self._states.get(key)
             if known is None:
@@ -97,6 +98,8 @@ class CanonicalNext:
 
     def state_behind(self, tree: ContextTree, pending: Pending, node: int, tokens: list[int]) -> State:
         """The state of a context that hangs off the tree: `tokens`, which are not those of the text, behind `node`."""
+        # As in `states`, with bytes that are not the document's: the pending part at `node` and what the tokens add to it. A
+        # cut that was pending may be certain now; what lies before it is left out, with its tokens.
         begin, at, path = pending.begin_of[int(tree.end[node])], node, list(tokens)
         while at != NO_NODE and tree.end[at] > begin:
             path.insert(0, int(tree.token[at]))
@@ -116,6 +119,7 @@ class CanonicalNext:
         return self._state(behind.units[start:unit], data[now:], tuple(path), False)
 
     def _state(self, units: str, pending: bytes, tokens: tuple[int, ...], bare: bool) -> State:
+        """A context as its pending part: classes of its whole units, bytes, tokens (lemma 11: P and c_P)."""
         partial = pending[valid_utf8_prefix(pending) :]
         last = tokens[-1] if tokens else -1
         opening = bare and not pending  # nothing yet: what comes begins with the prefix; an empty text has none
@@ -123,13 +127,16 @@ class CanonicalNext:
         if self.splitter.byte_units:
             return State(self.splitter.reduce(units), partial, (), last, ends, opening, ())
         table = self.book.table(units, partial)
+        # lemma 11, (2): of each way to cut P, whether the pieces inside P and the part of the last one are encoded to c_P
         agree = tuple(self.segmenter.agrees(pending, partial, cuts, seam, tokens) for cuts, seam in table.variants)
+        # definition 10: a special keeps c canonical where c is the encoding of its bytes as a whole text
         inside = tuple(c for c in self.splitter.pieces(units) if c < len(units))
         ends = ends and self.segmenter.agrees(pending, partial, inside, True, tokens)
         return State(units, partial, agree, last, ends, opening, self._closed(table, agree, pending, partial))
 
     def _closed(self, table: Table, agree: tuple[bool, ...], pending: bytes, partial: bytes) -> tuple[int, ...]:
-        """Tokens that complete, without a way to go on, a pre-token that ignore_merges takes as one token."""
+        """Tokens that complete, without a way to go on, a pre-token that ignore_merges takes as one token: in lemma 11, (3),
+        no token end lies at the seam then, whatever the pair says. begun: what the piece across the seam holds of P."""
         words, found = self.segmenter.whole_words, set()
         if not words or not pending or partial:
             return ()
@@ -150,6 +157,7 @@ class CanonicalNext:
     # ==== states -> ids
 
     def _answer(self, state: State) -> np.ndarray:
+        """int32 ids, rising: what is not canonical after this state. Shared between states that need the same of it."""
         known = self._answers.get(state)
         if known is None:
             tokens = self.book.next_tokens(state)
@@ -163,7 +171,7 @@ class CanonicalNext:
     def _find_illegal(self, tokens: NextTokens, state: State) -> np.ndarray:
         parts = [tokens.never, np.array(state.closed, np.int32)]
         if tokens.has_pair and state.last >= 0:
-            pairs = self.merges.illegal_after(state.last)
+            pairs = self.merges.illegal_after(state.last)  # lemma 3 for all ids at once
             parts.append(pairs[tokens.action[pairs] == PAIR])
         if not state.ends:
             parts.append(self._specials)

@@ -1,4 +1,4 @@
-"""Stage 4b: the subtree of one chunk of text, and the store of the subtrees of all distinct chunks.
+"""One chunk of text (a word and its space, mostly) goes in, its part of the context tree comes out; each distinct chunk once.
 
 A *chunk* is a piece of a document between two certain cuts, the second of which is certain as soon as the next unit is
 read (docs/design.md, definition 5). So the contexts that end inside it, or at its end, depend on its own bytes and the
@@ -64,18 +64,24 @@ class ChunkGrower:
         self, chunk: bytes, places: list[int], trunk: list[int], *, given_first: bool, fringe: bool, shift: int
     ) -> Subtree:
         """places: wanted bytes 1..len(chunk), rising; trunk: the chunk's tokens; given_first: no BOS stands before the
-        chunk, so its first token is given. Raises BadDocument("too_long") for a monstrous pre-token."""
+        chunk, so its first token is given. Raises BadDocument("too_long") for a monstrous pre-token.
+
+        For each wanted byte (lemma 7): the tokens up to the last certain cut are the trunk's. Behind it the pending part is
+        cut in one of its ways; a way is a *route*: tokens of the pieces that end before the byte lead to a node, `head`, and
+        the last piece, which begins at byte `at`, grows from there. Contexts that end at the byte are the ends of the routes'
+        last pieces. All encodings of the beginnings of one piece are one prefix tree (lemma 4), made once for the longest
+        beginning that is asked.
+        """
         tree, node, end = Subtree(given_first=given_first), ROOT, 0
-        node_at = {0: ROOT}
+        node_at = {0: ROOT}  # byte -> the trunk node that ends there
         for token in trunk:
             end += len(self.vocabulary.token_bytes[token] or b"")
             node = node_at[end] = tree.add(node, token, end)
         text = cut_text(self.cuts.splitter, chunk, before=_CHUNK_START, shift=shift)
-        routes: list[
-            tuple[int, int, int, bool, bool]
-        ] = []  # place, head, begin of the growing piece, ends whole, goes on
-        stretch: dict[int, int] = {}  # begin of a piece -> the furthest place in it
-        route_at = [0]
+        # (place, head, at, whether the piece may end at the place, whether it may go on)
+        routes: list[tuple[int, int, int, bool, bool]] = []
+        stretch: dict[int, int] = {}  # at -> the furthest place that a route from there goes to
+        route_at = [0]  # [P+1] routes of places[i]: routes[route_at[i]:route_at[i + 1]]
         for place, (start, unit, begin) in zip(places, text.pendings(places), strict=True):
             for cuts, whole, goes in self.cuts.ways(text, place, start, unit):
                 head, at = node_at[begin], begin
@@ -101,7 +107,7 @@ class ChunkGrower:
         for first, last in zip(route_at, route_at[1:], strict=False) if fringe else ():
             found: dict[tuple[int, int], None] = {}
             for place, head, at, _, goes in routes[first:last]:
-                if goes and len(known[head, at]) <= stretch[at] - at:  # else each prefix has its node
+                if goes and len(known[head, at]) <= stretch[at] - at:  # else each beginning of the piece has its node
                     found.update(dict.fromkeys(self._fringe(tree, pieces[at], place, head, at)))
             tree.fringe.append(list(found))
         return tree
@@ -116,12 +122,16 @@ class ChunkGrower:
         whole: bool,
         nodes: dict[int, None],
     ) -> None:
-        """Add the nodes at the end of `piece`, which begins at `at`; two where a whole-word-only token can end here."""
+        """Add the nodes at the end of `piece`, which begins at `at`; two where a whole-word-only token can end here.
+
+        spelling: prefix tree of the whole growing piece (`MergeTable.prefix_tree`); prefixes: length of a beginning -> its node,
+        filled on the way. whole: the piece may end here. nodes: an ordered set.
+        """
         vocabulary = self.vocabulary
         added = self.segmenter.added_id(piece) is not None
         if not added:  # an added text is never spelt by BPE
             token, parent = spelling
-            steps, i = [], len(piece)
+            steps, i = [], len(piece)  # from the end back to a beginning that has its node
             while i not in prefixes:
                 steps.append(i)
                 i = parent[i] if token[i] != NO_TOKEN else 0
@@ -130,7 +140,7 @@ class ChunkGrower:
                 for i in reversed(steps):
                     node = prefixes[i] = tree.add(node, token[i], at + i)
                 nodes[node] = None
-        if whole and (added or vocabulary.ignore_merges):  # otherwise the merges give the same tokens
+        if whole and (added or vocabulary.ignore_merges):  # "not by merges" (section 2); else the same tokens
             node, end = prefixes[0], at
             for t in self.segmenter.encode_whole(piece):
                 end += len(vocabulary.token_bytes[t] or b"")
@@ -138,7 +148,11 @@ class ChunkGrower:
             nodes[node] = None
 
     def _fringe(self, tree: Subtree, prefix: tuple[list[int], list[int]], place: int, head: int, at: int):
-        """(node, token) of contexts inside the last, still growing piece that are not in the tree but hang off it."""
+        """(node, token) of contexts inside the last, still growing piece that are not in the tree but hang off it.
+
+        Lemma 7, p < e: a live context that ends inside the piece is a node of its prefix tree. Each is in the tree, or its first
+        ancestor outside is reported here. nodes[i]: the node of the piece's first i bytes, _OUTSIDE where it is not in the tree.
+        """
         token, parent = prefix
         nodes = [head] + [_OUTSIDE] * (place - at)
         for i in range(1, place - at):

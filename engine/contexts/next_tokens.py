@@ -1,8 +1,10 @@
-"""Stage 4c: what each token of a vocabulary does behind a context: NEVER, ALWAYS or, by the pair rule, PAIR.
+"""What each token of a vocabulary does behind a context: it can stand there always, never, or if its pair with the last token
+may.
 
-In: a `State`, all that the next token depends on. Out: int8 [V] (docs/design.md, definition 10 and lemma 11). ALWAYS: a
-cut lies between context and token. PAIR: no cut, so that by lemma 2 the pair with the last token decides. Kinds are found
-per distinct class string of the vocabulary, or, where units are bytes, from two bytes and the lists of tokens.
+In: a `State`, all that the next token depends on. Out: `NextTokens`, int8 [V] of actions (docs/design.md, definition 10 and
+lemma 11). ALWAYS: some agreeing way cuts between context and token. PAIR: none does, and one goes on, so that by lemma 2 the
+pair with the last token decides. NEVER: neither. Actions are found per distinct class string of the vocabulary, or, where
+units are bytes, from two bytes and the lists of tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from engine.bpe.utf8 import (
 )
 
 NEVER, ALWAYS, PAIR = 0, 1, 2
+# How a token can be made: by merges; by `ignore_merges` only, as a whole pre-token; as an added text, before pre-tokenization.
 _ORDINARY, _WHOLE_ONLY, _ADDED = 0, 1, 2
 _MOST_TABLES = 4_000
 _MOST_ARRAYS = 1_000  # int8 [V] each
@@ -53,7 +56,10 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NextTokens:
-    """action: int8 [V] (ids without a token and specials: ALWAYS); never: int32 ids; has_pair: whether any action is PAIR."""
+    """action: int8 [V] (ids without a token and specials: ALWAYS); never: int32 ids; has_pair: whether any action is PAIR.
+
+    number: of this object, used once only, so that answers can be remembered by it.
+    """
 
     number: int
     action: np.ndarray
@@ -63,9 +69,10 @@ class NextTokens:
 
 @dataclass(frozen=True, eq=False)
 class _Span:
-    """Tokens that may follow a partial character (b"": none), by distinct class string.
+    """The m tokens that may follow a partial character (b"": none), by distinct class string.
 
-    tokens: int64 [m]; key: int64 [m] into keys; keys: (class strings that it may turn out to be, ends inside a character).
+    tokens: int64 [m], ids. key: int64 [m], into keys. keys: (class strings of partial character and token, several where the
+    token ends inside a character that may become one of many; whether it does end inside one).
     """
 
     tokens: np.ndarray
@@ -75,8 +82,12 @@ class _Span:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """How each key of a span is cut behind `left`. variants: (cuts inside left, cut at its end); behaviour: int64 [keys]
-    into behaviours: sets of (variant, a cut at the token's end, the piece is an added text)."""
+    """How each key of a span is cut behind `left`, over all continuations (lemma 11: the cuts of P r y).
+
+    variants: what the ways do to `left`: (cuts inside it, whether one lies at its end). behaviour: int64 [keys], into behaviours:
+    sets of (variant, whether a cut lies at the token's end, whether the piece that ends there is an added text). made: which
+    variants agree with the context's tokens -> the answer.
+    """
 
     span: _Span
     variants: list[tuple[tuple[int, ...], bool]]
@@ -102,16 +113,17 @@ class NextTokensBook:
         self._completions: BoundedCache[tuple[int, bytes], frozenset[str]] = BoundedCache(_MOST_COMPLETIONS)
         self._continuing: dict[bytes, tuple[np.ndarray, list[str]]] = {}
 
-    # ==== kinds, characters as units
+    # ==== characters as units
 
     @cached_property
     def _ways(self) -> Ways:
+        """Continuations are never the beginning of an added text, so units are taken without what they are in one."""
         units = units_of_tokens(self.vocabulary, self.splitter)
         return Ways(self.splitter, tuple(sorted({self.splitter.disown(c) for c in units})))
 
     @cached_property
     def _sort(self) -> np.ndarray:
-        """int8 [V]: how each token can be made, -1 not at all."""
+        """int8 [V]: how each token can be made (_ORDINARY ..), -1 not at all."""
         sort = np.where(self.merges.birth != UNREACHABLE, _ORDINARY, -1).astype(np.int8)
         if self.vocabulary.ignore_merges:
             sort[sort < 0] = _WHOLE_ONLY
@@ -129,6 +141,7 @@ class NextTokensBook:
         return action
 
     def _span(self, front: bytes) -> _Span:
+        """The tokens that may follow `front`, the beginning of a character: those that go on with it as UTF-8 does."""
         known = self._spans.get(front)
         if known is None:
             index: dict[tuple[tuple[str, ...], bool], int] = {}
@@ -143,10 +156,11 @@ class NextTokensBook:
                     tokens.append(token)
                     keys.append(index.setdefault((strings, bool(tail)), len(index)))
             known = _Span(np.array(tokens, np.int64), np.array(keys, np.int64), list(index))
-            self._spans[front] = known  # as many as there are beginnings of characters
+            self._spans[front] = known
         return known
 
     def _strings(self, token: int, data: bytes, tail: bytes) -> tuple[str, ...]:
+        """Class strings that `data` may turn out to be. data ends with `token`, whose incomplete last character is `tail`."""
         classes = self.splitter.classes(data[: len(data) - len(tail)])
         if not tail:
             return (self.splitter.canonical(classes),)
@@ -189,6 +203,7 @@ class NextTokensBook:
         return np.array([token for token, _ in grown], np.int64), units
 
     def table(self, left: str, partial: bytes) -> Table:
+        """How every token may be cut behind a pending part of these classes that ends with a partial character."""
         known = self._tables.get((left, partial))
         if known is None:
             known = self._tables[left, partial] = self._make_table(left, self._span(partial))
@@ -202,7 +217,9 @@ class NextTokensBook:
         for strings, inside in span.keys:
             entries = set()
             for right in strings:
-                for cuts, end, added in self._ways.around(left, right):
+                for cuts, end, added in self._ways.around(
+                    left, right
+                ):  # lemma 11, (1): no cut strictly inside the token
                     seam = n == 0 or n in cuts
                     if not (inside and added):
                         variant = (tuple(c for c in cuts if c < n), seam)
@@ -211,6 +228,7 @@ class NextTokensBook:
         return Table(span, list(variants), np.array(rows, np.int64), list(behaviours))
 
     def next_tokens(self, state: State) -> NextTokens:
+        """What every id does behind a context in this state."""
         if self.splitter.byte_units:
             key = (state.left, state.partial, state.opening)
             known = self._by_bytes.get(key)
@@ -223,9 +241,12 @@ class NextTokensBook:
         return table.made[state.agree]
 
     def _actions(self, table: Table, state: State) -> np.ndarray:
-        rule = np.zeros((len(table.behaviours), 3), np.int8)
+        """int8 [V], by lemma 11: ways that disagree with the context's tokens are none of this context (2); of the others one
+        with a cut at the seam lets the token stand whatever is before it, one without asks for the pair (3)."""
+        rule = np.zeros((len(table.behaviours), 3), np.int8)  # [behaviours, how a token is made] -> action
         for i, entries in enumerate(table.behaviours):
             agreed = [(table.variants[v][1] and not state.partial, e, a) for v, e, a in entries if state.agree[v]]
+            # inside a character no cut lies at the seam, whatever the classes say: the character is cut as a whole
             cut, join = (any(seam == want and not a for seam, _, a in agreed) for want in (True, False))
             rule[i, _ORDINARY] = ALWAYS if cut else PAIR if join else NEVER
             rule[i, _WHOLE_ONLY] = ALWAYS if any(seam and e and not a for seam, e, a in agreed) else NEVER
@@ -236,7 +257,7 @@ class NextTokensBook:
         return action
 
     def _keep(self, action: np.ndarray) -> NextTokens:
-        """Many class strings give the same kinds; keep each array once."""
+        """Many class strings give the same actions; keep each array once."""
         key = action.tobytes()
         known = self._distinct.get(key)
         if known is None:
@@ -245,10 +266,11 @@ class NextTokensBook:
             self._numbers += 1  # never used twice: others remember answers by it
         return known
 
-    # ==== kinds, bytes as units (SentencePiece): no look-ahead, cuts between two bytes
+    # ==== bytes as units (SentencePiece): no look-ahead, cuts between two bytes (lemma 6)
 
     def _actions_by_bytes(self, left: str, partial: bytes, opening: bool) -> np.ndarray:
-        """Tokens of characters are PAIR, ALWAYS behind a cut. Byte tokens spell characters without a token of their own."""
+        """int8 [V]. Tokens of characters are PAIR, ALWAYS behind a cut. Byte tokens spell characters without a token of their
+        own: PAIR where such a character begins with the bytes so far. opening: only tokens with the prefix space can come."""
         action = self._blank.copy()
         for byte, token in enumerate(self.vocabulary.fallback_ids):
             action[token] = PAIR if self._untold(partial + bytes([byte])) else NEVER
@@ -284,7 +306,7 @@ class NextTokensBook:
 
     @cached_property
     def _told(self) -> dict[bytes, int]:
-        """Beginning of UTF-8 -> number of characters that begin so and have a token of their own."""
+        """Beginning of a character -> how many characters begin so and have a token of their own."""
         count: dict[bytes, int] = {}
         apart = set(self.vocabulary.fallback_ids)
         for piece, token in self.vocabulary.id_of_bytes.items():

@@ -1,4 +1,7 @@
-"""ContextTree."""
+"""The tree of a document's teacher contexts, as arrays: what every later step reads, without torch.
+
+Made by contexts/builder.py.
+"""
 
 from __future__ import annotations
 
