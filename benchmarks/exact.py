@@ -34,7 +34,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.fresh import SHARED, Fresh, gsm8k
 from benchmarks.plain import plain
-from engine.alignment.refinement import exact_side
+from engine.alignment.refinement import exact_pairs
 from engine.contexts.tree import ContextTree
 from engine.corpus.document import Document
 from engine.dataset.parquet import flat
@@ -95,7 +95,7 @@ class Calls:
         tree = self.scorer.stages.builder.build(
             document.text.encode(), teacher_ids, sorted({0, *ends}), self.scorer.stages.bos
         )
-        side = exact_side(tree, self.trie, self.expansion, np.array(ids), np.array(ends))
+        side = exact_pairs(tree, self.trie, self.expansion, np.array(ids), np.array(ends))
         nodes: list[list[int]] = [[] for _ in range(len(ids) + 1)]
         for node, row in zip(side.top_node.tolist(), side.top_row.tolist(), strict=True):
             nodes[row].append(node)

@@ -21,7 +21,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "engine.contexts.builder:ContextBuilder.build",
         "engine.contexts.canonical:CanonicalNext.states",
     ),
-    "align": ("engine.alignment.boundaries:Aligner.boundaries", "engine.scoring.prepare:exact_side"),
+    "align": ("engine.alignment.boundaries:Aligner.boundaries", "engine.scoring.prepare:exact_pairs"),
     "forward": ("engine.teacher.decoder:Decoder.causal", "engine.teacher.decoder:Decoder.masked"),
     "lm_head": ("engine.teacher.model:Teacher.logits",),
     "beam": ("engine.beam.search:BeamSearch.search",),

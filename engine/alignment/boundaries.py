@@ -1,4 +1,5 @@
-"""Stage 7 (fast): one document seen by one student: at every boundary, which contexts and rules make its target.
+"""One document and one student go in; out comes, for every place where a student token ends, which teacher contexts and which
+rules make the student's next-token target there.
 
 Row k (0..n) predicts student token k, given tokens < k; its boundary is byte e_k, where token k-1 ends (0 for k = 0).
 """
@@ -22,8 +23,8 @@ _MOST_LEFTS = 100_000  # remembered, at about a KiB each; text makes new ones wi
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What replaces the leaves that were split. All [E]: context (node of the tree), student token or -1 for excluded,
-    mass relative to the context's weight, whether it is open."""
+    """What replaces the leaves that were split (definition 13). All [E]: node int64, context in the tree; first int64, student
+    token or -1 for excluded; mass float64, relative to the context's weight; open bool."""
 
     node: np.ndarray
     first: np.ndarray
@@ -37,7 +38,9 @@ class Boundary:
 
     place: byte e_k in the teacher's byte string (prefix + text). last: student token before it, -1 for none.
     leaves: (node, rule) of every context with a token that reaches past the place. at: contexts that end there.
-    skip: context -> tokens whose leaves were split; `extra` stands for them.
+    fringe: (node, token) as of `ContextTree`, contexts that are not evaluated; their mass is the bound R of lemma 7.
+    skip: context -> tokens whose leaves were split; `extra` stands for them. strings: answers for strings behind the place,
+    only where leaves may be split.
     end_counts: whether "the text ends here" agrees with the student's tokens so far (else that mass is excluded).
     """
 
@@ -48,16 +51,18 @@ class Boundary:
     at: list[int] = field(default_factory=list)
     fringe: list[tuple[int, int]] = field(default_factory=list)
     end_counts: bool = True
-    gate: BoundaryStrings | None = None  # answers for strings behind the place; only where leaves may be split
+    strings: BoundaryStrings | None = None
     extra: Extra | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Left:
-    """The student's side at a boundary: reduced class string, partial character, pending bytes and their tokens. There is
-    one object for each of these, so that what was found out about it is found again without asking for all four.
+    """What the student has read before a boundary, as far as it matters: the pending part. There is one object for each, so that
+    what was found out about it is found again without asking for all four.
 
-    rules: (z, lead) -> rule. allowed: (cuts, seam) -> `Aligner._allowed`. may_end: `Aligner._may_end`.
+    classes: class string of its whole units, reduced (`Splitter.reduce`). partial: bytes of the incomplete character that the
+    boundary cuts. pending: its bytes, `partial` included. tokens: the student's own tokens of them; (-1,) where none begins
+    there. rules: (z, lead) -> rule. allowed: (cuts, seam) -> `Aligner._allowed`. may_end: `Aligner._may_end`.
     """
 
     classes: str
@@ -70,7 +75,10 @@ class _Left:
 
 
 class Aligner:
-    """Makes boundaries for one student; remembers which cuts agree with which tokens."""
+    """Makes boundaries for one student; remembers which cuts agree with which tokens. Not thread-safe.
+
+    prefix: what the teacher puts before a text. strings: given where leaves may be split (regimes fast and beam).
+    """
 
     def __init__(self, book: RuleBook, prefix: bytes, strings: StringRules | None = None) -> None:
         self.book, self.prefix, self.strings = book, prefix, strings
@@ -102,10 +110,10 @@ class Aligner:
             self.strings.trim()
             for k, boundary in enumerate(out):
                 if boundary.leaves:
-                    boundary.gate = self._gate(self.strings, k, lefts[k], boundary.last)
+                    boundary.strings = self._strings_at(self.strings, k, lefts[k], boundary.last)
         return out
 
-    def _gate(self, rules: StringRules, k: int, left: _Left, last: int) -> BoundaryStrings:
+    def _strings_at(self, rules: StringRules, k: int, left: _Left, last: int) -> BoundaryStrings:
         words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
         lead = self.student.prefix_bytes if k == 0 else b""
         strings = rules.strings(lead, left.partial, left.classes, words)
@@ -134,6 +142,7 @@ class Aligner:
         return lefts
 
     def _partial(self, data: bytes, place: int, unit_begin: int) -> bytes:
+        """The bytes before `place` of the character that it cuts, b"" at a border of characters."""
         if not self.book.splitter.byte_units:
             return data[unit_begin:place]
         begin = place
@@ -142,7 +151,12 @@ class Aligner:
         return data[begin:place]
 
     def _add_leaves(self, tree: ContextTree, data: bytes, boundaries: list[Boundary], lefts: list[_Left]) -> None:
-        """Pair every context with the boundaries inside its next token. Rising places; a token is not longer than `longest`."""
+        """Pair every context with the boundaries inside its next token (definition 6: dec(t) begins with z = x[p:e] and is
+        longer).
+
+        Contexts in the order of their ends, so that the first boundary not before an end only moves on. From there the next
+        boundaries are tried until no teacher token begins with the text up to them.
+        """
         teacher = self.book.teacher
         where: dict[int, list[int]] = {}
         for k, b in enumerate(boundaries):
@@ -164,6 +178,8 @@ class Aligner:
                         boundaries[k].leaves.append((node, self._rule(z, k, lefts[k])))
 
     def _rule(self, z: bytes, k: int, left: _Left) -> Rule:
+        """What the tokens that begin with z do at boundary k. The student's prefix lies between its first boundary and the
+        text."""
         lead = self.student.prefix_bytes if k == 0 else b""
         known = left.rules.get((z, lead))
         if known is None:
@@ -171,6 +187,7 @@ class Aligner:
         return known
 
     def _restricted_rule(self, z: bytes, lead: bytes, left: _Left) -> Rule:
+        """The rule for these classes, less what the student's own tokens contradict (definition 7, NONE)."""
         words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
         rule = self.book.rule(z, lead, left.partial, left.classes, words)
         if len(rule.variants) == 1 and not rule.variants[0][0]:

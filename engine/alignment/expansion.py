@@ -1,7 +1,8 @@
-"""Stage 6 (exact): when a student is a coarser copy of the teacher, and what each teacher token is in its tokens.
+"""When each teacher token is a fixed sequence of student tokens in every text (the student *refines* the teacher), and which.
 
-Two cases need no closing of open leaves, because every teacher token t is a fixed sequence D(t) of student tokens and
-the student's encoding of any text is the expansion of the teacher's (docs/design.md, definition 11, lemma 12):
+Two vocabularies go in; out comes the reason why it is not so, or an `Expansion`. Two cases need no closing of open leaves,
+because every teacher token t is a fixed sequence D(t) of student tokens and the student's encoding of any text is the
+expansion of the teacher's (docs/design.md, definition 11, lemma 12):
 
 * *subset*: the student's merge list is the beginning of the teacher's, under the same pre-tokenizer;
 * *bytes*: the student reads single bytes; no pre-tokenizer matters. (The byte product needs no student at all.)

@@ -1,4 +1,4 @@
-"""Stage 6b (fast): can what follows still change the first student token behind a boundary?
+"""Can what follows still change the first student token behind a boundary?
 
 In: the bytes that a leaf brings behind the boundary, and how they are cut. Out: whether the leaf is *decided*: its first
 student token v, and whether there is a boundary at all, are the same for every continuation (docs/design.md, lemma 15).
@@ -17,25 +17,43 @@ from __future__ import annotations
 import bisect
 import unicodedata
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Variants
+from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Variant
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Ways
 from engine.bpe.merges import NEVER
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor
 
-_UNKNOWN = -2
+_UNKNOWN = -2  # in tables of first tokens: not asked yet (-1: asked, and there is none)
 _MOST_KEPT = 2_000_000  # strings, and pairs of token and string
 _FEW = 8  # tokens that are asked one by one before the whole list of partners is made
 
-Cuts = tuple[tuple[tuple[int, ...], bool], frozenset[int], bool]
+
+class AgreedCuts(NamedTuple):
+    """How all ways to cut pending part and r agree. variant: (cuts inside the pending part, whether one lies at the boundary),
+    the same in all. stops: ends, in units of r, of the piece that begins at or spans the boundary, where it ends inside r.
+    goes_on: whether in some way it may go on behind r."""
+
+    variant: Variant
+    stops: frozenset[int]
+    goes_on: bool
+
+
+class Closed(NamedTuple):
+    """Answers of definition 7 as if the text ended behind r: [m] each, of the tokens of a range. stop: units of r."""
+
+    action: np.ndarray
+    stop: np.ndarray
+    variant: np.ndarray
+    first: np.ndarray
 
 
 class Openness:
-    """The openness of one student's leaves. Not thread-safe (it remembers)."""
+    """The openness of one student's leaves (lemma 15). Not thread-safe (it remembers)."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter, self.merges, self.vocabulary = segmenter, segmenter.merges, segmenter.vocabulary
@@ -55,12 +73,14 @@ class Openness:
         return known
 
     def _decide(self, s: bytes) -> bool:
+        # Lemma 15 (a). u of the lemma passes the end of s: for j = 0 s itself begins a token (not decided); for j > 0 the rest
+        # s[j:] begins one that may follow enc(s[:j]), and then enc(s[:j]) must begin with the same v.
         begun = self._begun
         if not s or s in begun or not self._spelt(s):
             return False
         v = self.segmenter.first(s, whole=False)
         for j in range(len(s) - 1, 0, -1):
-            if s[j:] in begun:
+            if s[j:] in begun:  # else no token goes on beyond s from j: nothing to ask
                 first, last = self._ends_of(s[:j])
                 if first != v and self._may_pass(last, s[j:]):
                     return False
@@ -114,6 +134,7 @@ class Openness:
         known = self._passing.get(key)
         if known is None:
             pieces, ids = self._reachable
+            # all tokens that begin with `tail` and are longer: an interval of the sorted ones
             tokens = ids[bisect.bisect_right(pieces, tail) : bisect.bisect_left(pieces, successor(tail))]
             known = any(self.merges.pair_is_canonical(last, int(u)) for u in tokens[:_FEW])
             if not known and len(tokens) > _FEW:
@@ -122,8 +143,8 @@ class Openness:
         return known
 
     def _partners_near(self, node: int, tail: bytes) -> list[tuple[int, int]]:
-        """The merges (right token, rank) of a node that can be on the left edge of a token that begins with `tail`: their right
-        parts begin with `tail`, or `tail` with them."""
+        """The merges (right token, rank) of a node whose right token can be on the left edge of a token that begins with `tail`:
+        it begins with `tail`, or `tail` with it. Only these can forbid such a token (lemma 3), so no other is looked at."""
         known = self._sorted_partners.get(node)
         if known is None:
             pairs = sorted((self._bytes_of(b), b, rank) for b, rank in self.merges.partners.get(node, ()))
@@ -141,16 +162,17 @@ class Openness:
         self,
         span: TokenRange,
         left: str,
-        closed: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-        variants: Variants,
+        closed: Closed,
+        variants: tuple[Variant, ...],
         words: tuple[tuple[int, bytes], ...],
         open_: np.ndarray,
     ) -> np.ndarray:
-        """`open_` without the leaves that are decided. closed: (action, stop, variant, first) [m] of texts that end behind r;
-        left, variants, words as in engine/alignment/rules.py."""
+        """bool [m]: `open_` without the leaves that are decided (lemma 15). left, variants, words: as in alignment/rules.py."""
         action, stop, variant, first = closed
+        # [m] what may be decided; leaves are taken out of it one condition after the other. Inside one pre-token, (a):
         choose = open_ & ~span.composing & (first >= 0)
         self._keep_settled(span, first, choose, np.flatnonzero(choose & (stop >= span.known)))
+        # Across pre-tokens, (b): all ways to cut must agree on what lies before the boundary, and each must give v.
         if self.segmenter.by_bytes:  # one way: what is not cut up to the end of r may go on
             choose &= stop >= span.known
         else:
@@ -161,7 +183,7 @@ class Openness:
                     one = int(where[0])
                     cuts = self.cuts(left, span.classes[span.class_index[one]][: span.known[one]])
                     self._keep_agreeing(span, closed, choose, where, cuts, variants[variant[one]])
-        if words:
+        if words:  # "not by merges": a word of `ignore_merges` that may span the boundary leaves the leaf open
             for i in np.flatnonzero(choose & (action == JOIN)).tolist():
                 held = span.piece(i, int(span.known[i]))
                 choose[i] = not any(word.startswith(held) or held.startswith(word) for _, word in words)
@@ -174,22 +196,23 @@ class Openness:
     def _keep_agreeing(
         self,
         span: TokenRange,
-        closed: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+        closed: Closed,
         choose: np.ndarray,
         where: np.ndarray,
-        cuts: Cuts | None,
-        variant: tuple[tuple[int, ...], bool],
+        cuts: AgreedCuts | None,
+        variant: Variant,
     ) -> None:
         """Of leaves of one class string keep those that all ways to cut it agree on."""
         action, stop, _, first = closed
-        if cuts is None or cuts[0] != variant:
+        if cuts is None or cuts.variant != variant:
             choose[where] = False
             return
-        _, stops, goes_on = cuts
         end = int(stop[where[0]])
-        if goes_on and end < span.known[where[0]]:
+        if cuts.goes_on and end < span.known[where[0]]:  # where it ends behind r it was asked before
             self._keep_settled(span, first, choose, where)
-        for other in stops - {end}:
+        for other in cuts.stops - {
+            end
+        }:  # ways in which the piece ends elsewhere inside r: fixed there, but must be v, too
             choose[where] &= span.first_tokens(int(action[where[0]]), other, where) == first[where]
 
     def settled(self, span: TokenRange, where: np.ndarray) -> np.ndarray:
@@ -216,15 +239,15 @@ class Openness:
 
     # ==== how a class string is cut
 
-    def cuts(self, left: str, right: str) -> Cuts | None:
-        """((cuts inside left, cut at the seam), ends of the piece behind the seam, whether it may reach the end of `right`)
-        if the first two are the same in all ways and no added text can be coming, else None. Stops count from the seam."""
+    def cuts(self, left: str, right: str) -> AgreedCuts | None:
+        """What all ways to cut left + right agree on; None where they do not, or an added text may be coming."""
         splitter, n = self.segmenter.splitter, len(left)
         both = splitter.join(left, right)
         if self._added_begun and self._ends_in_added(both):
             return None
         if splitter.byte_units:
-            return (*splitter.locate(left, right)[:2],), frozenset(), True
+            cuts, seam, _, _ = splitter.locate(left, right)
+            return AgreedCuts((cuts, seam), frozenset(), True)
         seen, stops, goes_on = set(), set(), False
         for cuts, _, added in self._ways.all_of(both):
             if added:
@@ -233,7 +256,7 @@ class Openness:
             stop = next((c for c in cuts if c > n), None)
             goes_on |= stop is None
             stops |= {stop - n} if stop is not None else set()
-        return (seen.pop(), frozenset(stops), goes_on) if len(seen) == 1 else None
+        return AgreedCuts(seen.pop(), frozenset(stops), goes_on) if len(seen) == 1 else None
 
     @cached_property
     def _added_begun(self) -> frozenset[str]:

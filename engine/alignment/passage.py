@@ -1,7 +1,7 @@
 """A text ready to be scored: its context tree, and each product's tokens of it with what their rows are made from.
 
-In: made by scoring/prepare.py from a document, or from a part of one. Out: the one thing that teacher, beam and targets
-work on, passage beside passage in a group.
+Made by scoring/prepare.py of a document, or of a part of one; the one thing that teacher, beam and targets work on, passage
+beside passage in a group.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.alignment.boundaries import Boundary
-from engine.alignment.refinement import ExactSide
+from engine.alignment.refinement import ExactPairs
 from engine.contexts.tree import ContextTree
 
 
@@ -28,7 +28,7 @@ class ProductView:
     ids: np.ndarray
     ends: np.ndarray
     boundaries: list[Boundary] | None = None
-    exact: ExactSide | None = None
+    exact: ExactPairs | None = None
     closed: bool = False
 
 

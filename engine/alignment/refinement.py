@@ -1,4 +1,5 @@
-"""Stage 7 (exact): one document seen by a student whose tokens refine the teacher's, as arrays (definition 11).
+"""One document and a student whose tokens refine the teacher's (definition 11) go in; out come the pairs of teacher context and
+student row whose probabilities add up.
 
 Row k predicts unit k of the student (a token, or a byte), given units < k. It gathers, from every context c that ends j
 <= k units into the document, the teacher tokens whose expansion begins with units j .. k-1 and goes on: the children of
@@ -20,9 +21,12 @@ from schemas.errors import IdentityError
 
 
 @dataclass(frozen=True, eq=False)
-class ExactSide:
-    """Pairs (node, row) and (node, state, row), each sorted by node. first: the first row that is asked of the teacher;
-    rows before it lie in or before the given token."""
+class ExactPairs:
+    """Pairs (node, row) and (node, state, row), each sorted by node; int64 [P]: the sum of lemma 13, term by term.
+
+    top: contexts with D(c) = u_1 .. u_k (j = k), one a context. deep: contexts with j < k, in the state u_{j+1} .. u_k of the
+    trie. first: the first row that is asked of the teacher; rows before it lie in or before the given token.
+    """
 
     top_node: np.ndarray
     top_row: np.ndarray
@@ -32,9 +36,9 @@ class ExactSide:
     first: int
 
 
-def exact_side(
+def exact_pairs(
     tree: ContextTree, trie: Trie, expansion: Expansion, unit_n: np.ndarray, end_n: np.ndarray, *, skip: int = 0
-) -> ExactSide:
+) -> ExactPairs:
     """The pairs of one document. unit_n, end_n: int [n], units and the bytes of prefix + text where they end, rising.
 
     skip: units that have no row (the teacher's prefix, for bytes). Raises IdentityError when the document's own
@@ -42,6 +46,8 @@ def exact_side(
     """
     parent, token = np.asarray(tree.parent, np.int64), np.asarray(tree.token, np.int64)
     places = np.concatenate([[0], np.asarray(end_n, np.int64)])
+    # [N] the row at each context's end, -1 where no unit ends there (such a context has D(c) of another text: no part in lemma
+    # 13)
     at_N = np.searchsorted(places, np.asarray(tree.end, np.int64))
     at_N[places[np.minimum(at_N, len(places) - 1)] != np.asarray(tree.end)] = -1
     agrees_N = _agrees(tree, parent, token, at_N, expansion, np.asarray(unit_n))
@@ -56,7 +62,7 @@ def exact_side(
     row, state = at_N[node], np.zeros(len(node), np.int64)
     top_node, top_row = node, row
     deep: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    while len(node):
+    while len(node):  # all pairs one row further: down the trie by the document's own unit, while an expansion goes on
         inside = row < len(unit_n)
         node, row, state = node[inside], row[inside], state[inside]
         child = trie.step(state, np.asarray(unit_n, np.int64)[row])
@@ -68,7 +74,7 @@ def exact_side(
     order, has = np.argsort(deep_node, kind="stable"), deep_row - skip
     order = order[has[order] >= 0]
     shown = top_row >= skip
-    return ExactSide(
+    return ExactPairs(
         top_node=top_node[shown],
         top_row=top_row[shown] - skip,
         deep_node=deep_node[order],

@@ -1,8 +1,8 @@
-"""Stage 6 (fast): for one student boundary, which student token does each teacher token begin?
+"""Which student token each teacher token begins at a place where a student token ends.
 
 A *leaf* is a context c ending at byte p <= e and a teacher token t that starts with the text's bytes z = x[p:e] and
 reaches past e. What t brings beyond e are the bytes r. With the student's pending part on the left (engine/bpe/pretokenizer.py),
-r falls into one of three kinds (docs/design.md, definition 7):
+r does one of three things (docs/design.md, definition 7):
 
 * CUT   a pre-token boundary lies at e: the next token is the first one of BPE(r up to the next cut);
 * JOIN  a pre-token spans e: the same, provided that the pair (last student token, v) is canonical (lemma 2);
@@ -22,8 +22,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from engine.alignment.openness import Openness
-from engine.alignment.token_range import CUT, JOIN, NONE, FollowedRange, TokenRange
+from engine.alignment.openness import Closed, Openness
+from engine.alignment.token_range import CUT, JOIN, NONE, FollowedRange, TokenRange, Variant
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import character_length, successor, valid_utf8_prefix
@@ -38,7 +38,9 @@ _MOST_KEPT = 60_000_000  # tokens in remembered rules, at some 30 bytes each
 class Rule:
     """What the m tokens of a range do at a boundary.
 
-    tokens: int64 [m] teacher ids; action: int8 [m]; first: int64 [m] student id, -1 for NONE; open: bool [m].
+    tokens: int64 [m] teacher ids; action: int8 [m]; first: int64 [m] student id, -1 for NONE; open: bool [m]. variant: int32 [m]
+    into variants, how the pending part is cut with each token: whether that agrees with the student's own tokens depends on
+    these, not on their classes (`without`).
     """
 
     tokens: np.ndarray
@@ -46,7 +48,7 @@ class Rule:
     first: np.ndarray
     open: np.ndarray
     variant: np.ndarray
-    variants: tuple[tuple[tuple[int, ...], bool], ...]
+    variants: tuple[Variant, ...]
     # what is made of this rule lives and dies with it
     restrictions: dict[tuple[bool, ...], Rule] = field(default_factory=dict)  # by which variants are allowed
     resolutions: dict[int, Resolved] = field(default_factory=dict)  # by the last student token
@@ -81,7 +83,10 @@ class Resolved(NamedTuple):
 
 
 class TeacherTokens:
-    """The teacher's ordinary tokens sorted by bytes: those that start with z are one contiguous range."""
+    """The teacher's ordinary tokens sorted by bytes: those that start with z are one contiguous range.
+
+    pieces: their bytes. ids: int64, their ids. rank: id -> place in both. longest: bytes of the longest.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         pairs = sorted((piece, i) for i, piece in enumerate(vocabulary.token_bytes) if piece)
@@ -161,7 +166,7 @@ class RuleBook:
             if last >= 0 and (rule.action == JOIN).any():
                 illegal = self.merges.illegal_after(last)
                 bad = (rule.action == JOIN) & np.isin(first, illegal)
-                first = np.where(bad, -1, first)
+                first = np.where(bad, -1, first)  # definition 7, JOIN: else NONE
                 self._distinct.charge(len(first))
             known = rule.resolutions[last] = Resolved(rule.tokens, first, rule.open, rule.action)
         return known
@@ -196,22 +201,26 @@ class RuleBook:
         return tuple(found)
 
     def make(self, span: TokenRange, left: str, partial: bytes, words: tuple[tuple[int, bytes], ...]) -> Rule:
+        """Definition 7 for all tokens of a range, and which leaves are open. left, partial, words: as for `rule`."""
         action, stop, sure, variant, variants = span.cuts(left)
         across = action == NONE  # an added text lies across the boundary
         action = np.full_like(action, JOIN) if partial else np.where(across, JOIN, action)
         first = np.full(len(span.tokens), -1, dtype=np.int64)
+        # one call for each distinct (action, stop): v is the first token of r up to its first cut, as a whole pre-token or a part
         code = action * (int(stop.max(initial=0)) + 1) + stop
         for pair in np.flatnonzero(np.bincount(code)):
             where = np.flatnonzero(code == pair)
             first[where] = span.first_tokens(int(action[where[0]]), int(stop[where[0]]), where)
-        open_ = ~sure | span.composing
+        open_ = ~sure | span.composing  # lemma 9: certain cuts up to the end of v's pre-token decide
         if self.student.nfc:  # a combining mark after r may still change r's last character
             open_ |= stop >= span.units
         action = action.astype(np.int8)
         if not (partial and self.splitter.byte_units):
-            open_ = self._openness.settle(span, left, (action, stop, variant, first), variants, words, open_)
+            open_ = self._openness.settle(span, left, Closed(action, stop, variant, first), variants, words, open_)
         else:
             self._settle_characters(span, partial, action, first, open_)
+        # Words that only ignore_merges makes have no boundary inside. begins: where the piece across the boundary begins in
+        # `left`.
         begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
         for unit, rest in words:
             for i in span.starting_with(rest):

@@ -1,4 +1,4 @@
-"""Stage 6c (fast, beam): what a string of bytes behind a boundary means to the student, string by string.
+"""What a string of bytes behind a boundary means to the student, one string at a time: its first token, and whether that is sure.
 
 Rules (alignment/rules.py) answer definition 7 for all teacher tokens behind a context at once. Where leaves are split further,
 the strings are too many for that: r, then every next token behind it. Here each string is asked for by itself and
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engine.alignment.rules import RuleBook
-from engine.alignment.token_range import JOIN, TokenRange
+from engine.alignment.token_range import JOIN, TokenRange, Variant
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.nfc import is_composed, may_compose
 from engine.bpe.utf8 import valid_utf8_prefix
@@ -29,11 +29,10 @@ NO_HEAD = (
     0  # tokens that close nothing for sure: not a text, inside a character, or may be composed with what is before
 )
 
-Cuts = tuple[tuple[int, ...], bool]
-
 
 class Heads:
-    """The beginnings of all teacher tokens in the student's classes. of_token: int64 [Vt], numbers below `count`."""
+    """The beginnings of all teacher tokens in the student's classes (lemma 17). of_token: int64 [Vt], numbers below `count`;
+    NO_HEAD for a token that closes nothing. classes: class string of each head."""
 
     def __init__(self, teacher: Vocabulary, book: RuleBook) -> None:
         splitter, index = book.splitter, {"": NO_HEAD}
@@ -60,7 +59,7 @@ class Strings:
         self.first: list[int] = []
         self.open: list[bool] = []
         self.variant: list[int] = []
-        self.variants: dict[Cuts, int] = {}
+        self.variants: dict[Variant, int] = {}
         self.spread: dict[
             tuple[bytes, int], tuple[list[bytes], list[float]]
         ] = {}  # engine/beam/frontier.py: closed by means
@@ -97,7 +96,7 @@ class Strings:
 
     def closing(self, s: bytes) -> np.ndarray:
         """bool [H]: heads behind which all cuts up to the end of s are certain, the last one there, and those of s as a
-        whole text: every token with such a head makes the answer of s final."""
+        whole text: every token with such a head makes the answer of s final (lemma 17)."""
         splitter = self.book.splitter
         data = self.partial + self.lead + s
         units = splitter.canonical(splitter.classes(data))
@@ -120,7 +119,11 @@ class Strings:
 
 
 class StringRules:
-    """All strings of one (teacher vocabulary, student) pair. `trim` between documents bounds what is remembered."""
+    """All strings of one (teacher vocabulary, student) pair. `trim` between documents bounds what is remembered; in the middle of
+    one, boundaries hold slots, and values grow after they are stored, so that no `BoundedCache` would do.
+
+    pieces: bytes of each teacher token, b"" for none. is_text: bool [Vt].
+    """
 
     def __init__(self, teacher: Vocabulary, book: RuleBook) -> None:
         self.book, self.heads = book, Heads(teacher, book)
@@ -129,13 +132,14 @@ class StringRules:
         self._strings: dict[tuple[bytes, bytes, str, tuple], Strings] = {}
 
     def strings(self, lead: bytes, partial: bytes, left: str, words: tuple) -> Strings:
+        """The strings behind one kind of boundary; arguments as for `RuleBook.rule`."""
         key = (lead, partial, left, words)
         if key not in self._strings:
             self._strings[key] = Strings(self.book, self.heads, *key)
         return self._strings[key]
 
     def trim(self) -> None:
-        """Forget everything when it is too much. What gates hold stays with them."""
+        """Forget everything when it is too much. What a `BoundaryStrings` holds stays with it."""
         if len(self._strings) > _MOST_KINDS or sum(len(s) for s in self._strings.values()) > _MOST_STRINGS:
             self._strings.clear()
 

@@ -1,10 +1,10 @@
-"""Stage 6a (fast): the bytes that a range of teacher tokens brings after a boundary, cut by the student's pre-tokenizer.
+"""The bytes that a range of teacher tokens brings behind a boundary, cut by the student's pre-tokenizer.
 
 All teacher tokens that start with z, seen from behind z: r = token[len(z):]. `TokenRange` looks at each distinct class
 string once. `FollowedRange` is the same range with some bytes y of text in front of every r; it is put together from the
 range without y, so that a new y costs array operations instead of a pass over the vocabulary in Python.
 
-m = number of tokens in the range. Units as in engine/bpe/pretokenizer.py. Kinds as in engine/alignment/rules.py.
+m = number of tokens in the range. Units as in engine/bpe/pretokenizer.py. Actions as in engine/alignment/rules.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor, valid_utf8_prefix
 
 NONE, CUT, JOIN = 0, 1, 2
-_UNKNOWN = -2
+_UNKNOWN = -2  # in tables of first tokens: not asked yet (-1: asked, and there is none)
 
-Variants = tuple[tuple[tuple[int, ...], bool], ...]
+Variant = tuple[tuple[int, ...], bool]  # cuts inside the pending part, in units; whether one lies at the boundary
 
 
 class TokenRange:
-    """The tokens of a range and r for each. front: bytes of a character that the boundary cuts, put before every r."""
+    """The tokens of a range and r for each. front: bytes of a character that the boundary cuts, put before every r.
+
+    classes: the distinct class strings of r. class_index: int64 [m] into classes. composing: bool [m], whether NFC may change
+    r or what stands before it (always open). settled: table of alignment/openness.py, of what it found out about r.
+    """
 
     def __init__(self, segmenter: Segmenter, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:
         self.segmenter, self.tokens, self.front = segmenter, tokens, front
@@ -39,16 +43,20 @@ class TokenRange:
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
-        """(action [m], stop [m] in units, sure [m], variant [m], variants) with `left` pending before the boundary."""
+    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[Variant, ...]]:
+        """(action, stop, sure, variant, variants) with `left` pending before the boundary; the first four [m].
+
+        stop: int64, units of r up to the end of the piece that begins at or spans the boundary. sure: bool, whether all this
+        holds for every continuation (lemma 9). variant: int64 into variants, what the cuts do to `left`.
+        """
         if (
             self.segmenter.by_bytes and len(left) == 1
         ):  # the seam depends on two bytes, the rest on the right side alone
             stop, sure, heads = self.alone()
             seam = self.segmenter.seams(left)[heads]
             return np.where(seam, CUT, JOIN), stop, sure, (~seam).astype(np.int64), (((), True), ((), False))
-        variants: dict[tuple[tuple[int, ...], bool], int] = {}
-        per_class = np.zeros((len(self.classes), 4), dtype=np.int64)
+        variants: dict[Variant, int] = {}
+        per_class = np.zeros((len(self.classes), 4), dtype=np.int64)  # action, stop, sure, variant
         splitter = self.segmenter.splitter
         for i, right in enumerate(self.classes):
             inside, seam, stop, sure = splitter.locate(left, right)
@@ -60,7 +68,8 @@ class TokenRange:
         return action, stop, sure.astype(bool), variant, tuple(variants)
 
     def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Byte units: (stop, sure, first byte) [m] of r by itself."""
+        """Byte units: (stop, sure, first byte) [m] of r by itself, as behind a cut. By lemma 6 this is all there is to know of
+        r."""
         if self._alone is None:
             alone = [self.segmenter.splitter.locate("", right) for right in self.classes]
             stop = np.array([a[2] for a in alone], dtype=np.int64)[self.class_index]
@@ -111,6 +120,7 @@ class FollowedRange(TokenRange):
         self.segmenter, self.base, self.y = base.segmenter, base, y
         self.tokens, self.composing, self.front = base.tokens, base.composing, b""
         splitter = base.segmenter.splitter
+        # y alone: its classes, its tokens as the beginning of a pre-token. The rest is put together from the base.
         self._y_classes = splitter.canonical(splitter.classes(y))
         self.class_index = base.class_index
         self.classes = [] if base.segmenter.by_bytes else [splitter.join(self._y_classes, c) for c in base.classes]
@@ -119,7 +129,7 @@ class FollowedRange(TokenRange):
         self._tables = {}
         self._alone = None
 
-    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
+    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[Variant, ...]]:
         if self.segmenter.by_bytes and len(left) != 1:
             stop, sure, _ = self.alone()
             return np.full(len(stop), CUT), stop, sure, np.zeros(len(stop), np.int64), (((), True),)
@@ -128,6 +138,7 @@ class FollowedRange(TokenRange):
     def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._alone is None:
             stop, sure, heads = self.base.alone()
+            # lemma 6: cuts inside y, at the seam (by two bytes), inside r; the first of them ends the piece
             inside = self.segmenter.splitter.certain(self._y_classes)
             if inside:
                 stop, sure = np.full_like(stop, inside[0]), np.ones_like(sure)

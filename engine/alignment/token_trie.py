@@ -1,4 +1,4 @@
-"""Stage 6b (exact): all expansions as one trie, so that a range of teacher tokens is an interval.
+"""All expansions as one trie: the teacher tokens whose expansion begins with given student tokens are an interval there.
 
 A *state* is a sequence z of student tokens that some expansion D(t) goes beyond; state 0 is the empty sequence. A *child*
 of z is a next unit u; its interval [lo, hi) in `order` holds the tokens whose expansion begins with z u. The exact

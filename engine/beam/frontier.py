@@ -145,7 +145,7 @@ class Frontier:
         ]
         if not tokens:
             return {}
-        _, open_ = self._gate(k).answers([pieces[t][z:] for t in tokens])
+        _, open_ = self._strings_at(k).answers([pieces[t][z:] for t in tokens])
         return {t: known[t] for t, o in zip(tokens, open_.tolist(), strict=True) if o}
 
     def choose(self, turn: int, fits: Callable[[OpenLeaf], bool]) -> list[OpenLeaf]:
@@ -184,12 +184,12 @@ class Frontier:
         tokens asked one by one: decided, excluded, or a new open leaf; and the *rest*: open, with the answer of s. By lemma 16
         masses and certificate stay right; by lemma 18 the width does not grow.
         """
-        gate = self._gate(leaf.k)
+        behind = self._strings_at(leaf.k)
         if leaf.node == leaf.parent:
             self.boundaries[leaf.k].skip.setdefault(leaf.node, []).append(leaf.token)
-        closing = gate.strings.closing(leaf.s)
+        closing = behind.strings.closing(leaf.s)
         closed = float(row.heads[self.product] @ closing) + row.special  # lemma 17; a special ends the text behind s
-        unsure = not gate.strings.final(leaf.s)  # then no head closes it, and of an end only the place is known
+        unsure = not behind.strings.final(leaf.s)  # then no head closes it, and of an end only the place is known
         scale = leaf.mass / leaf.prob
         heavy = row.prob * leaf.mass > self.spending.least
         heavy &= ~closing[self.string_rules.heads.of_token[row.ids]] & self.string_rules.is_text[row.ids]
@@ -203,7 +203,7 @@ class Frontier:
             tokens = np.append(tokens, np.array(more, np.int64))
             prob = np.append(prob, np.array([known[t] for t in more]))
         strings = [leaf.s, *(leaf.s + self.string_rules.pieces[t] for t in tokens.tolist())]
-        first, open_ = gate.answers(strings)
+        first, open_ = behind.answers(strings)
         rest = 1.0 - closed - float(prob.sum())
         if not rest > -_SLACK:
             raise IdentityError(f"{self.product}: {closed!r} closed + {prob.sum()!r} listed > 1 behind {leaf.s!r}")
@@ -231,10 +231,10 @@ class Frontier:
         self.nothing[leaf.k] += leaf.mass * nothing
         return made
 
-    def _gate(self, k: int) -> BoundaryStrings:
-        gate = self.boundaries[k].gate
-        assert gate is not None, "boundaries made for the beam have gates"
-        return gate
+    def _strings_at(self, k: int) -> BoundaryStrings:
+        strings = self.boundaries[k].strings
+        assert strings is not None, "boundaries made for the beam have strings"
+        return strings
 
     def finish(self, mean: Callable[[int], RowSketch | None]) -> None:
         """Close what is left open, by the mean row of its last token or as if a boundary followed; hand the boundaries what the
@@ -254,11 +254,11 @@ class Frontier:
 
     def _close(self, k: int, leaves: list[OpenLeaf], mean: Callable[[int], RowSketch | None]) -> None:
         """What stands for the open leaves of one boundary: strings that count as closed, with their shares of each leaf."""
-        gate, strings = self._gate(k), []
+        behind, strings = self._strings_at(k), []
         out = self.splits.setdefault(k, _Split())
         for leaf in leaves:
             if leaf.mass > LEAST_CLOSED and mean(leaf.token) is not None:
-                parts, shares = self._spread(gate.strings, leaf.s, leaf.token, mean)
+                parts, shares = self._spread(behind.strings, leaf.s, leaf.token, mean)
                 if leaf.node == leaf.parent:
                     self.boundaries[k].skip.setdefault(leaf.node, []).append(leaf.token)
             elif leaf.node == leaf.parent:
@@ -269,7 +269,7 @@ class Frontier:
             out.node += [leaf.node] * len(parts)
             out.mass += [leaf.prob * share for share in shares]
         if strings:
-            out.first += gate.answers(strings)[0].tolist()
+            out.first += behind.answers(strings)[0].tolist()
             out.open += [True] * len(strings)
 
     def _spread(

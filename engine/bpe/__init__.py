@@ -1,1 +1,62 @@
-"""Bpe."""
+"""One tokenizer and all that it can write: a `tokenizer.json` goes in; out come the bytes of its tokens, which tokens may
+stand side by side, where a text is cut into pre-tokens, which of these cuts stay whatever follows, and the tokens of bytes
+that are cut in a given way. Teacher and student are each one of these. docs/design.md, section 2, has the lemmas.
+
+Files, in the order of the data:
+  tokenizer_json  the file tokenizer.json: read, checked, taken apart; what is not exact BPE is refused
+  vocabulary      the tokens as bytes, and an exact encoder
+  merges          which tokens may stand side by side; the encodings of all beginnings of a pre-token
+  pattern         the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end
+  pretokenizer    where a text is cut, and which cuts stay whatever follows
+  continuations   all ways in which a text that is not finished may turn out to be cut
+  pending         the part of a text behind the last cut that is certain, and its ways to be cut
+  segmenter       vocabulary, merges and pre-tokenizer as one object: tokens of bytes that are cut in a given way
+  flat            a tokenizer as plain arrays, for compiled code
+  kernels         compiled twins of what `merges` answers
+  hash_kernels    compiled hash tables and tries
+  jit             how functions are compiled and kept
+  utf8            incomplete characters: what may complete them, how many do
+  nfc             what the normal form NFC may change
+  bounded_cache   the one cache for answers about text: it forgets all when it is full
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.bpe.bounded_cache import BoundedCache
+    from engine.bpe.merges import MergeTable, build_merge_table
+    from engine.bpe.pretokenizer import Splitter, build_splitter
+    from engine.bpe.segmenter import Segmenter, build_segmenter
+    from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+
+__all__ = [
+    "BoundedCache",
+    "MergeTable",
+    "Segmenter",
+    "Splitter",
+    "Vocabulary",
+    "build_merge_table",
+    "build_segmenter",
+    "build_splitter",
+    "load_vocabulary",
+]
+
+_FILE_OF = {
+    "BoundedCache": "bounded_cache",
+    "MergeTable": "merges",
+    "Segmenter": "segmenter",
+    "Splitter": "pretokenizer",
+    "Vocabulary": "vocabulary",
+    "build_merge_table": "merges",
+    "build_segmenter": "segmenter",
+    "build_splitter": "pretokenizer",
+    "load_vocabulary": "vocabulary",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: numpy and tokenizers take their time."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)

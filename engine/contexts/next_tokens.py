@@ -1,5 +1,4 @@
-"""What each token of a vocabulary does behind a context: it can stand there always, never, or if its pair with the last token
-may.
+"""What each token of a vocabulary does behind a context: it may stand there always, never, or if its pair with the last does.
 
 In: a `State`, all that the next token depends on. Out: `NextTokens`, int8 [V] of actions (docs/design.md, definition 10 and
 lemma 11). ALWAYS: some agreeing way cuts between context and token. PAIR: none does, and one goes on, so that by lemma 2 the

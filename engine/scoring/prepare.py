@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.alignment.passage import Passage, ProductView
-from engine.alignment.refinement import exact_side
+from engine.alignment.refinement import exact_pairs
 from engine.chat.conversation import segment_conversation
 from engine.chat.segments import SegmentedDocument
 from engine.corpus.document import Document
@@ -91,10 +91,10 @@ def _passage(
             expansion, trie = stages.expansions[product]
             if product == BYTES:  # the prefix is bytes, too, but none of the text: it has no rows
                 units, places = np.frombuffer(prefix + data, np.uint8), np.arange(1, len(prefix + data) + 1)
-                view.exact = exact_side(tree, trie, expansion, units, places, skip=len(prefix))
+                view.exact = exact_pairs(tree, trie, expansion, units, places, skip=len(prefix))
             else:
                 places = np.array(ends, np.int64) + len(prefix)
-                view.exact = exact_side(tree, trie, expansion, np.array(ids, np.int64), places)
+                view.exact = exact_pairs(tree, trie, expansion, np.array(ids, np.int64), places)
         views[product] = view
     states = stages.canonical.states(tree, prefix + data)
     return Passage(tree, prefix + data, views, states, place=place, lead=len(prefix))

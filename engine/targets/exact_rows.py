@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from engine.alignment.expansion import Expansion
-from engine.alignment.refinement import ExactSide
+from engine.alignment.refinement import ExactPairs
 from engine.alignment.token_trie import Trie
 from engine.targets.positions import SLACK, TargetRows
 from engine.teacher.group import Group
@@ -96,7 +96,7 @@ class ExactRows:
     | c), and the mass of other specials (and of tokens that are no text) after c.
     """
 
-    def __init__(self, product: str, refinement: Refinement, group: Group, sides: list[ExactSide], rows: TargetRows):
+    def __init__(self, product: str, refinement: Refinement, group: Group, sides: list[ExactPairs], rows: TargetRows):
         self.product, self.refinement, self.group, self.rows = product, refinement, group, rows
         device = refinement.order.device
         self.top_pairs = self._pairs([(s.top_node, s.top_row) for s in sides])

@@ -20,6 +20,21 @@ def test_it_forgets_everything_when_it_is_full() -> None:
     assert dict(memory) == {9: 18}
 
 
+def test_by_weight_and_together_with_others() -> None:
+    """Full is what weighs too much; what depends on the forgotten values is emptied, too, and what was hung on them counts."""
+    other, memory = {1: "kept elsewhere"}, BoundedCache[int, str](10, weight=len)
+    memory.together = (other,)
+    memory[0], memory[1] = "abcd", "efgh"
+    memory.charge(2)
+    assert (memory.size, memory.cleared, len(other)) == (10, 0, 1)
+    memory[2] = "i"
+    assert (dict(memory), memory.size, memory.cleared, other) == ({2: "i"}, 1, 1, {})
+    memory[3] = "heavier than all the rest"
+    assert dict(memory) == {3: "heavier than all the rest"} and memory.cleared == 2
+    memory.clear()
+    assert memory.size == 0 and memory.cleared == 2  # emptied by hand, not because it was full
+
+
 def test_forgetting_changes_no_answer() -> None:
     """Cuts of random class strings, ranges of random beginnings: with room for all, and with room for four."""
     vocabulary = load_vocabulary(str(ASSETS / "student_bl"))

@@ -20,7 +20,7 @@ import torch
 from engine.alignment.boundaries import Aligner
 from engine.alignment.expansion import Expansion, byte_expansion, subset_expansion, subset_gap
 from engine.alignment.passage import Passage, ProductView
-from engine.alignment.refinement import exact_side
+from engine.alignment.refinement import exact_pairs
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.strings import StringRules
 from engine.alignment.token_trie import Trie, build_trie
@@ -113,13 +113,13 @@ class Pair:
         sides = {"teacher": own, STUDENT: other}
         if self.subset:
             expansion, trie = self.expansions[STUDENT]
-            other.exact = exact_side(tree, trie, expansion, np.array(s_ids), np.array(s_ends) + shift)
+            other.exact = exact_pairs(tree, trie, expansion, np.array(s_ids), np.array(s_ends) + shift)
         else:
             other.boundaries = self.aligner.boundaries(tree, raw, s_ids, s_ends)
         if self.bytes:
             expansion, trie = self.expansions[BYTES]
             data = np.frombuffer(prefix + raw, np.uint8)
-            exact = exact_side(tree, trie, expansion, data, np.arange(1, len(data) + 1), skip=shift)
+            exact = exact_pairs(tree, trie, expansion, data, np.arange(1, len(data) + 1), skip=shift)
             sides[BYTES] = ProductView(
                 np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact
             )
