@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Variant
+from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Variant, Variants
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Ways
 from engine.bpe.merges import NEVER
@@ -163,7 +163,7 @@ class Openness:
         span: TokenRange,
         left: str,
         closed: Closed,
-        variants: tuple[Variant, ...],
+        variants: Variants,
         words: tuple[tuple[int, bytes], ...],
         open_: np.ndarray,
     ) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from engine.alignment.openness import Closed, Openness
-from engine.alignment.token_range import CUT, JOIN, NONE, FollowedRange, TokenRange, Variant
+from engine.alignment.token_range import CUT, JOIN, NONE, FollowedRange, TokenRange, Variants
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import character_length, successor, valid_utf8_prefix
@@ -48,7 +48,7 @@ class Rule:
     first: np.ndarray
     open: np.ndarray
     variant: np.ndarray
-    variants: tuple[Variant, ...]
+    variants: Variants
     # what is made of this rule lives and dies with it
     restrictions: dict[tuple[bool, ...], Rule] = field(default_factory=dict)  # by which variants are allowed
     resolutions: dict[int, Resolved] = field(default_factory=dict)  # by the last student token

@@ -22,6 +22,7 @@ NONE, CUT, JOIN = 0, 1, 2
 _UNKNOWN = -2  # in tables of first tokens: not asked yet (-1: asked, and there is none)
 
 Variant = tuple[tuple[int, ...], bool]  # cuts inside the pending part, in units; whether one lies at the boundary
+Variants = tuple[Variant, ...]
 
 
 class TokenRange:
@@ -43,7 +44,7 @@ class TokenRange:
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[Variant, ...]]:
+    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
         """(action, stop, sure, variant, variants) with `left` pending before the boundary; the first four [m].
 
         stop: int64, units of r up to the end of the piece that begins at or spans the boundary. sure: bool, whether all this
@@ -129,7 +130,7 @@ class FollowedRange(TokenRange):
         self._tables = {}
         self._alone = None
 
-    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[Variant, ...]]:
+    def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
         if self.segmenter.by_bytes and len(left) != 1:
             stop, sure, _ = self.alone()
             return np.full(len(stop), CUT), stop, sure, np.zeros(len(stop), np.int64), (((), True),)
