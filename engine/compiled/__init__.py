@@ -1,15 +1,17 @@
 """One (teacher tokenizer, student tokenizer) pair compiled to arrays. In: two tokenizers. Out: for each pending part of the
 student at a boundary, what every teacher token does there, as one number a token, so that a whole row of the teacher's
-probabilities is added up without a Python object. The rules of engine/alignment say the same one boundary at a time: they
-are the slow twin, and serve the boundaries that arrays do not cover (inside a character, several ways to cut what is pending).
+probabilities is added up without a Python object. The rules of engine/alignment say the same one boundary at a time: they are
+the slow twin, and serve the boundaries that arrays do not cover (inside a character, several ways to cut what is pending).
 
   suffixes      every distinct end of a teacher token: what a token can bring behind a boundary
   answers       what the student makes of each of these strings, before any state is known; the expensive part
   classes       how one state of the student's pre-tokenizer cuts them, by class string
   pair          states: a cell for every string and every token
   pair_kernels  the compiled functions of all these
+  cache         a pair in files, made once on a machine
 """
 
+from engine.compiled.cache import open_pair
 from engine.compiled.pair import CompiledPair, State, compile_pair
 
-__all__ = ["CompiledPair", "State", "compile_pair"]
+__all__ = ["CompiledPair", "State", "compile_pair", "open_pair"]

@@ -24,6 +24,12 @@ from engine.bpe.segmenter import Segmenter
 from engine.compiled.pair_kernels import answer_strings, class_nodes, known_bytes
 
 Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Progress that nobody wants to see."""
+
+
 _CHUNK = 20_000  # strings between two reports of progress
 
 
@@ -93,10 +99,12 @@ def _without_last(strings: list[bytes], whole: np.ndarray, *, by_bytes: bool) ->
 
 def _ask_where_unspelt(strings: list[bytes], start: np.ndarray, firsts: np.ndarray, segmenter: Segmenter) -> None:
     """Vocabularies without some bytes or characters: what the tokenizers library makes of such a string, itself asked."""
-    for at in np.flatnonzero(firsts < 0).tolist():
-        r = int(np.searchsorted(start + np.arange(len(start)), at, side="right")) - 1
-        if i := at - int(start[r]) - r:
-            firsts[at] = segmenter.first(strings[r][:i], whole=False)
+    begins = start[:-1] + np.arange(len(strings))  # the empty beginnings; these have no token
+    unspelt = firsts < 0
+    unspelt[begins] = False
+    for at in np.flatnonzero(unspelt).tolist():
+        r = int(np.searchsorted(begins, at)) - 1
+        firsts[at] = segmenter.first(strings[r][: at - int(begins[r])], whole=False)
 
 
 def _whole_pieces(strings: list[bytes], start: np.ndarray, firsts: np.ndarray, segmenter: Segmenter) -> np.ndarray:

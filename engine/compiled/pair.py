@@ -17,25 +17,28 @@ Letters: R ordinary teacher tokens by bytes, U distinct ends of these, C columns
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from engine.alignment.openness import Openness
 from engine.alignment.token_range import Variants
+from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.flat import FlatTokenizer, flatten, joined
 from engine.bpe.hash_kernels import EMPTY, build_trie
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary
-from engine.compiled.answers import Answers, Progress, answers_of
+from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
 from engine.compiled.pair_kernels import CUT, JOIN, NONE, settle_bytes, settle_characters
 from engine.compiled.suffixes import Suffixes, suffixes_of
 
 NO_COLUMN = -1
+_MOST_STATES = 50_000  # pending parts that are remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,27 @@ class State:
         return 2 * len(self.join_C) + 2 + len(self.odd_column)
 
 
+STATE_ARRAYS = ("cell_U", "whole_R", "join_C", "odd_column", "odd_open", "odd_join", "stop_U", "sure_U")
+
+
+def digest_of(array: np.ndarray) -> bytes:
+    """A name for the numbers of an array."""
+    head = f"{array.dtype} {array.shape}".encode()
+    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8), digest_size=16, key=head[:64]).digest()
+
+
+class StateStore(Protocol):
+    """What keeps states beyond a process: compiled/cache.py."""
+
+    def load(self, pair: CompiledPair, left: str, lead: bytes) -> State | None:
+        """The state, None when it is not kept."""
+        ...
+
+    def save(self, pair: CompiledPair, left: str, lead: bytes, state: State) -> None:
+        """Keep it."""
+        ...
+
+
 @dataclass(eq=False)
 class CompiledPair:
     """All states of one pair. `teacher`, `student`: their arrays. Not thread-safe while states are made.
@@ -83,18 +107,20 @@ class CompiledPair:
     suffixes: Suffixes
     columns: np.ndarray
     answers: dict[bytes, Answers]  # by what stands before every string: nothing, or the student's prefix
-    vocabulary: Vocabulary = field(repr=False)
+    vocabulary: Vocabulary = field(repr=False)  # the student's
+    teacher_name: str
     splitter: Splitter = field(repr=False)
     openness: Openness = field(repr=False)
-    made: Callable[[str, bytes, State], None] = lambda left, lead, state: None  # told of each new state
-    states: dict[tuple[str, bytes], State] = field(default_factory=dict, repr=False)
+    kept: StateStore | None = field(default=None, repr=False)  # where states live longer than this object
 
     def __post_init__(self) -> None:
         self.column_of_V = np.full(self.vocabulary.size, NO_COLUMN, np.int32)
         self.column_of_V[self.columns] = np.arange(len(self.columns), dtype=np.int32)
         self.has_words = bool(self.openness.segmenter.whole_words)
+        self._states: BoundedCache[tuple[str, bytes], State] = BoundedCache(_MOST_STATES)
         self._tries: dict[bytes, ClassTrie] = {}
-        self._shared: dict[bytes, np.ndarray] = {}
+        self._arrays: WeakValueDictionary[bytes, np.ndarray] = WeakValueDictionary()
+        self._distinct: WeakValueDictionary[tuple[Any, ...], State] = WeakValueDictionary()
         if self.splitter.byte_units:
             assert self.splitter.never is not None  # where units are bytes
             self._never = self.splitter.never
@@ -103,10 +129,14 @@ class CompiledPair:
     def state(self, left: str, lead: bytes = b"") -> State:
         """The state with these reduced classes pending (`Splitter.reduce`). lead: b"", or the student's prefix at the very
         start of a text. Made at the first call: from milliseconds to about a second. Raises KeyError for another lead."""
-        known = self.states.get((left, lead))
+        known = self._states.get((left, lead))
         if known is None:
-            known = self.states[left, lead] = self._make(left, lead)
-            self.made(left, lead, known)
+            known = self.kept.load(self, left, lead) if self.kept else None
+            if known is None:
+                known = self._make(left, lead)
+                if self.kept:
+                    self.kept.save(self, left, lead, known)
+            self._states[left, lead] = known
         return known
 
     def decode(self, state: State, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -171,22 +201,32 @@ class CompiledPair:
         kinds, number = np.unique(column[odd] << 2 | opened[odd] << 1 | joins[odd], return_inverse=True)
         cell[odd] = 2 * size + 2 + number
         cell = cell.astype(np.int32)
-        return State(
-            cell_U=self._share(cell),
-            whole_R=self._share(cell[self.suffixes.suffix_of[self.suffixes.token_start_R[:-1]]]),
-            join_C=self._share(join_C.astype(np.uint8)),
-            odd_column=(kinds >> 2).astype(np.int32),
-            odd_open=(kinds >> 1 & 1).astype(np.uint8),
-            odd_join=(kinds & 1).astype(np.uint8),
-            stop_U=self._share(stop),
-            sure_U=self._share(sure),
-            variants=variants,
-            simple=not any(inside for inside, _ in variants) and not (self.splitter.byte_units and self.vocabulary.nfc),
+        return self.shared(
+            State(
+                cell_U=cell,
+                whole_R=cell[self.suffixes.suffix_of[self.suffixes.token_start_R[:-1]]],
+                join_C=join_C.astype(np.uint8),
+                odd_column=(kinds >> 2).astype(np.int32),
+                odd_open=(kinds >> 1 & 1).astype(np.uint8),
+                odd_join=(kinds & 1).astype(np.uint8),
+                stop_U=stop,
+                sure_U=sure,
+                variants=tuple(sorted(variants)),
+                simple=not any(inside for inside, _ in variants)
+                and not (self.splitter.byte_units and self.vocabulary.nfc),
+            )
         )
 
-    def _share(self, array: np.ndarray) -> np.ndarray:
-        """The same array for the same numbers: most states differ in little but `join_C`."""
-        return self._shared.setdefault(hashlib.blake2b(array.tobytes(), digest_size=16).digest(), array)
+    def shared(self, state: State) -> State:
+        """The one object for states that say the same, and one array for the same numbers: pending parts are many, but
+        most differ in nothing or only in `join_C`."""
+        digests = {name: digest_of(getattr(state, name)) for name in STATE_ARRAYS}
+        key = (*digests.values(), state.variants)
+        known = self._distinct.get(key)
+        if known is None:
+            arrays = {name: self._arrays.setdefault(digest, getattr(state, name)) for name, digest in digests.items()}
+            known = self._distinct[key] = replace(state, **arrays)
+        return known
 
 
 def compile_pair(
@@ -195,7 +235,7 @@ def compile_pair(
     *,
     merges: tuple[MergeTable, MergeTable] | None = None,
     splitter: Splitter | None = None,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> CompiledPair:
     """Compile a pair, without any state. merges, splitter: of (teacher, student) and of the student, where the caller has
     them."""
@@ -218,6 +258,7 @@ def compile_pair(
         firsts[firsts >= 0].astype(np.int32),
         answers,
         student,
+        teacher.name,
         splitter,
         Openness(segmenter),
     )
