@@ -31,6 +31,7 @@ from engine.bpe.hash_kernels import EMPTY, build_trie
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
+from engine.bpe.successors import Successors
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
@@ -78,7 +79,7 @@ STATE_ARRAYS = ("cell_U", "whole_R", "join_C", "odd_column", "odd_open", "odd_jo
 def digest_of(array: np.ndarray) -> bytes:
     """A name for the numbers of an array."""
     head = f"{array.dtype} {array.shape}".encode()
-    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8), digest_size=16, key=head[:64]).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data, digest_size=16, key=head[:64]).digest()
 
 
 class StateStore(Protocol):
@@ -117,6 +118,7 @@ class CompiledPair:
         self.column_of_V = np.full(self.vocabulary.size, NO_COLUMN, np.int32)
         self.column_of_V[self.columns] = np.arange(len(self.columns), dtype=np.int32)
         self.has_words = bool(self.openness.segmenter.whole_words)
+        self._successors = Successors(self.student, self.column_of_V)
         self._states: BoundedCache[tuple[str, bytes], State] = BoundedCache(_MOST_STATES)
         self._tries: dict[bytes, ClassTrie] = {}
         self._arrays: WeakValueDictionary[bytes, np.ndarray] = WeakValueDictionary()
@@ -138,6 +140,10 @@ class CompiledPair:
                     self.kept.save(self, left, lead, known)
             self._states[left, lead] = known
         return known
+
+    def illegal_after(self, token: int) -> np.ndarray:
+        """int32, rising: the columns whose tokens may not be joined to a student token (lemma 3); remembered."""
+        return self._successors.illegal_after(token)
 
     def decode(self, state: State, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(first int64, -1 for none; action int8, NONE, CUT or JOIN; open bool) of cells: what `Rule` holds."""
