@@ -51,6 +51,12 @@ def folder_of(name: str) -> str:
     )
 
 
+def tokenizer_of(pair: str) -> str:
+    """The teacher's tokenizer where it is not its own: models made of GGUF files lack Qwen's normaliser (NFC), and without it
+    the subsets of Qwen's tokenizer are none."""
+    return str((SHARED / "tokenizers/qwen2.5").resolve()) if pair == "qwen-subset" else ""
+
+
 def settings_of(name: str, args: argparse.Namespace) -> Settings:
     """What is measured of a pair."""
     teacher, students, own = PAIRS[name]
@@ -59,6 +65,7 @@ def settings_of(name: str, args: argparse.Namespace) -> Settings:
         name=name,
         teacher=folder_of(teacher),
         students=tuple(folder_of(student) for student in students),
+        tokenizer=tokenizer_of(name),
         regime="auto" if own == "exact" else regime,
         bytes=name == "qwen-bytes",
         eps=args.eps,

@@ -48,6 +48,7 @@ class Settings:
     name: str
     teacher: str
     students: tuple[str, ...]
+    tokenizer: str = ""  # of the teacher, where it is not in its folder
     regime: str = "fast"
     bytes: bool = False
     eps: float = 0.0
@@ -83,9 +84,9 @@ def run_of(settings: Settings, **changed: Any) -> RunConfig:
         targets["bytes"] = True
     table = {
         "output": "unused",
-        "teacher": {"model": settings.teacher},
+        "teacher": {"model": settings.teacher} | ({"tokenizer": settings.tokenizer} if settings.tokenizer else {}),
         "corpus": {"paths": ["unused.jsonl"]},
-        "student": [{"name": f"s{i}", "tokenizer": path} for i, path in enumerate(settings.students or ("",))],
+        "student": [{"name": f"s{i}", "tokenizer": path} for i, path in enumerate(settings.students or (settings.teacher,))],
         "targets": targets | settings.targets | changed,
     }
     run = parse_run(table, base_dir=Path.cwd())
