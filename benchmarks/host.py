@@ -38,7 +38,8 @@ from engine.teacher.model import Teacher
 HOST = ("tokenize", "contexts", "align", "tables", "encode", "other")
 TEACHER = ("forward", "lm_head")
 _FREE = {
-    name: (f"benchmarks.free_teacher:FreeTeacher.{method}",) for name, method in zip(TEACHER, ("hidden", "logits"))
+    name: (f"benchmarks.free_teacher:FreeTeacher.{method}",)
+    for name, method in zip(TEACHER, ("hidden", "logits"), strict=True)
 }
 SAMPLE = 1000
 """Documents that the teacher's bigrams are counted in: the test part, which nothing else reads before 7,473 documents."""

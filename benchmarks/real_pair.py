@@ -86,7 +86,9 @@ def run_of(settings: Settings, **changed: Any) -> RunConfig:
         "output": "unused",
         "teacher": {"model": settings.teacher} | ({"tokenizer": settings.tokenizer} if settings.tokenizer else {}),
         "corpus": {"paths": ["unused.jsonl"]},
-        "student": [{"name": f"s{i}", "tokenizer": path} for i, path in enumerate(settings.students or (settings.teacher,))],
+        "student": [
+            {"name": f"s{i}", "tokenizer": path} for i, path in enumerate(settings.students or (settings.teacher,))
+        ],
         "targets": targets | settings.targets | changed,
     }
     run = parse_run(table, base_dir=Path.cwd())
