@@ -26,10 +26,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "lm_head": ("engine.teacher.model:Teacher.logits",),
     "beam": ("engine.beam.search:BeamSearch.search",),
     "softmax": ("engine.teacher.softmax:Softmax._probabilities",),
-    "non-canonical": (
-        "engine.contexts.canonical:CanonicalNext.noncanonical_mass",
-        "engine.contexts.canonical:CanonicalNext.mask_",
-    ),
+    "non-canonical": ("engine.contexts.illegal:IllegalTokens.mass",),
     "push": ("engine.targets.beam_rows:BeamRows.take",),
     "exact rows": ("engine.targets.exact_rows:ExactRows.take",),
     "own rows": ("engine.targets.teacher_rows:TeacherRows.take",),

@@ -7,12 +7,12 @@ beside passage in a group.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from engine.alignment.boundaries import Boundary
 from engine.alignment.refinement import ExactPairs
+from engine.contexts.illegal import IllegalLists
 from engine.contexts.tree import ContextTree
 
 
@@ -37,7 +37,7 @@ class Passage:
     """One document, or one scored part of it.
 
     tree: the teacher's contexts, N of them. data: the teacher's prefix and the text, bytes; lead: how many of them are prefix.
-    views: by product. states: for each context what contexts/canonical.py knows of it, None when nobody asks.
+    views: by product. illegal: for each context the tokens that may not follow, None when nobody asks.
     place: (number of the document in the corpus, of the part in the document); random draws depend on it.
 
     Set while it is scored: kept, bool [N], False for contexts that pruning left out (None: none was); bad, (reason, detail) of
@@ -47,7 +47,7 @@ class Passage:
     tree: ContextTree
     data: bytes
     views: dict[str, ProductView]
-    states: list[Any] | None = None
+    illegal: IllegalLists | None = None
     kept: np.ndarray | None = None
     bad: tuple[str, str] | None = None
     place: tuple[int, int] = (0, 0)

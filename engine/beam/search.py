@@ -125,7 +125,7 @@ class BeamSearch:
         self.calibration, self._sums = self._sums.calibration(), CalibrationSums()
 
     def _softmax(self, group: Group) -> Softmax:
-        return Softmax(group, self.real, self.canonical if self.masked else None, masked=self.masked)
+        return Softmax(group, self.real, noncanonical=self.masked, masked=self.masked)
 
     def _begin(
         self, docs: list[Passage], known: list[_Nodes], hidden_ND: torch.Tensor, logits: Logits
@@ -260,7 +260,7 @@ class BeamSearch:
                 if document.pending is None:
                     document.pending = self.canonical.pending(doc.tree, doc.data)
                 states.append(self.canonical.state_behind(doc.tree, document.pending, *_path(document, node)))
-            self.canonical.mask_(prob, states)
+            self.canonical.lists(states).clear_(prob)
             left = prob.sum(1)
             prob.div_(torch.where(left > 0, left, 1.0)[:, None])
         for (i, node), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):

@@ -7,28 +7,27 @@ it out at each step.
 A node is reduced to a `State`: class string of its pending part, bytes of the character it ends in, which ways of cutting
 agree with its tokens, its last token. For each state every id does one of three things (contexts/next_tokens.py): NEVER, ALWAYS
 (a cut lies between), PAIR (no cut: by lemma 2 the pair with the last token decides).
-R = rows (one state each), V = ids of the vocabulary or rows of the lm_head (there may be more of these).
 """
 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from engine.bpe.bounded_cache import BoundedCache
+from engine.bpe.flat import FlatTokenizer
 from engine.bpe.pending import CutText, cut_text
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor, valid_utf8_prefix
-from engine.contexts.next_tokens import PAIR, NextTokens, NextTokensBook, State, Table
+from engine.contexts.illegal import NOTHING, IllegalLists, IllegalTokens
+from engine.contexts.next_tokens import PAIR, NextTokensBook, State, Table
 from engine.contexts.tree import NO_NODE, ContextTree
 from schemas.errors import IdentityError
 
 _MOST_STATES = 200_000
-_MOST_ANSWERS = 200_000
-_MOST_IDS = 40_000_000  # int32 each, in remembered answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +41,15 @@ class Pending:
 class CanonicalNext:
     """Answers for one teacher vocabulary; remembers what depends on pre-tokens only. Not thread-safe."""
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        *,
-        device: torch.device = torch.device("cpu"),  # noqa: B008
-    ) -> None:
-        self.segmenter, self.device = segmenter, device
+    def __init__(self, segmenter: Segmenter, flat: FlatTokenizer | None = None) -> None:
+        """flat: the same tokenizer as arrays, where it is at hand; else it is made at the first question."""
+        self.segmenter, self.flat = segmenter, flat
         self.vocabulary, self.merges, self.splitter = segmenter.vocabulary, segmenter.merges, segmenter.splitter
         self.book = NextTokensBook(segmenter)
         self._specials = np.array(sorted(self.vocabulary.specials), dtype=np.int32)
         self._states: BoundedCache[tuple[str, bytes, tuple[int, ...], bool], State] = BoundedCache(_MOST_STATES)
-        # Ids by state, and by what of a state they depend on. An answer may be the last that holds its array, so that memory
-        # is free only when both are empty.
-        self._answers: BoundedCache[State, np.ndarray] = BoundedCache(_MOST_ANSWERS)
-        self._distinct: BoundedCache[tuple[int, int, bool, tuple[int, ...]], np.ndarray] = BoundedCache(
-            _MOST_IDS, weight=len, together=(self._answers,)
-        )
-        self._answers.together = (self._distinct,)
+        self._illegal = IllegalTokens(segmenter, flat)
+        self._numbers: BoundedCache[State, int] = BoundedCache(_MOST_STATES)
 
     # ==== nodes -> states
 
@@ -156,81 +146,27 @@ class CanonicalNext:
 
     # ==== states -> ids
 
-    def _answer(self, state: State) -> np.ndarray:
-        """int32 ids, rising: what is not canonical after this state. Shared between states that need the same of it."""
-        known = self._answers.get(state)
-        if known is None:
-            tokens = self.book.next_tokens(state)
-            key = (tokens.number, state.last if tokens.has_pair else -1, state.ends, state.closed)
-            known = self._distinct.get(key)
-            if known is None:
-                known = self._distinct[key] = self._find_illegal(tokens, state)
-            self._answers[state] = known
-        return known
+    def lists(self, states: Sequence[State | None]) -> IllegalLists:
+        """For each state the ids that may not follow, by number: what rows of probabilities are asked for."""
+        if self._illegal.is_full:
+            self._illegal = IllegalTokens(self.segmenter, self.flat)
+            self._numbers.clear()
+        numbers, known = self._numbers, np.empty(len(states), np.int32)
+        for at, state in enumerate(states):
+            number = NOTHING if state is None else numbers.get(state)
+            if number is None and state is not None:
+                number = self._illegal.number(self.book.next_tokens(state), state.last, state.ends, state.closed)
+                numbers[state] = number
+            known[at] = number
+        return IllegalLists(((self._illegal, known),))
 
-    def _find_illegal(self, tokens: NextTokens, state: State) -> np.ndarray:
-        parts = [tokens.never, np.array(state.closed, np.int32)]
+    def illegal(self, state: State) -> np.ndarray:
+        """int64 ids, rising: all that is not canonical after a state. The slow twin of `lists`, for tests and questions."""
+        tokens = self.book.next_tokens(state)
+        parts = [tokens.never, np.array(state.closed, np.int64)]
         if tokens.has_pair and state.last >= 0:
             pairs = self.merges.illegal_after(state.last)  # lemma 3 for all ids at once
             parts.append(pairs[tokens.action[pairs] == PAIR])
         if not state.ends:
             parts.append(self._specials)
         return np.unique(np.concatenate(parts))
-
-    def illegal(self, states: list[State]) -> tuple[np.ndarray, np.ndarray]:
-        """(row, id) int64 pairs, rows rising, ids rising within a row: all that is not canonical after each state."""
-        found = [self._answer(state) for state in states]
-        rows = np.repeat(np.arange(len(states), dtype=np.int64), [len(ids) for ids in found])
-        return rows, np.concatenate([np.empty(0, np.int64), *found])
-
-    def noncanonical_mass(self, prob_RV: torch.Tensor, states: list[State]) -> torch.Tensor:
-        """[R] sum of each row over its illegal ids, in the dtype of prob_RV (which may have rows without a token, V' >= V).
-        On a CPU about 6 ns per illegal id."""
-        return self._take(prob_RV, states, clear=False)
-
-    def mask_(self, prob_RV: torch.Tensor, states: list[State]) -> torch.Tensor:
-        """Set the illegal ids of each row to 0 in place; returns the mass taken out [R]. Does not renormalise.
-
-        A row can lose everything: a context inside a character whose every completion merges with what is there has no
-        canonical next token (such a context is none by definition 3, but the tree walks bytes). Its sum is then 0, and
-        the caller must take it as a row without mass.
-        """
-        return self._take(prob_RV, states, clear=True)
-
-    def _take(self, prob_RV: torch.Tensor, states: list[State], *, clear: bool) -> torch.Tensor:
-        if prob_RV.shape[0] != len(states) or prob_RV.shape[1] < self.vocabulary.size or prob_RV.stride(1) != 1:
-            raise IdentityError(
-                f"canonical: probabilities {tuple(prob_RV.shape)} for {len(states)} states and {self.vocabulary.size} ids; "
-                "want one row per state, its ids side by side"
-            )
-        found = [self._answer(state) for state in states]
-        if prob_RV.device.type == "cpu":
-            return _take_by_rows(prob_RV, found, clear=clear)
-        return _take_at_once(prob_RV, found, clear=clear)
-
-
-def _take_by_rows(prob_RV: torch.Tensor, found: list[np.ndarray], *, clear: bool) -> torch.Tensor:
-    """One small gather per row: the ids are read where they are kept, the row while it is in the cache. In numpy: torch
-    wakes its threads for each row."""
-    prob, mass_R = prob_RV.numpy(), np.zeros(len(found))
-    for r, ids in enumerate(found):
-        mass_R[r] = prob[r].take(ids).sum()
-        if clear:
-            prob[r, ids] = 0
-    return torch.from_numpy(mass_R).to(prob_RV.dtype)
-
-
-def _take_at_once(prob_RV: torch.Tensor, found: list[np.ndarray], *, clear: bool) -> torch.Tensor:
-    """The same in one gather, for devices where every call costs."""
-    sizes = np.array([len(ids) for ids in found], dtype=np.int64)
-    flat = np.concatenate([np.empty(0, np.int64), *found])
-    flat += np.repeat(np.arange(len(found), dtype=np.int64) * prob_RV.stride(0), sizes)
-    where = torch.from_numpy(flat).to(prob_RV.device)
-    cells = prob_RV.as_strided(
-        ((len(found) - 1) * prob_RV.stride(0) + prob_RV.shape[1],), (1,), prob_RV.storage_offset()
-    )
-    lengths = torch.from_numpy(sizes).to(prob_RV.device)
-    mass_R = torch.segment_reduce(cells.index_select(0, where), "sum", lengths=lengths, initial=0)
-    if clear:
-        cells.index_fill_(0, where, 0)
-    return mass_R

@@ -11,6 +11,7 @@ array, which is emptied when it is full. Letters: R rows, V ids, A numbers given
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,10 @@ from schemas.errors import IdentityError
 
 _MOST_IDS = 40_000_000
 """int32 each. A row inside a character alone may have all V of them."""
+_MOST_NUMBERS, _MOST_ACTIONS = 500_000, 1_000
+"""Beyond these a new object is better than this one; actions are int8 [V] each."""
+NOTHING = 0
+"""The number of contexts that no list is kept for, because nobody asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +51,10 @@ class IllegalTokens:
         self.size = segmenter.vocabulary.size
         self._specials = tuple(sorted(segmenter.vocabulary.specials))
         self._numbers: dict[tuple[int, int, bool, tuple[int, ...]], int] = {}
-        self._follows: list[Follows] = []
+        self._follows: list[Follows | None] = [None]  # NOTHING
+        self._actions: set[int] = set()  # numbers of the NextTokens that are held
         self._segment_A4 = np.zeros((64, 4), np.int32)  # places in `_ids`; all 0: not made, or forgotten
-        self._made_A = np.zeros(64, bool)
+        self._made_A = np.arange(64) == NOTHING
         self._never: dict[int, tuple[int, int]] = {}  # NextTokens.number -> places of its NEVER ids
         self._ids = np.empty(1 << 16, np.int32)
         self._used = 0
@@ -70,10 +76,16 @@ class IllegalTokens:
         if known is None:
             known = self._numbers[key] = len(self._follows)
             self._follows.append(Follows(tokens, last, ends, closed))
+            self._actions.add(tokens.number)
             if known == len(self._made_A):
                 self._made_A = np.concatenate([self._made_A, np.zeros(known, bool)])
                 self._segment_A4 = np.concatenate([self._segment_A4, np.zeros((known, 4), np.int32)])
         return known
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds so much that new contexts should get another object; the numbers of this one stay good."""
+        return len(self._follows) > _MOST_NUMBERS or len(self._actions) > _MOST_ACTIONS
 
     def ids(self, number: int) -> np.ndarray:
         """int32, rising."""
@@ -97,6 +109,8 @@ class IllegalTokens:
     def _make(self, number: int, *, most: int | None = None) -> bool:
         """False: no room. Room is needed for twice as many ids at times, while the array grows."""
         follows = self._follows[number]
+        if follows is None:
+            return True
         closed = np.array((*follows.closed, *(() if follows.ends else self._specials)), np.int32)
         tokens, out = follows.tokens, self._out
         n = illegal_pairs(self._flat, follows.last, tokens.action, PAIR, closed, self._bits, out)
@@ -122,7 +136,7 @@ class IllegalTokens:
     def _forget(self) -> None:
         self._used, self._on_device = 0, None
         self._never.clear()
-        self._made_A[:] = False
+        self._made_A[:] = np.arange(len(self._made_A)) == NOTHING
 
     # ==== rows
 
@@ -148,7 +162,9 @@ class IllegalTokens:
     def _mass_at_once(self, cells: torch.Tensor, stride: int, segment_R4: np.ndarray, *, clear: bool) -> torch.Tensor:
         """The same in a few operations on a device. The ids lie there, too: only new ones and the segments are sent."""
         device, ids = cells.device, self._ids_on(cells.device)
-        begin_S, end_S = (torch.from_numpy(segment_R4[:, at::2].astype(np.int64)).to(device).reshape(-1) for at in (0, 1))
+        begin_S, end_S = (
+            torch.from_numpy(segment_R4[:, at::2].astype(np.int64)).to(device).reshape(-1) for at in (0, 1)
+        )
         size_S = end_S - begin_S
         start_S = torch.cumsum(size_S, 0) - size_S
         which_F = torch.repeat_interleave(size_S)
@@ -169,3 +185,45 @@ class IllegalTokens:
             there[sent : self._used] = torch.from_numpy(self._ids[sent : self._used]).to(device)
         self._on_device = (there, self._used)
         return there
+
+
+@dataclass(frozen=True, slots=True)
+class IllegalLists:
+    """A list of ids for each of N contexts. parts: (whose numbers, int32 [N]); each context has a number in one of the parts,
+    and NOTHING in the others. There is one part, but where contexts were prepared before and after an object was full."""
+
+    parts: tuple[tuple[IllegalTokens, np.ndarray], ...]
+
+    @staticmethod
+    def join(some: Sequence[IllegalLists]) -> IllegalLists:
+        """The contexts of all of these, one after another."""
+        sizes = [len(lists.parts[0][1]) for lists in some]
+        found: dict[int, tuple[IllegalTokens, np.ndarray]] = {}
+        for at, lists in zip(np.cumsum([0, *sizes]).tolist(), some, strict=False):
+            for tokens, number_N in lists.parts:
+                _, joined = found.setdefault(id(tokens), (tokens, np.full(sum(sizes), NOTHING, np.int32)))
+                joined[at : at + len(number_N)] = number_N
+        return IllegalLists(tuple(found.values()))
+
+    def take(self, at_R: np.ndarray) -> IllegalLists:
+        """Those of these contexts."""
+        return IllegalLists(tuple((tokens, number_N[at_R]) for tokens, number_N in self.parts))
+
+    def mass(self, prob_RV: torch.Tensor) -> torch.Tensor:
+        """float64 [R]: what each context's row has on the ids of its list. Raises IdentityError as `IllegalTokens.mass`."""
+        return self._over_parts(prob_RV, clear=False)
+
+    def clear_(self, prob_RV: torch.Tensor) -> torch.Tensor:
+        """Set these ids to 0 in place; the mass taken out, float64 [R]. Does not renormalise.
+
+        A row can lose everything: a context inside a character whose every completion merges with what is there has no
+        canonical next token (such a context is none by definition 3, but the tree walks bytes). Its sum is then 0, and
+        the caller must take it as a row without mass.
+        """
+        return self._over_parts(prob_RV, clear=True)
+
+    def _over_parts(self, prob_RV: torch.Tensor, *, clear: bool) -> torch.Tensor:
+        first, *others = (tokens.mass(prob_RV, number_R, clear=clear) for tokens, number_R in self.parts)
+        for more in others:
+            first = first + more
+        return first

@@ -1,7 +1,7 @@
 """Compiled: lists of token ids that may not follow, and what probability a row gives them.
 
-In: a `FlatTokenizer` (bpe/flat.py), actions of tokens (contexts/next_tokens.py), rows of probabilities. Out: ids; sums. Their slow
-twins, in tests, are `CanonicalNext.illegal` (contexts/canonical.py) and a gather with numpy.
+In: a `FlatTokenizer` (bpe/flat.py), actions of tokens (contexts/next_tokens.py), rows of probabilities. Out: ids; sums. Their
+slow twins, in tests, are `CanonicalNext.illegal` (contexts/canonical.py) and a gather with torch.
 """
 
 from __future__ import annotations

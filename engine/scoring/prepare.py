@@ -96,8 +96,8 @@ def _passage(
                 places = np.array(ends, np.int64) + len(prefix)
                 view.exact = exact_pairs(tree, trie, expansion, np.array(ids, np.int64), places)
         views[product] = view
-    states = stages.canonical.states(tree, prefix + data)
-    return Passage(tree, prefix + data, views, states, place=place, lead=len(prefix))
+    illegal = stages.canonical.lists(stages.canonical.states(tree, prefix + data))
+    return Passage(tree, prefix + data, views, illegal, place=place, lead=len(prefix))
 
 
 def _tokens(stages: Stages, text: str, data: bytes) -> dict[str, tuple[list[int], list[int]]]:

@@ -109,7 +109,7 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
     real = torch.tensor(is_token, device=teacher.device)  # bool [V]: some ids below V belong to no token
     ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
     segmenter = build_segmenter(vocabulary)
-    canonical = CanonicalNext(segmenter, device=teacher.device)
+    canonical = CanonicalNext(segmenter)
     bos = () if known.chat else bos_of(run, vocabulary)  # a conversation's BOS is its template's
     special_splitter = None
     if run.corpus.specials == "boundary":
@@ -130,7 +130,7 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
             product: Refinement.make(trie, expansion, ends, np.flatnonzero(is_token), teacher.device)
             for product, (expansion, trie) in expansions.items()
         },
-        canonical,
+        noncanonical=True,
         masked=targets.semantics == "canonical-masked",
         joined=_joined_ends(known, regimes, ends) if known.chat else {},
         draws=dict.fromkeys(students, targets.draws) if targets.codec == "sample" else {},

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from engine.alignment.passage import Passage
-from engine.contexts.canonical import CanonicalNext
 from engine.targets.beam_rows import BeamRows
 from engine.targets.exact_rows import ExactRows, Refinement
 from engine.targets.positions import TargetRows, TopK
@@ -34,16 +33,16 @@ class Emitter:
 
     top_k: product -> K. real: bool [Vt], ids that are tokens (some lm_heads have more rows).
     fast: product -> push-forward, for students in the regimes fast and beam; exact: product -> refinement, for subset students
-    and bytes; a product in neither has the teacher's own tokens, with one end where it is in `joined`. canonical: finds
-    non-canonical mass; masked: takes it out (`canonical-masked`). draws: products that are drawn from, and how often; seed: of
-    all draws. statistics: of the rows of the product `teacher`.
+    and bytes; a product in neither has the teacher's own tokens, with one end where it is in `joined`. noncanonical: mass on
+    tokens that no text has there is found; masked: it is taken out (`canonical-masked`). draws: products that are drawn from,
+    and how often; seed: of all draws. statistics: of the rows of the product `teacher`.
     """
 
     top_k: dict[str, int]
     real: torch.Tensor
     fast: dict[str, PushForward]
     exact: dict[str, Refinement]
-    canonical: CanonicalNext | None = None
+    noncanonical: bool = False
     masked: bool = False
     joined: dict[str, JoinedEnds] = field(default_factory=dict)
     draws: dict[str, int] = field(default_factory=dict)
@@ -80,7 +79,7 @@ class Emitter:
                 takers.append(taker)
                 if statistics is not None:
                     measured = taker.row_of >= 0
-        softmax = Softmax(group, self.real, self.canonical, masked=self.masked, measured=measured)
+        softmax = Softmax(group, self.real, noncanonical=self.noncanonical, masked=self.masked, measured=measured)
         for chunk in softmax.run(hidden_ND, logits):
             for taker in takers:
                 taker.take(chunk)

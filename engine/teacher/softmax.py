@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.contexts.canonical import CanonicalNext
+from engine.contexts.illegal import IllegalLists
 from engine.teacher.group import Group, not_finite
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -38,8 +38,8 @@ class Chunk:
 class Softmax:
     """Makes the chunks of one group and fills its `weights`.
 
-    real_V: bool [Vt], ids that are tokens; others get probability 0. canonical: finds mass on non-canonical tokens, None
-    when nobody asks; masked: it is taken out, too. measured: bool [N], contexts whose logits are measured
+    real_V: bool [Vt], ids that are tokens; others get probability 0. noncanonical: mass on non-canonical tokens
+    is found (the passages have `illegal`); masked: it is taken out, too. measured: bool [N], contexts whose logits are measured
     (`Weights.logit_measures`), None for none.
     """
 
@@ -47,18 +47,13 @@ class Softmax:
         self,
         group: Group,
         real_V: torch.Tensor,
-        canonical: CanonicalNext | None,
         *,
+        noncanonical: bool,
         masked: bool,
         measured: np.ndarray | None = None,
     ) -> None:
-        self._group, self._real, self._canonical, self._masked, self._measured = (
-            group,
-            real_V,
-            canonical,
-            masked,
-            measured,
-        )
+        self._group, self._real, self._masked, self._measured = group, real_V, masked, measured
+        self._illegal = _illegal_lists(group) if noncanonical else None
         self._all_real = bool(real_V.all())
         if measured is not None:
             names = ("logz", "logit_std", "logz_scaled")
@@ -97,8 +92,8 @@ class Softmax:
             prob[wrong] = 0.0
             self._note_bad(nodes[wrong.cpu().numpy()])
         log_total = torch.log(total.double())
-        if self._canonical is not None:
-            log_total += self._handle_noncanonical(prob, nodes)
+        if self._illegal is not None:
+            log_total += self._handle_noncanonical(prob, nodes, self._illegal.take(nodes))
         if len(asked):  # with what was taken out: a logit is a log-probability + logz, also in canonical-masked
             logz = (log_total + top[:, 0].double())[picked]
             self._group.weights.logit_measures["logz"][nodes[asked]] = logz.cpu().numpy()
@@ -115,21 +110,14 @@ class Softmax:
         measures["logz_scaled"][nodes_r] = scaled.cpu().numpy()
         self._note_bad(nodes_r[~(std > 0).cpu().numpy()])  # NaN, or a teacher that gives all tokens one logit
 
-    def _handle_noncanonical(self, prob: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
+    def _handle_noncanonical(self, prob: torch.Tensor, nodes: np.ndarray, illegal: IllegalLists) -> torch.Tensor:
         """Notes each row's mass on tokens that no text has there (definition 10). Masked: takes it out; returns the log of what
         remains, float64 [R]."""
-        group, canonical = self._group, self._canonical
-        assert canonical is not None
-        states = []
-        for node in nodes.tolist():
-            i = group.passage_of[node]
-            known = group.passages[i].states
-            assert known is not None, "who asks for canonical tokens prepares the passages' states"
-            states.append(known[node - group.first_node[i]])
+        group = self._group
         if not self._masked:
-            group.weights.noncanonical[nodes] = canonical.noncanonical_mass(prob, states).cpu().numpy()
+            group.weights.noncanonical[nodes] = illegal.mass(prob).cpu().numpy()
             return torch.zeros(len(nodes), dtype=torch.float64, device=prob.device)
-        taken = canonical.mask_(prob, states)
+        taken = illegal.clear_(prob)
         left = prob.sum(1)
         # a context without any canonical continuation has no row, hence no part in the stored share either
         group.weights.noncanonical[nodes] = torch.where(left > 0, taken, 0.0).cpu().numpy()
@@ -154,6 +142,14 @@ class Softmax:
                 logw[below] = logw[above] + logp
             else:
                 fringe[above, t] = logp
+
+
+def _illegal_lists(group: Group) -> IllegalLists:
+    """The lists of all contexts of the group."""
+    found = [passage.illegal for passage in group.passages]
+    known = [lists for lists in found if lists is not None]
+    assert len(known) == len(found), "who asks for non-canonical mass prepares the passages' lists"
+    return IllegalLists.join(known)
 
 
 def interval_sums(

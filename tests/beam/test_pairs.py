@@ -149,7 +149,7 @@ def test_two_students_share_and_do_not_disturb(tmp_path: Path):
             doc, more = first.prepare(text, bos, every_byte=True), second.prepare(text, bos, every_byte=True)
             table = finite(first, doc, text, rng.randrange(1 << 30), specials=True)
             one, two = score(first, [doc], table), score(second, [more], table)
-            both = Passage(doc.tree, doc.data, {**doc.views, OTHER: more.views[STUDENT]}, doc.states)
+            both = Passage(doc.tree, doc.data, {**doc.views, OTHER: more.views[STUDENT]}, doc.illegal)
             made = score(first, [both], table, others={OTHER: second})
             for product, single in ((STUDENT, one), (OTHER, two)):
                 ours, theirs = made.rows[product], single.rows[STUDENT]

@@ -40,7 +40,7 @@ def test_masked_probabilities_are_a_distribution_over_texts(seed: int, tmp_path:
             continue
         state = root_state(choose, make, vocab) if not path else state_of(choose, make, vocab, text, path)
         prob = torch.from_numpy(np.exp(table.logp(path)))[None].clone()
-        choose.mask_(prob, [state])
+        choose.lists([state]).clear_(prob)
         prob /= prob.sum()
         for token in torch.nonzero(prob[0]).flatten().tolist():
             p = weight * float(prob[0, token])
@@ -123,7 +123,7 @@ def probability_of_beginning(choose: CanonicalNext, make: ContextBuilder, table:
     nodes = range(tree.given, len(token))
     states = [s for s in choose.states(tree, data) if s is not None]
     prob = torch.from_numpy(np.exp(np.array([table.logp(path_of(tree, n, vocab)) for n in nodes])))
-    choose.mask_(prob, states)
+    choose.lists(states).clear_(prob)
     prob = (prob / prob.sum(1, keepdim=True)).numpy()
     weight, total = {tree.given: 1.0}, 0.0
     for row, node in enumerate(nodes):

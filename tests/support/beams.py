@@ -210,7 +210,7 @@ class Rules:
                     tree = pair.builder.build(data, ids, [prefix], (pair.teacher.bos_id,))
                     node = ([int(tree.given), *tree.trunk.tolist()])[n]
                     row = torch.from_numpy(prob[None].copy())
-                    pair.canonical.mask_(row, [cast(Any, pair.canonical.states(tree, data)[node])])
+                    pair.canonical.lists([pair.canonical.states(tree, data)[node]]).clear_(row)
                     left = float(row.sum())
                     self.lost = self.lost or ("" if left > 0 else "dead")
                     return row[0].numpy() / (left or 1.0)

@@ -96,7 +96,7 @@ class Pair:
         real = torch.ones(self.teacher.size, dtype=torch.bool)
         k = max(self.student.size, self.teacher.size)
         sizes = {"teacher": k, STUDENT: k, BYTES: BYTES_END + 1}
-        return Emitter(sizes, real, fast, exact, self.canonical if self.masked else None, self.masked)
+        return Emitter(sizes, real, fast, exact, self.masked, self.masked)
 
     def prepare(self, text: str, bos: tuple[int, ...], *, every_byte: bool = False) -> Passage:
         """What scoring/prepare.py does for one text and one student. Raises BadDocument."""
@@ -123,8 +123,8 @@ class Pair:
             sides[BYTES] = ProductView(
                 np.array([*raw, BYTES_END]), np.array([*range(1, len(raw) + 1), len(raw)]), exact=exact
             )
-        states = self.canonical.states(tree, prefix + raw) if self.masked else None
-        return Passage(tree, prefix + raw, sides, states)
+        illegal = self.canonical.lists(self.canonical.states(tree, prefix + raw)) if self.masked else None
+        return Passage(tree, prefix + raw, sides, illegal)
 
     def emit(
         self, docs: list[Passage], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
