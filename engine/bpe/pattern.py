@@ -39,11 +39,13 @@ class Matcher:
 
     starts: bits of predicates that a match may ask of its first unit
     follows: (p, q): q may be asked of a unit only where the unit before it answered p (or q is in `starts`)
+    longest_count: the largest number that a repeat counts to, 1 where none counts
     """
 
     node: _Node
     starts: frozenset[int]
     follows: frozenset[tuple[int, int]]
+    longest_count: int
 
     def match(self, s: str, i: int, end: int, masks: list[int]) -> tuple[int, bool]:
         """s: class string; masks[class] has bit p set when predicate p holds. Python's first-alternative semantics."""
@@ -82,12 +84,13 @@ class _Parser:
     def __init__(self, pattern: str, number: Callable[[Predicate], int], where: str) -> None:
         self.p, self.i, self.number, self.where = pattern, 0, number, where
         self.follows: set[tuple[int, int]] = set()
+        self.longest_count = 1
 
     def parse(self) -> Matcher:
         part = self._alternatives(False)
         if self.i < len(self.p):
             self._refuse("an unmatched ')'")
-        return Matcher(part.node, part.first, frozenset(self.follows))
+        return Matcher(part.node, part.first, frozenset(self.follows), self.longest_count)
 
     def _refuse(self, what: str) -> NoReturn:
         raise TokenizerError(
@@ -123,6 +126,7 @@ class _Parser:
     def _repeated(self, fold: bool) -> _Part:
         item = self._item(fold)
         low, high = self._quantifier()
+        self.longest_count = max(self.longest_count, low, high if high < _MANY else 1)
         if (low, high) == (1, 1):
             return item
         possessive = self.i < len(self.p) and self.p[self.i] == "+"

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Splitter:
     needs_before: tuple[tuple[int, int], ...] = ()  # (bit q, mask): q is asked only after a unit with a bit of the mask
     added: tuple[str, ...] = ()
     never: np.ndarray | None = None  # bool [256, 256], bytes as units: where they are cut (lemma 6)
+    longest_count: int = 1  # to which some pattern counts units
     _masks: list[int] = field(default_factory=lambda: [0])
     _owns: list[str] = field(default_factory=lambda: [""])
     _pieces: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
@@ -89,6 +91,8 @@ class Splitter:
         """Classify these characters at once: `classes` would ask the library about each one by itself. Characters as
         units."""
         new = [c for c in sorted(chars) if ord(c) not in self._table]
+        if not new:
+            return
         holds = np.ones((len(self.predicates), len(new)), bool)
         for row, predicate in zip(holds, self.predicates, strict=True):
             for _, (begin, stop) in predicate.pre_tokenize_str("\n".join(new)):  # what does not match is left, in runs
@@ -238,6 +242,21 @@ class Splitter:
                 return pending[-length:]
         return pending[-1]
 
+    def shorten(self, pending: str) -> str:
+        """A pending class string whose runs of one class are cut to so many units that one more makes no difference: what follows
+        is cut as behind the whole string, where no cut lies inside the pending part. Characters as units.
+
+        A premise, not a lemma: behind as many equal units as a pattern can count, or an added text has side by side, and a few
+        more, a matcher that repeats single units is where it was one unit before. Tested on all tokenizers against the whole
+        string (tests/contexts/test_canonical.py).
+        """
+        most = max(self.longest_count, self._longest_added_run, 3) + 1
+        out: list[str] = []
+        for unit in pending:
+            if len(out) < most or any(unit != seen for seen in out[-most:]):
+                out.append(unit)
+        return "".join(out)
+
     @cached_property
     def _added_units(self) -> tuple[str, ...]:
         return tuple(a.encode().decode("latin-1") for a in self.added) if self.byte_units else self.added
@@ -245,6 +264,11 @@ class Splitter:
     @cached_property
     def _added_prefixes(self) -> frozenset[str]:
         return frozenset(a[:i] for a in self._added_units for i in range(1, len(a)))
+
+    @cached_property
+    def _longest_added_run(self) -> int:
+        """Most equal characters side by side in an added text."""
+        return max((len(list(run)) for text in self.added for _, run in groupby(text)), default=0)
 
     @cached_property
     def _longest_added(self) -> int:
@@ -363,7 +387,8 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
     # Each predicate is asked of the tokenizers library itself ("removed" leaves nothing of a character that matches), so
     # that both sides share one table of Unicode properties.
     asked = tuple(Split(Regex(f"(?i:{source})" if fold else source), "removed") for source, fold in predicates)
-    return Splitter(False, tuple(stages), asked, _needs_before(matchers, len(predicates)), added)
+    longest = max((m.longest_count for m in matchers), default=1)
+    return Splitter(False, tuple(stages), asked, _needs_before(matchers, len(predicates)), added, longest_count=longest)
 
 
 def _needs_before(matchers: list[Matcher], count: int) -> tuple[tuple[int, int], ...]:

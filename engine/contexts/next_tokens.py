@@ -202,13 +202,21 @@ class NextTokensBook:
         return np.array([token for token, _ in grown], np.int64), units
 
     def table(self, left: str, partial: bytes) -> Table:
-        """How every token may be cut behind a pending part of these classes that ends with a partial character."""
+        """How every token may be cut behind a pending part of these classes that ends with a partial character.
+
+        Long runs of one class give what shorter ones give, so that words of any length share a table; not where cuts lie inside
+        the pending part, which are counted in units.
+        """
         known = self._tables.get((left, partial))
         if known is None:
-            known = self._tables[left, partial] = self._make_table(left, self._span(partial))
+            short = self.splitter.shorten(left)
+            known = None if short == left else self.table(short, partial)
+            if known is None or any(cuts for cuts, _ in known.variants):
+                known = self.make_table(left, self._span(partial))
+            self._tables[left, partial] = known
         return known
 
-    def _make_table(self, left: str, span: _Span) -> Table:
+    def make_table(self, left: str, span: _Span) -> Table:
         n = len(left)
         variants: dict[tuple[tuple[int, ...], bool], int] = {}
         behaviours: dict[frozenset[tuple[int, bool, bool]], int] = {}

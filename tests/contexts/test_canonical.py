@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine.bpe.segmenter import build_segmenter
@@ -165,6 +166,36 @@ def test_the_rule_against_brute_force(name: str) -> None:
                     wrong.append((data[: tree.end[node]], path, vocab.token_bytes[token], token, real))
     assert not wrong, f"{len(wrong)} of {count}: {wrong[:6]}"
     assert count[True] > 50 and (count[False] > 50 or not vocab.merges)
+
+
+RUNS = ["a", "ab", " a", "\n", " ", "\t", ".", " .", "1", "é", "日", "-", "'l", "=", " \n", "Ab", "_", "\u0301", "٣"]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", [n for n in ALL if not segmenter(n).splitter.byte_units] if ALL else [])
+def test_long_runs_are_cut_as_short_ones(name: str) -> None:
+    """The premise of `Splitter.shorten`, on pending parts with a run of any length, behind whatever else may be pending."""
+    book, rng = chooser(name).book, random.Random(name)
+    splitter, checked, shortened = book.splitter, 0, 0
+    span = book._span(b"")
+    for run in RUNS if EFFORT > 1 else rng.sample(RUNS, 10):
+        for before in rng.sample(["", " ", "'", "a", "\n", "1", "A"], EFFORT):
+            text = before + run[:-1] + run[-1] * rng.choice([5, 6, 7, 9, 13, 30])
+            units = splitter.canonical(splitter.classes(text.encode()))
+            ends = splitter.certain(units)
+            pending = units[ends[-1] if ends else 0 :]
+            short = splitter.shorten(pending)
+            if short == pending:
+                continue
+            shortened += 1
+            table = book.table(pending, b"")
+            if any(cuts for cuts, _ in table.variants):
+                continue
+            whole = book.make_table(pending, span)
+            assert whole.variants == table.variants and whole.behaviours == table.behaviours
+            assert np.array_equal(whole.behaviour, table.behaviour), (name, text)
+            checked += 1
+    assert checked > 1 and shortened > 2, (checked, shortened)
 
 
 # ==== toy tokenizers: all tokens, all continuations
