@@ -153,8 +153,11 @@ class CanonicalNext:
             self._numbers.clear()
         numbers, known = self._numbers, np.empty(len(states), np.int32)
         for at, state in enumerate(states):
-            number = NOTHING if state is None else numbers.get(state)
-            if number is None and state is not None:
+            if state is None:
+                known[at] = NOTHING
+                continue
+            number = numbers.get(state)
+            if number is None:
                 number = self._illegal.number(self.book.next_tokens(state), state.last, state.ends, state.closed)
                 numbers[state] = number
             known[at] = number
