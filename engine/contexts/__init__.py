@@ -7,7 +7,9 @@ Files, in the order of the data:
   chunks       the part of the tree that one chunk of text gives, made once for each distinct chunk
   builder      a document -> its tree, chunk after chunk
   next_tokens  what each token does behind a context: always, never, or by its pair with the last token
-  canonical    which next tokens no text can have behind a context, and the teacher's mass on them
+  canonical    which next tokens no text can have behind a context
+  illegal      these tokens as lists, and the mass that rows of many contexts give them
+  illegal_kernels  the same, compiled
 """
 
 from importlib import import_module
