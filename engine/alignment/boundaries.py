@@ -6,6 +6,7 @@ Row k (0..n) predicts student token k, given tokens < k; its boundary is byte e_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -91,6 +92,13 @@ class Aligner:
 
         Boundaries before the teacher's given token have no contexts (`at` and `leaves` empty).
         """
+        found = self.boundaries_at(range(len(ids) + 1), tree, text, ids, ends)
+        return [found[k] for k in range(len(ids) + 1)]
+
+    def boundaries_at(
+        self, chosen: Sequence[int], tree: ContextTree, text: bytes, ids: list[int], ends: list[int]
+    ) -> dict[int, Boundary]:
+        """Some of these boundaries, by number."""
         if self._cleared != self.book.cleared:
             self._known.clear()  # rules that the book has given up would live on here
             self._cleared = self.book.cleared
@@ -105,13 +113,13 @@ class Aligner:
             if boundary.at:
                 # not where the student's prefix stands alone: the empty text has no tokens
                 boundary.end_counts = not (k and ends[k - 1] == 0) and self._may_end(lefts[k])
-        self._add_leaves(tree, data, out, lefts)
+        self._add_leaves(tree, data, out, lefts, frozenset(chosen))
         if self.strings is not None:
             self.strings.trim()
-            for k, boundary in enumerate(out):
-                if boundary.leaves:
-                    boundary.strings = self._strings_at(self.strings, k, lefts[k], boundary.last)
-        return out
+            for k in chosen:
+                if out[k].leaves:
+                    out[k].strings = self._strings_at(self.strings, k, lefts[k], out[k].last)
+        return {k: out[k] for k in chosen}
 
     def _strings_at(self, rules: StringRules, k: int, left: _Left, last: int) -> BoundaryStrings:
         words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
@@ -150,8 +158,10 @@ class Aligner:
             begin -= 1
         return data[begin:place]
 
-    def _add_leaves(self, tree: ContextTree, data: bytes, boundaries: list[Boundary], lefts: list[_Left]) -> None:
-        """Pair every context with the boundaries inside its next token (definition 6: dec(t) begins with z = x[p:e] and is
+    def _add_leaves(
+        self, tree: ContextTree, data: bytes, boundaries: list[Boundary], lefts: list[_Left], chosen: frozenset[int]
+    ) -> None:
+        """Pair every context with the chosen boundaries inside its next token (definition 6: dec(t) begins with z = x[p:e] and is
         longer).
 
         Contexts in the order of their ends, so that the first boundary not before an end only moves on. From there the next
@@ -160,7 +170,8 @@ class Aligner:
         teacher = self.book.teacher
         where: dict[int, list[int]] = {}
         for k, b in enumerate(boundaries):
-            where.setdefault(b.place, []).append(k)
+            if k in chosen:
+                where.setdefault(b.place, []).append(k)
         places = sorted(where)
         position = 0
         by_end = tree.given + np.argsort(tree.end[tree.given :], kind="stable")

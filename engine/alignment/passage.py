@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.alignment.boundaries import Boundary
 from engine.alignment.refinement import ExactPairs
+from engine.alignment.student_view import StudentView
 from engine.contexts.illegal import IllegalLists
 from engine.contexts.tree import ContextTree
 
@@ -21,13 +22,14 @@ class ProductView:
     """One product's tokens of one passage, and how their rows are made.
 
     ids: int64 [n], token ids, the closing end included if the passage is `closed`. ends: int64 [n], byte of the text where each
-    token ends. boundaries: for the regimes fast and beam, one for each token. exact: for subsets and bytes. Neither: the
-    product has the teacher's own tokens.
+    token ends. boundaries: for the regimes fast and beam, one for each token; student: the same as arrays, where the
+    pair is compiled. exact: for subsets and bytes. None of these: the product has the teacher's own tokens.
     """
 
     ids: np.ndarray
     ends: np.ndarray
     boundaries: list[Boundary] | None = None
+    student: StudentView | None = None
     exact: ExactPairs | None = None
     closed: bool = False
 

@@ -50,15 +50,16 @@ importlib.import_module("numba.core.config").__dict__["CACHE_DIR"] = CODE_FOLDER
 _DECLARED: list[tuple[Any, tuple[Any, ...]]] = []
 
 
-def kernel(*types: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Declare a compiled function with numba types of its arguments.
+def kernel(*types: Any, also: tuple[Any, ...] = (), inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Declare a compiled function with numba types of its arguments. also: a second list of types that it is compiled for.
+    inline: put its code into every caller; a call hands over each array of a tuple, which costs more than a short function does.
 
     It would compile again for others; a test forbids that. So a constant in a call is written np.int64(0), not 0.
     """
 
     def declare(function: Callable[..., Any]) -> Any:
-        compiled = numba.njit(nogil=True, cache=True)(function)
-        _DECLARED.append((compiled, types))
+        compiled = numba.njit(nogil=True, cache=True, inline="always" if inline else "never")(function)
+        _DECLARED.extend((compiled, each) for each in (types, also) if each)
         return compiled
 
     return declare

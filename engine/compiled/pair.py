@@ -50,7 +50,8 @@ class State:
     [C], 1 where strings that begin with this column's token are joined to the pending part (JOIN: only where the pair with
     the last student token is canonical), 0 where a pre-token begins with it (CUT). odd_column, odd_open, odd_join: int32,
     uint8, uint8 [cells beyond 2C + 2]. stop_U: int32 [U], bytes up to the end of the pre-token that begins at or spans the
-    boundary, as if the text ended behind the string. sure_U: bool [U], whether that end is certain. variants: (cuts inside
+    boundary, as if the text ended behind the string. sure_U: bool [U], whether that end is certain. agrees_U: bool [U], whether
+    all ways to go on have the same cuts before the boundary, and the same answer whether one lies at it. variants: (cuts inside
     the pending part, a cut at the boundary) that occur. simple: no cut lies inside the pending part in any of them, so that
     only two are possible. Where it is False the arrays hold, but whether the pending part is encoded to the student's own
     tokens depends on the variant of each string: take the slow rules.
@@ -64,6 +65,7 @@ class State:
     odd_join: np.ndarray
     stop_U: np.ndarray
     sure_U: np.ndarray
+    agrees_U: np.ndarray
     variants: Variants
     simple: bool
 
@@ -73,7 +75,7 @@ class State:
         return 2 * len(self.join_C) + 2 + len(self.odd_column)
 
 
-STATE_ARRAYS = ("cell_U", "whole_R", "join_C", "odd_column", "odd_open", "odd_join", "stop_U", "sure_U")
+STATE_ARRAYS = ("cell_U", "whole_R", "join_C", "odd_column", "odd_open", "odd_join", "stop_U", "sure_U", "agrees_U")
 
 
 def digest_of(array: np.ndarray) -> bytes:
@@ -174,6 +176,8 @@ class CompiledPair:
                 answers.settled, answers.firsts, answers.firsts_whole, *out, variant,
             )  # fmt: skip
             variants = _variants(variant, len(left))
+            # two bytes decide about a cut (lemma 6), unless an added text may be coming
+            agrees = sure if self.splitter.added else np.ones(count, bool)
         else:
             if lead not in self._tries:
                 self._tries[lead] = class_trie(answers, self.splitter, nfc=nfc)
@@ -185,7 +189,8 @@ class CompiledPair:
                 cuts.other, answers.firsts, answers.firsts_whole, *out,
             )  # fmt: skip
             variants = cuts.variants
-        return self._state(first, action, opened, stop, sure, variants)
+            agrees = sure | cuts.agrees[answers.node_U]
+        return self._state(first, action, opened, stop, sure, agrees, variants)
 
     def _state(
         self,
@@ -194,6 +199,7 @@ class CompiledPair:
         opened: np.ndarray,
         stop: np.ndarray,
         sure: np.ndarray,
+        agrees: np.ndarray,
         variants: Variants,
     ) -> State:
         size, none = len(self.columns), first < 0
@@ -217,6 +223,7 @@ class CompiledPair:
                 odd_join=(kinds & 1).astype(np.uint8),
                 stop_U=stop,
                 sure_U=sure,
+                agrees_U=agrees,
                 variants=tuple(sorted(variants)),
                 simple=not any(inside for inside, _ in variants)
                 and not (self.splitter.byte_units and self.vocabulary.nfc),

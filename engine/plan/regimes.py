@@ -47,6 +47,15 @@ def regimes_of(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabula
     return out
 
 
+COMPILED_FROM = 65_536
+"""Teacher and student ids together from which a pair in the regime fast is compiled: below, its rules are made in no time."""
+
+
+def is_compiled(regime: Regime, teacher: Vocabulary, student: Vocabulary) -> bool:
+    """Whether a student's boundaries are pushed forward by compiled functions (targets/compiled_rows.py)."""
+    return regime == "fast" and teacher.size + student.size >= COMPILED_FROM
+
+
 def check_tokenizers(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> dict[str, Regime]:
     """All that can be refused without the teacher's weights: regime, BOS, pre-tokenizers. Raises RunFileError.
 

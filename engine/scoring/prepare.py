@@ -85,7 +85,9 @@ def _passage(
         view = ProductView(
             np.array([*ids, *closing[0]], np.int64), np.array([*ends, *closing[1]], np.int64), closed=closed[product]
         )
-        if product in stages.aligners:
+        if product in stages.walks:
+            view.student = stages.walks[product].view(tree, data, ids, ends)
+        elif product in stages.aligners:
             view.boundaries = stages.aligners[product].boundaries(tree, data, ids, ends)
         elif product in stages.expansions:
             expansion, trie = stages.expansions[product]

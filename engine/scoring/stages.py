@@ -5,7 +5,7 @@ run file -> Stages, a value: nothing in it changes while documents are scored, b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,20 +17,25 @@ from engine.alignment.expansion import Expansion, byte_expansion, subset_expansi
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.strings import StringRules
 from engine.alignment.token_trie import Trie, build_trie
+from engine.alignment.walk import StudentWalk
 from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
-from engine.bpe.segmenter import build_segmenter
+from engine.bpe.segmenter import Segmenter, build_segmenter
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import SpecialSplitter
+from engine.compiled.cache import open_pair
+from engine.compiled.pair import CompiledPair
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
-from engine.plan.regimes import bos_of, regimes_of
+from engine.plan.regimes import bos_of, is_compiled, regimes_of
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
+from engine.targets.compiled_rows import CompiledPush
 from engine.targets.emit import Emitter
 from engine.targets.exact_rows import Refinement
+from engine.targets.push_tables import TableStore
 from engine.targets.pushforward import PushForward
 from engine.targets.teacher_rows import JoinedEnds, Statistics
 from engine.teacher.model import Teacher, load_teacher
@@ -66,7 +71,8 @@ class Stages:
     builder: ContextBuilder
     canonical: CanonicalNext
     aligners: dict[str, Aligner]  # students of regimes fast and beam
-    strings: dict[str, StringRules]  # the same
+    strings: dict[str, StringRules]  # of these, those whose open leaves are split one by one (not in `walks`)
+    walks: dict[str, StudentWalk]  # of these, those that are made by compiled functions
     expansions: dict[str, tuple[Expansion, Trie]]  # subset students and bytes
     # ---- contexts -> hidden states -> rows
     teacher: Teacher
@@ -96,7 +102,13 @@ def load_stages(run: RunConfig) -> Stages:
     return derive_stages(run, known, teacher, regimes_of(run, known.teacher, known.students))
 
 
-def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes: dict[str, Regime]) -> Stages:
+def derive_stages(
+    run: RunConfig,
+    known: Vocabularies,
+    teacher: Teacher,
+    regimes: dict[str, Regime],
+    say: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Stages:
     """Stages from what is loaded. Raises TeacherError when the model has fewer output rows than its tokenizer has ids."""
     vocabulary, students, targets = known.teacher, known.students, run.targets
     if teacher.vocab_rows < vocabulary.size:
@@ -115,8 +127,10 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
     if run.corpus.specials == "boundary":
         special_splitter = SpecialSplitter.make(known.by_product, teacher.end_ids, end=targets.end, given=bool(bos))
     books = _rule_books(vocabulary, students, regimes)
-    strings = {product: StringRules(vocabulary, book) for product, book in books.items()}
-    aligners = {product: Aligner(book, vocabulary.prefix_bytes, strings[product]) for product, book in books.items()}
+    compiled = {p for p in books if is_compiled(regimes[p], vocabulary, students[p])}
+    strings = {p: StringRules(vocabulary, book) for p, book in books.items() if p not in compiled}
+    aligners = {p: Aligner(book, vocabulary.prefix_bytes, strings.get(p)) for p, book in books.items()}
+    walks = {p: StudentWalk(_pair(segmenter, books[p], say), aligners[p]) for p in sorted(compiled)}
     expansions = _expansions(run, vocabulary, students, regimes)
     top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in products}
     emitter = Emitter(
@@ -131,12 +145,14 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
             for product, (expansion, trie) in expansions.items()
         },
         noncanonical=True,
+        compiled={p: _compiled_push(walk, len(real), vocabulary, ends) for p, walk in walks.items()},
         masked=targets.semantics == "canonical-masked",
         joined=_joined_ends(known, regimes, ends) if known.chat else {},
         draws=dict.fromkeys(students, targets.draws) if targets.codec == "sample" else {},
         seed=targets.seed,
         statistics=Statistics.make(vocabulary, ends, teacher.device) if targets.teacher_stats else None,
     )
+    split = {product: aligner for product, aligner in aligners.items() if product not in walks}
     pruner = None
     if targets.eps > 0:
         trie = expansions[BYTES][1] if BYTES in expansions else build_trie(byte_expansion(vocabulary))
@@ -155,10 +171,11 @@ def derive_stages(run: RunConfig, known: Vocabularies, teacher: Teacher, regimes
         canonical=canonical,
         aligners=aligners,
         strings=strings,
+        walks=walks,
         expansions=expansions,
         teacher=teacher,
         pruner=pruner,
-        beam_search=_beam_search(run, vocabulary, teacher, aligners, strings, real, canonical) if aligners else None,
+        beam_search=_beam_search(run, vocabulary, teacher, split, strings, real, canonical) if split else None,
         emitter=emitter,
     )
 
@@ -206,6 +223,24 @@ def _expansions(
     if run.targets.bytes:
         found[BYTES] = byte_expansion(vocabulary)
     return {product: (expansion, build_trie(expansion)) for product, expansion in found.items()}
+
+
+def _pair(teacher: Segmenter, book: RuleBook, say: Callable[[int, int, str], None]) -> CompiledPair:
+    """The pair of the teacher's and a student's tokenizer, compiled, from its files where there are any."""
+    student = book.segmenter
+    return open_pair(
+        teacher.vocabulary,
+        student.vocabulary,
+        merges=(teacher.merges, student.merges),
+        splitter=student.splitter,
+        progress=say,
+    )
+
+
+def _compiled_push(walk: StudentWalk, width: int, vocabulary: Vocabulary, ends: tuple[int, ...]) -> CompiledPush:
+    others = sorted(i for i in vocabulary.specials if i not in ends)
+    store = TableStore(walk.pair, width)
+    return CompiledPush(store, np.array(ends, np.int64), np.array(others, np.int64))
 
 
 def _push_forward(

@@ -27,13 +27,13 @@ AtHand = dict[int, tuple[int, float, float, int]]
 class BeamRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written.
 
-    boundaries: of each passage. todo: chunk -> boundaries whose last context it has, as (passage, k, contexts). last_use: int64
-    [N], the last chunk at which a context is still needed, -1 for none. nodes, prob: the contexts that are carried, and their
-    rows [., Vt] in float64.
+    boundaries: of each passage, by k; positions without one are left alone. todo: chunk -> boundaries whose last context it
+    has, as (passage, k, contexts). last_use: int64 [N], the last chunk at which a context is still needed, -1 for none.
+    nodes, prob: the contexts that are carried, and their rows [., Vt] in float64.
     """
 
     def __init__(
-        self, product: str, push: PushForward, group: Group, boundaries: list[list[Boundary]], rows: TargetRows
+        self, product: str, push: PushForward, group: Group, boundaries: list[dict[int, Boundary]], rows: TargetRows
     ) -> None:
         self.product, self.push, self.group, self.rows = product, push, group, rows
         self.boundaries = boundaries
@@ -42,8 +42,10 @@ class BeamRows:
         self.chunk_of = chunk_of = group.chunk_of.tolist()
         last_use = [-1] * len(chunk_of)
         for i, found in enumerate(boundaries):
-            for k in range(rows.start[i + 1] - rows.start[i]):
-                nodes = self._nodes(i, found[k])
+            for k, boundary in found.items():
+                if k >= rows.start[i + 1] - rows.start[i]:
+                    continue  # the end, where the passage has no row for it
+                nodes = self._nodes(i, boundary)
                 chunk = max([chunk_of[n] for n in nodes], default=-1)
                 if chunk >= 0:
                     self.todo.setdefault(chunk, []).append((i, k, nodes))

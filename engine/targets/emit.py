@@ -17,6 +17,7 @@ import torch
 
 from engine.alignment.passage import Passage
 from engine.targets.beam_rows import BeamRows
+from engine.targets.compiled_rows import CompiledPush, CompiledRows
 from engine.targets.exact_rows import ExactRows, Refinement
 from engine.targets.positions import TargetRows, TopK
 from engine.targets.pushforward import PushForward
@@ -33,7 +34,8 @@ class Emitter:
 
     top_k: product -> K. real: bool [Vt], ids that are tokens (some lm_heads have more rows).
     fast: product -> push-forward, for students in the regimes fast and beam; exact: product -> refinement, for subset students
-    and bytes; a product in neither has the teacher's own tokens, with one end where it is in `joined`. noncanonical: mass on
+    and bytes; compiled: of the former those that compiled functions
+    make, but for their slow boundaries; a product in neither has the teacher's own tokens, with one end where it is in `joined`. noncanonical: mass on
     tokens that no text has there is found; masked: it is taken out (`canonical-masked`). draws: products that are drawn from,
     and how often; seed: of all draws. statistics: of the rows of the product `teacher`.
     """
@@ -48,6 +50,7 @@ class Emitter:
     draws: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     statistics: Statistics | None = None
+    compiled: dict[str, CompiledPush] = field(default_factory=dict)
 
     @torch.inference_mode()
     def emit(self, docs: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, TargetRows]:
@@ -60,7 +63,7 @@ class Emitter:
         group = group_of(docs, len(self.real))
         measured: np.ndarray | None = None
         rows: dict[str, TargetRows] = {}
-        takers: list[TeacherRows | ExactRows | BeamRows] = []
+        takers: list[TeacherRows | ExactRows | BeamRows | CompiledRows] = []
         for product in docs[0].views:
             views = [d.views[product] for d in docs]
             if product == HIDDEN:
@@ -70,8 +73,14 @@ class Emitter:
             if product in self.exact:
                 exact = [v.exact for v in views if v.exact is not None]
                 takers.append(ExactRows(product, self.exact[product], group, exact, out))
+            elif product in self.compiled:
+                students = [v.student for v in views if v.student is not None]
+                takers.append(CompiledRows(product, self.compiled[product], group, students, out))
+                if any(student.slow for student in students):
+                    slow = [student.slow for student in students]
+                    takers.append(BeamRows(product, self.fast[product], group, slow, out))
             elif product in self.fast:
-                boundaries = [v.boundaries for v in views if v.boundaries is not None]
+                boundaries = [dict(enumerate(v.boundaries)) for v in views if v.boundaries is not None]
                 takers.append(BeamRows(product, self.fast[product], group, boundaries, out))
             else:
                 statistics = self.statistics if product == TEACHER else None

@@ -76,6 +76,18 @@ class TargetRows:
         """What the codec keeps of these distributions; arguments as in `write`."""
         raise NotImplementedError
 
+    @property
+    def wanted_tokens(self) -> int:
+        """How many of the likeliest tokens of a position the codec needs; 0 when it needs the whole distribution."""
+        return 0
+
+    def write_best(
+        self, product: str, at_J: np.ndarray, ids_JK: np.ndarray, mass_JK: np.ndarray, tail_J: np.ndarray, gold_J: np.ndarray,
+        total_J: np.ndarray
+    ) -> None:  # fmt: skip
+        """`write` from the K = `wanted_tokens` likeliest tokens, falling, the mass of all others, and that of the gold token."""
+        raise NotImplementedError
+
     def columns(self, place_P: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """What the codec stores of positions `place_P` (-1: a position that was not asked for), flat, and how many values
         each position has, [P]."""
@@ -118,6 +130,25 @@ class TopK(TargetRows):
             self.tail_logp[at_J] = np.log(rest) - log_total
         self.ids[at_J, :k] = np.where(value > 0, ids, PAD_ID)
         self.stored_mass[at_J] = stored / total_J
+
+    @property
+    def wanted_tokens(self) -> int:
+        return self.ids.shape[1]
+
+    def write_best(
+        self, product: str, at_J: np.ndarray, ids_JK: np.ndarray, mass_JK: np.ndarray, tail_J: np.ndarray, gold_J: np.ndarray,
+        total_J: np.ndarray
+    ) -> None:  # fmt: skip
+        stored = mass_JK.sum(1)
+        check_total(product, "stored + tail", stored + tail_J, total_J)
+        with np.errstate(divide="ignore"):  # a zero is a probability too: its logarithm is -inf
+            log_total = np.log(total_J)
+            self.logps[at_J] = np.log(mass_JK) - log_total[:, None]
+            self.tail_logp[at_J] = np.log(tail_J) - log_total
+            self.gold_logp[at_J] = np.log(gold_J) - log_total
+        self.ids[at_J] = np.where(mass_JK > 0, ids_JK, PAD_ID)
+        self.stored_mass[at_J] = stored / total_J
+        self.scored[at_J] = True
 
     def columns(self, place_P: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """topk_ids, topk_logps, tail_logp."""

@@ -38,14 +38,14 @@ class Weights:
     context, which has 0, down to it; nats; -inf before it is known, and for contexts without mass.
     noncanonical: float64 [N], mass of each context's next-token distribution on tokens that no text has there
     (definition 10); 0 where nobody asks.
-    fringe_logp: (global number of a context, token) -> log p(token | context), for tokens that hang off the tree (the fringe).
+    fringe_logp: float64 [F], log p(token | context) of the fringe's entries in the order of `Group.fringe_key`, nats.
     logit_measures: name -> float64 [N], of the raw logits: logz, logit_std, logz_scaled (schemas/target.py); empty unless
     asked for.
     """
 
     logw: np.ndarray
     noncanonical: np.ndarray
-    fringe_logp: dict[tuple[int, int], float] = field(default_factory=dict)
+    fringe_logp: np.ndarray
     logit_measures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -65,6 +65,8 @@ class Group:
     root, which stands for it in lemma 14; -1 for all others.
     edges: for each chunk the tree edges that begin at its contexts, as int64 [E] arrays (parent, token, child), in `order` of
     the parents; child is -1 for a token of the fringe.
+    fringe_key: int64 [F], rising, global number of a context << 32 | token for each token that hangs off the tree behind an
+    evaluated context (the fringe).
     """
 
     passages: list[Passage]
@@ -79,6 +81,7 @@ class Group:
     chunk_of: np.ndarray
     top_pruned: np.ndarray
     edges: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    fringe_key: np.ndarray
     weights: Weights
 
     @property
@@ -89,6 +92,10 @@ class Group:
     @property
     def chunks(self) -> int:
         return len(self.edges)
+
+    def fringe_index(self, node: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """int64, for pairs of an evaluated context (global number) and a token of its fringe: where they are in `fringe_key`."""
+        return np.searchsorted(self.fringe_key, np.asarray(node, np.int64) << 32 | np.asarray(token, np.int64))
 
     def is_good(self, passages: np.ndarray) -> np.ndarray:
         """bool, for numbers of passages: none of their distributions made so far was other than finite."""
@@ -119,6 +126,9 @@ def group_of(passages: list[Passage], vocabulary: int) -> Group:
     behind_given = np.arange(count) > given[passage_of]
     logw = np.full(count, -np.inf)
     logw[given] = 0.0  # weights are relative to the given context
+    edges = _edges(passages, first_node, parent_N, token_N, np.flatnonzero(behind_given), order, chunk_rows, chunk_of)
+    hanging = [parent[child < 0] << 32 | token[child < 0] for parent, token, child in edges]
+    fringe_key = np.sort(np.concatenate([np.empty(0, np.int64), *hanging]))
     return Group(
         passages=passages,
         first_node=first_node,
@@ -131,10 +141,9 @@ def group_of(passages: list[Passage], vocabulary: int) -> Group:
         chunk_rows=chunk_rows,
         chunk_of=chunk_of,
         top_pruned=_topmost_pruned(parent_N, np.flatnonzero(behind_given & ~evaluated_N)),
-        edges=_edges(
-            passages, first_node, parent_N, token_N, np.flatnonzero(behind_given), order, chunk_rows, chunk_of
-        ),
-        weights=Weights(logw, np.zeros(count)),
+        edges=edges,
+        fringe_key=fringe_key,
+        weights=Weights(logw, np.zeros(count), np.full(len(fringe_key), -np.inf)),
     )
 
 
@@ -189,7 +198,8 @@ def pruned_bounds(group: Group, passage: int, boundary: Boundary) -> list[float]
     hanging = [(first + n, t) for n, t in boundary.fringe]
     pruned = {int(group.top_pruned[n]) for n in (*nodes, *(n for n, _ in hanging)) if group.chunk_of[n] < 0}
     bounds = [weights.logw[n] for n in pruned]
-    return bounds + [weights.logw[n] + weights.fringe_logp[n, t] for n, t in hanging if group.chunk_of[n] >= 0]
+    known = np.array([(n, t) for n, t in hanging if group.chunk_of[n] >= 0], np.int64).reshape(-1, 2).T
+    return bounds + (weights.logw[known[0]] + weights.fringe_logp[group.fringe_index(*known)]).tolist()
 
 
 def not_finite(passage: Passage, end: int, depth: int) -> tuple[str, str]:

@@ -19,6 +19,7 @@ import torch
 
 from engine.contexts.illegal import IllegalLists
 from engine.teacher.group import Group, not_finite
+from engine.teacher.weight_kernels import weigh_edges
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states [R, D] -> logits [R, >= Vt]."""
@@ -81,9 +82,9 @@ class Softmax:
         picked = torch.from_numpy(asked).to(x.device)
         if len(asked):
             self._measure_spread(x[picked], top[picked, 0], nodes[asked])
-        place = {int(node): row for row, node in enumerate(nodes)}
         parent, token, child = self._group.edges[index]
-        rows = torch.tensor([place[p] for p in parent.tolist()], dtype=torch.long, device=x.device)
+        by_number = np.argsort(nodes)
+        rows = torch.from_numpy(by_number[np.searchsorted(nodes, parent, sorter=by_number)]).to(x.device)
         edge_E = x[rows, torch.from_numpy(token).to(x.device)].double()  # logits of the tree's edges, less the maximum
         total = x.exp_().sum(1)
         wrong = torch.isnan(total)
@@ -97,7 +98,7 @@ class Softmax:
         if len(asked):  # with what was taken out: a logit is a log-probability + logz, also in canonical-masked
             logz = (log_total + top[:, 0].double())[picked]
             self._group.weights.logit_measures["logz"][nodes[asked]] = logz.cpu().numpy()
-        self._weigh(parent, token, child, (edge_E - log_total[rows]).cpu().tolist())
+        self._weigh(parent, token, child, (edge_E - log_total[rows]).cpu().numpy())
         return prob
 
     def _measure_spread(self, x_rV: torch.Tensor, top_r: torch.Tensor, nodes_r: np.ndarray) -> None:
@@ -133,15 +134,11 @@ class Softmax:
                 depth = int(passage.tree.depth[node - group.first_node[i]])
                 passage.bad = not_finite(passage, int(group.end[node]), depth)
 
-    def _weigh(self, parent: np.ndarray, token: np.ndarray, child: np.ndarray, logp_E: list[float]) -> None:
+    def _weigh(self, parent: np.ndarray, token: np.ndarray, child: np.ndarray, logp_E: np.ndarray) -> None:
         """Definition 4 along the tree's edges: log w(child) = log w(parent) + log p(token | parent)."""
-        weights = self._group.weights
-        logw, fringe = weights.logw, weights.fringe_logp
-        for above, t, below, logp in zip(parent.tolist(), token.tolist(), child.tolist(), logp_E, strict=True):
-            if below >= 0:
-                logw[below] = logw[above] + logp
-            else:
-                fringe[above, t] = logp
+        weights, hangs = self._group.weights, child < 0
+        weights.fringe_logp[self._group.fringe_index(parent[hangs], token[hangs])] = logp_E[hangs]
+        weigh_edges(parent, child, logp_E, weights.logw)
 
 
 def _illegal_lists(group: Group) -> IllegalLists:

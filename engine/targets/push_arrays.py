@@ -1,0 +1,255 @@
+"""The arrays that compiled push-forwards take and fill, in groups: tables of states, sums of rows, contexts, boundaries, results.
+
+numba hands a tuple of arrays over as one argument; its type stands beside each. Letters: R contexts of the window, Vt teacher
+ids, Vs student ids, S tables of states, C columns, U ends of tokens, N contexts and K boundaries of a passage, H heavy tokens
+of a row at most.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import float64, int32, int64, types, uint8, uint64
+
+DEEPEST = 64  # leaves that wait to be split at one boundary
+LONGEST = 2048  # bytes of a split leaf's string; a longer one stays open
+SPILL = 256  # tokens without a column that one boundary may meet
+
+
+class Tables(NamedTuple):
+    """The states of a student that a window needs, one table each, and what they share.
+
+    of_S5: int32 [S, 5], of each table its row in whole_SV, cell_SU, stop_SU, settled_SU, join_SC, which tables share.
+    whole_SV: int32 [., Vt], cell of each teacher token as a whole, by id; ids that are no text have the last cell, which is not
+    read. cell_SU: int32 [S, U], cell of each end of a token. Cells: c, c + C: decided, open, student token columns[c], doing
+    what join_SC [S, C] says of that column (1: JOIN). 2C, 2C + 1: no token begins there, decided, open. From 2C + 2 on: odd
+    cells, odd_start_S int64 [S+1] into odd_column, odd_open, odd_join, odd_doubt (uint8). doubt: whether a cut lies before
+    the string depends on what follows it. stop_SU: int32 [S, U], bytes of the string up to the end of the pre-token it
+    begins. settled_SU: uint8 [S, U], 1 where that end is certain.
+
+    ids_R, start_R, bytes_B: the teacher's tokens in byte order; rank_V: int32 [Vt]. suffix_of: int32, end of the token of rank i
+    from byte d on at start_R[i] + d. known_U: int32 [U], bytes of an end that no continuation changes. column_of_V: int32 [Vs],
+    -1 for none. columns: int32 [C].
+    """
+
+    of_S5: np.ndarray
+    whole_SV: np.ndarray
+    cell_SU: np.ndarray
+    join_SC: np.ndarray
+    odd_start_S: np.ndarray
+    odd_column: np.ndarray
+    odd_open: np.ndarray
+    odd_join: np.ndarray
+    odd_doubt: np.ndarray
+    stop_SU: np.ndarray
+    settled_SU: np.ndarray
+    ids_R: np.ndarray
+    start_R: np.ndarray
+    bytes_B: np.ndarray
+    rank_V: np.ndarray
+    suffix_of: np.ndarray
+    known_U: np.ndarray
+    column_of_V: np.ndarray
+    columns: np.ndarray
+
+
+TABLES = types.NamedTuple(
+    [
+        int32[:, ::1], int32[:, ::1], int32[:, ::1], uint8[:, ::1], int64[::1], int32[::1], uint8[::1], uint8[::1],
+        uint8[::1], int32[:, ::1], uint8[:, ::1],
+        int32[::1], int64[::1], uint8[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1],
+    ],
+    Tables,
+)  # fmt: skip
+
+
+class Sums(NamedTuple):
+    """What `add_up_rows` makes of each row, in the precision of the rows.
+
+    decided_RC, all_RC: light mass on each column, decided, and decided or open. none_R2: float64 [R, 2], on no token, decided
+    and open. odd_RO: float64, light mass on the odd cells. share_R5: float64 [R, 5], light mass on columns that CUT, that
+    JOIN and are decided, that JOIN and are open; light open mass, odd cells and none included; light decided mass on columns.
+    total_R, text_R: float64 [R], the whole row, and without ids that are no text. heavy_RH: int32, tokens; kid_RH: int32, the
+    node behind each, -1 for none; heavy_R: int32 [R], how many. Rows whose table is -1 have sums of no meaning.
+    """
+
+    decided_RC: np.ndarray
+    all_RC: np.ndarray
+    none_R2: np.ndarray
+    odd_RO: np.ndarray
+    share_R5: np.ndarray
+    total_R: np.ndarray
+    text_R: np.ndarray
+    heavy_RH: np.ndarray
+    kid_RH: np.ndarray
+    heavy_R: np.ndarray
+
+
+def sums_type(real: Any) -> Any:
+    """The numba type of `Sums` for rows of this precision."""
+    return types.NamedTuple(
+        [
+            real[:, ::1], real[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1],
+            float64[::1], int32[:, ::1],
+        int32[:, ::1],
+            int32[::1],
+        ],
+        Sums,
+    )  # fmt: skip
+
+
+class Nodes(NamedTuple):
+    """A passage's contexts. row_N: int32, place in the window, -1: not there. end_N: int32 bytes; token_N: int32. logw_N: float64
+    nats. table_N: int32, table of the student's state where the node ends, -1: the simple rules do not hold there. begin_N:
+    int32, byte where the student's pending part begins there. kid_start: int64 [N+1], kid_node: int32: evaluated children.
+    noncanonical_N: float64. text: uint8, prefix + text."""
+
+    row_N: np.ndarray
+    end_N: np.ndarray
+    token_N: np.ndarray
+    logw_N: np.ndarray
+    table_N: np.ndarray
+    begin_N: np.ndarray
+    kid_start: np.ndarray
+    kid_node: np.ndarray
+    noncanonical_N: np.ndarray
+    text: np.ndarray
+
+
+NODES = types.NamedTuple(
+    [
+        int32[::1], int32[::1], int32[::1], float64[::1], int32[::1], int32[::1], int64[::1], int32[::1], float64[::1],
+        uint8[::1],
+    ],
+    Nodes,
+)  # fmt: skip
+
+
+class Bounds(NamedTuple):
+    """A passage's boundaries; see StudentView. table_K: int32. pruned_K: float64, log-weight (nats) that bounds the mass of
+    contexts that were not evaluated. horizon_K: int32, byte up to which leaves are followed."""
+
+    place_K: np.ndarray
+    last_K: np.ndarray
+    table_K: np.ndarray
+    leaf_start: np.ndarray
+    leaf_node: np.ndarray
+    leaf_lo: np.ndarray
+    leaf_hi: np.ndarray
+    leaf_depth: np.ndarray
+    at_start: np.ndarray
+    at_node: np.ndarray
+    end_counts_K: np.ndarray
+    pruned_K: np.ndarray
+    horizon_K: np.ndarray
+    gold_K: np.ndarray
+
+
+BOUNDS = types.NamedTuple(
+    [
+        int32[::1], int32[::1], int32[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1],
+        int64[::1], int32[::1], uint8[::1],
+        float64[::1], int32[::1], int64[::1],
+    ],
+    Bounds,
+)  # fmt: skip
+
+
+class Work(NamedTuple):
+    """Scratch of one thread, made by `new_work`. mass_C: float64, all 0 between boundaries. spill_id int64, spill float64: tokens
+    without a column, and their mass. illegal_at, illegal_end: int64 [Vs], where in `illegal` the columns lie that may not
+    follow a token, -1: not listed yet. counts: int64 [4], used part of `illegal`, spilt tokens, folds and listed tokens so
+    far. mine: columns that may not follow the boundary's last token, is_illegal_C marks them. stack: int64 [.., 3], leaves to
+    be split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open, excluded,
+    live."""
+
+    mass_C: np.ndarray
+    old_C: np.ndarray
+    spill_id: np.ndarray
+    spill: np.ndarray
+    mine: np.ndarray
+    illegal: np.ndarray
+    illegal_at: np.ndarray
+    illegal_end: np.ndarray
+    bits: np.ndarray
+    ids: np.ndarray
+    is_illegal_C: np.ndarray
+    counts: np.ndarray
+    last: np.ndarray
+    parent: np.ndarray
+    first: np.ndarray
+    text: np.ndarray
+    stack: np.ndarray
+    stack_mass: np.ndarray
+    heap_value: np.ndarray
+    heap_id: np.ndarray
+    share: np.ndarray
+
+
+WORK = types.NamedTuple(
+    [
+        float64[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int64[::1], int64[::1],
+        uint64[::1], int32[::1], uint8[::1],
+        int64[::1], int32[::1], int32[::1], int32[::1], uint8[::1], int64[:, ::1], float64[::1], float64[::1],
+        int64[::1], float64[::1],
+    ],
+    Work,
+)  # fmt: skip
+
+
+def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 22) -> Work:
+    """Scratch for a student. listed: numbers kept of lists of tokens that may not follow another."""
+    return Work(
+        mass_C=np.zeros(columns),
+        old_C=np.zeros(columns),
+        spill_id=np.zeros(SPILL, np.int64),
+        spill=np.zeros(SPILL),
+        mine=np.empty(columns, np.int32),
+        illegal=np.empty(max(listed, columns), np.int32),
+        illegal_at=np.full(student_ids, -1, np.int64),
+        illegal_end=np.full(student_ids, -1, np.int64),
+        bits=np.zeros(student_ids // 64 + 1, np.uint64),
+        ids=np.empty(student_ids, np.int32),
+        is_illegal_C=np.zeros(columns, np.uint8),
+        counts=np.zeros(4, np.int64),
+        last=np.empty(2 * LONGEST + 2, np.int32),
+        parent=np.empty(2 * LONGEST + 2, np.int32),
+        first=np.empty(2 * LONGEST + 2, np.int32),
+        text=np.empty(2 * LONGEST + 2, np.uint8),
+        stack=np.empty((DEEPEST, 3), np.int64),
+        stack_mass=np.empty(DEEPEST),
+        heap_value=np.empty(top_k + 1),
+        heap_id=np.empty(top_k + 1, np.int64),
+        share=np.zeros(4),
+    )
+
+
+class Stored(NamedTuple):
+    """Where the results go, rows of one passage [K]. ids: int32 [K, k]; mass: float64 [K, k], falling; all other float64 [K]:
+    valid (all mass that begins a token), tail, gold (unnormalised), decided, open, excluded, pruned, live (all mass, counted
+    leaf by leaf, the other way), noncanonical. dense_KV: float64 [K, Vs] or [0, 0], the whole masses where a codec wants them."""
+
+    ids: np.ndarray
+    mass: np.ndarray
+    valid: np.ndarray
+    tail: np.ndarray
+    gold: np.ndarray
+    decided: np.ndarray
+    open: np.ndarray
+    excluded: np.ndarray
+    pruned: np.ndarray
+    live: np.ndarray
+    noncanonical: np.ndarray
+    dense_KV: np.ndarray
+
+
+STORED = types.NamedTuple(
+    [
+        int32[:, ::1], float64[:, ::1], float64[::1], float64[::1], float64[::1], float64[::1], float64[::1],
+        float64[::1],
+        float64[::1], float64[::1],
+        float64[::1], float64[:, ::1],
+    ],
+    Stored,
+)  # fmt: skip

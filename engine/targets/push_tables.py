@@ -1,0 +1,132 @@
+"""The tables that compiled push-forwards look up, put together from the states of one compiled pair.
+
+In: a `CompiledPair` and the states that boundaries name (alignment/walk.py). Out: `Tables` (targets/push_arrays.py): each state's
+cells by teacher id, so that a row of probabilities is added up as it comes, without being put into another order.
+
+Letters as in targets/push_arrays.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from engine.compiled.pair import CompiledPair, State
+from engine.targets.push_arrays import Tables
+
+MOST_ODD = 4096
+"""Odd cells of one state at most; a state with more goes by the slow rules."""
+
+
+class _Stack:
+    """Arrays of one length, each once, as the rows of one array that grows by doubling."""
+
+    def __init__(self, width: int, dtype: type) -> None:
+        self._rows, self._known = np.zeros((4, width), dtype), {}
+
+    def add(self, array: np.ndarray) -> int:
+        """Row of an array with these values."""
+        key = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
+        row = self._known.setdefault(key, len(self._known))
+        if row == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[row] = array
+        return row
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self._rows
+
+
+class TableStore:
+    """All tables made so far for one student. width: teacher ids Vt, as many as a row of probabilities has. Not thread-safe."""
+
+    def __init__(self, pair: CompiledPair, width: int) -> None:
+        self.pair, self.width = pair, width
+        size, ends, teacher = len(pair.columns), len(pair.suffixes), pair.teacher
+        self.cells = 2 * size + 2 + MOST_ODD + 1
+        self._whole, self._cell, self._stop = _Stack(width, np.int32), _Stack(ends, np.int32), _Stack(ends, np.int32)
+        self._settled, self._join = _Stack(ends, np.uint8), _Stack(size, np.uint8)
+        self._of: list[tuple[int, int, int, int, int]] = []
+        self._odd: list[np.ndarray] = []
+        self._number: dict[int, int] = {}
+        self._kept: list[State] = []  # their ids are keys
+        rank = np.full(width, -1, np.int32)
+        most = min(width, len(teacher.rank_V))
+        rank[:most] = teacher.rank_V[:most]
+        self._rank_V = rank
+        self._made: Tables | None = None
+        self.is_special_V = (rank < 0).astype(np.uint8)
+
+    def number_of(self, state: State) -> int:
+        """The table of a state, -1 for one that goes by the slow rules."""
+        known = self._number.get(id(state))
+        if known is None:
+            known = self._number[id(state)] = self._add(state) if state.simple else -1
+            self._kept.append(state)
+        return known
+
+    def _add(self, state: State) -> int:
+        pair, size = self.pair, len(self.pair.columns)
+        plain = state.cell_U < 2 * size
+        odd = state.cell_U >= 2 * size + 2
+        at = np.where(odd, state.cell_U - 2 * size - 2, 0)
+        column = np.where(odd, np.append(state.odd_column, 0)[at], np.where(plain, state.cell_U % max(size, 1), -1))
+        opened = np.where(odd, np.append(state.odd_open, 0)[at], np.where(plain, state.cell_U >= size, 0))
+        joins = np.where(odd, np.append(state.odd_join, 0)[at], state.join_C[column] * plain)
+        # a cut that depends on what follows: a split behind this string may be asked for nothing
+        doubt = (plain | odd) & ~state.agrees_U
+        apart = odd | doubt
+        code = column[apart].astype(np.int64) << 3 | opened[apart] << 2 | joins[apart] << 1 | doubt[apart]
+        kinds, number = np.unique(code, return_inverse=True)
+        if len(kinds) > MOST_ODD:
+            return -1
+        cell = state.cell_U.copy()
+        cell[apart] = 2 * size + 2 + number
+        whole = np.full(self.width, self.cells - 1, np.int32)
+        suffixes, ids = pair.suffixes, pair.teacher.ids_R
+        inside = ids < self.width
+        whole[ids[inside]] = cell[suffixes.suffix_of[suffixes.token_start_R[:-1]]][inside]
+        self._of.append(
+            (
+                self._whole.add(whole),
+                self._cell.add(cell),
+                self._stop.add(state.stop_U),
+                self._settled.add(state.sure_U.astype(np.uint8)),
+                self._join.add(state.join_C),
+            )
+        )
+        self._odd.append(kinds)
+        self._made = None
+        return len(self._of) - 1
+
+    def tables(self) -> Tables:
+        """All tables so far."""
+        if self._made is not None:
+            return self._made
+        pair, teacher = self.pair, self.pair.teacher
+        odd = np.concatenate([np.empty(0, np.int64), *self._odd])
+        start = np.concatenate([[0], np.cumsum([len(o) for o in self._odd])]).astype(np.int64)
+        self._made = Tables(
+            of_S5=np.array(self._of, np.int32).reshape(-1, 5),
+            whole_SV=self._whole.rows,
+            cell_SU=self._cell.rows,
+            join_SC=self._join.rows,
+            odd_start_S=start,
+            odd_column=(odd >> 3).astype(np.int32),
+            odd_open=(odd >> 2 & 1).astype(np.uint8),
+            odd_join=(odd >> 1 & 1).astype(np.uint8),
+            odd_doubt=(odd & 1).astype(np.uint8),
+            stop_SU=self._stop.rows,
+            settled_SU=self._settled.rows,
+            ids_R=teacher.ids_R,
+            start_R=teacher.start_R,
+            bytes_B=teacher.bytes_B,
+            rank_V=self._rank_V,
+            suffix_of=pair.suffixes.suffix_of,
+            known_U=pair.answers[b""].known,
+            column_of_V=pair.column_of_V,
+            columns=pair.columns,
+        )
+        return self._made

@@ -1,0 +1,218 @@
+"""Compiled: what a leaf gives to which student token, and how an open leaf is split by the row behind it.
+
+In: one leaf of one boundary, and the sums of rows (targets/row_kernels.py). Out: masses in the scratch of the boundary.
+docs/design.md, definitions 7 and 8, lemmas 2, 15, 16 and 21; the slow twins are targets/pushforward.py and beam/frontier.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import boolean, float32, float64, int32, int64, uint8
+
+from engine.bpe.flat import FLAT
+from engine.bpe.hash_kernels import node_of
+from engine.bpe.jit import kernel
+from engine.bpe.kernels import MEMO, decided, illegal_after, pair_is_canonical, prefix_tree
+from engine.targets.push_arrays import NODES, TABLES, WORK, sums_type
+
+
+@kernel(FLAT, TABLES, int64, WORK)
+def illegal_of(s, t, token, w):
+    """(int64, int64): where in w.illegal the columns lie that may not follow a student token (lemma 2), listed if need be."""
+    if token < 0:
+        return np.int64(0), np.int64(0)
+    if w.illegal_at[token] < 0:
+        n = illegal_after(s, token, w.bits, w.ids)
+        if w.counts[0] + n > len(w.illegal):
+            w.illegal_at[:] = -1
+            w.counts[0] = 0
+        at = w.counts[0]
+        for i in range(n):
+            column = t.column_of_V[w.ids[i]]
+            if column >= 0:
+                w.illegal[w.counts[0]] = column
+                w.counts[0] += 1
+        w.illegal_at[token], w.illegal_end[token] = at, w.counts[0]
+    return w.illegal_at[token], w.illegal_end[token]
+
+
+@kernel(TABLES, int64, int64, inline=True)
+def decode(t, table, cell):
+    """(column or -1, open, joins, doubt) of a cell."""
+    columns = len(t.columns)
+    if cell < columns:
+        return cell, False, t.join_SC[t.of_S5[table, 4], cell] == 1, False
+    if cell < 2 * columns:
+        return cell - columns, True, t.join_SC[t.of_S5[table, 4], cell - columns] == 1, False
+    if cell < 2 * columns + 2:
+        return np.int64(-1), cell == 2 * columns + 1, False, False
+    o = t.odd_start_S[table] + cell - 2 * columns - 2
+    return np.int64(t.odd_column[o]), t.odd_open[o] == 1, t.odd_join[o] == 1, t.odd_doubt[o] == 1
+
+
+@kernel(TABLES, int64, float64, WORK, inline=True)
+def spill(t, token, mass, w):
+    """Mass on a student token, by column or in the list of those without one."""
+    column = t.column_of_V[token]
+    if column >= 0:
+        w.mass_C[column] += mass
+        return
+    n = w.counts[1]
+    for i in range(n):
+        if w.spill_id[i] == token:
+            w.spill[i] += mass
+            return
+    if n == len(w.spill_id):
+        raise ValueError("more student tokens without a column at one boundary than there is room for")
+    w.spill_id[n], w.spill[n] = token, mass
+    w.counts[1] += 1
+
+
+@kernel(FLAT, TABLES, int64, int64, boolean, boolean, float64, WORK)
+def put(s, t, last, token, joined, opened, mass, w):
+    """Give a leaf's mass to the student token that it begins, or to none: excluded (definitions 7 and 8)."""
+    if opened:
+        w.share[1] += mass
+    if token >= 0 and joined and last >= 0:
+        column = t.column_of_V[token]
+        if w.is_illegal_C[column] == 1 if column >= 0 else not pair_is_canonical(s, last, token):
+            token = np.int64(-1)
+    if token < 0:
+        w.share[2] += mass
+        return
+    if not opened:
+        w.share[0] += mass
+    spill(t, token, mass, w)
+
+
+@kernel(FLAT, TABLES, NODES, int64, int64, int64, int64, float64, boolean, boolean, int64, WORK)
+def settle_leaf(s, t, nodes, last, horizon, kid, token, mass, joins, opened, waiting, w):
+    """One leaf: split later if it is open and the teacher was evaluated behind it, else put. Returns how many leaves wait."""
+    if opened and kid >= 0 and waiting < len(w.stack) and nodes.row_N[kid] >= 0 and nodes.end_N[kid] <= horizon:
+        w.stack[waiting, 0], w.stack[waiting, 1], w.stack[waiting, 2] = kid, token, joins
+        w.stack_mass[waiting] = mass
+        return waiting + 1
+    put(s, t, last, token, joins, opened, mass, w)
+    return waiting
+
+
+@kernel(FLAT, uint8[::1], int64)
+def _is_word(s, text, n):
+    """bool: whether text[:n] is a token that merges do not make of it (`ignore_merges`)."""
+    node = node_of(s.node_key_H, s.node_H, text, np.int64(0), n)
+    if node <= 0:
+        return False
+    rank = np.int64(s.lo_N[node]) - 1
+    if rank < 0 or s.start_R[rank + 1] - s.start_R[rank] != n:
+        return False
+    for i in range(n):
+        if s.bytes_B[s.start_R[rank] + i] != text[i]:
+            return False
+    return s.ids_R[rank] != s.own_N[node]
+
+
+@kernel(int32[::1], int64, int64, int64)
+def _holds(columns, begin, end, column):
+    """bool: whether a rising list holds a column."""
+    while begin < end:
+        middle = (begin + end) // 2
+        if columns[middle] < column:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin < len(columns) and columns[begin] == column
+
+
+def _split(s, t, nodes, prob_RV, sums, place, last, horizon, at, least, words, memo, w):
+    """Split the waiting leaf `at`, the last one, by the row behind it (lemmas 16 and 21). Returns how many leaves wait then.
+
+    y: the bytes from the boundary to where the context `kid` ends, all inside one pre-token. v0, l0: first and last token of
+    enc(y). Of what may follow: behind a certain cut, or a token v that is decided and may follow l0, y keeps v0, decided. All
+    else is hard: heavy tokens are asked one by one, the rest stays open, closed to v0.
+    """
+    kid, closing, joins, mass = w.stack[at, 0], w.stack[at, 1], w.stack[at, 2] == 1, w.stack_mass[at]
+    waiting = at
+    r, table, end = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid]), np.int64(nodes.end_N[kid])
+    n, total = end - place, sums.total_R[r]
+    if table < 0 or nodes.begin_N[kid] > place or 2 * n > len(w.text) - 2 or not total > 0.0:
+        put(s, t, last, closing, joins, True, mass, w)
+        return waiting
+    for i in range(n):
+        w.text[i] = nodes.text[place + i]
+    prefix_tree(s, w.text, n, w.last, w.parent, w.first)
+    v0, l0 = np.int64(w.first[n]), np.int64(w.last[n])
+    joined = nodes.begin_N[kid] < place
+    if v0 < 0 or l0 < 0 or (words and _is_word(s, w.text, n)):
+        put(s, t, last, closing, joins, True, mass, w)
+        return waiting
+    begin, stop = illegal_of(s, t, l0, w)
+    join_C, decided_C = t.join_SC[t.of_S5[table, 4]], sums.decided_RC[r]
+    broken = 0.0
+    for i in range(begin, stop):
+        if join_C[w.illegal[i]]:
+            broken += np.float64(decided_C[w.illegal[i]])
+    share = sums.share_R5[r]
+    sure = share[0] + share[1] - broken + total - sums.text_R[r]
+    hard = share[2] + broken + sums.none_R2[r, 0] + sums.none_R2[r, 1]
+    first = t.odd_start_S[table]
+    for o in range(first, t.odd_start_S[table + 1]):
+        light = sums.odd_RO[r, o - first]
+        column = np.int64(t.odd_column[o])
+        keeps = not t.odd_doubt[o] and (
+            not t.odd_join[o] or (not t.odd_open[o] and not _holds(w.illegal, begin, stop, column))
+        )
+        if keeps:
+            sure += light
+        else:
+            hard += light
+    scale = mass / total
+    w.counts[2] += 1
+    for h in range(sums.heavy_R[r]):
+        token = np.int64(sums.heavy_RH[r, h])
+        p, behind = np.float64(prob_RV[r, token]), np.int64(sums.kid_RH[r, h])
+        column, opened, joins_here, doubt = decode(t, table, np.int64(t.whole_SV[t.of_S5[table, 0], token]))
+        if not doubt and column >= 0:
+            if not joins_here or (not opened and not _holds(w.illegal, begin, stop, column)):
+                sure += p
+                continue
+        if column < 0 or (behind < 0 and scale * p <= least):
+            hard += p
+            continue
+        w.counts[3] += 1
+        v, settled = v0, False
+        if joins_here:
+            rank = np.int64(t.rank_V[token])
+            at = t.start_R[rank]
+            size = t.start_R[rank + 1] - at
+            u = np.int64(t.suffix_of[at])
+            ends = np.int64(t.stop_SU[t.of_S5[table, 2], u])
+            if n + size > len(w.text):
+                hard += p
+                continue
+            for i in range(size):
+                w.text[n + i] = t.bytes_B[at + i]
+            prefix_tree(s, w.text, n + ends, w.last, w.parent, w.first)
+            v = np.int64(w.first[n + ends])
+            if v < 0:
+                hard += p
+                continue
+            settled = t.settled_SU[t.of_S5[table, 3], u] == 1
+            if not settled and ends >= t.known_U[u] and t.known_U[u] == size:
+                settled = decided(s, w.text, n + ends, w.last, w.first, memo)
+            settled = settled and not doubt
+        if settled:
+            put(s, t, last, v, joined, False, scale * p, w)
+        else:
+            waiting = settle_leaf(s, t, nodes, last, horizon, behind, v, scale * p, joined, True, waiting, w)
+    put(s, t, last, v0, joined, False, scale * sure, w)
+    put(s, t, last, v0, joined, True, scale * hard, w)
+    return waiting
+
+
+def _split_types(real):
+    return (
+        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), int64, int64, int64, int64, float64, boolean, MEMO, WORK,
+    )  # fmt: skip
+
+
+split = kernel(*_split_types(float32), also=_split_types(float64))(_split)

@@ -1,0 +1,108 @@
+"""Boundaries as arrays against `Aligner`, the slow twin: the same leaves, contexts, fringe and ends; states that are the rules."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.alignment.boundaries import Aligner
+from engine.alignment.rules import RuleBook, TeacherTokens
+from engine.alignment.walk import NO_STATE, StudentView, StudentWalk
+from engine.bpe.segmenter import build_segmenter
+from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.compiled.pair import compile_pair
+from engine.contexts.builder import ContextBuilder
+from tests.support.vocabularies import needs_shared, vocabulary
+
+ASSETS = Path(__file__).resolve().parents[2] / "jobs" / "demo_assets"
+TEXTS = (
+    "Ann buys 12 boxes of 24 eggs for $3.50 each.\nHow much does she pay? It's 12*24 = <<12*24=288>>288.",
+    "don't  stop\n\n  if x:\n\t\treturn 'a  b'   \n",
+    "naïve café — “quotes” ’tis 漢字 🏳️‍🌈! 1234567",
+    " leading and trailing ",
+    "aaaaaaaaaaaaaaaaaaaaaaaa        ============ 00000000",
+    "x y",
+)
+DEMO = (("teacher", "student_sp"), ("teacher", "student_bl"))
+PUBLIC = (
+    ("gpt2", "llama-2"),
+    ("stories260K", "gpt2"),
+    ("qwen2.5-subset-8000", "babyllama-tok361"),
+    ("llama-2", "stories260K"),
+)
+
+
+@cache
+def loaded(name: str) -> Vocabulary:
+    return load_vocabulary(ASSETS / name) if name in ("teacher", "student_sp", "student_bl") else vocabulary(name)
+
+
+@cache
+def walk_of(teacher: str, student: str) -> tuple[StudentWalk, ContextBuilder]:
+    whole, own = loaded(teacher), build_segmenter(loaded(student))
+    read = build_segmenter(whole)
+    aligner = Aligner(RuleBook(TeacherTokens(whole), own), whole.prefix_bytes)
+    pair = compile_pair(whole, own.vocabulary, merges=(read.merges, own.merges), splitter=own.splitter)
+    return StudentWalk(pair, aligner), ContextBuilder(read)
+
+
+def span(view: StudentView, name: str, k: int) -> slice:
+    start = getattr(view, name)
+    return slice(int(start[k]), int(start[k + 1]))
+
+
+def compare(teacher: str, student: str, text: str) -> tuple[int, int]:
+    """Every boundary of a text. Returns how many there are, and how many go by the slow rules."""
+    walk, builder = walk_of(teacher, student)
+    aligner, pair, data = walk.aligner, walk.pair, text.encode()
+    ids, ends = aligner.student.encode(text)
+    places = np.unique([len(aligner.prefix), *(e + len(aligner.prefix) for e in ends)])
+    given = loaded(teacher).bos_ids
+    tree = builder.build(aligner.prefix + data, loaded(teacher).encode(text)[0], places, given)
+    view = walk.view(tree, data, ids, ends)
+    tokens = aligner.book.teacher
+    for k, boundary in enumerate(aligner.boundaries(tree, data, list(ids), list(ends))):
+        assert (view.place_K[k], view.last_K[k]) == (boundary.place, boundary.last)
+        own = span(view, "at_start", k)
+        assert sorted(view.at_node[own].tolist()) == sorted(boundary.at)
+        if boundary.at:
+            assert view.end_counts_K[k] == boundary.end_counts, k
+        hanging = span(view, "fringe_start", k)
+        found = zip(view.fringe_node[hanging].tolist(), view.fringe_token[hanging].tolist(), strict=True)
+        assert sorted(found) == sorted(boundary.fringe)
+        leaves = span(view, "leaf_start", k)
+        asked = {}
+        for node, rule in boundary.leaves:
+            z = (aligner.prefix + data)[tree.end[node] : boundary.place]
+            asked[node] = (*tokens.range_of(z), len(z), rule)
+        assert sorted(view.leaf_node[leaves].tolist()) == sorted(asked)
+        for node, lo, hi, depth in zip(
+            *(a[leaves].tolist() for a in (view.leaf_node, view.leaf_lo, view.leaf_hi, view.leaf_depth)), strict=True
+        ):
+            assert (lo, hi, depth) == asked[node][:3]
+            if not view.slow_K[k]:
+                rule, state = asked[node][3], view.states[view.state_K[k]]
+                at = pair.suffixes.token_start_R[lo:hi] + depth
+                first, action, opened = pair.decode(state, state.cell_U[pair.suffixes.suffix_of[at]])
+                assert np.array_equal(first, rule.first) and np.array_equal(opened, rule.open)
+                assert np.array_equal(action, rule.action)
+        assert (k in view.slow) == bool(view.slow_K[k]) == (view.state_K[k] == NO_STATE)
+        if k in view.slow:
+            assert len(view.slow[k].leaves) == len(boundary.leaves)
+    return len(view.place_K), int(view.slow_K.sum())
+
+
+@pytest.mark.parametrize(("teacher", "student"), DEMO)
+def test_views_of_the_demo(teacher: str, student: str) -> None:
+    counts = np.array([compare(teacher, student, text) for text in TEXTS])
+    assert counts[:, 1].sum() < counts[:, 0].sum() / 2  # what is compared is not the slow rules with themselves
+
+
+@needs_shared
+@pytest.mark.parametrize(("teacher", "student"), PUBLIC)
+def test_views_of_public_tokenizers(teacher: str, student: str) -> None:
+    for text in TEXTS[:4]:
+        compare(teacher, student, text)
