@@ -207,6 +207,12 @@ class Plan(_Frozen):
         count = setting(self.semantic, "settings", "targets", "calibration_documents")
         return count if isinstance(count, int) else None
 
+    @property
+    def compiled_products(self) -> list[str]:
+        """Products that compiled functions make; they place no open mass by a calibration."""
+        named = setting(self.semantic, "compiled", "products")
+        return named if isinstance(named, list) else []
+
     def recompute(self) -> str:
         """The fingerprint that the content has (a damaged or edited plan.json differs from its `fingerprint` field)."""
         return hashlib.sha256(canonical_json(self._identity()).encode()).hexdigest()

@@ -25,18 +25,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": {"corpus", "bpe"},
     "contexts": {"bpe"},
     "alignment": {"bpe", "contexts"},
-    "compiled": {"bpe", "alignment"},
+    "compiled": {"bpe", "contexts", "alignment"},
     "dataset": set(),
     "plan": {"corpus", "bpe", "chat", "alignment", "dataset"},
     "teacher": {"contexts", "alignment", "dataset"},
     "beam": {"contexts", "alignment", "teacher", "dataset"},
-    "targets": {"corpus", "bpe", "chat", "contexts", "alignment", "teacher", "dataset"},  # knows nothing of beam
+    "targets": {"corpus", "bpe", "chat", "contexts", "alignment", "compiled", "teacher", "dataset"},  # nothing of beam
     "scoring": {
         "corpus",
         "bpe",
         "chat",
         "contexts",
         "alignment",
+        "compiled",
         "dataset",
         "plan",
         "teacher",

@@ -12,6 +12,7 @@ Files, in the order of the data:
   rules        others: which student token each teacher token begins at a boundary
   strings      others: the same for single strings, and the beginnings of tokens that settle what is before them
   boundaries   others: one document's boundaries, each with its contexts and rules
+  student_view  others: the same as plain arrays, where the pair is compiled
   passage      a text ready to be scored: its tree, and what each product's rows are made from
 """
 

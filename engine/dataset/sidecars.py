@@ -34,8 +34,9 @@ def has_calibration(plan: Plan) -> bool:
 
 
 def calibrated_products(plan: Plan) -> list[str]:
-    """Products with open mass that is placed by the calibration: the regimes fast and beam."""
-    return sorted(product for product, facts in plan.products.items() if facts.regime in ("fast", "beam"))
+    """Products with open mass that is placed by the calibration: the regimes fast and beam, but for compiled products."""
+    made = {product for product, facts in plan.products.items() if facts.regime in ("fast", "beam")}
+    return sorted(made - {*plan.compiled_products})
 
 
 def check_calibration(store: Store, seals: Iterable[Seal], sha256: str) -> None:

@@ -20,7 +20,7 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import check_specials
 from engine.corpus.scan import CorpusScan
-from engine.plan.regimes import check_tokenizers
+from engine.plan.regimes import COMPILED_VERSION, check_tokenizers, is_compiled
 from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
@@ -62,6 +62,10 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
         "vocabularies": known.hashes,
         "corpus": scan.semantic(),
     }
+    regimes = {product: facts.regime for product, facts in products.items() if product in known.students}
+    compiled = [p for p, regime in regimes.items() if is_compiled(regime, known.teacher, known.students[p])]
+    if compiled:  # other numbers within the same widths: a run begun without is not gone on with
+        semantic["compiled"] = {"version": COMPILED_VERSION, "products": compiled}
     if known.chat:
         semantic["chat_templates"] = {product: _seen(encoder) for product, encoder in known.chat.items()}
     units = [PlanUnit(**asdict(unit)) for unit in scan.units()]

@@ -17,7 +17,6 @@ from engine.alignment.expansion import Expansion, byte_expansion, subset_expansi
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.strings import StringRules
 from engine.alignment.token_trie import Trie, build_trie
-from engine.alignment.walk import StudentWalk
 from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
@@ -28,6 +27,7 @@ from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import SpecialSplitter
 from engine.compiled.cache import open_pair
 from engine.compiled.pair import CompiledPair
+from engine.compiled.walk import StudentWalk
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
 from engine.plan.regimes import bos_of, is_compiled, regimes_of

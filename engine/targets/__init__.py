@@ -8,6 +8,12 @@ Files, in the order of the data:
   exact_rows    rows of a student that refines the teacher (a subset of its vocabulary), or of bytes
   beam_rows     rows of any other student
   pushforward   masses of teacher tokens -> masses of student tokens at a batch of boundaries
+  compiled_rows  the same rows by compiled functions, for large vocabularies in the regime fast
+  push_arrays   the arrays that these functions take and fill
+  push_tables   the states of a compiled pair as tables by teacher id
+  row_kernels   compiled: a row of probabilities -> its sums by cells
+  split_kernels  compiled: what a leaf gives to which token, and how an open leaf is split
+  push_kernels  compiled: sums of rows -> what boundaries store
   positions     what is kept of each position: top-k, mass of the tail, gold token, shares
   sampling      what is kept instead in the codec `sample`: tokens drawn, with counts
   tables        rows -> one table for each product, a row for each document

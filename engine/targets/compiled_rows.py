@@ -1,6 +1,6 @@
 """Chunks of the teacher's probabilities in, rows of a student with any other tokenizer out, by compiled functions.
 
-What targets/beam_rows.py does one boundary at a time, for all boundaries that have compiled tables (alignment/walk.py says which
+What targets/beam_rows.py does one boundary at a time, for all boundaries that have compiled tables (compiled/walk.py says which
 have not; these go through beam_rows.py). A boundary is pushed forward when every context that it may need has its row: its own
 leaves, and those behind its open leaves up to where the student's pre-token ends or `HORIZON_BYTES` later. Rows that a later
 boundary needs are carried to the next chunk.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.alignment.walk import StudentView
+from engine.alignment.student_view import StudentView
 from engine.bpe.kernels import Memo, new_memo
 from engine.targets.positions import SLACK, TargetRows
 from engine.targets.push_arrays import Bounds, Nodes, Stored, Sums, Work, new_work

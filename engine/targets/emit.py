@@ -35,9 +35,9 @@ class Emitter:
     top_k: product -> K. real: bool [Vt], ids that are tokens (some lm_heads have more rows).
     fast: product -> push-forward, for students in the regimes fast and beam; exact: product -> refinement, for subset students
     and bytes; compiled: of the former those that compiled functions
-    make, but for their slow boundaries; a product in neither has the teacher's own tokens, with one end where it is in `joined`. noncanonical: mass on
-    tokens that no text has there is found; masked: it is taken out (`canonical-masked`). draws: products that are drawn from,
-    and how often; seed: of all draws. statistics: of the rows of the product `teacher`.
+    make, but for their slow boundaries; a product in neither has the teacher's own tokens, with one end where it is in
+    `joined`. noncanonical: mass on tokens that no text has there is found; masked: it is taken out (`canonical-masked`).
+    draws: products that are drawn from, and how often; seed: of all draws. statistics: of the rows of the product `teacher`.
     """
 
     top_k: dict[str, int]

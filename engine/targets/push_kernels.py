@@ -1,6 +1,6 @@
 """Compiled: rows of teacher probabilities -> what a student's boundaries store, without a Python object per boundary.
 
-In: the sums of a window of contexts (targets/row_kernels.py), the boundaries of one passage as arrays (alignment/walk.py) and the
+In: the sums of a window of contexts (targets/row_kernels.py), the boundaries of one passage as arrays (compiled/walk.py) and the
 tables of their states. Out: per boundary the top-k, tail, gold and the masses of definition 8. The slow twin is
 targets/pushforward.py with the splits of beam/frontier.py.
 

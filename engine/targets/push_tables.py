@@ -1,6 +1,6 @@
 """The tables that compiled push-forwards look up, put together from the states of one compiled pair.
 
-In: a `CompiledPair` and the states that boundaries name (alignment/walk.py). Out: `Tables` (targets/push_arrays.py): each state's
+In: a `CompiledPair` and the states that boundaries name (compiled/walk.py). Out: `Tables` (targets/push_arrays.py): each state's
 cells by teacher id, so that a row of probabilities is added up as it comes, without being put into another order.
 
 Letters as in targets/push_arrays.py.

@@ -1,4 +1,5 @@
-"""Boundaries as arrays against `Aligner`, the slow twin: the same leaves, contexts, fringe and ends; states that are the rules."""
+"""Boundaries as arrays against `Aligner`, the slow twin: the same leaves, contexts, fringe and ends; states that are the
+rules."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ import pytest
 
 from engine.alignment.boundaries import Aligner
 from engine.alignment.rules import RuleBook, TeacherTokens
-from engine.alignment.walk import NO_STATE, StudentView, StudentWalk
+from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.segmenter import build_segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled.pair import compile_pair
+from engine.compiled.walk import StudentWalk
 from engine.contexts.builder import ContextBuilder
 from tests.support.vocabularies import needs_shared, vocabulary
 
@@ -37,7 +39,7 @@ PUBLIC = (
 
 @cache
 def loaded(name: str) -> Vocabulary:
-    return load_vocabulary(ASSETS / name) if name in ("teacher", "student_sp", "student_bl") else vocabulary(name)
+    return load_vocabulary(str(ASSETS / name)) if name in ("teacher", "student_sp", "student_bl") else vocabulary(name)
 
 
 @cache
