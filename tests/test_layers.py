@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiled": {"bpe", "contexts", "alignment"},
     "dataset": set(),
     "plan": {"corpus", "bpe", "chat", "alignment", "dataset"},
-    "teacher": {"contexts", "alignment", "dataset"},
+    "teacher": {"bpe", "contexts", "alignment", "dataset"},
     "beam": {"contexts", "alignment", "teacher", "dataset"},
     "targets": {"corpus", "bpe", "chat", "contexts", "alignment", "compiled", "teacher", "dataset"},  # nothing of beam
     "scoring": {

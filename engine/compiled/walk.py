@@ -52,7 +52,7 @@ class StudentWalk:
             end_counts[1:] &= np.asarray(ends) > 0
         slow_K = state_K == NO_STATE
         node_I = tree.given + np.argsort(tree.end[tree.given :], kind="stable")
-        data = np.frombuffer(prefix + text or b"\0", np.uint8)
+        data = np.frombuffer(bytearray(prefix + text or b"\0"), np.uint8)
         leaf_start, leaves = _leaves(self.pair, data, node_I, tree.end, place, at_start, at_node)
         fringe_start, fringe = _rows_of(tree.places, tree.fringe_start, place)
         slow = {}
