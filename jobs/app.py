@@ -31,7 +31,7 @@ QUIET_VERBS = ("cat", "show")  # print and change nothing: when their reader has
 
 
 class Commands(TyperGroup):
-    """Verbs by name; verb `x` is the function `x` in jobs/x.py, whose arguments are its options. Runs one of them."""
+    """Verbs by name; verb `x` is the function `x` of the module jobs.x, whose arguments are its options. Runs one of them."""
 
     def get_command(self, ctx, cmd_name):
         if self.commands.get(cmd_name, self) is None:  # a verb, not loaded yet

@@ -203,6 +203,35 @@ def test_the_readme_maps_every_package() -> None:
     assert len(text.splitlines()) < 120
 
 
+@pytest.mark.parametrize("path", PACKAGES, ids=name_of)
+def test_each_package_lists_its_files_in_its_docstring(path: Path) -> None:
+    """A line each, `  name   what it does`: its modules once, and below `engine` its packages."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    listed = re.findall(r"^(?:  )?(\w+)  +\S", doc, re.MULTILINE)
+    modules = [file.stem for file in path.parent.glob("*.py") if file != path]
+    packages = [folder.parent.name for folder in path.parent.glob("*/__init__.py")] if not modules else []
+    assert sorted(listed) == sorted(modules + packages)
+
+
+TEXTS = [
+    *(
+        path for path in (ROOT / "docs").glob("*.md") if path.name not in ("log.md", "CHANGELOG.md")
+    ),  # those tell of the past
+    ROOT / "README.md",
+    ROOT / "Makefile",
+    *(path for top in ("engine", "jobs", "schemas", "tests", "benchmarks", "examples") for path in below(top)),
+]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_texts_name_files_that_there_are(path: Path) -> None:
+    named = re.findall(
+        r"(?<![\w/.<])((?:engine|jobs|schemas|tests|benchmarks|examples|docs)/[\w/]*\w\.(?:py|md|toml))",
+        path.read_text("utf-8"),
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_pyproject_names_every_package() -> None:
     named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     assert sorted(named) == sorted(name_of(path.parent).replace("/", ".") for path in PACKAGES)

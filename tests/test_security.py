@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,8 @@ ALLOWED = {
     "benchmarks/streaming.py": "import subprocess",  # measures the command as a process; its words stand in the file
     "benchmarks/real.py": "import subprocess",  # runs each measurement as a process of its own
     "benchmarks/stage_times.py": LAZY,
-    "engine/beam/__init__.py": LAZY,
+    "engine/*/__init__.py": LAZY,
     "engine/bpe/jit.py": LAZY,
-    "engine/targets/__init__.py": LAZY,
-    "engine/teacher/__init__.py": LAZY,
     "jobs/app.py": LAZY,
 }
 
@@ -71,7 +70,8 @@ def findings(path: Path) -> list[str]:
             if isinstance(called, ast.Name) and called.id in FORBIDDEN_CALLS:
                 found.append(f"line {node.lineno}: {called.id}()")
             if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-                if (called.value.id, called.attr) in FORBIDDEN_METHODS:
+                plain = any(g.arg == "allow_pickle" and ast.unparse(g.value) == "False" for g in node.keywords)
+                if (called.value.id, called.attr) in FORBIDDEN_METHODS and not (called.value.id == "np" and plain):
                     found.append(f"line {node.lineno}: {called.value.id}.{called.attr}")
             for given in node.keywords:
                 risky = {"trust_remote_code", "shell", "allow_pickle"}
@@ -82,17 +82,17 @@ def findings(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_file_can_run_code_from_data(path: Path) -> None:
-    allowed = ALLOWED.get(path.relative_to(ROOT).as_posix())
+    name = path.relative_to(ROOT).as_posix()
+    allowed = next((finding for pattern, finding in ALLOWED.items() if fnmatch(name, pattern)), None)
     assert [finding for finding in findings(path) if allowed is None or not finding.endswith(allowed)] == []
 
 
 def test_the_walk_finds_what_it_looks_for(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
-    bad.write_text(
-        "import pickle\nfrom subprocess import run\neval('1')\ntorch.load(p)\nf(trust_remote_code=True)\nfrom os import system\n"
-    )
+    lines = ("import pickle", "from subprocess import run", "eval('1')", "torch.load(p)", "f(trust_remote_code=True)")
+    bad.write_text("\n".join([*lines, "from os import system", "np.load(p)", "np.load(p, allow_pickle=False)"]))
     assert [found.partition(": ")[2] for found in sorted(findings(bad))] == [
-        "import pickle", "import subprocess", "eval()", "torch.load", "trust_remote_code=True", "os.system",
+        "import pickle", "import subprocess", "eval()", "torch.load", "trust_remote_code=True", "os.system", "np.load",
     ]  # fmt: skip
 
 

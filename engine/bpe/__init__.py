@@ -13,6 +13,7 @@ Files, in the order of the data:
   segmenter       vocabulary, merges and pre-tokenizer as one object: tokens of bytes that are cut in a given way
   flat            a tokenizer as plain arrays, for compiled code
   kernels         compiled twins of what `merges` answers
+  successors      which tokens may not stand behind a token, remembered within a bound of bytes
   hash_kernels    compiled hash tables and tries
   jit             how functions are compiled and kept
   utf8            incomplete characters: what may complete them, how many do
