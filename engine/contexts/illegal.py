@@ -175,6 +175,7 @@ class IllegalTokens:
             cells.index_fill_(0, at_F, 0)
         return mass_S.reshape(-1, 2).sum(1)
 
+    @torch.inference_mode()  # made in that mode or not, it grows in both
     def _ids_on(self, device: torch.device) -> torch.Tensor:
         there, sent = self._on_device or (torch.empty(0, dtype=torch.int32, device=device), 0)
         if len(there) < self._used:

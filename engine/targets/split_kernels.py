@@ -135,7 +135,7 @@ def _split(s, t, nodes, prob_RV, sums, place, last, horizon, at, least, words, m
     r, table, end = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid]), np.int64(nodes.end_N[kid])
     n, total = end - place, sums.total_R[r]
     if table < 0 or nodes.begin_N[kid] > place or 2 * n > len(w.text) - 2 or not total > 0.0:
-        put(s, t, last, closing, joins, True, mass, w)
+        put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
     for i in range(n):
         w.text[i] = nodes.text[place + i]
@@ -143,7 +143,7 @@ def _split(s, t, nodes, prob_RV, sums, place, last, horizon, at, least, words, m
     v0, l0 = np.int64(w.first[n]), np.int64(w.last[n])
     joined = nodes.begin_N[kid] < place
     if v0 < 0 or l0 < 0 or (words and _is_word(s, w.text, n)):
-        put(s, t, last, closing, joins, True, mass, w)
+        put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
     begin, stop = illegal_of(s, t, l0, w)
     join_C, decided_C = t.join_SC[t.of_S5[table, 4]], sums.decided_RC[r]
@@ -201,11 +201,11 @@ def _split(s, t, nodes, prob_RV, sums, place, last, horizon, at, least, words, m
                 settled = decided(s, w.text, n + ends, w.last, w.first, memo)
             settled = settled and not doubt
         if settled:
-            put(s, t, last, v, joined, False, scale * p, w)
+            put(s, t, last, v, joined, np.bool_(False), scale * p, w)
         else:
-            waiting = settle_leaf(s, t, nodes, last, horizon, behind, v, scale * p, joined, True, waiting, w)
-    put(s, t, last, v0, joined, False, scale * sure, w)
-    put(s, t, last, v0, joined, True, scale * hard, w)
+            waiting = settle_leaf(s, t, nodes, last, horizon, behind, v, scale * p, joined, np.bool_(True), waiting, w)
+    put(s, t, last, v0, joined, np.bool_(False), scale * sure, w)
+    put(s, t, last, v0, joined, np.bool_(True), scale * hard, w)
     return waiting
 
 
