@@ -169,6 +169,8 @@ class CompiledRows:
         )
         from_K = np.full(len(place), len(order), np.int64)
         np.minimum.at(from_K, owner, place_in_order[longest])
+        # without an evaluated context nothing is said of a boundary: it stays unscored, as it was
+        table_K[from_K == len(order)] = -1
         parent = np.where(group.parent[first:last] < 0, -1, group.parent[first:last] - first)
         kid = evaluated[parent[evaluated] >= 0]
         kid = kid[group.evaluated[first + parent[kid]]]
@@ -203,6 +205,7 @@ class CompiledRows:
             pruned_K=np.full(len(place), -np.inf),
             horizon_K=ends[np.maximum(need, 0)].astype(np.int32) if len(order) else place.astype(np.int32),
             gold_K=self.rows.gold[self.rows.start[i] : self.rows.start[i] + positions].astype(np.int64),
+            lead=np.frombuffer(bytearray(store.pair.vocabulary.prefix_bytes), np.uint8),
         )
         del tree
         return _Passage(nodes, bounds, order, need[:positions], from_K[:positions], place_in_order)

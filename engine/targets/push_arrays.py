@@ -128,7 +128,8 @@ NODES = types.NamedTuple(
 
 class Bounds(NamedTuple):
     """A passage's boundaries; see StudentView. table_K: int32. pruned_K: float64, log-weight (nats) that bounds the mass of
-    contexts that were not evaluated. horizon_K: int32, byte up to which leaves are followed."""
+    contexts that were not evaluated. horizon_K: int32, byte up to which leaves are followed. gold_K: int64. lead: uint8, the
+    student's prefix, which stands before the strings of boundary 0."""
 
     place_K: np.ndarray
     last_K: np.ndarray
@@ -144,13 +145,14 @@ class Bounds(NamedTuple):
     pruned_K: np.ndarray
     horizon_K: np.ndarray
     gold_K: np.ndarray
+    lead: np.ndarray
 
 
 BOUNDS = types.NamedTuple(
     [
         int32[::1], int32[::1], int32[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1],
         int64[::1], int32[::1], uint8[::1],
-        float64[::1], int32[::1], int64[::1],
+        float64[::1], int32[::1], int64[::1], uint8[::1],
     ],
     Bounds,
 )  # fmt: skip

@@ -232,6 +232,7 @@ def _push(s, t, nodes, bounds, prob_RV, sums, end_ids, other_ids, end_id, begin,
         if table < 0 or top == -np.inf:
             continue
         horizon, waiting = np.int64(bounds.horizon_K[k]), np.int64(0)
+        lead = bounds.lead if k == 0 else bounds.lead[:0]
         w.share[:] = 0.0
         first, stop = illegal_of(s, t, last, w)
         illegal = stop - first
@@ -253,7 +254,7 @@ def _push(s, t, nodes, bounds, prob_RV, sums, end_ids, other_ids, end_id, begin,
                 )  # fmt: skip
         while waiting > 0:
             waiting = split(
-                s, t, nodes, prob_RV, sums, place, last, horizon, waiting - 1, least, words, memo, w
+                s, t, nodes, prob_RV, sums, lead, place, last, horizon, waiting - 1, least, words, memo, w
             )  # fmt: skip
         noncanonical = 0.0
         for x in range(bounds.at_start[k], bounds.at_start[k + 1]):

@@ -123,25 +123,29 @@ def _holds(columns, begin, end, column):
     return begin < len(columns) and columns[begin] == column
 
 
-def _split(s, t, nodes, prob_RV, sums, place, last, horizon, at, least, words, memo, w):
+def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, words, memo, w):
     """Split the waiting leaf `at`, the last one, by the row behind it (lemmas 16 and 21). Returns how many leaves wait then.
 
-    y: the bytes from the boundary to where the context `kid` ends, all inside one pre-token. v0, l0: first and last token of
-    enc(y). Of what may follow: behind a certain cut, or a token v that is decided and may follow l0, y keeps v0, decided. All
-    else is hard: heavy tokens are asked one by one, the rest stays open, closed to v0.
+    lead: uint8, the student's prefix at the very start of a text, else empty. y: lead and the bytes from the boundary to where
+    the context `kid` ends, all inside one pre-token. v0, l0: first and last token of enc(y). Of what may follow: behind a
+    certain cut, or a token v that is decided and may follow l0, y keeps v0, decided. All else is hard: heavy tokens are asked
+    one by one, the rest stays open, closed to v0.
     """
     kid, closing, joins, mass = w.stack[at, 0], w.stack[at, 1], w.stack[at, 2] == 1, w.stack_mass[at]
     waiting = at
     r, table, end = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid]), np.int64(nodes.end_N[kid])
-    n, total = end - place, sums.total_R[r]
+    ahead = len(lead)
+    n, total = ahead + end - place, sums.total_R[r]
     if table < 0 or nodes.begin_N[kid] > place or 2 * n > len(w.text) - 2 or not total > 0.0:
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
-    for i in range(n):
-        w.text[i] = nodes.text[place + i]
+    for i in range(ahead):
+        w.text[i] = lead[i]
+    for i in range(ahead, n):
+        w.text[i] = nodes.text[place + i - ahead]
     prefix_tree(s, w.text, n, w.last, w.parent, w.first)
     v0, l0 = np.int64(w.first[n]), np.int64(w.last[n])
-    joined = nodes.begin_N[kid] < place
+    joined = nodes.begin_N[kid] < place  # at the very start nothing comes before: `last` is -1, all may follow it
     if v0 < 0 or l0 < 0 or (words and _is_word(s, w.text, n)):
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
@@ -211,7 +215,7 @@ def _split(s, t, nodes, prob_RV, sums, place, last, horizon, at, least, words, m
 
 def _split_types(real):
     return (
-        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), int64, int64, int64, int64, float64, boolean, MEMO, WORK,
+        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), uint8[::1], int64, int64, int64, int64, float64, boolean, MEMO, WORK,
     )  # fmt: skip
 
 

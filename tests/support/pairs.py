@@ -127,9 +127,14 @@ class Pair:
         return Passage(tree, prefix + raw, sides, illegal)
 
     def emit(
-        self, docs: list[Passage], table: TableTeacher, *, broken: set[tuple[int, int]] | None = None
+        self,
+        docs: list[Passage],
+        table: TableTeacher,
+        *,
+        broken: set[tuple[int, int]] | None = None,
+        emitter: Emitter | None = None,
     ) -> dict[str, TopK]:
-        """The real Emitter; `broken`: (document, node) whose row of log-probabilities is NaN."""
+        """The real Emitter, or another one; `broken`: (document, node) whose row of log-probabilities is NaN."""
         where = [(i, node) for i, doc in enumerate(docs) for node in range(len(doc.tree.token))]
 
         def logits(hidden_C1: torch.Tensor) -> torch.Tensor:
@@ -142,7 +147,7 @@ class Pair:
                     rows.append(table.logp(path_of(docs[i].tree, node, self.teacher)))
             return torch.from_numpy(np.array(rows))
 
-        rows = self.emitter.emit(docs, torch.arange(len(where), dtype=torch.float64)[:, None], logits)
+        rows = (emitter or self.emitter).emit(docs, torch.arange(len(where), dtype=torch.float64)[:, None], logits)
         return cast(dict[str, TopK], rows)
 
 
