@@ -213,10 +213,11 @@ class CompiledRows:
     def take(self, chunk: Chunk) -> None:
         """Push the boundaries that have all they need now."""
         group = self.group
-        window = self.compiled.window(self._left + len(chunk.nodes), chunk.prob.numpy().dtype)
+        prob_RV = chunk.prob.detach().cpu().numpy()
+        window = self.compiled.window(self._left + len(chunk.nodes), prob_RV.dtype)
         begin, end = self._left, self._left + len(chunk.nodes)
         window.number[begin:end] = chunk.nodes
-        window.prob[begin:end] = chunk.prob.detach().cpu().numpy()
+        window.prob[begin:end] = prob_RV
         self._add_up(window, begin, end)
         numbers = window.number[:end]
         of = group.passage_of[numbers]

@@ -105,7 +105,7 @@ def test_rows_without_splits_are_those_of_the_slow_rules(
         for name in (*wide, "stored_mass", "excluded_mass", "pruned_mass", "noncanonical_mass"):
             x, y = getattr(new, name), getattr(old, name)
             np.testing.assert_allclose(x, y, rtol=0, atol=1e-9, err_msg=f"{case} {name}")
-        for k in np.flatnonzero(old.scored):
+        for k in np.flatnonzero(old.scored).tolist():
             size = case.pair.student.size
             np.testing.assert_allclose(stored(new, k, size), stored(old, k, size), rtol=0, atol=1e-9, err_msg=str(case))
         np.testing.assert_allclose(np.exp(new.gold_logp), np.exp(old.gold_logp), rtol=0, atol=1e-9, err_msg=str(case))
