@@ -20,7 +20,7 @@ from engine.corpus.document import Document, refusal
 from engine.dataset.unit_result import UnitResult
 from engine.scoring import memory
 from engine.scoring.prepare import prepare
-from engine.scoring.stages import Stages, load_stages
+from engine.scoring.stages import Progress, Stages, load_stages, silent
 from engine.targets.positions import TargetRows
 from engine.targets.tables import Work, add_sums, first_parts, table_of
 from engine.teacher.evaluate import hidden_states
@@ -31,15 +31,18 @@ from schemas.runfile import RunConfig
 
 T = TypeVar("T")
 Stats = dict[str, float]
+_CPU_GROUP_NODES = 1024
+Report = Callable[[int, int], None]
+"""Called with how many documents of a unit are decided, and how many teacher tokens these have."""
 
 
 class Scorer:
     """Scores units of documents with the stages of one run. An actor builds one and keeps it."""
 
-    def __init__(self, run: RunConfig, stages: Stages | None = None) -> None:
+    def __init__(self, run: RunConfig, stages: Stages | None = None, progress: Progress = silent) -> None:
         """run: as `pin` gives it, where its actors are elsewhere. stages: those of the run, if they are loaded already; else
-        they are loaded here. Raises what `load_stages` raises."""
-        self.stages = load_stages(run) if stages is None else stages
+        they are loaded here, which `progress` is told of. Raises what `load_stages` raises."""
+        self.stages = load_stages(run, progress) if stages is None else stages
         self.calibration_sha256: str | None = None  # of the file that the calibration came from
 
     # ---- calibration: how the teacher usually goes on behind each token, for leaves that nobody evaluates
@@ -90,10 +93,10 @@ class Scorer:
 
     # ---- scoring
 
-    def score_unit(self, documents: Sequence[Document]) -> UnitResult:
+    def score_unit(self, documents: Sequence[Document], report: Report | None = None) -> UnitResult:
         """Score documents. Every one of them is in each product's table or in the quarantine, never both.
 
-        Raises what no single document is to blame for, such as a RuntimeError of the device.
+        report: called behind each group. Raises what no single document is to blame for, such as a RuntimeError of the device.
         """
         stats: Stats = defaultdict(float)
         quarantine: list[dict[str, Any]] = []
@@ -106,23 +109,34 @@ class Scorer:
                     done[product].append(table)
 
         group, nodes = list[Work](), 0
-        for document in documents:
+        for at, document in enumerate(documents):
             try:
                 work = prepare(self.stages, document)
             except (BadDocument, IdentityError, MemoryError) as error:
                 quarantine.append(_refused(document, error))
                 continue
-            if group and nodes + work.nodes > 2 * self.stages.run.teacher.batch_tokens:
+            if group and nodes + work.nodes > self._group_nodes:
                 flush()
                 group, nodes = [], 0
+                if report is not None:
+                    report(at, int(stats["teacher_tokens"]))
             group.append(work)
             nodes += work.nodes
         flush()
+        if report is not None:
+            report(len(documents), int(stats["teacher_tokens"]))
         stats["documents"] += len(documents)
         stats["quarantined"] += len(quarantine)
         quarantine.sort(key=lambda record: record["doc_row"])
         products = {p: pa.concat_tables([schemas[p].empty_table(), *tables]) for p, tables in done.items()}
         return UnitResult(products, quarantine, dict(stats), self.calibration_sha256)
+
+    @property
+    def _group_nodes(self) -> int:
+        """Contexts of a group at most, but for a single document: two forward passes. On a processor, where large passes save
+        nothing, fewer: a group is what `report` is told of."""
+        most = 2 * self.stages.run.teacher.batch_tokens
+        return min(most, _CPU_GROUP_NODES) if self.stages.teacher.device.type == "cpu" else most
 
     def _score_group(
         self, group: list[Work], stats: Stats

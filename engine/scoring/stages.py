@@ -52,6 +52,14 @@ LEAST_SHARE = 1e-4
 """Leaves of a smaller share of their boundary's mass are not looked at one by one, where a tolerance is given."""
 
 
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what) before and within steps that take their time; 0, 0 where nothing is counted."""
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Nobody listens."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stages:
     """What the run file asks for, ready to be used. Dictionaries are by product, in the order in which products are stored."""
@@ -89,16 +97,19 @@ class Stages:
         return (self.vocabulary if product in (TEACHER, HIDDEN) else self.students[product]).eos_id
 
 
-def load_stages(run: RunConfig) -> Stages:
-    """Load the tokenizers and the teacher that a (pinned) run file names, and derive the rest.
+def load_stages(run: RunConfig, progress: Progress = silent) -> Stages:
+    """Load the tokenizers and the teacher that a (pinned) run file names, and derive the rest. progress: told before each step.
 
     Raises TokenizerError, TeacherError, and RunFileError for what these tokenizers do not allow.
     """
+    progress(0, 0, "loading the tokenizers")
     known = load_vocabularies(run)
+    progress(0, 0, "loading the teacher")
     as_it_comes = known.chat[TEACHER].full if known.chat else known.teacher
     teacher = load_teacher(run.teacher, run.locate(run.teacher.model), tokenizer_end=as_it_comes.eos_id)
     if known.chat and known.teacher.eos_id is not None:  # the end of a turn is an end, too
         teacher = replace(teacher, end_ids=tuple(dict.fromkeys((*teacher.end_ids, known.teacher.eos_id))))
+    progress(0, 0, "deriving tables from the tokenizers")
     return derive_stages(run, known, teacher, regimes_of(run, known.teacher, known.students))
 
 

@@ -4,6 +4,7 @@ What kills its process is found and left out. Ray is imported in ray_cluster and
   events        the values of the pool: what it asks of a worker, what it tells the main job
   schedule      who works on what: queue, deaths, copies for idle actors; no Ray, no clock
   unit_worker   what runs inside an actor: score a unit, publish it
+  step_board    what every actor is at, asked now and then
   ray_pool      actors of Ray: started, fed, waited for
   ray_cluster   Ray for the length of a command: a private one, or a cluster
 """

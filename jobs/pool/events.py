@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.corpus.document import Document, Unit
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a worker is at, as it says itself. done, total: documents of the step, or whatever it counts; 0, 0 where nothing is
+    counted. unit: the one that it scores, None for other steps; tokens: the teacher's, of its documents done."""
+
+    what: str
+    done: int = 0
+    total: int = 0
+    unit: int | None = None
+    tokens: int = 0
+
+
+Report = Callable[[Step], None]
+"""How a worker says what it is at; cheap, and from any thread. What was said before is forgotten."""
+
+
+def silent(step: Step) -> None:
+    """Nobody listens."""
+
+
 class Worker(Protocol):
-    """What runs inside an actor. Built there by a picklable callable; a TargetsmithError from it ends the run.
+    """What runs inside an actor. Built there by a `MakeWorker`; a TargetsmithError from it ends the run.
 
     note: one line that a person should read once the worker is loaded; empty for nothing.
     """
@@ -28,6 +49,12 @@ class Worker(Protocol):
     def score_alone(self, document: Document) -> Any:
         """Score one document; returns what `Salvaged` hands on, and publishes nothing."""
         ...
+
+
+class MakeWorker(Protocol):
+    """Builds a worker. It is called inside each actor, and must pickle."""
+
+    def __call__(self, *, report: Report) -> Worker: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +97,9 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A moment has passed; lets a display move on."""
+    """A moment has passed; lets a display move on. steps: what each actor is at, of those that have said it yet."""
+
+    steps: tuple[Step, ...] = ()
 
 
 Event = Ready | Done | Salvaged | Notice | Tick

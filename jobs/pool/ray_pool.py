@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -22,9 +22,10 @@ from ray import exceptions as failures
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.corpus.document import Document, Unit
-from jobs.pool.events import Event, Tick, Worker
+from jobs.pool.events import Event, MakeWorker, Step, Tick
 from jobs.pool.ray_cluster import connect
 from jobs.pool.schedule import RESUME, Call, Schedule, Slot, Task
+from jobs.pool.step_board import StepBoard
 from schemas.errors import TargetsmithError, WorkError
 from schemas.runfile import RayConfig
 
@@ -33,19 +34,29 @@ __all__ = ["Pool", "connect"]  # a pool is used inside `connect`
 PLACE_LIMIT_S = 600.0  # no actor found a place (an autoscaler may need minutes)
 LOAD_LIMIT_S = 3600.0  # no actor finished loading the teacher (hundreds of GB from a network disk)
 POLL_S = 1.0
+_ASIDE = "aside"  # concurrency group of calls that are answered beside the work
 
 
 class _Shell:
     """The actor: builds the worker in `start`, not in the constructor, so that its errors keep their type."""
 
-    def __init__(self, make_worker: Callable[[], Worker]) -> None:
+    def __init__(self, make_worker: MakeWorker) -> None:
         self._make_worker = make_worker
+        self._step: Step | None = None
+
+    @ray.method(concurrency_group=_ASIDE)
+    def step(self) -> Step | None:
+        """What the worker is at. On a thread of its own: everything else runs on another one, call after call."""
+        return self._step
+
+    def _report(self, step: Step) -> None:
+        self._step = step
 
     def place(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
     def start(self) -> str:
-        self._worker = self._make_worker()
+        self._worker = self._make_worker(report=self._report)
         return self._worker.note
 
     def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
@@ -63,7 +74,7 @@ class Pool:
 
     def __init__(
         self,
-        make_worker: Callable[[], Worker],
+        make_worker: MakeWorker,
         config: RayConfig,
         *,
         local: bool,
@@ -93,6 +104,7 @@ class Pool:
         """
         source = (Task(unit, documents) for unit, documents in tasks)
         schedule = self._schedule = Schedule(source, count, self._config.max_in_flight, sample=self._sample)
+        board = StepBoard()
         try:
             while schedule.open_tasks:
                 self._grow()
@@ -101,7 +113,8 @@ class Pool:
                 self._check_progress()
                 for slot in self._landed():
                     yield from self._collect(slot)
-                yield Tick()
+                board.ask(schedule.slots, time.monotonic())
+                yield Tick(board.steps())
         finally:
             for slot in schedule.slots:
                 ray.kill(slot.handle)
@@ -137,7 +150,8 @@ class Pool:
                     return
                 node_id = min(free, key=lambda node: free[node])
                 strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            actor: Any = ray.remote(_Shell).options(
+            remote: Any = ray.remote  # its types do not know of groups
+            actor = remote(concurrency_groups={_ASIDE: 1})(_Shell).options(
                 num_cpus=self._cpus,
                 num_gpus=self._gpus,
                 max_restarts=0,

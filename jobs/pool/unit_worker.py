@@ -19,22 +19,23 @@ from engine.dataset.unit_result import UnitResult
 from engine.plan.retry import renumbered
 from engine.scoring.scorer import Scorer
 from engine.teacher.lm_head import publish_head
-from jobs.pool.events import Death
+from jobs.pool.events import Death, Report, Step, silent
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal, add_stats
 from schemas.runfile import RunConfig
 
 
 class UnitWorker:
-    """Holds the teacher for as long as its process lives. sample: the calibration sample; without it the documents
-    come by `calibrate`, unless the output has the calibration already."""
+    """Holds the teacher for as long as its process lives. report: told what it is at. sample: the calibration sample; without
+    it the documents come by `calibrate`, unless the output has the calibration already."""
 
-    def __init__(self, run: RunConfig, plan: Plan, sample: Sequence[Document] | None = None) -> None:
+    def __init__(
+        self, run: RunConfig, plan: Plan, sample: Sequence[Document] | None = None, *, report: Report = silent
+    ) -> None:
         # Ray reserves cores, it does not enforce them: without this every actor would use all cores of the machine.
         torch.set_num_threads(max(1, int(run.ray.num_cpus)))
-        self._store = open_store(run.output)
-        self._plan = plan
-        self._scorer = Scorer(run)
+        self._store, self._plan, self._report = open_store(run.output), plan, report
+        self._scorer = Scorer(run, progress=lambda done, total, what: report(Step(what, done, total)))
         self._lacks_calibration, self._left_out = has_calibration(plan), list[dict[str, Any]]()
         self._sampled: set[int] = set()  # documents of the sample that were read, by doc_row
         self._use_published()
@@ -54,8 +55,10 @@ class UnitWorker:
         self._use_published()
         if not self._lacks_calibration:
             return
-        self._left_out += self._scorer.learn_calibration(documents)
-        self._sampled |= {document.doc_row for document in documents}
+        for done, document in enumerate(documents):
+            self._report(Step("calibrating", done, len(documents)))
+            self._left_out += self._scorer.learn_calibration([document])
+            self._sampled.add(document.doc_row)
         if last:
             self._scorer.finish_calibration()
             died = [
@@ -81,7 +84,12 @@ class UnitWorker:
             seal = own_seal(self._store, self._plan, unit.index)
             if is_whole(self._store, seal):
                 return _sums(seal)
-        return _sums(publish(self._store, self._plan, unit, self._scorer.score_unit(documents)))
+
+        def report(done: int, tokens: int) -> None:
+            self._report(Step("scoring", done, len(documents), unit.index, tokens))
+
+        report(0, 0)
+        return _sums(publish(self._store, self._plan, unit, self._scorer.score_unit(documents, report)))
 
     def score_alone(self, document: Document) -> UnitResult:
         """Score one document without publishing it: for units in which some document kills its process."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.plan.vocabularies import load_teacher_vocabulary
-from jobs.pool.events import Done, Notice, Ready, Salvaged
+from jobs.pool.events import Done, Notice, Ready, Salvaged, Tick
 from jobs.pool.ray_cluster import connect
 from jobs.pool.ray_pool import Pool
 from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
@@ -49,8 +49,10 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
             f"output = {Path(run.output).name!r} would lie in Ray's copy of the working folder, which Ray deletes. Under "
             f"`ray job submit` write an absolute path on storage that all nodes share, or a URL: output = '/shared/...'"
         )
-    scan = scan_corpus(run.corpus, run.base_dir)
-    return _score(_Job(run, scan, make_plan(run, scan), open_store(run.output)), address, [])
+    counts = Counts()
+    with Display(counts, sys.stderr) as display:
+        scan, plan = _planned(run, display)
+        return _score(_Job(run, scan, plan, open_store(run.output)), address, counts, display)
 
 
 def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | None:
@@ -59,14 +61,25 @@ def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | N
     store, rows = find_retry(run.output)
     if not rows:
         return None
-    scan, base = scan_corpus(run.corpus, run.base_dir), load_plan(run.output)
-    whole = make_plan(run, scan)
-    check_corpus(whole, base)
-    told = [f"retrying {len(rows):,} documents that are in quarantine in {run.output}"]
-    if changed := base.difference(whole):
-        told.append("other than that run: " + "; ".join(changed))
-    run = run.model_copy(update={"output": store.root if isinstance(store, PosixStore) else str(store)})
-    return _score(_Job(run, scan, retry_plan(whole, base.fingerprint, scan, rows), store, rows), address, told)
+    counts = Counts()
+    with Display(counts, sys.stderr) as display:
+        base = load_plan(run.output)
+        scan, whole = _planned(run, display)
+        check_corpus(whole, base)
+        display.say(f"retrying {len(rows):,} documents that are in quarantine in {run.output}")
+        if changed := base.difference(whole):
+            display.say("other than that run: " + "; ".join(changed))
+        run = run.model_copy(update={"output": store.root if isinstance(store, PosixStore) else str(store)})
+        plan = retry_plan(whole, base.fingerprint, scan, rows)
+        return _score(_Job(run, scan, plan, store, rows), address, counts, display)
+
+
+def _planned(run: RunConfig, display: Display) -> tuple[CorpusScan, Plan]:
+    """The corpus is read once from end to end, and so are the teacher's files: both may take minutes."""
+    with display.stepping("reading the corpus"):
+        scan = scan_corpus(run.corpus, run.base_dir)
+    with display.stepping("reading the teacher's files and the tokenizers"):
+        return scan, make_plan(run, scan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,33 +104,34 @@ class _Job:
         )
 
 
-def _score(job: _Job, address: str | None, told: list[str]) -> Outcome:
+def _score(job: _Job, address: str | None, counts: Counts, display: Display) -> Outcome:
     run, plan, store = job.run, job.plan, job.store
     sealed = set(open_output(store, plan))
-    counts = Counts(units_total=len(plan.units), units_before=len(sealed))
-    with Display(counts, sys.stderr) as display:
-        display.say(f"run {plan.fingerprint[:12]} -> {store}")
-        for line in told:
-            display.say(line)
-        made = ", ".join(f"{name} ({facts.regime})" for name, facts in plan.products.items())
-        display.say(f"products: {made}; {run.targets.semantics}")
-        if sealed:
-            display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
-        if run.targets.hidden:
-            display.say(_hidden_note(run, job.scan, plan))
-        budget = job.budget()
-        if sealed and not store.exists(MANIFEST):
-            budget.resume()
-        if len(sealed) < len(plan.units):
-            _work(job, {unit.index for unit in plan.units} - sealed, budget, counts, display, address)
-    return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts)
+    counts.units_total, counts.units_before = len(plan.units), len(sealed)
+    counts.documents_left = sum(unit.n_rows for unit in plan.units if unit.index not in sealed)
+    display.say(f"run {plan.fingerprint[:12]} -> {store}")
+    made = ", ".join(f"{name} ({facts.regime})" for name, facts in plan.products.items())
+    display.say(f"products: {made}; {run.targets.semantics}")
+    if sealed:
+        display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
+    if run.targets.hidden:
+        display.say(_hidden_note(run, job.scan, plan))
+    budget = job.budget()
+    if sealed and not store.exists(MANIFEST):
+        budget.resume()
+    if len(sealed) < len(plan.units):
+        _work(job, {unit.index for unit in plan.units} - sealed, budget, counts, display, address)
+    with display.stepping("checking the units and writing the manifest"):
+        return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts)
 
 
 def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display: Display, address: str | None) -> None:
     """Score all units that have no seal. Raises QuarantineError when too many documents are bad."""
     run, plan, store = pin(job.run), job.plan, job.store
     said = {""}
-    with connect(run.ray, address) as where:
+    with ExitStack() as open_ray:
+        with display.stepping("starting Ray"):
+            where = open_ray.enter_context(connect(run.ray, address))
         display.say(f"Ray ({where}) is up; each actor loads the teacher")
         calibration = None  # its documents
         if has_calibration(plan) and not store.exists(CALIBRATION):
@@ -130,17 +144,18 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
                 elif isinstance(event, Salvaged):
                     joined = join_outcomes(plan, event.outcomes)
                     seal = publish(store, plan, event.unit, joined)
-                    counts.add(joined.stats)
+                    counts.add(event.unit.index, joined.stats)
                     budget.add(event.unit.index, seal.quarantined)
                 elif isinstance(event, Done):
-                    counts.add(event.stats)
+                    counts.add(event.unit.index, event.stats)
                     budget.add(event.unit.index, int(event.stats["quarantined"]))
                 elif isinstance(event, Ready):
                     counts.actor_is_ready()
                     if event.note not in said:
                         said.add(event.note)
                         display.say(event.note)
-                display.update(unit_done=isinstance(event, Done | Salvaged))
+                steps = event.steps if isinstance(event, Tick) else None
+                display.update(steps, unit_done=isinstance(event, Done | Salvaged))
     unseen = unsealed_units(store, plan)
     if unseen:
         raise OutputError(

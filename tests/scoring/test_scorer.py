@@ -104,6 +104,16 @@ def check(unit: UnitResult, scorer: Scorer, docs: Sequence[Document], top_k: int
     assert unit.stats["documents"] == len(docs) and unit.stats["quarantined"] == len(refused)
 
 
+def test_what_is_done_is_reported_behind_each_group() -> None:
+    made, reports, steps = demo(), list[tuple[int, int]](), list[str]()
+    docs = documents([*demo_texts(30), ""])
+    whole = made.score_unit(docs, lambda done, tokens: reports.append((done, tokens)))
+    assert len(reports) > 2 and reports == sorted(set(reports))
+    assert reports[-1] == (len(docs), int(whole.stats["teacher_tokens"])) and 0 < reports[0][0] < 25
+    Scorer(made.stages.run, progress=lambda done, total, what: steps.append(what))
+    assert steps[:2] == ["loading the tokenizers", "loading the teacher"]
+
+
 @pytest.fixture(scope="module")
 def ready() -> Scorer:
     return demo()

@@ -19,7 +19,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from engine.corpus.document import Document, Unit
-from jobs.pool.events import Done, Event, Notice, Salvaged
+from jobs.pool.events import Done, Event, Notice, Report, Salvaged, silent
 from jobs.pool.ray_cluster import connect
 from jobs.pool.ray_pool import Pool
 from schemas.runfile import RayConfig
@@ -41,7 +41,7 @@ class SlowWorker:
 
     note = ""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, report: Report = silent) -> None:
         self.folder = folder
 
     def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from engine.corpus.document import Document, Unit
 from jobs.pool import schedule
-from jobs.pool.events import Death, Done, Event, Notice, Ready, Salvaged
+from jobs.pool.events import Death, Done, Event, Notice, Ready, Report, Salvaged, Step, Tick
 from jobs.pool.ray_pool import Pool, connect
 from schemas.errors import IdentityError, RunFileError, TeacherError, WorkError
 from schemas.runfile import RayConfig
@@ -26,8 +27,8 @@ class ScriptedWorker:
 
     note = "scripted"
 
-    def __init__(self, log: Path) -> None:
-        self.log = log
+    def __init__(self, log: Path, *, report: Report) -> None:
+        self.log, self.report = log, report
 
     def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
         for document in documents:
@@ -53,11 +54,27 @@ class ScriptedWorker:
         return document.text
 
 
-def refuse_to_start() -> ScriptedWorker:
+class CountingWorker(ScriptedWorker):
+    """Says what it is at behind every document, each of which takes a moment."""
+
+    def __init__(self, log: Path, *, report: Report) -> None:
+        super().__init__(log, report=report)
+        report(Step("loading", 1, 2))
+        time.sleep(1.5)
+
+    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+        for done, document in enumerate(documents):
+            self.report(Step("scoring", done, len(documents), unit.index, tokens=10 * done))
+            time.sleep(0.5)
+            self.score_alone(document)
+        return super().score(unit, documents)
+
+
+def refuse_to_start(*, report: Report) -> ScriptedWorker:
     raise TeacherError("[teacher] no weights here")
 
 
-def die_at_start() -> ScriptedWorker:
+def die_at_start(*, report: Report) -> ScriptedWorker:
     os.kill(os.getpid(), 9)
     raise AssertionError
 
@@ -90,6 +107,34 @@ def test_every_unit_is_done_once(local_ray: None, tmp_path: Path) -> None:
     # scored at least once: an idle actor may take a copy of a unit that another is slow with, and only one of them counts
     assert {int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()} == set(range(7))
     assert not (tmp_path / "log.calibrated").exists()
+
+
+def test_what_actors_are_at_is_known_while_they_are_at_it(local_ray: None, tmp_path: Path) -> None:
+    """Within units, and before the first of them: several times for each, in order, and never of an actor that is gone."""
+    events = run([["a"] * 8, ["b"] * 8], partial(CountingWorker, tmp_path / "log"), actors=2)
+    seen: dict[int | None, list[Step]] = {}
+    for event in events:
+        for step in event.steps if isinstance(event, Tick) else ():
+            known = seen.setdefault(step.unit, [])
+            if not known or known[-1] != step:
+                known.append(step)
+    assert seen[None] == [Step("loading", 1, 2)]
+    for unit in (0, 1):
+        within = [step for step in seen[unit] if 0 < step.done < 8]
+        assert len(within) >= 2, seen
+        assert [step.done for step in seen[unit]] == sorted({step.done for step in seen[unit]})
+        assert all(step == Step("scoring", step.done, 8, unit, 10 * step.done) for step in seen[unit])
+    first = next(i for i, event in enumerate(events) if isinstance(event, Tick) and any(s.done for s in event.steps))
+    assert first < next(i for i, event in enumerate(events) if isinstance(event, Done))
+
+
+def test_an_actor_that_dies_within_a_unit_is_forgotten(local_ray: None, tmp_path: Path) -> None:
+    events = run([["a", "b", "c", "kill once", "d"]], partial(CountingWorker, tmp_path / "log"), actors=1)
+    ticks = [event.steps for event in events if isinstance(event, Tick)]
+    assert all(len(steps) <= 1 for steps in ticks)
+    within = [bool(steps) and steps[0].unit == 0 for steps in ticks]
+    assert [known for known, _ in groupby(within)] == [False, True, False, True]  # nothing until the next actor tells
+    assert [event.unit.index for event in events if isinstance(event, Done)] == [0]
 
 
 def test_a_unit_whose_actor_is_killed_goes_to_another_actor(local_ray: None, tmp_path: Path) -> None:
