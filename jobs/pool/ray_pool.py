@@ -24,8 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from engine.corpus.document import Document, Unit
 from jobs.pool.events import Event, MakeWorker, Step, Tick
 from jobs.pool.ray_cluster import connect
+from jobs.pool.ray_steps import StepBoard
 from jobs.pool.schedule import RESUME, Call, Schedule, Slot, Task
-from jobs.pool.step_board import StepBoard
 from schemas.errors import TargetsmithError, WorkError
 from schemas.runfile import RayConfig
 
