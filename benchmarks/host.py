@@ -6,7 +6,7 @@ smollm2 are also found among the shared tokenizers. Columns:
 
   derive   seconds until the first document: tokenizers and all that is derived or compiled of them
   cold     all stages but the teacher's, over the first group
-  host     steady state: tokenize, contexts, align, tables, encode and what no stage has: what a processor does whatever
+  host     steady state: tokenize, contexts, canonical, align, tables, encode and what no stage has: what a processor does whatever
            device the teacher is on
   device   steady state: softmax, masks, push-forward, top-k, beam: passes over vocabularies, made where the teacher is
   tokens/s teacher tokens that one core would score in a second if the teacher took no time at all
@@ -35,7 +35,7 @@ from engine.scoring.scorer import Scorer
 from engine.scoring.stages import derive_stages
 from engine.teacher.model import Teacher
 
-HOST = ("tokenize", "contexts", "align", "tables", "encode", "other")
+HOST = ("tokenize", "contexts", "canonical", "align", "tables", "encode", "other")
 TEACHER = ("forward", "lm_head")
 _FREE = {
     name: (f"benchmarks.free_teacher:FreeTeacher.{method}",)

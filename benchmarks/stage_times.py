@@ -17,17 +17,20 @@ from typing import Any
 
 STAGES: dict[str, tuple[str, ...]] = {
     "tokenize": ("engine.bpe.vocabulary:Vocabulary.encode",),
-    "contexts": (
-        "engine.contexts.builder:ContextBuilder.build",
-        "engine.contexts.canonical:CanonicalNext.states",
+    "contexts": ("engine.contexts.builder:ContextBuilder.build",),
+    "canonical": ("engine.contexts.canonical:CanonicalNext.states", "engine.contexts.canonical:CanonicalNext.lists"),
+    "align": (
+        "engine.compiled.walk:StudentWalk.view",
+        "engine.alignment.boundaries:Aligner.boundaries",
+        "engine.scoring.prepare:exact_pairs",
     ),
-    "align": ("engine.alignment.boundaries:Aligner.boundaries", "engine.scoring.prepare:exact_pairs"),
     "forward": ("engine.teacher.decoder:Decoder.causal", "engine.teacher.decoder:Decoder.masked"),
     "lm_head": ("engine.teacher.model:Teacher.logits",),
     "beam": ("engine.beam.search:BeamSearch.search",),
     "softmax": ("engine.teacher.softmax:Softmax._probabilities",),
     "non-canonical": ("engine.contexts.illegal:IllegalTokens.mass",),
-    "push": ("engine.targets.beam_rows:BeamRows.take",),
+    "push": ("engine.targets.compiled_rows:CompiledRows.__init__", "engine.targets.compiled_rows:CompiledRows.take"),
+    "push slow": ("engine.targets.beam_rows:BeamRows.__init__", "engine.targets.beam_rows:BeamRows.take"),
     "exact rows": ("engine.targets.exact_rows:ExactRows.take",),
     "own rows": ("engine.targets.teacher_rows:TeacherRows.take",),
     "tables": ("engine.scoring.scorer:table_of", "engine.scoring.scorer:add_sums"),

@@ -110,7 +110,7 @@ def load_stages(run: RunConfig, progress: Progress = silent) -> Stages:
     if known.chat and known.teacher.eos_id is not None:  # the end of a turn is an end, too
         teacher = replace(teacher, end_ids=tuple(dict.fromkeys((*teacher.end_ids, known.teacher.eos_id))))
     progress(0, 0, "deriving tables from the tokenizers")
-    return derive_stages(run, known, teacher, regimes_of(run, known.teacher, known.students))
+    return derive_stages(run, known, teacher, regimes_of(run, known.teacher, known.students), progress)
 
 
 def derive_stages(
@@ -118,7 +118,7 @@ def derive_stages(
     known: Vocabularies,
     teacher: Teacher,
     regimes: dict[str, Regime],
-    say: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> Stages:
     """Stages from what is loaded. Raises TeacherError when the model has fewer output rows than its tokenizer has ids."""
     vocabulary, students, targets = known.teacher, known.students, run.targets
@@ -141,7 +141,7 @@ def derive_stages(
     compiled = {p for p in books if is_compiled(regimes[p], vocabulary, students[p])}
     strings = {p: StringRules(vocabulary, book) for p, book in books.items() if p not in compiled}
     aligners = {p: Aligner(book, vocabulary.prefix_bytes, strings.get(p)) for p, book in books.items()}
-    walks = {p: StudentWalk(_pair(segmenter, books[p], say), aligners[p]) for p in sorted(compiled)}
+    walks = {p: StudentWalk(_pair(segmenter, books[p], progress), aligners[p]) for p in sorted(compiled)}
     expansions = _expansions(run, vocabulary, students, regimes)
     top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in products}
     emitter = Emitter(
@@ -236,15 +236,16 @@ def _expansions(
     return {product: (expansion, build_trie(expansion)) for product, expansion in found.items()}
 
 
-def _pair(teacher: Segmenter, book: RuleBook, say: Callable[[int, int, str], None]) -> CompiledPair:
+def _pair(teacher: Segmenter, book: RuleBook, progress: Progress) -> CompiledPair:
     """The pair of the teacher's and a student's tokenizer, compiled, from its files where there are any."""
     student = book.segmenter
+    names = [vocabulary.name.rstrip("/").rpartition("/")[2] for vocabulary in (teacher.vocabulary, student.vocabulary)]
     return open_pair(
         teacher.vocabulary,
         student.vocabulary,
         merges=(teacher.merges, student.merges),
         splitter=student.splitter,
-        progress=say,
+        progress=lambda done, total, what: progress(done, total, f"compiling {names[0]} -> {names[1]}: {what}"),
     )
 
 
