@@ -6,8 +6,8 @@ smollm2 are also found among the shared tokenizers. Columns:
 
   derive   seconds until the first document: tokenizers and all that is derived or compiled of them
   cold     all stages but the teacher's, over the first group
-  host     steady state: tokenize, contexts, canonical, align, tables, encode and what no stage has: what a processor does whatever
-           device the teacher is on
+  host     steady state: tokenize, contexts, canonical, align, tables, encode and what no stage has: what a processor does,
+           whatever device the teacher is on
   device   steady state: softmax, masks, push-forward, top-k, beam: passes over vocabularies, made where the teacher is
   tokens/s teacher tokens that one core would score in a second if the teacher took no time at all
 """
