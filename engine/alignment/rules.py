@@ -102,7 +102,7 @@ class TeacherTokens:
         if known is None:
             begin = bisect.bisect_right(self.pieces, z)
             end = bisect.bisect_left(self.pieces, successor(z)) if z else len(self.pieces)
-            known = self._ranges[z] = (begin, max(begin, end or len(self.pieces)))
+            known = self._ranges[z] = (begin, max(begin, end))
         return known
 
 

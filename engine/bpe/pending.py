@@ -21,7 +21,12 @@ from engine.bpe.utf8 import characters_from, is_continuation
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument
 
-_LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
+LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
+
+
+def too_long(at: int) -> BadDocument:
+    """The error for a pending part that begins at this byte of its document and is longer than LONGEST_PENDING."""
+    return BadDocument("too_long", f"one pre-token is longer than {LONGEST_PENDING} units at byte {at}")
 
 
 class PendingWay(NamedTuple):
@@ -53,9 +58,8 @@ class CutText:
         out, start = [], 0
         for unit in self.unit_at[asked].tolist():
             while True:
-                if unit - start > _LONGEST_PENDING:
-                    at = self.shift + int(self.byte_of[start])
-                    raise BadDocument("too_long", f"one pre-token is longer than {_LONGEST_PENDING} units at byte {at}")
+                if unit - start > LONGEST_PENDING:
+                    raise too_long(self.shift + int(self.byte_of[start]))
                 ends = self.splitter.certain(self.units[start:unit])
                 if not ends:
                     break

@@ -257,6 +257,14 @@ class Splitter:
                 out.append(unit)
         return "".join(out)
 
+    def may_be_coming(self, units: str) -> bool:
+        """Whether an added text begins with these units and goes on. Bytes as units."""
+        return units in self._added_prefixes
+
+    def holds_added(self, own: str) -> bool:
+        """Whether an added text lies in these units; characters (`own`), or bytes as units."""
+        return any(text in own for text in self._added_units)
+
     @cached_property
     def _added_units(self) -> tuple[str, ...]:
         return tuple(a.encode().decode("latin-1") for a in self.added) if self.byte_units else self.added

@@ -11,127 +11,156 @@ Letters: K boundaries, N contexts, L leaves, C class strings.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.alignment.boundaries import Aligner
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.pending import cut_text
+from engine.bpe.flat import joined
+from engine.bpe.hash_kernels import EMPTY, build_trie
+from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
+from engine.bpe.utf8 import is_continuation
+from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.pair import CompiledPair, State
-from engine.compiled.walk_kernels import find_leaves
+from engine.compiled.walk_kernels import begin_words, find_leaves
 from engine.contexts.tree import ContextTree
 
-_RUN = 4
-"""Units of one class side by side that a pending part is told by: no pattern of the known dialects counts further."""
+_NOT_ASKED = -2
+_CUT_INSIDE, _HOLDS_ADDED = 1, 2
+"""Why the student's tokens may not be what the merges make of a pending part: it is cut inside if the text ends there; it
+holds an added text."""
+
+
+class _Pending(NamedTuple):
+    """What is pending at each of some bytes. state_I: int32, number of its state, NO_STATE where none holds. begin_I: int64, the
+    byte where it begins. part_I: int32, the automaton's number. doubt_I: uint8."""
+
+    state_I: np.ndarray
+    begin_I: np.ndarray
+    part_I: np.ndarray
+    doubt_I: np.ndarray
 
 
 class StudentWalk:
-    """Makes views for one student; remembers states by class strings. Not thread-safe."""
+    """Makes views for one student; remembers pending parts and their states. Not thread-safe."""
 
     def __init__(self, pair: CompiledPair, aligner: Aligner) -> None:
         self.pair, self.aligner = pair, aligner
         self.segmenter = aligner.book.segmenter
         self.states: list[State] = []
         self._number: dict[int, int] = {}
-        self._of_left: BoundedCache[tuple[str, bytes], int] = BoundedCache(200_000)
-        self._ends_whole: BoundedCache[str, bool] = BoundedCache(200_000)
+        self._automaton = PendingAutomaton(self.segmenter.splitter)
+        self._of_pending = np.full(
+            0, _NOT_ASKED, np.int32
+        )  # number of the automaton's pending part -> number of its state
+        self._doubt = np.zeros(0, np.uint8)  # of the same: `_CUT_INSIDE`, `_HOLDS_ADDED`
+        self._cleared = self._automaton.cleared
+        self._agreed: BoundedCache[tuple[bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(100_000)
+        self._words = word_trie(self.segmenter.whole_words)
 
     def view(self, tree: ContextTree, text: bytes, ids: Sequence[int], ends: Sequence[int]) -> StudentView:
         """ids [n], ends [n]: the student's tokens and their byte ends in the text. Raises BadDocument("too_long")."""
         aligner, student = self.aligner, self.aligner.student
-        prefix, own_prefix = aligner.prefix, student.prefix_bytes
-        place = np.concatenate([[0], np.asarray(ends, np.int64)]) + len(prefix)
-        shift = len(own_prefix) - len(prefix)  # from the teacher's bytes to the student's
-        state_K, node_state, node_begin, end_counts = self._states(tree, text, ids, place + shift, shift)
-        at_start, at_node, empty = self._at(tree, place)
-        end_counts &= ~empty
-        if len(ids) and len(own_prefix):  # not where the student's prefix stands alone: the empty text has no tokens
-            end_counts[1:] &= np.asarray(ends) > 0
+        prefix, lead = aligner.prefix, student.prefix_bytes
+        ends_K = np.concatenate([[0], np.asarray(ends, np.int64)])
+        place = ends_K + len(prefix)
+        at_start, at_node = self._at(tree, place)
+        own_K = ends_K + len(lead)
+        own_K[0] = 0  # the student's prefix lies behind its first boundary
+        own_N = tree.end.astype(np.int64) + (len(lead) - len(prefix))
+        pending = self._pending(lead + text, own_K, own_N.clip(0))
+        K = len(place)
+        state_K = pending.state_I[:K].copy()
+        if lead:
+            state_K[0] = self._numbered("", lead)
+        end_counts = self._check_pending(lead + text, ids, own_K, pending, state_K)
+        if lead:  # not where the student's prefix stands alone: the empty text has no tokens
+            end_counts[1:] &= ends_K[1:] > 0
         slow_K = state_K == NO_STATE
-        node_I = tree.given + np.argsort(tree.end[tree.given :], kind="stable")
-        data = np.frombuffer(bytearray(prefix + text or b"\0"), np.uint8)
-        leaf_start, leaves = _leaves(self.pair, data, node_I, tree.end, place, at_start, at_node)
-        fringe_start, fringe = _rows_of(tree.places, tree.fringe_start, place)
         slow = {}
         if slow_K.any():
             slow = aligner.boundaries_at(np.flatnonzero(slow_K).tolist(), tree, text, list(ids), list(ends))
             for k, boundary in slow.items():
                 end_counts[k] = boundary.end_counts
+        node_I = tree.given + np.argsort(tree.end[tree.given :], kind="stable")
+        data = np.frombuffer(bytearray(prefix + text or b"\0"), np.uint8)
+        leaf_start, leaves = _leaves(self.pair, data, node_I, tree.end, place, at_start, at_node)
+        fringe_start, fringe = _rows_of(tree.places, tree.fringe_start, place)
+        node_state = pending.state_I[K:]
+        node_state[(own_N < 0) | (pending.doubt_I[K:] & _HOLDS_ADDED > 0)] = NO_STATE
         return StudentView(
             place_K=place.astype(np.int32),
             last_K=np.array([-1, *ids], np.int32),
             state_K=state_K,
             slow_K=slow_K,
-            end_counts_K=end_counts,
+            end_counts_K=end_counts & (np.diff(at_start) > 0),
             leaf_start=leaf_start,
-            leaf_node=leaves[:, 0].copy(),
-            leaf_lo=leaves[:, 1].copy(),
-            leaf_hi=leaves[:, 2].copy(),
-            leaf_depth=leaves[:, 3].copy(),
+            leaf_node=leaves[0],
+            leaf_lo=leaves[1],
+            leaf_hi=leaves[2],
+            leaf_depth=leaves[3],
             at_start=at_start,
             at_node=at_node,
             fringe_start=fringe_start,
             fringe_node=tree.fringe_node[fringe],
             fringe_token=tree.fringe_token[fringe],
             node_state_N=node_state,
-            node_begin_N=node_begin,
+            node_begin_N=pending.begin_I[K:] - (len(lead) - len(prefix)),
             states=self.states,
             slow=slow,
         )
 
-    def _states(
-        self, tree: ContextTree, text: bytes, ids: Sequence[int], own_K: np.ndarray, shift: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(state_K, node_state_N, node_begin_N, end_counts_K). own_K: the boundaries as bytes of the student's own string."""
-        splitter, data = self.segmenter.splitter, self.aligner.student.prefix_bytes + text
-        cut = cut_text(splitter, data)
-        own_N = tree.end.astype(np.int64) + shift
-        asked = np.unique(np.concatenate([own_K, own_N[own_N >= 0]]))
-        pendings = cut.pendings(asked)
-        state, begin, alone = (
-            np.full(len(asked), NO_STATE, np.int32),
-            np.zeros(len(asked), np.int64),
-            np.ones(len(asked), bool),
-        )
-        inside = cut.byte_of[cut.unit_at[asked]] != asked
-        if splitter.byte_units and len(data):
-            raw = np.frombuffer(data + b"\0", np.uint8)
-            inside = inside | ((raw[asked] & 0xC0) == 0x80) & (asked < len(data))
-        for i, (start, unit, first) in enumerate(pendings):
-            begin[i] = first
-            if inside[i]:
-                alone[i] = False
-                continue
-            left = cut.units[start:unit]
-            state[i] = self._state_of(left, data[first : int(asked[i])])
-            alone[i] = self._whole(left)
-        at_K, at_N = np.searchsorted(asked, own_K), np.searchsorted(asked, own_N.clip(0))
-        state_K, end_counts = state[at_K], alone[at_K]
-        lead = self.aligner.student.prefix_bytes
-        if lead:  # at the very start the prefix is still to come
-            state_K[0] = self._numbered("", lead)
-        node_state = np.where(own_N >= 0, state[at_N], NO_STATE).astype(np.int32)
-        if self.pair.has_words or splitter.added or not end_counts.all():
-            self._check_ends(cut, data, ids, own_K, end_counts, pendings, at_K)
-        return state_K, node_state, begin[at_N] - shift, end_counts
+    # ==== what is pending
 
-    def _state_of(self, left: str, pending: bytes) -> int:
-        """Number of the state, NO_STATE where the slow rules are needed."""
-        if pending and self.pair.has_words and self._begins_word(pending):
-            return NO_STATE
-        reduced = self.segmenter.splitter.reduce(left)
-        known = self._of_left.get((reduced, b""))
-        if known is None:
-            known = self._of_left[reduced, b""] = self._numbered(_without_runs(reduced), b"")
-        return known
+    def _pending(self, data: bytes, own_K: np.ndarray, own_N: np.ndarray) -> _Pending:
+        """What is pending at bytes of the student's own string: at its boundaries, then at the ends of contexts."""
+        splitter, own_I, K = self.segmenter.splitter, np.concatenate([own_K, own_N]), len(own_K)
+        state_U, begin_U = self._automaton.walk(data)
+        if self._cleared != self._automaton.cleared:
+            self._of_pending, self._doubt = np.full(0, _NOT_ASKED, np.int32), np.zeros(0, np.uint8)
+            self._cleared = self._automaton.cleared
+        raw = np.frombuffer(bytearray(data + b"\0"), np.uint8)
+        if splitter.byte_units:
+            unit_I, begin_I = own_I, begin_U[own_I].astype(np.int64)
+            inside_I = is_continuation(raw[own_I])
+        elif len(state_U) == len(raw):
+            unit_I, begin_I = own_I, begin_U[own_I].astype(np.int64)
+            inside_I = np.zeros(len(own_I), bool)
+        else:
+            byte_of = starts_of_units(splitter, data).astype(np.int64)
+            unit_I = np.searchsorted(byte_of, own_I, side="right") - 1
+            begin_I, inside_I = byte_of[begin_U[unit_I]], byte_of[unit_I] != own_I
+        late = unit_I[1:K] - begin_U[unit_I[: K - 1]] > LONGEST_PENDING
+        if late.any():
+            raise too_long(int(begin_I[int(np.argmax(late))]))
+        part_I = state_U[unit_I]
+        self._ask(part_I[~inside_I])
+        state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
+        state_I[inside_I] = NO_STATE
+        if self._words is not None:
+            begun = np.zeros(len(own_I), bool)
+            begin_words(*self._words, raw, begin_I, own_I, begun)
+            state_I[begun] = NO_STATE
+        return _Pending(state_I, begin_I, part_I, doubt_I)
 
-    def _begins_word(self, pending: bytes) -> bool:
-        words = self.segmenter.whole_words  # sorted
-        at = bisect.bisect_left(words, pending)
-        return at < len(words) and words[at].startswith(pending)
+    def _ask(self, parts: np.ndarray) -> None:
+        """Find the state of these pending parts, and what is in doubt there."""
+        strings, splitter = self._automaton.strings, self.segmenter.splitter
+        more = len(strings) - len(self._of_pending)
+        if more > 0:
+            self._of_pending = np.append(self._of_pending, np.full(more, _NOT_ASKED, np.int32))
+            self._doubt = np.append(self._doubt, np.zeros(more, np.uint8))
+        for part in np.unique(parts[self._of_pending[parts] == _NOT_ASKED]).tolist():
+            left = splitter.reduce(strings[part])
+            self._of_pending[part] = self._numbered(left if splitter.byte_units else splitter.shorten(left), b"")
+            if left and any(u < len(left) for u in splitter.pieces(left)):
+                self._doubt[part] |= _CUT_INSIDE
+            text = strings[part] if splitter.byte_units else splitter.own(strings[part])
+            if splitter.holds_added(text):
+                self._doubt[part] |= _HOLDS_ADDED
 
     def _numbered(self, left: str, lead: bytes) -> int:
         state = self.pair.state(left, lead)
@@ -143,48 +172,63 @@ class StudentWalk:
             self.states.append(state)
         return number
 
-    def _whole(self, left: str) -> bool:
-        """Whether a text that ends here has its last pre-token begin where the pending part does."""
-        known = self._ends_whole.get(left)
+    def _check_pending(
+        self, data: bytes, ids: Sequence[int], own_K: np.ndarray, pending: _Pending, state_K: np.ndarray
+    ) -> np.ndarray:
+        """bool [K]: whether a text that ends at the boundary has the student's own tokens. Encodes what is pending, where that
+        is in doubt, and takes the state from boundaries where the tokens contradict it (definition 7, NONE).
+
+        Elsewhere both are plain: a pending part without cuts is the beginning of a pre-token, and its tokens are those of the
+        merges (lemma 1), as long as no added text and no word of `ignore_merges` is in it.
+        """
+        counts = np.ones(len(own_K), bool)
+        doubtful = np.flatnonzero((pending.doubt_I[: len(own_K)] > 0) & (state_K != NO_STATE)).tolist()
+        if not doubtful:
+            return counts
+        splitter, index_of = self.segmenter.splitter, {e: k for k, e in enumerate(own_K.tolist())}
+        for k in doubtful:
+            begin = int(pending.begin_I[k])
+            part, tokens = data[begin : int(own_K[k])], tuple(ids[index_of[begin] : k]) if begin in index_of else (-1,)
+            left = splitter.reduce(self._automaton.strings[int(pending.part_I[k])])
+            if pending.doubt_I[k] & _HOLDS_ADDED:
+                # where no token is joined to what is pending, leaves that go on across the boundary are none anyway
+                state = self.states[int(state_K[k])]
+                joins = bool(state.join_C.any() or state.odd_join.any())
+                seams = (True, False) if joins else (True,)
+                if not all(self._agrees(part, (), seam, tokens, len(left)) for seam in seams):
+                    state_K[k] = NO_STATE
+            cuts = tuple(u for u in (splitter.pieces(left) if left else ()) if u < len(left))
+            counts[k] = self._agrees(part, cuts, True, tokens, len(left))
+        return counts
+
+    def _agrees(self, part: bytes, cuts: tuple[int, ...], seam: bool, tokens: tuple[int, ...], units: int) -> bool:
+        known = self._agreed.get((part, tokens, cuts, seam))
         if known is None:
-            units = self.segmenter.splitter.pieces(left) if left else ()
-            known = self._ends_whole[left] = all(u >= len(left) for u in units)
+            known = self.segmenter.agrees(part, b"", cuts, seam, tokens, units=units)
+            self._agreed[part, tokens, cuts, seam] = known
         return known
 
-    def _check_ends(self, cut, data, ids, own_K, end_counts, pendings, at_K) -> None:
-        """Whether a text may end at each boundary, by encoding what is pending, where that is not plain."""
-        splitter = self.segmenter.splitter
-        index_of = {int(e): k for k, e in enumerate(own_K.tolist())}
-        own_start = {0: 0, **{e: k for e, k in index_of.items()}}
-        for k, place in enumerate(own_K.tolist()):
-            start, unit, first = pendings[at_K[k]]
-            if int(cut.byte_of[unit]) != place:
-                end_counts[k] = False
-                continue
-            left, pending = cut.units[start:unit], data[first:place]
-            if end_counts[k] and not self.pair.has_words and not splitter.added:
-                continue
-            tokens = tuple(ids[own_start[first] : k]) if first in own_start else (-1,)
-            cuts = tuple(u for u in (splitter.pieces(left) if left else ()) if u < len(left))
-            end_counts[k] = self.segmenter.agrees(pending, b"", cuts, True, tokens, units=len(left))
+    # ==== contexts
 
-    def _at(self, tree: ContextTree, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(at_start, at_node, whether there is none)."""
+    def _at(self, tree: ContextTree, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(at_start, at_node)."""
         start, rows = _rows_of(tree.places, tree.at_start, place)
         nodes = tree.at_node[rows]
         if self.aligner.prefix and tree.end[tree.given] == 0:  # the end right after BOS: the empty text gets no prefix
             nodes, start = np.insert(nodes, 0, tree.given), start + 1
             start[0] = 0
-        return start, nodes.astype(np.int32), np.diff(start) == 0
+        return start, nodes.astype(np.int32)
 
 
-def _without_runs(left: str) -> str:
-    """The class string with at most `_RUN` of one class side by side."""
-    out: list[str] = []
-    for unit in left:
-        if len(out) < _RUN or any(other != unit for other in out[-_RUN:]):
-            out.append(unit)
-    return "".join(out)
+def word_trie(words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(keys, nodes) of the trie of sorted words, None when there are none."""
+    if not words:
+        return None
+    text, start = joined(list(words))
+    size = 1 << (2 * len(text) + 2).bit_length()
+    keys, nodes = np.full(size, EMPTY, np.int64), np.zeros(size, np.int32)
+    build_trie(text, start, keys, nodes)
+    return keys, nodes
 
 
 def _rows_of(places: np.ndarray, start: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,11 +251,11 @@ def _leaves(
     at_start: np.ndarray,
     at_node: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(leaf_start, int32 [L, 4])."""
-    start, empty = np.zeros(len(place_K) + 1, np.int64), np.empty((0, 4), np.int32)
+    """(leaf_start, int32 [4, L]: context, lo, hi, depth)."""
+    start, empty = np.zeros(len(place_K) + 1, np.int64), np.empty((4, 0), np.int32)
     given = (pair.teacher, data, node_I.astype(np.int64), end_N, place_K.astype(np.int64), at_start, at_node)
     find_leaves(*given, False, start, empty)
     start = np.cumsum(start)
-    leaves = np.empty((int(start[-1]), 4), np.int32)
+    leaves = np.empty((4, int(start[-1])), np.int32)
     find_leaves(*given, True, start[:-1].copy(), leaves)
     return start, leaves

@@ -1,7 +1,8 @@
-"""Compiled: which of a passage's boundaries lie inside the next token of which context.
+"""Compiled: what a student has pending along a text, and which of its boundaries lie inside the next token of which context.
 
-In: the bytes of a passage, where its contexts end, where a student's boundaries lie, and the trie of the teacher's tokens.
-Out: the leaves of definition 6, as ranges of the sorted vocabulary. The slow twin is `Aligner` (alignment/boundaries.py).
+In: the units of a text and the tables of compiled/automaton.py; the bytes of a passage, where its contexts end, where a
+student's boundaries lie, and the trie of the teacher's tokens. Out: pending parts; the leaves of definition 6, as ranges of the
+sorted vocabulary. The slow twins are `CutText.pendings` (bpe/pending.py) and `Aligner` (alignment/boundaries.py).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from engine.bpe.jit import kernel
 @kernel(
     FLAT, uint8[::1], int64[::1], int32[::1], int64[::1], int64[::1], int32[::1], boolean, int64[::1], int32[:, ::1]
 )
-def find_leaves(t, text, node_I, end_N, place_K, at_start, at_node, fill, start_K, leaf_L4):
+def find_leaves(t, text, node_I, end_N, place_K, at_start, at_node, fill, start_K, leaf_4L):
     """Leaves of all boundaries. node_I: contexts by rising `end_N`, the given one and those behind it. place_K: rising.
 
     fill False: counts, start_K[k + 1] is how many leaves boundary k has. fill True: start_K is where each boundary's leaves
-    go; rows (context, lo, hi, bytes of the token before the boundary), and start_K is moved on. A context that ends at the
+    go; each (context, lo, hi, bytes of the token before the boundary), and start_K is moved on. A context that ends at the
     place itself counts where it is one of the boundary's own (at_start, at_node).
     """
     first = np.int64(0)
@@ -48,7 +49,51 @@ def find_leaves(t, text, node_I, end_N, place_K, at_start, at_node, fill, start_
                     continue
             if fill:
                 x = start_K[k]
-                leaf_L4[x, 0], leaf_L4[x, 1], leaf_L4[x, 2], leaf_L4[x, 3] = node, lo, hi, place_K[k] - end
+                leaf_4L[0, x], leaf_4L[1, x], leaf_4L[2, x], leaf_4L[3, x] = node, lo, hi, place_K[k] - end
                 start_K[k] += 1
             else:
                 start_K[k + 1] += 1
+
+
+@kernel(int32[::1], int32[:, ::1], int64)
+def forget_units(units, forget, at):
+    """Make units canonical from `at` (not 0) on, in place (`Splitter.canonical`). forget: (canonical unit before, unit) -> unit,
+    -1 for what is not known. Returns -1, or the unit that it stopped at, which the table does not know."""
+    for i in range(at, len(units)):
+        unit = forget[units[i - 1], units[i]]
+        if unit < 0:
+            return np.int64(i)
+        units[i] = unit
+    return np.int64(-1)
+
+
+@kernel(int32[::1], int32[:, ::1], int32[:, ::1], int64, int32[::1], int32[::1])
+def walk_units(units, next_SC, size_SC, at, state, begin):
+    """Pending parts behind each unit from `at` on: state[i], begin[i] are those before unit i. next_SC: (pending part, unit) ->
+    pending part, -1 for what is not known; size_SC: its units, -1 where it only grew. Returns -1, or the unit that it stopped
+    at, which the table does not know."""
+    for i in range(at, len(units)):
+        s, u = np.int64(state[i]), np.int64(units[i])
+        if s >= next_SC.shape[0] or u >= next_SC.shape[1] or next_SC[s, u] < 0:
+            return np.int64(i)
+        state[i + 1] = next_SC[s, u]
+        begin[i + 1] = begin[i] if size_SC[s, u] < 0 else i + 1 - size_SC[s, u]
+    return np.int64(-1)
+
+
+@kernel(int64[::1], int32[::1], uint8[::1], int64[::1], int64[::1], boolean[::1])
+def begin_words(keys, nodes, text, from_I, to_I, found_I):
+    """Whether an end of text[from_I[i]:to_I[i]], not empty and from a character on, is the beginning of a word, or one. By the
+    trie of the words."""
+    for i in range(len(from_I)):
+        for begin in range(from_I[i], to_I[i]):
+            if text[begin] & 0xC0 == 0x80:
+                continue
+            node = np.int64(0)
+            for p in range(begin, to_I[i]):
+                node = np.int64(find(keys, nodes, node << 8 | np.int64(text[p])))
+                if node < 0:
+                    break
+            if node > 0:
+                found_I[i] = True
+                break
