@@ -57,7 +57,7 @@ def same(one: State, other: State) -> None:
 
 
 def twins_of(name: str, teacher: str, rng: random.Random) -> Twins:
-    few = few_tokens(vocabulary(teacher), 300, rng)
+    few = few_tokens(vocabulary(teacher), 150, rng)
     tables = merge_table(teacher), merge_table(name)
     pair = compile_pair(few, vocabulary(name), merges=tables, splitter=splitter(name))
     return Twins(few, builder(teacher), pair, segmenter(name))
@@ -215,13 +215,14 @@ def test_pending_parts_at_every_unit(name: str) -> None:
 def test_a_long_run_is_cut_like_a_short_one(name: str) -> None:
     rng, split, student = random.Random(name), splitter(name), vocabulary(name)
     pair = twins_of(name, "llama-2", rng).pair
-    shortened = 0
-    for _ in range(10 * EFFORT):
-        text = (
-            rng.choice((" ", "a", "\n", "\t ", "x"))
-            + rng.choice("a A\n1.日é'\t-") * rng.randint(4, 60)
-            + rng.choice(("", "", "b", " "))
+    shortened, runs = 0, ["x" + "a" * 30, " " * 40, "\n" + "-" * 25]
+    for _ in range(6 * EFFORT):
+        runs.append(
+            rng.choice((" ", "a", "\n", "\t "))
+            + rng.choice("A1.日é'\t-") * rng.randint(4, 60)
+            + rng.choice(("", "b", " "))
         )
+    for text in runs:
         data = student.prefix_bytes + text.encode()
         cut = cut_text(split, data)
         start, unit, _ = cut.pendings([len(data)])[0]
@@ -229,7 +230,7 @@ def test_a_long_run_is_cut_like_a_short_one(name: str) -> None:
         short = split.shorten(left)
         shortened += len(short) < len(left)
         same(pair.state(short), pair.state(left))
-    assert shortened > 2
+    assert shortened >= 3
 
 
 @pytest.mark.parametrize("style", ["gpt2", "prepend"])
