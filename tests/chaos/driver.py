@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jobs.run.job
 from engine.corpus.document import Document, Unit
 from engine.dataset.unit_result import UnitResult
 from jobs.cli import main
+from jobs.pool.events import Report
 from jobs.pool.unit_worker import UnitWorker
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig
@@ -47,8 +48,10 @@ class ObservedWorker(UnitWorker):
         run: RunConfig,
         plan: Plan,
         sample: Sequence[Document] | None = None,
+        *,
+        report: Report,
     ) -> None:
-        super().__init__(run, plan, sample)
+        super().__init__(run, plan, sample, report=report)
         self._note = partial(note, log, raylet=os.getppid(), driver=driver)
         self._pause_s, self._gate = pause_s, gate
         self._unit, self._working = -1, False
@@ -62,13 +65,13 @@ class ObservedWorker(UnitWorker):
             self._note("end", self._unit)
         return stats
 
-    def _score_unit(self, documents: Sequence[Document]) -> UnitResult:
+    def _score_unit(self, documents: Sequence[Document], report: Callable[[int, int], None]) -> UnitResult:
         self._working = True
         self._note("start", self._unit)
         while self._gate and not os.path.exists(self._gate):
             time.sleep(0.05)
         time.sleep(self._pause_s)  # a teacher that takes its time: random moments lie inside units
-        return self._real_score(documents)
+        return self._real_score(documents, report)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,11 @@ class Command:
         """Its actors that have begun a unit, dead ones too."""
         return {one.pid for one in Log(self.log).executions if one.driver == self.pid}
 
+    def check_sound(self) -> None:
+        """AssertionError with what it said when it has ended with an error of its own."""
+        code = self.process.poll()
+        assert code is None or code <= 0, f"exit code {code}\n{self.said.read_text()}"
+
     def finish(self, timeout_s: float = 240) -> None:
         """Wait for exit code 0."""
         code = self.process.wait(timeout_s)
@@ -213,10 +218,12 @@ def kill_actor(command: Command, kills: Kills, rng: random.Random, roots: list[i
 def progress(command: Command, units: int) -> None:
     """Wait until so many units more are published, or the command has ended."""
     before = Log(command.log).ended()
+    command.check_sound()
     wait_for(
         f"{units} units more\n{command.said.read_text()}",
         lambda: Log(command.log).ended() >= before + units or not command.running(),
     )
+    command.check_sound()
 
 
 def moment(command: Command, rng: random.Random) -> None:

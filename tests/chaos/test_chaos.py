@@ -72,6 +72,7 @@ def test_actors_and_drivers_killed(place: Site, ray: Nodes, rng: random.Random) 
     with Watcher(run_file.with_name("out"), place.documents) as watcher:
         command = Command(place, run_file, ray.address)
         while len(kills.actors) < 2:
+            assert command.running(), "it was done before two actors were killed"
             progress(command, 1)
             time.sleep(rng.uniform(0, 0.4))
             kill_actor(command, kills, rng, [ray.process.pid])
