@@ -266,9 +266,9 @@ class Openness:
         return frozenset(a[:i] for a in spelt for i in range(1, len(a)))
 
     def _ends_in_added(self, classes: str) -> bool:
-        own = classes if self.segmenter.splitter.byte_units else self.segmenter.splitter.own(classes)
-        longest = max(map(len, self._added_begun))
-        return any(own[-i:] in self._added_begun for i in range(1, min(longest, len(own)) + 1))
+        end = classes[-max(map(len, self._added_begun)) :]
+        own = end if self.segmenter.splitter.byte_units else self.segmenter.splitter.own(end)
+        return any(own[-i:] in self._added_begun for i in range(1, len(own) + 1))
 
     @cached_property
     def _ways(self) -> Ways:

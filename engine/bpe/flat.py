@@ -114,7 +114,7 @@ def flatten(vocabulary: Vocabulary, merges: MergeTable) -> FlatTokenizer:
         ordinary[np.isin(ids, list(spelt))] = False
     pieces = [p for p, _ in entries]
     text, start = joined(pieces)
-    node_key, node = _table(len(text) + 1)
+    node_key, node = empty_table(len(text) + 1)
     nodes, lo, hi, end = build_trie(text, start, node_key, node)
     node_key, node = _fitted(node_key, node, nodes)
     is_made = made[ids]
@@ -202,7 +202,7 @@ def _counted(chosen: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(chosen)]).astype(np.int32)[places]
 
 
-def _table(most: int) -> tuple[np.ndarray, np.ndarray]:
+def empty_table(most: int) -> tuple[np.ndarray, np.ndarray]:
     """An empty hash table for `most` keys."""
     size = 1 << max(4, (2 * most - 1).bit_length())
     return np.full(size, EMPTY, np.int64), np.zeros(size, np.int32)
@@ -212,7 +212,7 @@ def _fitted(key: np.ndarray, value: np.ndarray, entries: int) -> tuple[np.ndarra
     """The same hash table, no larger than it has to be."""
     used = np.flatnonzero(key != EMPTY)
     used = used[np.argsort(value[used])]  # children of a node near each other, and the same table in every run
-    fitted = _table(entries)
+    fitted = empty_table(entries)
     put_all(*fitted, key[used], value[used])
     return fitted
 
@@ -221,7 +221,7 @@ def _merge_arrays(vocabulary: Vocabulary, merges: MergeTable, made: np.ndarray) 
     """The merges as a hash table, by left token, and the left edges of all merge trees."""
     pairs = np.array(list(merges.rank), np.int64).reshape(-1, 2)
     ranks = np.array(list(merges.rank.values()), np.int32)
-    key, rank = _table(len(pairs))
+    key, rank = empty_table(len(pairs))
     put_all(key, rank, pairs[:, 0] << 32 | pairs[:, 1], ranks)
     usable = made[pairs].all(1)
     left, right = pairs[usable].T

@@ -21,6 +21,11 @@ _Node = Callable[["_Scan", int, _Continue], int]
 _ONE_CHARACTER = "dDwWsShHnrtfvae"  # letters that an escape turns into a predicate on one character
 _FAIL = -1
 _MANY = 1 << 30
+_MOST_COPIES = 64  # of a repeated part in instructions
+
+# One instruction is (what, a, b); jumps count from the instruction itself.
+Code = tuple[tuple[int, int, int], ...]
+MATCH, UNIT, SPLIT, JUMP, LINE_END, AHEAD, ATOMIC = range(7)
 
 
 @dataclass(slots=True)
@@ -40,12 +45,14 @@ class Matcher:
     starts: bits of predicates that a match may ask of its first unit
     follows: (p, q): q may be asked of a unit only where the unit before it answered p (or q is in `starts`)
     longest_count: the largest number that a repeat counts to, 1 where none counts
+    code: the same pattern as instructions for bpe/cut_kernels.py; None where it has a repeat that these do not know
     """
 
     node: _Node
     starts: frozenset[int]
     follows: frozenset[tuple[int, int]]
     longest_count: int
+    code: Code | None
 
     def match(self, s: str, i: int, end: int, masks: list[int]) -> tuple[int, bool]:
         """s: class string; masks[class] has bit p set when predicate p holds. Python's first-alternative semantics."""
@@ -75,6 +82,7 @@ class _Part:
     nullable: bool
     first: frozenset[int]
     last: frozenset[int]
+    code: Code | None
     bit: int | None = None  # set for a single unit
 
 
@@ -90,7 +98,8 @@ class _Parser:
         part = self._alternatives(False)
         if self.i < len(self.p):
             self._refuse("an unmatched ')'")
-        return Matcher(part.node, part.first, frozenset(self.follows), self.longest_count)
+        code = None if part.code is None else (*part.code, (MATCH, 0, 0))
+        return Matcher(part.node, part.first, frozenset(self.follows), self.longest_count, code)
 
     def _refuse(self, what: str) -> NoReturn:
         raise TokenizerError(
@@ -109,7 +118,8 @@ class _Parser:
             frozenset[int]().union(*(o.first for o in options)),
             frozenset[int]().union(*(o.last for o in options)),
         )
-        return _Part(_either([o.node for o in options]), any(o.nullable for o in options), first, last)
+        code = _code_of_either([o.code for o in options])
+        return _Part(_either([o.node for o in options]), any(o.nullable for o in options), first, last, code)
 
     def _sequence(self, fold: bool) -> _Part:
         items: list[_Part] = []
@@ -121,7 +131,9 @@ class _Parser:
             last = last | item.last if item.nullable else item.last
             nullable = nullable and item.nullable
             items.append(item)
-        return items[0] if len(items) == 1 else _Part(_in_order([x.node for x in items]), nullable, first, last)
+        if len(items) == 1:
+            return items[0]
+        return _Part(_in_order([x.node for x in items]), nullable, first, last, _code_in_order([x.code for x in items]))
 
     def _repeated(self, fold: bool) -> _Part:
         item = self._item(fold)
@@ -138,7 +150,8 @@ class _Parser:
             self.follows |= {(p, q) for p in item.last for q in item.first}
         many = _repeat_unit(item.bit, low, high, possessive) if item.bit is not None else None
         node = many or _repeat(item.node, low, high, possessive)
-        return _Part(node, item.nullable or low == 0, item.first, item.last)
+        code = None if item.nullable else _code_of_repeat(item.code, low, high, possessive)
+        return _Part(node, item.nullable or low == 0, item.first, item.last, code)
 
     def _quantifier(self) -> tuple[int, int]:
         char = self.p[self.i] if self.i < len(self.p) else ""
@@ -159,7 +172,7 @@ class _Parser:
         if char == "$":
             self.i += 1
             newline = self.number(("\\n", False))
-            return _Part(_at_line_end(newline), True, frozenset({newline}), frozenset())
+            return _Part(_at_line_end(newline), True, frozenset({newline}), frozenset(), ((LINE_END, newline, 0),))
         if char == "^":
             self._refuse("an anchor")
         if char == "[":
@@ -176,7 +189,7 @@ class _Parser:
             source = char if char == "." else escape(char)
             self.i += 1
         bit = self.number((source, fold))
-        return _Part(_unit(bit), False, frozenset({bit}), frozenset({bit}), bit)
+        return _Part(_unit(bit), False, frozenset({bit}), frozenset({bit}), ((UNIT, bit, 0),), bit)
 
     def _group(self, fold: bool) -> _Part:
         openings = {"(?:": "plain", "(?i:": "fold", "(?=": "ahead", "(?!": "not ahead"}
@@ -190,7 +203,8 @@ class _Parser:
             self._refuse("an unclosed group")
         self.i += 1
         if kind in ("ahead", "not ahead"):  # asks the next units, takes none
-            return _Part(_ahead(inner.node, kind == "ahead"), True, inner.first, frozenset())
+            code = _inside(AHEAD, int(kind == "ahead"), inner.code)
+            return _Part(_ahead(inner.node, kind == "ahead"), True, inner.first, frozenset(), code)
         return inner
 
     def _set(self) -> str:
@@ -303,3 +317,44 @@ def _ahead(inner: _Node, wanted: bool) -> _Node:
         return then(i) if found == wanted else _FAIL
 
     return node
+
+
+# ==== the same as instructions
+
+
+def _code_in_order(parts: list[Code | None]) -> Code | None:
+    found: Code = ()
+    for part in parts:
+        if part is None:
+            return None
+        found += part
+    return found
+
+
+def _code_of_either(options: list[Code | None]) -> Code | None:
+    """The first option, and where it fails the others."""
+    whole = options[-1]
+    for option in reversed(options[:-1]):
+        if option is None or whole is None:
+            return None
+        whole = ((SPLIT, 1, len(option) + 2), *option, (JUMP, len(whole) + 1, 0), *whole)
+    return whole
+
+
+def _code_of_repeat(item: Code | None, low: int, high: int, possessive: bool) -> Code | None:
+    """Greedy: one more first, and where that fails what follows. `item` takes at least one unit."""
+    if item is None or low > _MOST_COPIES or _MOST_COPIES < high < _MANY:
+        return None
+    if high == _MANY:
+        more: Code = ((SPLIT, 1, len(item) + 2), *item, (JUMP, -len(item) - 1, 0))
+    else:
+        more = ()
+        for _ in range(high - low):
+            more = ((SPLIT, 1, len(item) + len(more) + 1), *item, *more)
+    code = item * low + more
+    return _inside(ATOMIC, 0, code) if possessive else code
+
+
+def _inside(what: int, argument: int, code: Code | None) -> Code | None:
+    """A part that is matched by itself: AHEAD takes no unit, ATOMIC does not come back for fewer."""
+    return None if code is None else ((what, argument, len(code) + 2), *code, (MATCH, 0, 0))

@@ -17,20 +17,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.pattern import Matcher, compile_pattern, predicates_of
+from engine.bpe.pattern import Code, Matcher, compile_pattern, predicates_of
 from engine.bpe.tokenizer_json import pattern_of, steps_of
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
 
+if TYPE_CHECKING:
+    from engine.bpe.cut_program import CutMachine
+
 _BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
+_MOST_BITS = 62  # of a class's answers in compiled code
 NO_UNIT = "\0"  # the class of no character: answers no predicate, belongs to no added text
 _BROKEN = "\ufffd"  # stands for a character whose bytes are not all known yet
 
@@ -49,6 +53,7 @@ class Splitter:
     predicates: tuple[Any, ...] = ()
     needs_before: tuple[tuple[int, int], ...] = ()  # (bit q, mask): q is asked only after a unit with a bit of the mask
     added: tuple[str, ...] = ()
+    codes: tuple[Code | None, ...] | None = None  # the stages as instructions (None: added texts); units are characters
     never: np.ndarray | None = None  # bool [256, 256], bytes as units: where they are cut (lemma 6)
     longest_count: int = 1  # to which some pattern counts units
     _masks: list[int] = field(default_factory=lambda: [0])
@@ -57,6 +62,9 @@ class Splitter:
     _certain: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
     _forgotten: dict[tuple[str, str], str] = field(default_factory=dict)  # (unit before, unit) -> its canonical unit
     _by_answers: dict[tuple[int, str], str] = field(default_factory=dict)  # (mask, own) -> class
+    _named: set[str] = field(
+        default_factory=set
+    )  # classes of one character of added texts, and that of an incomplete one
 
     def classes(self, data: bytes) -> str:
         """Bytes -> class string, one character a unit. An incomplete character at the end is one unit of class U+FFFD."""
@@ -110,10 +118,14 @@ class Splitter:
             self._masks.append(mask)
             self._owns.append(own)
             self._by_answers[mask, own] = chr(len(self._masks) - 1)
+            if own:
+                self._named.add(self._by_answers[mask, own])
         return self._by_answers[mask, own]
 
     def own(self, classes: str) -> str:
         """The characters of a class string as far as added texts need them; NUL for all others. Characters as units."""
+        if self._named.isdisjoint(classes):
+            return "\0" * len(classes)
         return "".join(self._owns[ord(u)] or "\0" for u in classes)
 
     def describe(self, unit: str) -> tuple[int, str]:
@@ -158,7 +170,7 @@ class Splitter:
 
     def disown(self, classes: str) -> str:
         """The classes of characters with the same answers that are in no added text. Characters as units."""
-        if not self.added:
+        if not self.added or self._named.isdisjoint(classes):
             return classes
         owned = {ord(u) for u in classes if self._owns[ord(u)] not in ("", _BROKEN_OWN)}
         return classes.translate({code: self._class_with(self._masks[code], "") for code in owned})
@@ -198,6 +210,8 @@ class Splitter:
 
     def is_added(self, left: str, right: str, begin: int, stop: int) -> bool:
         """Whether the piece from unit `begin` of left to unit `stop` of right is an added text."""
+        if len(left) + stop - begin > self._longest_added + 1:  # longer than all of them
+            return False
         piece = self.join(left, right)[begin : len(left) + stop]
         return (piece if self.byte_units else self.own(piece)) in self._added_units
 
@@ -216,7 +230,21 @@ class Splitter:
             known = self._certain[classes] = tuple(self._run(whole, final=False))
         return known
 
+    @cached_property
+    def machine(self) -> CutMachine | None:
+        """The stages as compiled code; None for bytes as units, and for a pattern that has no instructions."""
+        if self.codes is None or len(self.predicates) > _MOST_BITS:
+            return None
+        from engine.bpe.cut_program import CutMachine  # here: numba takes a moment to load
+
+        return CutMachine(self.codes, self.added, ord(self._broken), self._masks, self._owns)
+
     def _run(self, classes: str, *, final: bool) -> list[int]:
+        machine = self.machine
+        return self.run_slowly(classes, final=final) if machine is None else machine.ends(classes, final=final)
+
+    def run_slowly(self, classes: str, *, final: bool) -> list[int]:
+        """The ends of `pieces` (final) or `certain`, stage by stage, without compiled code: the slow twin."""
         spans = [(0, len(classes), final, False)]  # begin, end, is the end certain, is it one whole added token
         for stage in self.stages:
             out: list[tuple[int, int, bool, bool]] = []
@@ -396,7 +424,11 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
     # that both sides share one table of Unicode properties.
     asked = tuple(Split(Regex(f"(?i:{source})" if fold else source), "removed") for source, fold in predicates)
     longest = max((m.longest_count for m in matchers), default=1)
-    return Splitter(False, tuple(stages), asked, _needs_before(matchers, len(predicates)), added, longest_count=longest)
+    known = [m.code for m in matchers if m.code is not None]
+    codes = (*((None,) if added else ()), *known) if len(known) == len(matchers) else None
+    return Splitter(
+        False, tuple(stages), asked, _needs_before(matchers, len(predicates)), added, codes, longest_count=longest
+    )
 
 
 def _needs_before(matchers: list[Matcher], count: int) -> tuple[tuple[int, int], ...]:

@@ -10,6 +10,7 @@ Letters: N nodes of the trie, each the class string on the path to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,19 +18,21 @@ from engine.alignment.openness import Openness
 from engine.alignment.token_range import Variants
 from engine.bpe.pretokenizer import Splitter
 from engine.compiled.answers import Answers
-from engine.compiled.pair_kernels import CUT, JOIN, NONE
+from engine.compiled.pair_kernels import CUT, JOIN, NONE, locate_classes
 
 
 @dataclass(frozen=True, eq=False)
 class ClassTrie:
-    """units_N, known_N: int32 [N], units of the class string, and of these those that no continuation changes. strings: the
-    class strings. asked_N: bool [N], whether some string has this class string itself."""
+    """strings: the class strings. parent_N, unit_N: int32 [N], the node without the last unit, and that unit. units_N,
+    known_N: int32 [N], how many units, and of these those that no continuation changes. asked_N: bool [N], whether some
+    string has this class string itself."""
 
-    parent_N: list[int]
     strings: list[str]
+    parent_N: np.ndarray
+    unit_N: np.ndarray
     units_N: np.ndarray
     known_N: np.ndarray
-    asked_N: list[bool]
+    asked_N: np.ndarray
 
 
 def class_trie(answers: Answers, splitter: Splitter, *, nfc: bool) -> ClassTrie:
@@ -44,7 +47,8 @@ def class_trie(answers: Answers, splitter: Splitter, *, nfc: bool) -> ClassTrie:
     asked = np.zeros(len(strings), bool)
     asked[answers.node_U] = True
     known = np.maximum(length - incomplete - nfc, 0).astype(np.int32)
-    return ClassTrie(answers.parent_N.tolist(), strings, length, known, asked.tolist())
+    unit = np.array([ord(s[-1:] or "\0") for s in strings], np.int32)
+    return ClassTrie(strings, answers.parent_N, unit, length, known, asked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,37 +69,66 @@ class ClassCuts:
 
 def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: str, *, nfc: bool) -> ClassCuts:
     """All class strings behind the pending classes `left`."""
-    count, n = len(trie.strings), len(left)
-    kind, stop = np.zeros(count, np.int8), np.zeros(count, np.int32)
-    sure, agrees, goes_on = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
-    sure_list: list[tuple[int, int] | None] = [None] * count  # (kind, stop) where the cuts are certain
+    count = len(trie.strings)
+    where = _locate(trie, splitter, left)
+    kind = np.where(where.seam, CUT, JOIN).astype(np.int8)
+    agrees, goes_on = np.zeros(count, bool), np.zeros(count, bool)
     others: list[frozenset[int]] = [frozenset()] * count
     variants: dict[tuple[tuple[int, ...], bool], None] = {}
-    for node in range(1, count):
-        right = trie.strings[node]
-        told = sure_list[trie.parent_N[node]]
-        if told is not None:
-            sure_list[node] = told
-            kind[node], stop[node], sure[node] = *told, True
-            continue
-        if not trie.asked_N[node]:
-            ends = splitter.certain(splitter.join(left, right))
-            if not ends or ends[-1] <= n:
-                continue
-        inside, seam, at, certain = splitter.locate(left, right)
-        does = CUT if seam else JOIN
-        if not seam and splitter.added and splitter.is_added(left, right, inside[-1] if inside else 0, at):
-            does = NONE
-        kind[node], stop[node], sure[node] = does, at, certain
-        if certain:
-            sure_list[node] = does, at
-        if trie.asked_N[node] or certain:
-            variants[inside, seam] = None
-        # nothing is decided by no known unit, and nothing is open that is certain (but for NFC, which may still change the end)
-        if trie.asked_N[node] and trie.known_N[node] and (not certain or (nfc and at >= len(right))):
+    for inside, seam in np.unique(np.stack([where.inside, where.seam])[:, trie.asked_N], axis=1).T.tolist():
+        if not inside:
+            variants[(), bool(seam)] = None
+    # one by one: strings before which cuts lie inside the pending part, and those that are not certain
+    open_ = trie.asked_N & (trie.known_N > 0) & (~where.sure | (nfc & (where.stop >= trie.units_N)))
+    for node in np.flatnonzero(trie.asked_N & (where.inside > 0) | open_).tolist():
+        right, seam = trie.strings[node], bool(where.seam[node])
+        inside = splitter.locate(left, right)[0] if where.inside[node] else ()
+        variants[inside, seam] = None
+        if open_[node]:  # nothing is decided by no known unit, and nothing is open that is certain but for NFC
             ways = openness.cuts(left, right[: trie.known_N[node]])
             if ways is not None and ways[0] == (inside, seam):
                 agrees[node], others[node], goes_on[node] = True, ways[1], ways[2]
+    if splitter.added:
+        for node in np.flatnonzero(trie.asked_N & ~where.seam).tolist():
+            right, at = trie.strings[node], int(where.stop[node])
+            inside = splitter.locate(left, right)[0] if where.inside[node] else ()
+            if splitter.is_added(left, right, inside[-1] if inside else 0, at):
+                kind[node] = NONE
     start = np.concatenate([[0], np.cumsum([len(o) for o in others])]).astype(np.int32)
     other = np.fromiter((stop for o in others for stop in sorted(o)), np.int32, int(start[-1]))
-    return ClassCuts(kind, stop, sure, agrees, goes_on, start, other, tuple(variants))
+    return ClassCuts(kind, where.stop, where.sure, agrees, goes_on, start, other, tuple(variants))
+
+
+class _Located(NamedTuple):
+    """`Splitter.locate` for every node [N]: stop int32, seam and sure bool; inside int32, the number of cuts inside the
+    pending part. Zeros where a node is neither asked for nor certain."""
+
+    stop: np.ndarray
+    seam: np.ndarray
+    sure: np.ndarray
+    inside: np.ndarray
+
+
+def _locate(trie: ClassTrie, splitter: Splitter, left: str) -> _Located:
+    count, machine = len(trie.strings), splitter.machine
+    stop, inside = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    seam, sure = np.zeros(count, bool), np.zeros(count, bool)
+    if machine is None:  # a pattern that has no instructions
+        for node in range(1, count):
+            parent = trie.parent_N[node]
+            if sure[parent]:
+                stop[node], seam[node], sure[node], inside[node] = stop[parent], seam[parent], True, inside[parent]
+            else:
+                cuts, seam[node], stop[node], sure[node] = splitter.locate(left, trie.strings[node])
+                inside[node] = len(cuts)
+        return _Located(stop, seam, sure, inside)
+    pending = np.array([ord(u) for u in left], np.int32)
+    node, asked = 0, np.zeros(3, np.int64)
+    while node < count:
+        node = locate_classes(
+            machine.up_to_date(), pending, trie.parent_N, trie.unit_N, trie.asked_N, node, trie.units_N, stop, seam, sure,
+            inside, asked,
+        )  # fmt: skip
+        if node < count:
+            machine.learn(int(asked[0]), int(asked[1]), ord(splitter.join(chr(asked[0]), chr(asked[1]))[1]))
+    return _Located(stop, seam, sure, inside)

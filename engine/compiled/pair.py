@@ -132,15 +132,26 @@ class CompiledPair:
 
     def state(self, left: str, lead: bytes = b"") -> State:
         """The state with these reduced classes pending (`Splitter.reduce`). lead: b"", or the student's prefix at the very
-        start of a text. Made at the first call: from milliseconds to about a second. Raises KeyError for another lead."""
+        start of a text. Made at the first call, in some tens of milliseconds. Raises KeyError for another lead.
+
+        Long runs of one class give what shorter ones give (`Splitter.shorten`, a premise that is tested), so that words of
+        any length share a state; not where cuts lie inside the pending part.
+        """
         known = self._states.get((left, lead))
         if known is None:
-            known = self.kept.load(self, left, lead) if self.kept else None
-            if known is None:
-                known = self._make(left, lead)
-                if self.kept:
-                    self.kept.save(self, left, lead, known)
+            short = left if self.splitter.byte_units else self.splitter.shorten(left)
+            known = self.state(short, lead) if short != left else None
+            if known is None or not known.simple:
+                known = self._kept_or_made(left, lead)
             self._states[left, lead] = known
+        return known
+
+    def _kept_or_made(self, left: str, lead: bytes) -> State:
+        known = self.kept.load(self, left, lead) if self.kept else None
+        if known is None:
+            known = self.make(left, lead)
+            if self.kept:
+                self.kept.save(self, left, lead, known)
         return known
 
     def illegal_after(self, token: int) -> np.ndarray:
@@ -162,7 +173,8 @@ class CompiledPair:
         first = np.where(none, -1, np.append(self.columns, -1)[column]).astype(np.int64)
         return first, np.where(none, NONE, np.where(joins, JOIN, CUT)).astype(np.int8), opened
 
-    def _make(self, left: str, lead: bytes) -> State:
+    def make(self, left: str, lead: bytes) -> State:
+        """The state with exactly these classes pending, made anew."""
         answers = self.answers[lead]
         count, nfc = len(answers), self.vocabulary.nfc
         first, action, stop = (np.zeros(count, np.int32) for _ in range(3))

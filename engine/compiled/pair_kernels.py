@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, int8, int32, int64, uint8
 
+from engine.bpe.cut_kernels import PROGRAM, ends_of
 from engine.bpe.flat import FLAT
 from engine.bpe.hash_kernels import find, node_of, put
 from engine.bpe.jit import kernel
@@ -190,6 +191,69 @@ def class_nodes(text, start, known, begin, class_of, forget, broken, keys, nodes
             node = child
         node_U[r] = node
     return len(start) - 1
+
+
+@kernel(
+    PROGRAM, int32[::1], int32[::1], int32[::1], boolean[::1], int64, int32[::1], int32[::1], boolean[::1], boolean[::1],
+    int32[::1], int64[::1],
+)  # fmt: skip
+def locate_classes(program, left, parent_N, unit_N, asked_N, begin, depth_N, stop_N, seam_N, sure_N, inside_N, state):
+    """`Splitter.locate` of every class string of a trie behind the classes `left`, from node `begin` on. A string that begins
+    with one whose cuts are certain has the same (lemma 5), and is not looked at.
+
+    unit_N: the last unit of each class string. asked_N: nodes that are wanted; of others only whether their cuts are certain.
+    depth_N: units of each. Fills stop_N (units behind the boundary), seam_N, sure_N, and inside_N: how many cuts lie inside
+    `left`. Returns the number of nodes; or a node where program.forget lacks an answer, the pair in state[0:2].
+    """
+    n, deepest = len(left), 0
+    for node in range(len(parent_N)):
+        deepest = max(deepest, depth_N[node])
+    both, out = np.empty(n + deepest + 1, np.int32), np.empty(n + deepest + 1, np.int32)
+    both[:n] = left
+    for node in range(max(begin, 1), len(parent_N)):
+        parent = parent_N[node]
+        if sure_N[parent]:
+            stop_N[node], seam_N[node], sure_N[node], inside_N[node] = (
+                stop_N[parent],
+                seam_N[parent],
+                True,
+                inside_N[parent],
+            )
+            continue
+        m = n + np.int64(depth_N[node])
+        up, p = node, m
+        while p > n:
+            p -= 1
+            both[p] = unit_N[up]
+            up = parent_N[up]
+        p = n
+        while 0 < p < m:  # only the first units behind the boundary can still change
+            unit = program.forget[both[p - 1], both[p]]
+            if unit < 0:
+                state[0], state[1] = both[p - 1], both[p]
+                return node
+            if unit == both[p]:
+                break
+            both[p] = unit
+            p += 1
+        known = m - 1 if both[m - 1] == program.broken else m
+        count = ends_of(program, both, known, m < 0, out)
+        sure = count > 0 and out[count - 1] > n
+        if not sure:
+            if not asked_N[node]:
+                continue
+            count = ends_of(program, both, m, m >= 0, out)
+        stop, seam, inside = n, n == 0, 0
+        for e in range(count):
+            if out[e] < n:
+                inside += 1
+            elif out[e] == n:
+                seam = True
+            else:
+                stop = np.int64(out[e])
+                break
+        stop_N[node], seam_N[node], sure_N[node], inside_N[node] = stop - n, seam, sure, inside
+    return len(parent_N)
 
 
 @kernel(uint8[::1], int64, int64, int64, int64)

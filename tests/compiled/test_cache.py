@@ -81,7 +81,7 @@ def test_states_are_found_by_processes_that_number_classes_otherwise(tmp_path: P
     split = build_splitter(student)
     split.classes("éb'a ".encode())  # another order
     second = open_pair(teacher, student, folder=tmp_path / "c", splitter=split)
-    second._make = lambda left, lead: pytest.fail("made again")  # type: ignore[method-assign]
+    second.make = lambda left, lead: pytest.fail("made again")  # type: ignore[method-assign]
     same(compile_pair(teacher, student), second)
 
 

@@ -18,7 +18,7 @@ from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
-from engine.compiled.pair import CompiledPair, compile_pair
+from engine.compiled.pair import STATE_ARRAYS, CompiledPair, compile_pair
 from tests.alignment.test_openness import changed
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
 from tests.support.vocabularies import EFFORT, SHARED, merge_table, needs_shared, splitter, texts, vocabulary
@@ -28,6 +28,7 @@ STUDENTS = (
     "gpt2", "llama-2", "llama-3", "mistral-v0.3", "jamba-v0.1", "smollm2", "o200k_base", "deepseek-llm-7b", "gpt-neox-20b",
     "starcoder2", "qwen2.5", "babyllama-tok105", "stories260K",
 )  # fmt: skip
+BY_BYTES = ("llama-2", "mistral-v0.3", "jamba-v0.1", "babyllama-tok105", "stories260K")
 BEFORE = (
     "",
     "the",
@@ -124,6 +125,32 @@ def test_real_tokenizers(name: str) -> None:
         for before in (*BEFORE, *(rng.choice(texts())[:60] for _ in range(6))):
             twins.compare(pending(student, split, before), b"", [b"", *rng.sample(some, 2)])
         assert twins.compared > 5000 and min(twins.joined, twins.opened) > 100
+
+
+@needs_shared
+@pytest.mark.parametrize("name", [name for name in STUDENTS if name not in BY_BYTES])
+def test_long_runs_have_the_state_of_shorter_ones(name: str) -> None:
+    """The premise of `Splitter.shorten`, on what is pending in real text and in long runs behind it."""
+    rng, student, split = random.Random(name), vocabulary(name), splitter(name)
+    few = few_tokens(vocabulary("qwen2.5"), 700 * EFFORT, rng)
+    pair = compile_pair(few, student, merges=(merge_table("qwen2.5"), merge_table(name)), splitter=split)
+    lefts: set[str] = set()
+    while len(lefts) < 12 * EFFORT:
+        text = rng.choice(texts())
+        text = text[: rng.randrange(1, min(len(text), 400) + 1)]
+        if rng.random() < 0.5:
+            text += rng.choice((text[-1], *"a .\n1é日'\t")) * rng.choice((5, 6, 8, 13, 40))
+        left = pending(student, split, text)
+        if split.shorten(left) != left:
+            lefts.add(left)
+    compared = 0
+    for left in sorted(lefts):
+        want, got = pair.make(left, b""), pair.state(left)
+        compared += got is pair.state(split.shorten(left))
+        for array in STATE_ARRAYS:
+            np.testing.assert_array_equal(getattr(got, array), getattr(want, array), err_msg=f"{array} {left!r}")
+        assert (got.variants, got.simple) == (want.variants, want.simple), left
+    assert compared > 6 * EFFORT
 
 
 @pytest.mark.skipif(not MODELS.is_dir(), reason="TARGETSMITH_MODELS names no folder with models")
