@@ -184,9 +184,13 @@ class Openness:
                     cuts = self.cuts(left, span.classes[span.class_index[one]][: span.known[one]])
                     self._keep_agreeing(span, closed, choose, where, cuts, variants[variant[one]])
         if words:  # "not by merges": a word of `ignore_merges` that may span the boundary leaves the leaf open
+            # all ways agree on what lies before the boundary, so the piece that spans it begins at one unit of `left`
+            begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
             for i in np.flatnonzero(choose & (action == JOIN)).tolist():
-                held = span.piece(i, int(span.known[i]))
-                choose[i] = not any(word.startswith(held) or held.startswith(word) for _, word in words)
+                held, begin = span.piece(i, int(span.known[i])), begins[variant[i]]
+                choose[i] = not any(
+                    unit == begin and (word.startswith(held) or held.startswith(word)) for unit, word in words
+                )
         return open_ & ~choose
 
     def _keep_settled(self, span: TokenRange, first: np.ndarray, choose: np.ndarray, where: np.ndarray) -> None:

@@ -52,7 +52,7 @@ PROGRAM = types.NamedTuple(
 )  # fmt: skip
 
 
-@kernel(PROGRAM, int64, int32[::1], int64, int64)
+@kernel(PROGRAM, int64, int32[::1], int64, int64, allocates=True)
 def match(program, at, units, i, end):
     """(int64, bool): end of the match of the pattern at `at` that begins at unit i, -1 for none; whether a unit at `end` was
     asked for."""
@@ -140,7 +140,7 @@ def _added(program, units, i, end):
     return found, p > i and program.added_goes_on[node]
 
 
-@kernel(PROGRAM, int32[::1], int64, boolean, int32[::1])
+@kernel(PROGRAM, int32[::1], int64, boolean, int32[::1], allocates=True)
 def ends_of(program, units, n, final, out):
     """int64 m: out[:m] are the ends of the pre-tokens of units[:n]: all when the text ends there (final), else those that are
     certain.

@@ -53,7 +53,7 @@ def put_all(keys, values, new_keys, new_values):
         put(keys, values, new_keys[i], new_values[i])
 
 
-@kernel(uint8[::1], int64[::1], int64[::1], int32[::1])
+@kernel(uint8[::1], int64[::1], int64[::1], int32[::1], allocates=True)
 def build_trie(text, start, keys, values):
     """The trie of the n sorted strings text[start[i]:start[i+1]], into an empty hash table.
 
@@ -93,7 +93,7 @@ def node_of(keys, values, text, begin, end):
     return node
 
 
-@kernel(uint8[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1], int64)
+@kernel(uint8[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1], int64, allocates=True)
 def likely_tokens(text, start, birth_n, ids_n, keys, values, nodes):
     """int32 [nodes]: of the strings that go on beyond a node the id of the one with the least birth, -1 when all are
     2^31-1."""

@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,21 +49,58 @@ CODE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or str(_code_folder())
 importlib.import_module("numba.core.config").__dict__["CACHE_DIR"] = CODE_FOLDER
 
 _DECLARED: list[tuple[Any, tuple[Any, ...]]] = []
+_COMPILING = threading.RLock()
+_STATE = {
+    "done": 0,
+    "busy": False,
+}  # so many of them are compiled; whether some are being compiled, by whoever has the lock
 
 
-def kernel(*types: Any, also: tuple[Any, ...] = (), inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
+def kernel(
+    *types: Any, also: tuple[Any, ...] = (), inline: bool = False, allocates: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
     """Declare a compiled function with numba types of its arguments. also: a second list of types that it is compiled for.
     inline: put its code into every caller; a call hands over each array of a tuple, which costs more than a short function does.
+    allocates: it makes arrays of its own. All others are compiled without counts of references: numba would count every
+    array of every tuple that is handed on, and a function that does little else then takes ten times as long. Arguments are
+    kept alive by the caller.
 
     It would compile again for others; a test forbids that. So a constant in a call is written np.int64(0), not 0.
     """
 
     def declare(function: Callable[..., Any]) -> Any:
-        compiled = numba.njit(nogil=True, cache=True, inline="always" if inline else "never")(function)
+        counts = {} if allocates else {"_nrt": False}
+        compiled = numba.njit(nogil=True, cache=True, inline="always" if inline else "never", **counts)(function)
         _DECLARED.extend((compiled, each) for each in (types, also) if each)
+        compile_one = compiled.compile
+
+        def compile_in_order(wanted: Any) -> Any:
+            """numba compiles in passing what a function calls, with its caller's options. So those called come first."""
+            compile_declared()
+            return compile_one(wanted)
+
+        compiled.compile = compile_in_order
         return compiled
 
     return declare
+
+
+def compile_declared(progress: Callable[[int, int], None] | None = None) -> None:
+    """Compile all functions that are declared and not compiled yet, or read them from the folder: at the first call of any, in
+    the order in which they were declared. progress: told (done, all)."""
+    with _COMPILING:
+        if _STATE["busy"]:
+            return
+        _STATE["busy"] = True
+        try:
+            while _STATE["done"] < len(_DECLARED):
+                function, types = _DECLARED[_STATE["done"]]
+                function.compile(types)
+                _STATE["done"] += 1
+                if progress:
+                    progress(_STATE["done"], len(_DECLARED))
+        finally:
+            _STATE["busy"] = False
 
 
 def declared() -> list[tuple[Any, tuple[Any, ...]]]:
@@ -70,12 +108,12 @@ def declared() -> list[tuple[Any, tuple[Any, ...]]]:
     return list(_DECLARED)
 
 
-def compile_all() -> int:
-    """Compile every function of every `*kernels.py`, or read it from the folder. Returns how many there are."""
+def compile_all(progress: Callable[[int, int], None] | None = None) -> int:
+    """Compile every function of every `*kernels.py`, or read it from the folder. Returns how many there are. progress: as for
+    `compile_declared`."""
     for file in sorted(_ENGINE.rglob("*kernels.py")):
         importlib.import_module(".".join(["engine", *file.relative_to(_ENGINE).with_suffix("").parts]))
-    for function, types in _DECLARED:
-        function.compile(types)
+    compile_declared(progress)
     return len(_DECLARED)
 
 

@@ -47,7 +47,7 @@ def seam(t, a, b):
             dies_b, late_b, b = birth_b, t.late_V[b], np.int64(t.left_V[b])
 
 
-@kernel(FLAT, int64, int64)
+@kernel(FLAT, int64, int64, allocates=True)
 def survives_play(t, a, b):
     """bool: whether BPE, merge by merge, makes a b of the symbols of a and b. For the ties that `seam` leaves."""
     most = np.int64(t.length_V[a]) + np.int64(t.length_V[b]) + 2

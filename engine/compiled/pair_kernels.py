@@ -30,7 +30,9 @@ def known_bytes(text, start, known):
         known[r] = valid_utf8_end(text, start[r], start[r + 1]) - start[r]
 
 
-@kernel(FLAT, uint8[::1], int64[::1], int32[::1], int32[::1], int64, int64, int32[::1], int32[::1], MEMO)
+@kernel(
+    FLAT, uint8[::1], int64[::1], int32[::1], int32[::1], int64, int64, int32[::1], int32[::1], MEMO, allocates=True
+)
 def answer_strings(t, text, start, whole, known, begin, end, firsts, settled, memo):
     """The sorted strings begin .. end inside one pre-token. Fills firsts [places], the first token of every beginning (-1:
     none), and settled: the first token of the known bytes where it is decided whatever follows them (lemma 15 a), else -1.
@@ -196,6 +198,7 @@ def class_nodes(text, start, known, begin, class_of, forget, broken, keys, nodes
 @kernel(
     PROGRAM, int32[::1], int32[::1], int32[::1], boolean[::1], int64, int32[::1], int32[::1], boolean[::1], boolean[::1],
     int32[::1], int64[::1],
+    allocates=True,
 )  # fmt: skip
 def locate_classes(program, left, parent_N, unit_N, asked_N, begin, depth_N, stop_N, seam_N, sure_N, inside_N, state):
     """`Splitter.locate` of every class string of a trie behind the classes `left`, from node `begin` on. A string that begins
@@ -387,6 +390,7 @@ def is_added(text, begin, end, keys, nodes, added_ends):
     uint8[::1], int64[::1], int32[::1], boolean[::1], boolean, uint8[::1], boolean[:, ::1], int64[::1], int32[::1],
     boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], int32[::1],
     boolean[::1], int64[::1],
+    allocates=True,
 )  # fmt: skip
 def settle_bytes(
     text, start, known, composing, nfc, left, never, keys, nodes, added_ends,

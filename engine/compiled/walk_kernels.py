@@ -83,17 +83,11 @@ def walk_units(units, next_SC, size_SC, at, state, begin):
 
 @kernel(int64[::1], int32[::1], uint8[::1], int64[::1], int64[::1], boolean[::1])
 def begin_words(keys, nodes, text, from_I, to_I, found_I):
-    """Whether an end of text[from_I[i]:to_I[i]], not empty and from a character on, is the beginning of a word, or one. By the
-    trie of the words."""
+    """Whether text[from_I[i]:to_I[i]], not empty, is the beginning of a word, or one. By the trie of the words."""
     for i in range(len(from_I)):
-        for begin in range(from_I[i], to_I[i]):
-            if text[begin] & 0xC0 == 0x80:
-                continue
-            node = np.int64(0)
-            for p in range(begin, to_I[i]):
-                node = np.int64(find(keys, nodes, node << 8 | np.int64(text[p])))
-                if node < 0:
-                    break
-            if node > 0:
-                found_I[i] = True
+        node = np.int64(0)
+        for p in range(from_I[i], to_I[i]):
+            node = np.int64(find(keys, nodes, node << 8 | np.int64(text[p])))
+            if node < 0:
                 break
+        found_I[i] = node > 0

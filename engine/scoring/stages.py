@@ -21,6 +21,7 @@ from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
+from engine.bpe.jit import compile_all
 from engine.bpe.segmenter import Segmenter, build_segmenter
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
@@ -102,6 +103,7 @@ def load_stages(run: RunConfig, progress: Progress = silent) -> Stages:
 
     Raises TokenizerError, TeacherError, and RunFileError for what these tokenizers do not allow.
     """
+    compile_all(lambda done, total: progress(done, total, "compiling functions, once on this machine"))
     progress(0, 0, "loading the tokenizers")
     known = load_vocabularies(run)
     progress(0, 0, "loading the teacher")
