@@ -36,6 +36,15 @@ class TargetsConfig(SettingsTable):
         about="Beam: certified width (`err`) at which a position is good enough and no more is spent on it. 0: until nothing "
         "is open (with a large `max_nodes_per_token` that is the lossless value).",
     )
+    target_error: float = key(
+        0.005,
+        semantic=False,  # it is, but only where it is used: the plan has it there (engine/plan/make_plan.py)
+        ge=0,
+        lt=1,
+        wanted="a number, 0 or more and below 1",
+        about="Beam, vocabularies of real models: expected error of a document's positions (total variation, in the mean) at "
+        "which no more is spent on it. With `tolerance` in the run file evaluations are spent for the certified width instead.",
+    )
     max_nodes_per_token: float = key(
         6.0,
         semantic=True,
@@ -104,6 +113,11 @@ class TargetsConfig(SettingsTable):
     )
     store_text: bool = key(True, semantic=True, about="Store the text of each document in its row.")
     end: bool = key(True, semantic=True, about="Append the end token to each document and score it.")
+
+    @property
+    def certified(self) -> bool:
+        """Whether the beam spends for the certified width: a run file that names a `tolerance` wants it."""
+        return "tolerance" in self.model_fields_set
 
     @model_validator(mode="after")
     def _belong_together(self) -> TargetsConfig:

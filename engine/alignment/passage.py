@@ -34,13 +34,28 @@ class ProductView:
     closed: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HungContexts:
+    """Contexts that a search has hung off a passage's own: the last X of its tree. Their tokens are not the text's.
+
+    text: uint8, one string behind the other, for each context some bytes of the text before the place where it leaves the text,
+    and the bytes of its tokens. shift: int64 [X], byte x of the string that context i ends is text[x + shift[i]]. begin: int64
+    [X], the first x that is there.
+    """
+
+    text: np.ndarray
+    shift: np.ndarray
+    begin: np.ndarray
+
+
 @dataclass(slots=True)
 class Passage:
     """One document, or one scored part of it.
 
     tree: the teacher's contexts, N of them. data: the teacher's prefix and the text, bytes; lead: how many of them are prefix.
     views: by product. illegal: for each context the tokens that may not follow, None when nobody asks.
-    place: (number of the document in the corpus, of the part in the document); random draws depend on it.
+    place: (number of the document in the corpus, of the part in the document); random draws depend on it. hung: the contexts
+    at the end of the tree that a search has added, None before one.
 
     Set while it is scored: kept, bool [N], False for contexts that pruning left out (None: none was); bad, (reason, detail) of
     the first distribution that was not finite, None while all were.
@@ -54,3 +69,4 @@ class Passage:
     bad: tuple[str, str] | None = None
     place: tuple[int, int] = (0, 0)
     lead: int = 0
+    hung: HungContexts | None = None

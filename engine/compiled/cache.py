@@ -42,7 +42,7 @@ from engine.compiled.answers import Answers, Progress, silent
 from engine.compiled.pair import STATE_ARRAYS, CompiledPair, State, compile_pair, digest_of
 from engine.compiled.suffixes import Suffixes
 
-FORMAT = 1
+FORMAT = 2
 _MOST_STATE_BYTES = 250_000_000  # of saved states of one pair; further ones live in memory only
 _WAIT_S = 3.0
 _CODE = ("bpe", "alignment", "compiled")  # what is not asked for here does not matter, but the list is simple

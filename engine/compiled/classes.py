@@ -54,7 +54,8 @@ def class_trie(answers: Answers, splitter: Splitter, *, nfc: bool) -> ClassTrie:
 @dataclass(frozen=True, eq=False)
 class ClassCuts:
     """Arrays [N] as `settle_characters` takes them: kind int8 (NONE: an added text lies across the boundary), stop int32
-    (units), sure, agrees, goes_on bool; other_start int32 [N+1] and other int32, ends in other ways. variants: (cuts inside
+    (units), sure, agrees, goes_on bool; grows: bool, not certain, but no way to go on ends the pre-token sooner; other_start
+    int32 [N+1] and other int32, ends in other ways. variants: (cuts inside
     the pending part, a cut at the boundary) that occur."""
 
     kind: np.ndarray
@@ -62,6 +63,7 @@ class ClassCuts:
     sure: np.ndarray
     agrees: np.ndarray
     goes_on: np.ndarray
+    grows: np.ndarray
     other_start: np.ndarray
     other: np.ndarray
     variants: Variants
@@ -72,7 +74,7 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
     count = len(trie.strings)
     where = _locate(trie, splitter, left)
     kind = np.where(where.seam, CUT, JOIN).astype(np.int8)
-    agrees, goes_on = np.zeros(count, bool), np.zeros(count, bool)
+    agrees, goes_on, grows = (np.zeros(count, bool) for _ in range(3))
     others: list[frozenset[int]] = [frozenset()] * count
     variants: dict[tuple[tuple[int, ...], bool], None] = {}
     for inside, seam in np.unique(np.stack([where.inside, where.seam])[:, trie.asked_N], axis=1).T.tolist():
@@ -88,6 +90,7 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
             ways = openness.cuts(left, right[: trie.known_N[node]])
             if ways is not None and ways[0] == (inside, seam):
                 agrees[node], others[node], goes_on[node] = True, ways[1], ways[2]
+                grows[node] = not ways[1] - {int(where.stop[node])}
     if splitter.added:
         for node in np.flatnonzero(trie.asked_N & ~where.seam).tolist():
             right, at = trie.strings[node], int(where.stop[node])
@@ -96,7 +99,7 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
                 kind[node] = NONE
     start = np.concatenate([[0], np.cumsum([len(o) for o in others])]).astype(np.int32)
     other = np.fromiter((stop for o in others for stop in sorted(o)), np.int32, int(start[-1]))
-    return ClassCuts(kind, where.stop, where.sure, agrees, goes_on, start, other, tuple(variants))
+    return ClassCuts(kind, where.stop, where.sure, agrees, goes_on, grows, start, other, tuple(variants))
 
 
 class _Located(NamedTuple):

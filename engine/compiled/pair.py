@@ -35,7 +35,7 @@ from engine.bpe.successors import Successors
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
-from engine.compiled.pair_kernels import CUT, JOIN, NONE, settle_bytes, settle_characters
+from engine.compiled.pair_kernels import CUT, GROWS, JOIN, NONE, SURE, settle_bytes, settle_characters
 from engine.compiled.suffixes import Suffixes, suffixes_of
 
 NO_COLUMN = -1
@@ -50,7 +50,8 @@ class State:
     [C], 1 where strings that begin with this column's token are joined to the pending part (JOIN: only where the pair with
     the last student token is canonical), 0 where a pre-token begins with it (CUT). odd_column, odd_open, odd_join: int32,
     uint8, uint8 [cells beyond 2C + 2]. stop_U: int32 [U], bytes up to the end of the pre-token that begins at or spans the
-    boundary, as if the text ended behind the string. sure_U: bool [U], whether that end is certain. agrees_U: bool [U], whether
+    boundary, as if the text ended behind the string. sure_U: uint8 [U]: SURE, that end is certain; GROWS, the pre-token may end
+    later but not sooner; else 0. agrees_U: bool [U], whether
     all ways to go on have the same cuts before the boundary, and the same answer whether one lies at it. variants: (cuts inside
     the pending part, a cut at the boundary) that occur. simple: no cut lies inside the pending part in any of them, so that
     only two are possible. Where it is False the arrays hold, but whether the pending part is encoded to the student's own
@@ -190,6 +191,7 @@ class CompiledPair:
             variants = _variants(variant, len(left))
             # two bytes decide about a cut (lemma 6), unless an added text may be coming
             agrees = sure if self.splitter.added else np.ones(count, bool)
+            grows = agrees
         else:
             if lead not in self._tries:
                 self._tries[lead] = class_trie(answers, self.splitter, nfc=nfc)
@@ -202,7 +204,9 @@ class CompiledPair:
             )  # fmt: skip
             variants = cuts.variants
             agrees = sure | cuts.agrees[answers.node_U]
-        return self._state(first, action, opened, stop, sure, agrees, variants)
+            grows = cuts.grows[answers.node_U]
+        known = np.where(sure, SURE, np.where(grows, GROWS, 0)).astype(np.uint8)
+        return self._state(first, action, opened, stop, known, agrees, variants)
 
     def _state(
         self,

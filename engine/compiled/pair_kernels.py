@@ -20,6 +20,7 @@ from engine.bpe.jit import kernel
 from engine.bpe.kernels import MEMO, may_pass, pair_is_canonical, valid_utf8_end
 
 NONE, CUT, JOIN = 0, 1, 2
+SURE, GROWS = 1, 2
 _MOST_BYTES = 8192  # of one string; a tokenizer with longer tokens is refused where the arrays are made
 
 

@@ -12,17 +12,19 @@ Letters: K boundaries, N contexts, L leaves, C class strings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from engine.alignment.boundaries import Aligner
+from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.flat import joined
 from engine.bpe.hash_kernels import EMPTY, build_trie
 from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
-from engine.bpe.utf8 import is_continuation
+from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
 from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.pair import CompiledPair, State
 from engine.compiled.walk_kernels import begin_words, find_leaves
@@ -111,6 +113,37 @@ class StudentWalk:
             node_begin_N=pending.begin_I[K:] - (len(lead) - len(prefix)),
             states=self.states,
             slow=slow,
+        )
+
+    def hang(self, view: StudentView, tree: ContextTree, data: bytes, hung: HungContexts) -> StudentView:
+        """The view of a passage to whose tree contexts were added. tree: with these; data: prefix + text.
+
+        What is pending behind them is found from the last certain cut before the place where they leave the text (definition 5:
+        what lies before it no longer counts). Where that cannot be told, the context has no state, and splits nothing.
+        """
+        lead, count = self.aligner.student.prefix_bytes, len(view.node_state_N)
+        shift, text = len(lead) - len(self.aligner.prefix), lead + data[len(self.aligner.prefix) :]
+        state, begin = np.full(len(tree.end) - count, NO_STATE, np.int32), np.zeros(len(tree.end) - count, np.int64)
+        strings = hung.text.tobytes()
+        for i in range(len(state)):
+            node, size = count + i, int(tree.end[count + i])
+            while node >= count:
+                node = int(tree.parent[node])
+            leaves, since, moved = int(tree.end[node]), int(view.node_begin_N[node]), int(hung.shift[i])
+            if view.node_state_N[node] == NO_STATE or since < int(hung.begin[i]) or size - since > LONGEST_PENDING:
+                continue
+            own = text[since + shift : leaves + shift] + strings[moved + leaves : moved + size]
+            if valid_utf8_prefix(own) < len(own):
+                continue
+            found = self._pending(own, np.array([0]), np.array([leaves - since, size - since]))
+            as_before = found.state_I[1] == view.node_state_N[node] and found.begin_I[1] == 0
+            if as_before and not found.doubt_I[2] & _HOLDS_ADDED:
+                state[i], begin[i] = found.state_I[2], since + int(found.begin_I[2])
+        return replace(
+            view,
+            node_state_N=np.append(view.node_state_N, state),
+            node_begin_N=np.append(view.node_begin_N, begin),
+            states=self.states,
         )
 
     # ==== what is pending

@@ -63,9 +63,13 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
         "corpus": scan.semantic(),
     }
     regimes = {product: facts.regime for product, facts in products.items() if product in known.students}
-    compiled = [p for p, regime in regimes.items() if is_compiled(regime, known.teacher, known.students[p])]
+    compiled = [
+        p for p, regime in regimes.items() if is_compiled(run.targets, regime, known.teacher, known.students[p])
+    ]
     if compiled:  # other numbers within the same widths: a run begun without is not gone on with
         semantic["compiled"] = {"version": COMPILED_VERSION, "products": compiled}
+        if any(regimes[product] == "beam" for product in compiled):
+            semantic["compiled"]["target_error"] = run.targets.target_error
     if known.chat:
         semantic["chat_templates"] = {product: _seen(encoder) for product, encoder in known.chat.items()}
     units = [PlanUnit(**asdict(unit)) for unit in scan.units()]

@@ -11,6 +11,7 @@ from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import RunFileError
 from schemas.manifest import Regime
 from schemas.runfile import RunConfig
+from schemas.settings_targets import TargetsConfig
 
 
 def bos_of(run: RunConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
@@ -50,12 +51,14 @@ def regimes_of(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabula
 COMPILED_VERSION = 1
 """Raised when what compiled functions store may change; part of the fingerprint of runs that use them."""
 COMPILED_FROM = 65_536
-"""Teacher and student ids together from which a pair in the regime fast is compiled: below, its rules are made in no time."""
+"""Teacher and student ids together from which a pair is compiled: below, its rules are made in no time."""
 
 
-def is_compiled(regime: str, teacher: Vocabulary, student: Vocabulary) -> bool:
-    """Whether a student's boundaries are pushed forward by compiled functions (targets/compiled_rows.py)."""
-    return regime == "fast" and teacher.size + student.size >= COMPILED_FROM
+def is_compiled(targets: TargetsConfig, regime: str, teacher: Vocabulary, student: Vocabulary) -> bool:
+    """Whether a student's boundaries are pushed forward by compiled functions (targets/compiled_rows.py): in the regime fast, and
+    in beam where evaluations are spent by expected error, not for a certified width."""
+    spent = regime == "fast" or (regime == "beam" and not targets.certified)
+    return spent and teacher.size + student.size >= COMPILED_FROM
 
 
 def check_tokenizers(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> dict[str, Regime]:

@@ -59,7 +59,7 @@ def _in_parts(stages: Stages, document: Document, segmented: SegmentedDocument) 
 
 def _refuse_without_room(stages: Stages, passage: Passage) -> None:
     """What is given stands before every window; without room for a text behind it nothing can be scored."""
-    room = stages.teacher.max_length - (BEAM_DEPTH if stages.beam_search else 0)
+    room = stages.teacher.max_length - (BEAM_DEPTH if stages.searches else 0)
     if int(passage.tree.depth.max()) < room:
         return
     try:

@@ -183,11 +183,18 @@ class Scorer:
         config = stages.run.teacher.model_copy(update={"batch_tokens": batch_tokens})
         teacher = stages.teacher.with_less_memory(batch_tokens, keep=keep)
         pruner = stages.pruner and stages.pruner.with_teacher(teacher)
-        batches: list[OpenBatch] | None = None if stages.beam_search is None else []
+        batches: list[OpenBatch] | None = [] if stages.searches else None
         hidden, spent = hidden_states(teacher, parts, config, pruner, open_batches=batches), 0
         if stages.beam_search is not None and batches:
             spent = int(stages.beam_search.search(parts, hidden, batches, teacher.logits).sum())
-        return stages.emitter.emit(parts, hidden, teacher.logits), spent
+        longer = parts
+        if stages.compiled_search is not None and batches:
+            longer, hidden, more = stages.compiled_search.search(parts, hidden, batches, teacher.logits)
+            spent += more
+        rows = stages.emitter.emit(longer, hidden, teacher.logits)
+        for part, long in zip(parts, longer, strict=True):
+            part.bad = long.bad
+        return rows, spent
 
     def _within_memory(self, parts: list[Passage], attempt: Callable[[list[Passage], int, bool], T], stats: Stats) -> T:
         """An attempt at one document, with less at a time whenever memory runs out. Raises BadDocument (oom) when nothing is
@@ -196,7 +203,7 @@ class Scorer:
         batch_tokens, room = stages.run.teacher.batch_tokens, stages.teacher.max_length
         nodes = sum(len(part.tree.token) for part in parts)
         longest = max(min(int(part.tree.depth.max()) + 1, room) for part in parts)
-        keeps = stages.teacher.reuse and (stages.beam_search is not None or stages.pruner is not None)
+        keeps = stages.teacher.reuse and (stages.searches or stages.pruner is not None)
         ways = [
             (batch_tokens, True),
             *memory.smaller_ways(batch_tokens, nodes=nodes, longest=longest, keeps=keeps),

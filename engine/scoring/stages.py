@@ -17,6 +17,8 @@ from engine.alignment.expansion import Expansion, byte_expansion, subset_expansi
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.strings import StringRules
 from engine.alignment.token_trie import Trie, build_trie
+from engine.beam.compiled_search import CompiledSearch, Students
+from engine.beam.compiled_search import Spending as ErrorSpending
 from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
@@ -33,7 +35,7 @@ from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
 from engine.plan.regimes import bos_of, is_compiled, regimes_of
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
-from engine.targets.compiled_rows import CompiledPush
+from engine.targets.compiled_push import CompiledPush
 from engine.targets.emit import Emitter
 from engine.targets.exact_rows import Refinement
 from engine.targets.push_tables import TableStore
@@ -86,8 +88,14 @@ class Stages:
     # ---- contexts -> hidden states -> rows
     teacher: Teacher
     pruner: Pruner | None  # with [targets] eps above 0
-    beam_search: BeamSearch | None  # where there are aligners
+    beam_search: BeamSearch | None  # for students in `strings`
+    compiled_search: CompiledSearch | None  # for those in `walks`, where evaluations are spent on them
     emitter: Emitter
+
+    @property
+    def searches(self) -> bool:
+        """Whether contexts are hung off those of the text."""
+        return self.beam_search is not None or self.compiled_search is not None
 
     def end_id(self, product: str) -> int | None:
         """The token that closes a text in this product; None when ends are not scored, or it has no such token."""
@@ -140,7 +148,7 @@ def derive_stages(
     if run.corpus.specials == "boundary":
         special_splitter = SpecialSplitter.make(known.by_product, teacher.end_ids, end=targets.end, given=bool(bos))
     books = _rule_books(vocabulary, students, regimes)
-    compiled = {p for p in books if is_compiled(regimes[p], vocabulary, students[p])}
+    compiled = {p for p in books if is_compiled(run.targets, regimes[p], vocabulary, students[p])}
     strings = {p: StringRules(vocabulary, book) for p, book in books.items() if p not in compiled}
     aligners = {p: Aligner(book, vocabulary.prefix_bytes, strings.get(p)) for p, book in books.items()}
     walks = {p: StudentWalk(_pair(segmenter, books[p], progress), aligners[p]) for p in sorted(compiled)}
@@ -189,6 +197,7 @@ def derive_stages(
         teacher=teacher,
         pruner=pruner,
         beam_search=_beam_search(run, vocabulary, teacher, split, strings, real, canonical) if split else None,
+        compiled_search=_compiled_search(run, vocabulary, teacher, regimes, walks, emitter, canonical),
         emitter=emitter,
     )
 
@@ -266,7 +275,7 @@ def _push_forward(
         end_ids=ends,
         special_ids=sorted(vocabulary.specials),
         device=teacher.device,
-        tolerance=run.targets.tolerance if regime == "beam" else None,
+        tolerance=run.targets.tolerance if regime == "beam" and run.targets.certified else None,
     )
 
 
@@ -300,6 +309,29 @@ def _beam_search(
         dict.fromkeys(aligners, spending),
         Sketcher(heads, sorted(vocabulary.specials), top, size, device),
         real,
+        canonical,
+        masked=targets.semantics == "canonical-masked",
+        max_length=teacher.max_length,
+    )
+
+
+def _compiled_search(
+    run: RunConfig,
+    vocabulary: Vocabulary,
+    teacher: Teacher,
+    regimes: dict[str, Regime],
+    walks: dict[str, StudentWalk],
+    emitter: Emitter,
+    canonical: CanonicalNext,
+) -> CompiledSearch | None:
+    targets, searched = run.targets, {p: walk for p, walk in walks.items() if regimes[p] == "beam"}
+    if not searched or not targets.max_nodes_per_token:
+        return None
+    return CompiledSearch(
+        Students(searched, {p: emitter.compiled[p] for p in searched}, vocabulary.token_bytes),
+        ErrorSpending(targets.target_error, targets.max_nodes_per_token),
+        np.full(len(emitter.real), 0.05),
+        emitter.real,
         canonical,
         masked=targets.semantics == "canonical-masked",
         max_length=teacher.max_length,

@@ -10,19 +10,17 @@ Letters: P passages, N contexts of a passage, K boundaries of a passage, R rows 
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import StudentView
-from engine.bpe.kernels import Memo, new_memo
+from engine.targets.compiled_push import CompiledPush, Window
 from engine.targets.positions import SLACK, TargetRows
-from engine.targets.push_arrays import Bounds, Nodes, Stored, Sums, Work, new_work
+from engine.targets.push_arrays import NOTED, Bounds, Nodes, Stored
 from engine.targets.push_kernels import push
-from engine.targets.push_tables import MOST_ODD, TableStore
 from engine.targets.row_kernels import add_up_rows
 from engine.teacher.group import Group
 from engine.teacher.softmax import Chunk
@@ -31,87 +29,6 @@ from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_NO_MASS
 
 HORIZON_BYTES = 256
 """A leaf whose string is longer than this stays open."""
-LEAST_SHARE = 1e-4
-"""Tokens below this share of a boundary are not asked one by one when a leaf is split."""
-MOST_HEAVY = 2048
-"""Tokens of one row that are kept one by one at most; the others, the later ids, count by their cells."""
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """The contexts at hand: global numbers int64 [R], probabilities [R, Vt], and their sums."""
-
-    number: np.ndarray
-    prob: np.ndarray
-    sums: Sums
-
-
-@dataclass(eq=False)
-class CompiledPush:
-    """One student's part of the push-forward that stays the same between groups.
-
-    end_ids, other_ids: the teacher's ids that end a text, and its other specials. tolerance: width that the beam was to reach,
-    None where nothing is spent on it. least: as LEAST_SHARE; 0 asks for every token. Used by one thread at a time; it
-    hands slices of boundaries to `threads` of its own.
-    """
-
-    store: TableStore
-    end_ids: np.ndarray
-    other_ids: np.ndarray
-    tolerance: float | None = None
-    least: float = LEAST_SHARE
-    threads: int = field(default_factory=lambda: torch.get_num_threads())
-    _scratch: list[tuple[Work, Memo, np.ndarray]] = field(default_factory=list, repr=False)
-    _window: Window | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        self.threads = max(1, min(self.threads, os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(self.threads)
-        end = self.store.pair.vocabulary.eos_id
-        self.end_id = -1 if end is None else end
-        self.special_ids = np.concatenate([self.end_ids, self.other_ids]).astype(np.int64)
-
-    @property
-    def most_heavy(self) -> int:
-        return self.store.width if self.least == 0 else min(MOST_HEAVY, self.store.width)
-
-    def scratch(self, thread: int, top_k: int) -> tuple[Work, Memo, np.ndarray]:
-        """Of one thread; grows with top_k."""
-        pair = self.store.pair
-        while len(self._scratch) <= thread or len(self._scratch[thread][0].heap_value) <= top_k:
-            made = (
-                new_work(len(pair.columns), pair.vocabulary.size, top_k),
-                new_memo(pair.vocabulary.size, answers=1 << 18, listed=1 << 21),
-                np.zeros(self.store.cells),
-            )
-            self._scratch[thread : thread + 1] = [made]
-        return self._scratch[thread]
-
-    def window(self, rows: int, dtype: np.dtype) -> Window:
-        """Room for some rows; what it held before stays."""
-        old = self._window
-        if old is None or len(old.number) < rows or old.prob.dtype != dtype:
-            size, most = len(self.store.pair.columns), self.most_heavy
-            shapes = (size, size, 2, MOST_ODD, 5, None, None, most, most, None)
-            types = (dtype, dtype, *[np.float64] * 5, *[np.int32] * 3)
-            sums = [np.zeros(rows if n is None else (rows, n), kind) for n, kind in zip(shapes, types, strict=True)]
-            made = Window(np.zeros(rows, np.int64), np.zeros((rows, self.store.width), dtype), Sums(*sums))
-            if old is not None and old.prob.dtype == dtype:
-                for to, of in zip((made.number, made.prob, *made.sums), (old.number, old.prob, *old.sums), strict=True):
-                    to[: len(of)] = of
-            self._window = made
-        assert self._window is not None
-        return self._window
-
-    def each(self, job, begin: int, end: int) -> None:
-        """job(thread, from, to) for slices of begin .. end, side by side."""
-        cuts = np.linspace(begin, end, self.threads + 1).astype(int).tolist()
-        slices = [(i, a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)) if a < b]
-        if len(slices) == 1:
-            job(*slices[0])
-            return
-        for done in [self._pool.submit(job, *one) for one in slices]:
-            done.result()
 
 
 @dataclass(eq=False)
@@ -129,37 +46,52 @@ class _Passage:
     next_k: int = 0
 
 
+@dataclass(eq=False)
+class OpenLeaves:
+    """Open leaves behind which no row is at hand, a few arrays for each stretch of boundaries. passage, boundary, node (in the
+    passage's tree), token: int64; share: float64, of the boundary's mass. boundaries: how many have mass, by passage."""
+
+    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    boundaries: dict[int, int] = field(default_factory=dict)
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """(passage, boundary, node, token, share)."""
+        empty = (*[np.empty(0, np.int64)] * 4, np.empty(0))
+        return tuple(np.concatenate(arrays) for arrays in zip(empty, *self.parts, strict=True))
+
+
 class CompiledRows:
     """One product of one group. Call `take` with every chunk in order; then all its rows are written, but for those of boundaries
-    that the views call slow."""
+    that the views call slow. With `leaves` no rows are written: the open leaves are listed there."""
 
     def __init__(
-        self, product: str, compiled: CompiledPush, group: Group, views: list[StudentView], rows: TargetRows
+        self,
+        product: str,
+        compiled: CompiledPush,
+        group: Group,
+        views: list[StudentView],
+        rows: TargetRows,
+        leaves: OpenLeaves | None = None,
     ) -> None:
         self.product, self.compiled, self.group, self.rows, self.views = product, compiled, group, rows, views
+        self.leaves = leaves
         self._passages = [self._passage(i, view) for i, view in enumerate(views)]
         self._left = 0  # rows at the beginning of the window that are carried
 
     def _passage(self, i: int, view: StudentView) -> _Passage:
         group, first = self.group, int(self.group.first_node[i])
         last = int(group.first_node[i + 1])
-        tree, store = group.passages[i].tree, self.compiled.store
+        store = self.compiled.store
         number = np.array([store.number_of(state) for state in view.states], np.int32)
         table_K = np.where(view.slow_K | (view.state_K < 0), -1, number[view.state_K])
         table_N = np.where(view.node_state_N < 0, -1, number[view.node_state_N])
         evaluated = np.flatnonzero(group.evaluated[first:last])
         end_N = group.end[first:last]
         order = evaluated[np.argsort(end_N[evaluated], kind="stable")]
-        begin = np.maximum.accumulate(view.node_begin_N[order]) if len(order) else order
-        ends = end_N[order]
-        place = view.place_K
-        own = np.searchsorted(ends, place, side="right")
-        follow = np.minimum(
-            np.searchsorted(begin, place, side="right"), np.searchsorted(ends, place + HORIZON_BYTES, side="right")
-        )
-        need = np.maximum(own, follow) - 1
+        ends, place = end_N[order], view.place_K
         place_in_order = np.full(last - first, len(order), np.int64)
         place_in_order[order] = np.arange(len(order))
+        need = _needed(group.passages[i].hung, view, order, place_in_order, end_N)
         longest = np.concatenate([view.leaf_node, view.at_node])
         owner = np.concatenate(
             [
@@ -176,7 +108,11 @@ class CompiledRows:
         kid = kid[group.evaluated[first + parent[kid]]]
         kid = kid[np.lexsort((group.token[first + kid], parent[kid]))]
         kid_start = np.searchsorted(parent[kid], np.arange(last - first + 1)).astype(np.int64)
-        at = slice(first, last)
+        at, hung = slice(first, last), group.passages[i].hung
+        text, shift = np.frombuffer(group.passages[i].data or b"\0", np.uint8), np.zeros(last - first, np.int64)
+        if hung is not None:
+            shift[len(shift) - len(hung.shift) :] = hung.shift + len(text)
+            text = np.concatenate([text, hung.text])
         nodes = Nodes(
             row_N=np.full(last - first, -1, np.int32),
             end_N=end_N.astype(np.int32),
@@ -187,7 +123,8 @@ class CompiledRows:
             kid_start=kid_start,
             kid_node=kid.astype(np.int32),
             noncanonical_N=group.weights.noncanonical[at],
-            text=np.frombuffer(group.passages[i].data or b"\0", np.uint8).copy(),
+            text=text.copy(),
+            shift_N=shift,
         )
         positions = self.rows.start[i + 1] - self.rows.start[i]
         bounds = Bounds(
@@ -207,7 +144,6 @@ class CompiledRows:
             gold_K=self.rows.gold[self.rows.start[i] : self.rows.start[i] + positions].astype(np.int64),
             lead=np.frombuffer(bytearray(store.pair.vocabulary.prefix_bytes), np.uint8),
         )
-        del tree
         return _Passage(nodes, bounds, order, need[:positions], from_K[:positions], place_in_order)
 
     def take(self, chunk: Chunk) -> None:
@@ -284,11 +220,7 @@ class CompiledRows:
         passage.next_k = end
         compiled, rows = self.compiled, self.rows
         self._bound_pruned(i, passage, begin, end)
-        count, top_k, dense = len(passage.need_K), self._top_k, self.rows.wanted_tokens == 0
-        of_K = [np.zeros(count) for _ in range(9)]
-        room = (count, compiled.store.pair.vocabulary.size) if dense else (0, 0)
-        ids, mass = np.zeros((count, top_k), np.int32), np.zeros((count, top_k))
-        out = Stored(ids, mass, *of_K, dense_KV=np.zeros(room))  # pyright: ignore[reportCallIssue] - nine of K
+        top_k, out = self._top_k, self._room(len(passage.need_K))
         tables, pair = compiled.store.tables(), compiled.store.pair
 
         def job(thread: int, start: int, stop: int) -> None:
@@ -301,7 +233,39 @@ class CompiledRows:
 
         compiled.each(job, begin, end)
         chosen = begin + np.flatnonzero(passage.bounds.table_K[begin:end] >= 0)
-        self._write(i, rows.start[i] + chosen, chosen, passage, out)
+        if self.leaves is None:
+            self._write(i, rows.start[i] + chosen, chosen, passage, out)
+        else:
+            self._list(i, chosen, out, self.leaves)
+
+    def _room(self, count: int) -> Stored:
+        """For the results of a passage's boundaries."""
+        leaves, top_k = self.leaves is not None, self._top_k
+        dense = (
+            (count, self.compiled.store.pair.vocabulary.size) if self.rows.wanted_tokens == 0 and not leaves else (0, 0)
+        )
+        best = (0 if leaves else count, top_k)
+        ids, mass, of_K = np.zeros(best, np.int32), np.zeros(best), [np.zeros(count) for _ in range(9)]
+        noted = (count, NOTED) if leaves else (0, 0)
+        return Stored(
+            ids,
+            mass,
+            *of_K,
+            dense_KV=np.zeros(dense),  # pyright: ignore[reportCallIssue] - nine of K
+            note_node=np.full(noted, -1, np.int32),
+            note_token=np.full(noted, -1, np.int32),
+            note_mass=np.zeros(noted),
+        )
+
+    def _list(self, i: int, k: np.ndarray, out: Stored, leaves: OpenLeaves) -> None:
+        """The noted leaves of some boundaries, with their shares."""
+        total = out.valid[k] + out.excluded[k] + out.pruned[k]
+        k, total = k[total > 0], total[total > 0]
+        leaves.boundaries[i] = leaves.boundaries.get(i, 0) + len(k)
+        row, column = np.nonzero(out.note_node[k] >= 0)
+        node, token = out.note_node[k][row, column], out.note_token[k][row, column]
+        share = out.note_mass[k][row, column] / total[row]
+        leaves.parts.append((np.full(len(row), i), k[row], node.astype(np.int64), token.astype(np.int64), share))
 
     def _bound_pruned(self, i: int, passage: _Passage, begin: int, end: int) -> None:
         """Log-weights that bound what was not evaluated of some boundaries (lemmas 7 and 14), nats."""
@@ -355,6 +319,27 @@ class CompiledRows:
         rows.flags[at] = np.where(rows.err[at] == 0.0, FLAG_EXACT, FLAG_BOUNDED)
         if self.compiled.tolerance is not None:
             rows.flags[at] |= np.where(rows.err[at] > self.compiled.tolerance, FLAG_BUDGET, 0).astype(np.uint8)
+
+
+def _needed(
+    hung: HungContexts | None, view: StudentView, order: np.ndarray, place_in_order: np.ndarray, end_N: np.ndarray
+) -> np.ndarray:
+    """int64 [K], place in `order` of the last context that each boundary may need: its own, those of the text behind its open
+    leaves, and those hung off these. -1 for none."""
+    place, count = view.place_K, len(end_N) - (0 if hung is None else len(hung.shift))
+    own = order[order < count]  # of the text
+    ends, begin = end_N[own], np.maximum.accumulate(view.node_begin_N[own]) if len(own) else own
+    follow = np.minimum(
+        np.searchsorted(begin, place, side="right"), np.searchsorted(ends, place + HORIZON_BYTES, side="right")
+    )
+    last = np.maximum(np.searchsorted(ends, place, side="right"), follow) - 1
+    need = np.where(last < 0, -1, place_in_order[own[last]]) if len(own) else last
+    for node in range(count, len(end_N)):
+        if view.node_state_N[node] >= 0 and place_in_order[node] < len(order):
+            end = int(end_N[node])
+            a, b = np.searchsorted(place, [max(int(view.node_begin_N[node]), end - HORIZON_BYTES), end])
+            need[a:b] = np.maximum(need[a:b], place_in_order[node])
+    return need
 
 
 def _ranges(begin: np.ndarray, end: np.ndarray) -> np.ndarray:

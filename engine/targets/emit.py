@@ -17,7 +17,8 @@ import torch
 
 from engine.alignment.passage import Passage
 from engine.targets.beam_rows import BeamRows
-from engine.targets.compiled_rows import CompiledPush, CompiledRows
+from engine.targets.compiled_push import CompiledPush
+from engine.targets.compiled_rows import CompiledRows
 from engine.targets.exact_rows import ExactRows, Refinement
 from engine.targets.positions import TargetRows, TopK
 from engine.targets.pushforward import PushForward

@@ -15,6 +15,7 @@ from numba import float64, int32, int64, types, uint8, uint64
 DEEPEST = 64  # leaves that wait to be split at one boundary
 LONGEST = 2048  # bytes of a split leaf's string; a longer one stays open
 SPILL = 256  # tokens without a column that one boundary may meet
+NOTED = 64  # open leaves of one boundary that are noted at most: the heaviest
 
 
 class Tables(NamedTuple):
@@ -26,7 +27,7 @@ class Tables(NamedTuple):
     what join_SC [S, C] says of that column (1: JOIN). 2C, 2C + 1: no token begins there, decided, open. From 2C + 2 on: odd
     cells, odd_start_S int64 [S+1] into odd_column, odd_open, odd_join, odd_doubt (uint8). doubt: whether a cut lies before
     the string depends on what follows it. stop_SU: int32 [S, U], bytes of the string up to the end of the pre-token it
-    begins. settled_SU: uint8 [S, U], 1 where that end is certain.
+    begins. settled_SU: uint8 [S, U], SURE or GROWS (compiled/pair.py).
 
     ids_R, start_R, bytes_B: the teacher's tokens in byte order; rank_V: int32 [Vt]. suffix_of: int32, end of the token of rank i
     from byte d on at start_R[i] + d. known_U: int32 [U], bytes of an end that no continuation changes. column_of_V: int32 [Vs],
@@ -103,7 +104,8 @@ class Nodes(NamedTuple):
     """A passage's contexts. row_N: int32, place in the window, -1: not there. end_N: int32 bytes; token_N: int32. logw_N: float64
     nats. table_N: int32, table of the student's state where the node ends, -1: the simple rules do not hold there. begin_N:
     int32, byte where the student's pending part begins there. kid_start: int64 [N+1], kid_node: int32: evaluated children.
-    noncanonical_N: float64. text: uint8, prefix + text."""
+    noncanonical_N: float64. text: uint8, prefix + text, and behind it the strings of contexts that a search has hung off the
+    text's; shift_N: int64: byte x of the string that a context ends is text[x + shift_N], 0 for those of the text."""
 
     row_N: np.ndarray
     end_N: np.ndarray
@@ -115,12 +117,13 @@ class Nodes(NamedTuple):
     kid_node: np.ndarray
     noncanonical_N: np.ndarray
     text: np.ndarray
+    shift_N: np.ndarray
 
 
 NODES = types.NamedTuple(
     [
         int32[::1], int32[::1], int32[::1], float64[::1], int32[::1], int32[::1], int64[::1], int32[::1], float64[::1],
-        uint8[::1],
+        uint8[::1], int64[::1],
     ],
     Nodes,
 )  # fmt: skip
@@ -161,8 +164,11 @@ BOUNDS = types.NamedTuple(
 class Work(NamedTuple):
     """Scratch of one thread, made by `new_work`. mass_C: float64, all 0 between boundaries. spill_id int64, spill float64: tokens
     without a column, and their mass. illegal_at, illegal_end: int64 [Vs], where in `illegal` the columns lie that may not
-    follow a token, -1: not listed yet. counts: int64 [4], used part of `illegal`, spilt tokens, folds and listed tokens so
-    far. mine: columns that may not follow the boundary's last token, is_illegal_C marks them. stack: int64 [.., 3], leaves to
+    follow a token, -1: not listed yet. counts: int64 [5], used part of `illegal`, spilt tokens, folds and listed tokens so
+    far, open leaves noted of this boundary (-1: none is to be). note_node, note_token: int64, note_mass: float64, these.
+    moved_V2: float64 [Vt, 2], by last token of the leaves split so far: their mass, and that of it which a row gave to another
+    token than before (where leaves are noted). mine: columns that may not follow the boundary's last token, is_illegal_C marks
+    them. stack: int64 [.., 3], leaves to
     be split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open, excluded,
     live."""
 
@@ -187,6 +193,10 @@ class Work(NamedTuple):
     heap_value: np.ndarray
     heap_id: np.ndarray
     share: np.ndarray
+    note_node: np.ndarray
+    note_token: np.ndarray
+    note_mass: np.ndarray
+    moved_V2: np.ndarray
 
 
 WORK = types.NamedTuple(
@@ -194,13 +204,13 @@ WORK = types.NamedTuple(
         float64[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int64[::1], int64[::1],
         uint64[::1], int32[::1], uint8[::1],
         int64[::1], int32[::1], int32[::1], int32[::1], uint8[::1], int64[:, ::1], float64[::1], float64[::1],
-        int64[::1], float64[::1],
+        int64[::1], float64[::1], int64[::1], int64[::1], float64[::1], float64[:, ::1],
     ],
     Work,
 )  # fmt: skip
 
 
-def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 22) -> Work:
+def new_work(columns: int, student_ids: int, top_k: int, teacher_ids: int, *, listed: int = 1 << 22) -> Work:
     """Scratch for a student. listed: numbers kept of lists of tokens that may not follow another."""
     return Work(
         mass_C=np.zeros(columns),
@@ -214,7 +224,7 @@ def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 2
         bits=np.zeros(student_ids // 64 + 1, np.uint64),
         ids=np.empty(student_ids, np.int32),
         is_illegal_C=np.zeros(columns, np.uint8),
-        counts=np.zeros(4, np.int64),
+        counts=np.zeros(5, np.int64),
         last=np.empty(2 * LONGEST + 2, np.int32),
         parent=np.empty(2 * LONGEST + 2, np.int32),
         first=np.empty(2 * LONGEST + 2, np.int32),
@@ -224,13 +234,19 @@ def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 2
         heap_value=np.empty(top_k + 1),
         heap_id=np.empty(top_k + 1, np.int64),
         share=np.zeros(4),
+        note_node=np.empty(NOTED, np.int64),
+        note_token=np.empty(NOTED, np.int64),
+        note_mass=np.empty(NOTED),
+        moved_V2=np.zeros((teacher_ids, 2)),
     )
 
 
 class Stored(NamedTuple):
     """Where the results go, rows of one passage [K]. ids: int32 [K, k]; mass: float64 [K, k], falling; all other float64 [K]:
     valid (all mass that begins a token), tail, gold (unnormalised), decided, open, excluded, pruned, live (all mass, counted
-    leaf by leaf, the other way), noncanonical. dense_KV: float64 [K, Vs] or [0, 0], the whole masses where a codec wants them."""
+    leaf by leaf, the other way), noncanonical. dense_KV: float64 [K, Vs] or [0, 0], the whole masses where a codec wants them.
+    note_node, note_token: int32 [K, M], -1 for none, note_mass: float64 [K, M], the open leaves that no row splits;
+    where they are wanted nothing else but the masses is stored. Not wanted: [0, 0]."""
 
     ids: np.ndarray
     mass: np.ndarray
@@ -244,6 +260,9 @@ class Stored(NamedTuple):
     live: np.ndarray
     noncanonical: np.ndarray
     dense_KV: np.ndarray
+    note_node: np.ndarray
+    note_token: np.ndarray
+    note_mass: np.ndarray
 
 
 STORED = types.NamedTuple(
@@ -251,7 +270,7 @@ STORED = types.NamedTuple(
         int32[:, ::1], float64[:, ::1], float64[::1], float64[::1], float64[::1], float64[::1], float64[::1],
         float64[::1],
         float64[::1], float64[::1],
-        float64[::1], float64[:, ::1],
+        float64[::1], float64[:, ::1], int32[:, ::1], int32[:, ::1], float64[:, ::1],
     ],
     Stored,
 )  # fmt: skip

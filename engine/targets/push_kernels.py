@@ -19,7 +19,7 @@ from engine.bpe.flat import FLAT
 from engine.bpe.jit import kernel
 from engine.bpe.kernels import MEMO
 from engine.targets.push_arrays import BOUNDS, NODES, STORED, TABLES, WORK, sums_type
-from engine.targets.split_kernels import decode, illegal_of, put, settle_leaf, spill, split
+from engine.targets.split_kernels import decode, illegal_of, note, put, settle_leaf, spill, split
 
 
 @kernel(float64[::1], int64[::1], int64, float64, int64)
@@ -130,6 +130,18 @@ def keep(t, k, gold, top_k, w, out):
             _sink(value, token, size, value[size], token[size])
 
 
+@kernel(int64, WORK, STORED)
+def keep_notes(k, w, out):
+    """Take the noted leaves of a boundary out of the scratch, and the sum of its masses. Leaves the scratch at 0."""
+    out.valid[k] = _sum_of(w.mass_C)
+    for i in range(w.counts[1]):
+        out.valid[k] += w.spill[i]
+    w.mass_C[:] = 0.0
+    w.counts[1] = 0
+    for i in range(w.counts[4]):
+        out.note_node[k, i], out.note_token[k, i], out.note_mass[k, i] = w.note_node[i], w.note_token[i], w.note_mass[i]
+
+
 def _own_row(s, t, nodes, prob_RV, sums, node, table, last, horizon, weight, illegal, waiting, w):
     """A context that ends at the boundary: its light tokens by their sums, its heavy ones one by one. Returns how many leaves
     wait.
@@ -171,6 +183,7 @@ def _own_row(s, t, nodes, prob_RV, sums, node, table, last, horizon, weight, ill
             c = cell if cell < columns else cell - columns
             if cell >= columns:
                 open_mass += p
+                note(node, i, p, w)
             if join_C[c] and w.is_illegal_C[c]:
                 excluded += p
             else:
@@ -181,7 +194,7 @@ def _own_row(s, t, nodes, prob_RV, sums, node, table, last, horizon, weight, ill
         column, opened, joins, _ = decode(t, table, cell)
         token = np.int64(t.columns[column]) if column >= 0 else np.int64(-1)
         kid = np.int64(sums.kid_RH[r, h])
-        waiting = settle_leaf(s, t, nodes, last, horizon, kid, token, p, joins, opened, waiting, w)
+        waiting = settle_leaf(s, t, nodes, last, horizon, node, i, kid, token, p, joins, opened, waiting, w)
     w.share[0] += decided_mass
     w.share[1] += open_mass
     w.share[2] += excluded
@@ -198,7 +211,7 @@ def _own_row_types(real):
 own_row = kernel(*_own_row_types(float32), also=_own_row_types(float64))(_own_row)
 
 
-def _inside_tokens(s, t, nodes, bounds, prob_RV, x, table, last, horizon, weight, waiting, w):
+def _inside_tokens(s, t, nodes, bounds, prob_RV, x, table, last, horizon, least, weight, waiting, w):
     """Leaf x, a context before the boundary: the tokens that reach past it, one by one. Returns how many leaves wait."""
     node, depth = np.int64(bounds.leaf_node[x]), np.int64(bounds.leaf_depth[x])
     r, columns = np.int64(nodes.row_N[node]), len(t.columns)
@@ -221,6 +234,8 @@ def _inside_tokens(s, t, nodes, bounds, prob_RV, x, table, last, horizon, weight
             c = cell if cell < columns else cell - columns
             if cell >= columns:
                 open_mass += p
+                if p > least:
+                    note(node, np.int64(teacher_id), p, w)
             if join_C[c] and w.is_illegal_C[c]:
                 excluded += p
             else:
@@ -230,7 +245,9 @@ def _inside_tokens(s, t, nodes, bounds, prob_RV, x, table, last, horizon, weight
             continue
         column, opened, joins, _ = decode(t, table, cell)
         token = np.int64(t.columns[column]) if column >= 0 else np.int64(-1)
-        waiting = settle_leaf(s, t, nodes, last, horizon, kid, token, p, joins, opened, waiting, w)
+        waiting = settle_leaf(
+            s, t, nodes, last, horizon, node, np.int64(teacher_id), kid, token, p, joins, opened, waiting, w
+        )  # fmt: skip
     w.share[0] += decided_mass
     w.share[1] += open_mass
     w.share[2] += excluded
@@ -240,7 +257,7 @@ def _inside_tokens(s, t, nodes, bounds, prob_RV, x, table, last, horizon, weight
 
 def _inside_types(real):
     return (
-        FLAT, TABLES, NODES, BOUNDS, real[:, ::1], int64, int64, int64, int64, float64, int64, WORK,
+        FLAT, TABLES, NODES, BOUNDS, real[:, ::1], int64, int64, int64, int64, float64, float64, int64, WORK,
     )  # fmt: skip
 
 
@@ -267,7 +284,9 @@ def _push(s, t, nodes, bounds, prob_RV, sums, end_ids, other_ids, end_id, begin,
     least: tokens of a smaller share are not asked one by one. words: the student has words that only `ignore_merges` makes.
     Fills `out`.
     """
+    noting = out.note_mass.shape[0] > 0
     for k in range(begin, end):
+        w.counts[4] = 0 if noting else -1
         table, last, place = np.int64(bounds.table_K[k]), np.int64(bounds.last_K[k]), np.int64(bounds.place_K[k])
         top = heaviest(nodes, bounds, k)
         if table < 0 or top == -np.inf:
@@ -291,7 +310,7 @@ def _push(s, t, nodes, bounds, prob_RV, sums, end_ids, other_ids, end_id, begin,
                 )  # fmt: skip
             else:
                 waiting = inside_tokens(
-                    s, t, nodes, bounds, prob_RV, np.int64(x), table, last, horizon, weight, waiting, w
+                    s, t, nodes, bounds, prob_RV, np.int64(x), table, last, horizon, least, weight, waiting, w
                 )  # fmt: skip
         while waiting > 0:
             waiting = split(
@@ -318,7 +337,10 @@ def _push(s, t, nodes, bounds, prob_RV, sums, end_ids, other_ids, end_id, begin,
                 noncanonical += weight * nodes.noncanonical_N[node]
         for i in range(illegal):
             w.is_illegal_C[w.mine[i]] = 0
-        keep(t, np.int64(k), bounds.gold_K[k], np.int64(out.ids.shape[1]), w, out)
+        if noting:
+            keep_notes(np.int64(k), w, out)
+        else:
+            keep(t, np.int64(k), bounds.gold_K[k], np.int64(out.ids.shape[1]), w, out)
         out.decided[k], out.open[k], out.excluded[k], out.live[k] = w.share[0], w.share[1], w.share[2], w.share[3]
         out.pruned[k], out.noncanonical[k] = np.exp(bounds.pruned_K[k] - top), noncanonical
 

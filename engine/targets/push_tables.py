@@ -93,7 +93,7 @@ class TableStore:
                 self._whole.add(whole),
                 self._cell.add(cell),
                 self._stop.add(state.stop_U),
-                self._settled.add(state.sure_U.astype(np.uint8)),
+                self._settled.add(state.sure_U),
                 self._join.add(state.join_C),
             )
         )

@@ -13,6 +13,7 @@ from engine.bpe.flat import FLAT
 from engine.bpe.hash_kernels import node_of
 from engine.bpe.jit import kernel
 from engine.bpe.kernels import MEMO, decided, illegal_after, pair_is_canonical, prefix_tree
+from engine.compiled.pair_kernels import GROWS, SURE
 from engine.targets.push_arrays import NODES, TABLES, WORK, sums_type
 
 
@@ -85,13 +86,31 @@ def put(s, t, last, token, joined, opened, mass, w):
     spill(t, token, mass, w)
 
 
-@kernel(FLAT, TABLES, NODES, int64, int64, int64, int64, float64, boolean, boolean, int64, WORK)
-def settle_leaf(s, t, nodes, last, horizon, kid, token, mass, joins, opened, waiting, w):
-    """One leaf: split later if it is open and the teacher was evaluated behind it, else put. Returns how many leaves wait."""
+@kernel(int64, int64, float64, WORK)
+def note(node, teacher_id, mass, w):
+    """Note an open leaf that no row splits: context and token. Of a boundary with many the heaviest stay."""
+    n = w.counts[4]
+    if n < 0:
+        return
+    if n == len(w.note_mass):
+        n = np.argmin(w.note_mass)
+        if w.note_mass[n] >= mass:
+            return
+    else:
+        w.counts[4] += 1
+    w.note_node[n], w.note_token[n], w.note_mass[n] = node, teacher_id, mass
+
+
+@kernel(FLAT, TABLES, NODES, int64, int64, int64, int64, int64, int64, float64, boolean, boolean, int64, WORK)
+def settle_leaf(s, t, nodes, last, horizon, node, teacher_id, kid, token, mass, joins, opened, waiting, w):
+    """One leaf, a context and a teacher's token behind it: split later if it is open and the teacher was evaluated there (kid),
+    else put. Returns how many leaves wait."""
     if opened and kid >= 0 and waiting < len(w.stack) and nodes.row_N[kid] >= 0 and nodes.end_N[kid] <= horizon:
         w.stack[waiting, 0], w.stack[waiting, 1], w.stack[waiting, 2] = kid, token, joins
         w.stack_mass[waiting] = mass
         return waiting + 1
+    if opened and kid < 0:
+        note(node, teacher_id, mass, w)
     put(s, t, last, token, joins, opened, mass, w)
     return waiting
 
@@ -134,7 +153,7 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
     kid, closing, joins, mass = w.stack[at, 0], w.stack[at, 1], w.stack[at, 2] == 1, w.stack_mass[at]
     waiting = at
     r, table, end = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid]), np.int64(nodes.end_N[kid])
-    ahead = len(lead)
+    ahead, shift = len(lead), nodes.shift_N[kid]
     n, total = ahead + end - place, sums.total_R[r]
     if table < 0 or nodes.begin_N[kid] > place or 2 * n > len(w.text) - 2 or not total > 0.0:
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
@@ -142,7 +161,7 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
     for i in range(ahead):
         w.text[i] = lead[i]
     for i in range(ahead, n):
-        w.text[i] = nodes.text[place + i - ahead]
+        w.text[i] = nodes.text[shift + place + i - ahead]
     prefix_tree(s, w.text, n, w.last, w.parent, w.first)
     v0, l0 = np.int64(w.first[n]), np.int64(w.last[n])
     joined = nodes.begin_N[kid] < place  # at the very start nothing comes before: `last` is -1, all may follow it
@@ -169,7 +188,7 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
             sure += light
         else:
             hard += light
-    scale = mass / total
+    scale, moved = mass / total, 0.0
     w.counts[2] += 1
     for h in range(sums.heavy_R[r]):
         token = np.int64(sums.heavy_RH[r, h])
@@ -200,16 +219,25 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
             if v < 0:
                 hard += p
                 continue
-            settled = t.settled_SU[t.of_S5[table, 3], u] == 1
-            if not settled and ends >= t.known_U[u] and t.known_U[u] == size:
+            settled = t.settled_SU[t.of_S5[table, 3], u] == SURE
+            # (a pre-token that may also end inside the token's bytes is none for lemma 15 a: "\n\n" before a letter)
+            grows = t.settled_SU[t.of_S5[table, 3], u] == GROWS
+            if grows and ends >= t.known_U[u] and t.known_U[u] == size:
                 settled = decided(s, w.text, n + ends, w.last, w.first, memo)
             settled = settled and not doubt
+        if v != closing:
+            moved += scale * p
         if settled:
             put(s, t, last, v, joined, np.bool_(False), scale * p, w)
         else:
-            waiting = settle_leaf(s, t, nodes, last, horizon, behind, v, scale * p, joined, np.bool_(True), waiting, w)
+            waiting = settle_leaf(
+                s, t, nodes, last, horizon, kid, token, behind, v, scale * p, joined, np.bool_(True), waiting, w
+            )  # fmt: skip
     put(s, t, last, v0, joined, np.bool_(False), scale * sure, w)
     put(s, t, last, v0, joined, np.bool_(True), scale * hard, w)
+    if w.counts[4] >= 0:
+        w.moved_V2[nodes.token_N[kid], 0] += mass
+        w.moved_V2[nodes.token_N[kid], 1] += moved + (scale * (sure + hard) if v0 != closing else 0.0)
     return waiting
 
 

@@ -28,7 +28,9 @@ TEXTS = (
 
 def scorer(monkeypatch: pytest.MonkeyPatch, *, compiled: bool, **targets: Any) -> Scorer:
     """The demo's teacher and both its students. compiled: by compiled functions, however small the vocabularies are."""
-    monkeypatch.setattr(stages_module, "is_compiled", lambda regime, teacher, student: compiled and regime == "fast")
+    monkeypatch.setattr(
+        stages_module, "is_compiled", lambda targets, regime, *vocabularies: compiled and regime == "fast"
+    )
     run = {
         "output": "out",
         "teacher": {"model": str(ASSETS / "teacher"), "device": "cpu", "dtype": "float32"},

@@ -19,7 +19,7 @@ from engine.alignment.passage import Passage
 from engine.bpe.segmenter import build_segmenter
 from engine.compiled.pair import compile_pair
 from engine.compiled.walk import StudentWalk
-from engine.targets.compiled_rows import CompiledPush
+from engine.targets.compiled_push import CompiledPush
 from engine.targets.push_tables import TableStore
 from tests.beam.test_search import MODES, finite_cases, targets_of
 from tests.support.pairs import STUDENT, Pair, cases, random_pair, stored

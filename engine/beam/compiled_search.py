@@ -1,0 +1,231 @@
+"""Which open leaves are worth a teacher evaluation, for students whose boundaries are compiled; and the passages with these.
+
+    hidden states ─ softmax ─▶ open leaves of all boundaries ─ choose ─▶ one round of the teacher ─▶ longer trees, more states
+
+An open leaf that nobody evaluates is placed as if a boundary followed. Mostly that is right: what it gets wrong is its mass
+times the share of the teacher's next tokens that would have moved it to another student token. That share hangs on the leaf's
+last token more than on anything else, and is learned from the rows along a few texts (`MovedShares`). A document's leaves are
+taken in the order of what they are expected to put right, summed over all boundaries and students that meet them, until what is
+left is below `target_error` in the mean over its boundaries, or its budget is spent. How wide a row is certified to be plays no
+part; the certificate is what it is (lemma 16 holds for every choice).
+
+Letters: N contexts of a passage, X of them hung off its own, L open leaves, Vt teacher ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from engine.alignment.passage import HungContexts, Passage
+from engine.compiled.walk import StudentWalk
+from engine.contexts.canonical import CanonicalNext
+from engine.contexts.illegal import IllegalLists
+from engine.targets.compiled_push import CompiledPush
+from engine.targets.compiled_rows import HORIZON_BYTES, CompiledRows, OpenLeaves
+from engine.targets.positions import TopK
+from engine.teacher.group import group_of
+from engine.teacher.incremental import OpenBatch
+from engine.teacher.packing import Window
+from engine.teacher.softmax import Logits, Softmax
+
+LEVELS = 16  # of expected error for each factor of two: what differs by less is taken in the order of the text, not by rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """When a document's search ends. target_error: expected total variation, in the mean over its boundaries. per_token: teacher
+    evaluations at most, for each student token. rounds: how often leaves are chosen, those of a split one in the next."""
+
+    target_error: float
+    per_token: float
+    rounds: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Students:
+    """What the search needs of each product: its walk and its push-forward. token_bytes: of the teacher's ids, None for those
+    that are no text."""
+
+    walks: dict[str, StudentWalk]
+    pushes: dict[str, CompiledPush]
+    token_bytes: Sequence[bytes | None]
+
+
+class CompiledSearch:
+    """Hangs contexts off the passages of a group. real: bool [Vt]. moved_V: float64 [Vt], share of a leaf's mass that the row
+    behind its last token is expected to move. masked: rows are masked to canonical tokens. max_length: tokens."""
+
+    def __init__(
+        self,
+        students: Students,
+        spending: Spending,
+        moved_V: np.ndarray,
+        real: torch.Tensor,
+        canonical: CanonicalNext,
+        *,
+        masked: bool,
+        max_length: int,
+    ) -> None:
+        self.students, self.spending, self.moved_V = students, spending, moved_V
+        self.real, self.canonical, self.masked, self.max_length = real, canonical, masked, max_length
+
+    @torch.inference_mode()
+    def search(
+        self, passages: list[Passage], hidden_ND: torch.Tensor, batches: list[OpenBatch], logits: Logits
+    ) -> tuple[list[Passage], torch.Tensor, int]:
+        """The passages with longer trees, the states of all their contexts, and how many evaluations that took.
+
+        passages: one group, with `kept` as the forward pass set it; hidden_ND: of all their contexts; batches: as kept open by
+        it. Sets `bad` of passages with a distribution that is not finite.
+        """
+        hung = [_Hung(passage) for passage in passages]
+        for b, batch in enumerate(batches):
+            for w, (i, nodes, numbers, depths) in enumerate(batch.windows):
+                for node, number, depth in zip(nodes.tolist(), numbers.tolist(), depths.tolist(), strict=True):
+                    hung[i].place[node] = (b, w, number, depth)
+        cuts = np.cumsum([0, *(len(p.tree.token) for p in passages)])
+        states = [hidden_ND[a:b] for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)]
+        longer = passages
+        for _ in range(self.spending.rounds):
+            leaves = self._open_leaves(longer, torch.cat(states), logits)
+            chosen = [self._choose(i, leaves, hung[i]) for i in range(len(passages))]
+            if not any(len(node) for node, _ in chosen):
+                break
+            new = _evaluate(chosen, hung, batches, hidden_ND)
+            states = [torch.cat(pair) for pair in zip(states, new, strict=True)]
+            longer = [self._longer(h, long) for h, long in zip(hung, longer, strict=True)]
+        return longer, torch.cat(states), sum(len(h.node) for h in hung)
+
+    def _open_leaves(self, passages: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, OpenLeaves]:
+        """By one pass over the rows of all contexts."""
+        group, found, takers = group_of(passages, len(self.real)), {}, []
+        for product, push in self.students.pushes.items():
+            views = [view for p in passages if (view := p.views[product].student) is not None]
+            found[product] = OpenLeaves()
+            rows = TopK([np.asarray(p.views[product].ids) for p in passages], 1)
+            takers.append(CompiledRows(product, push, group, views, rows, found[product]))
+        softmax = Softmax(group, self.real, noncanonical=self.masked, masked=self.masked)
+        for chunk in softmax.run(hidden_ND, logits):
+            for taker in takers:
+                taker.take(chunk)
+        return found
+
+    def _choose(self, i: int, leaves: dict[str, OpenLeaves], hung: _Hung) -> tuple[np.ndarray, np.ndarray]:
+        """(contexts, tokens) of a passage behind which the teacher is asked, int64; in the order of the text."""
+        keys, gains, boundaries, allowed = [], [], 0, 0.0
+        for found in leaves.values():
+            passage, _, node, token, share = found.arrays()
+            mine = passage == i
+            keys.append(node[mine] << 32 | token[mine])
+            gains.append(share[mine] * self.moved_V[token[mine]])
+            boundaries += found.boundaries.get(i, 0)
+            allowed += self.spending.per_token * found.boundaries.get(i, 0)
+        key, at = np.unique(np.concatenate(keys), return_inverse=True)
+        gain = np.bincount(at, np.concatenate(gains), len(key))
+        node = key >> 32
+        fits = np.array([n in hung.place and hung.place[n][3] + 1 < self.max_length for n in node.tolist()], bool)
+        level = np.rint(np.log2(np.maximum(gain, 1e-30)) * LEVELS)
+        order = np.argsort(-level, kind="stable")
+        left = np.cumsum(gain[order][::-1])[::-1]  # before each is put right
+        wanted = order[left > self.spending.target_error * boundaries]
+        taken = np.sort(wanted[fits[wanted]][: max(0, int(allowed) - len(hung.node))])
+        return node[taken], key[taken] & 0xFFFFFFFF
+
+    def _longer(self, hung: _Hung, known: Passage) -> Passage:
+        """The passage with all that is hung off it at the end of its tree. known: the same before the last round."""
+        passage, tree, walks = hung.passage, hung.passage.tree, self.students.walks
+        if not hung.node:
+            return passage
+        ends, strings, begins, depths = tree.end.tolist(), list[bytes](), list[int](), tree.depth.tolist()
+        for node, token in zip(hung.node, hung.token, strict=True):
+            piece = self.students.token_bytes[token] or b""
+            above = node - len(tree.token)
+            begins.append(begins[above] if above >= 0 else max(ends[node] - HORIZON_BYTES, 0))
+            strings.append((strings[above] if above >= 0 else passage.data[begins[-1] : ends[node]]) + piece)
+            ends.append(ends[node] + len(piece))
+            depths.append(depths[node] + 1)
+        node, token, begin = np.array(hung.node), np.array(hung.token), np.array(begins)
+        at = np.concatenate([[0], np.cumsum([len(s) for s in strings])[:-1]])
+        contexts = HungContexts(np.frombuffer(b"".join(strings), np.uint8), at - begin, begin)
+        longer = replace(
+            tree,
+            token=np.append(tree.token, token.astype(np.int32)),
+            parent=np.append(tree.parent, node.astype(np.int32)),
+            end=np.array(ends, np.int32),
+            depth=np.array(depths, np.int32),
+        )
+        views = dict(passage.views)
+        for product, walk in walks.items():
+            view = views[product].student
+            if view is not None:
+                views[product] = replace(views[product], student=walk.hang(view, longer, passage.data, contexts))
+        more = [None] * len(node)
+        if self.masked:
+            pending = self.canonical.pending(tree, passage.data)
+            more = [self.canonical.state_behind(tree, pending, *hung.path(x)) for x in range(len(node))]
+        illegal = passage.illegal and IllegalLists.join([passage.illegal, self.canonical.lists(more)])
+        return replace(
+            passage,
+            tree=longer,
+            views=views,
+            hung=contexts,
+            bad=known.bad,
+            illegal=illegal,
+            kept=None if passage.kept is None else np.append(passage.kept, np.ones(len(node), bool)),
+        )
+
+
+@dataclass(eq=False)
+class _Hung:
+    """What is hung off one passage so far: context and token of each, contexts numbered on behind those of the tree. place:
+    context -> (batch, window, number among the window's nodes, depth in the window)."""
+
+    passage: Passage
+    node: list[int] = field(default_factory=list)
+    token: list[int] = field(default_factory=list)
+    place: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
+
+    def path(self, x: int) -> tuple[int, list[int]]:
+        """(context of the text, tokens from there)."""
+        count, tokens, node = len(self.passage.tree.token), [self.token[x]], self.node[x]
+        while node >= count:
+            tokens.append(self.token[node - count])
+            node = self.node[node - count]
+        return node, tokens[::-1]
+
+
+def _evaluate(
+    chosen: list[tuple[np.ndarray, np.ndarray]],
+    hung: list[_Hung],
+    batches: list[OpenBatch],
+    hidden_ND: torch.Tensor,
+) -> list[torch.Tensor]:
+    """States [X, D] of the new contexts of every passage, by one round over each batch. Notes them in `hung`."""
+    out = [hidden_ND.new_zeros((len(node), hidden_ND.shape[1])) for node, _ in chosen]
+    added: list[list[list[tuple[int, int]]]] = [[[] for _ in batch.windows] for batch in batches]
+    for i, (node, _) in enumerate(chosen):
+        for x, n in enumerate(node.tolist()):
+            b, w, _, _ = hung[i].place[n]
+            added[b][w].append((i, x))
+    for b, (batch, windows) in enumerate(zip(batches, added, strict=True)):
+        if not any(windows):
+            continue
+        more, sizes = [], batch.trees.sizes
+        for window in windows:
+            above = [hung[i].place[int(chosen[i][0][x])] for i, x in window]
+            more.append(
+                Window([int(chosen[i][1][x]) for i, x in window], [a[2] for a in above], [a[3] + 1 for a in above])
+            )
+        for w, (window, states) in enumerate(zip(windows, batch.trees.add(more), strict=True)):
+            for number, ((i, x), state) in enumerate(zip(window, states, strict=True), sizes[w]):
+                out[i][x] = state
+                base = len(hung[i].passage.tree.token) + len(hung[i].node)
+                hung[i].place[base + x] = (b, w, number, more[w].depth[number - sizes[w]])
+    for h, (node, token) in zip(hung, chosen, strict=True):
+        h.node += node.tolist()
+        h.token += token.tolist()
+    return out
