@@ -137,6 +137,18 @@ class ProductFacts(_Frozen):
     eos_id: int | None = Field(default=None, description="token that closes a document, if one is appended")
     regime: Regime = Field(description="a word of REGIMES")
     semantics: Semantics = Field(description="a word of SEMANTICS")
+    notes: tuple[str, ...] = Field(
+        default=(),
+        description="where the tokenizers' files disagree about begin and end tokens, and what was done; for people, not part "
+        "of the fingerprint; without any there is no such key",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = dump(self)
+        if not self.notes:
+            content.pop("notes", None)
+        return content
 
     @property
     def schema_of_rows(self) -> pa.Schema:
@@ -221,6 +233,7 @@ class Plan(_Frozen):
         content = self.model_dump(mode="json", exclude={"fingerprint"})
         for facts in content["products"].values():
             del facts["tokenizer"]
+            facts.pop("notes", None)
         return content
 
     def difference(self, other: Plan) -> list[str]:

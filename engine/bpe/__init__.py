@@ -4,6 +4,7 @@ that are cut in a given way. Teacher and student are each one of these. docs/des
 
 Files, in the order of the data:
   tokenizer_json  the file tokenizer.json: read, checked, taken apart; what is not exact BPE is refused
+  roles           which special token begins a text, ends it, stands for what is not known
   vocabulary      the tokens as bytes, and an exact encoder
   merges          which tokens may stand side by side; the encodings of all beginnings of a pre-token
   pattern         the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end

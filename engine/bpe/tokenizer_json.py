@@ -41,12 +41,11 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
-def read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, where: str) -> tuple[dict, dict]:
-    """(tokenizer.json, tokenizer_config.json or {}) as objects; slow tokenizers are converted by transformers."""
-    folder = tokenizer_folder(path_or_id, revision, where)
+def read_spec(folder: Path, trust_remote_code: bool, where: str) -> dict:
+    """The tokenizer.json of a folder as an object; slow tokenizers are converted by transformers. Raises TokenizerError."""
     file = folder / "tokenizer.json"
     if file.is_file():
-        spec = _read_json(file, where)
+        spec = read_json(file, where)
     else:
         from transformers import AutoTokenizer
 
@@ -58,14 +57,12 @@ def read_files(path_or_id: str, revision: str | None, trust_remote_code: bool, w
                 f"{where}: {folder} has no tokenizer.json and transformers cannot make a fast tokenizer from it "
                 f"({type(error).__name__}: {error}). Want tokenizer.json; save one with `AutoTokenizer...save_pretrained`."
             ) from error
-    config_file = folder / "tokenizer_config.json"
-    config = _read_json(config_file, where) if config_file.is_file() else {}
     missing = [key for key in _SECTIONS if key not in spec]
     if missing:
         raise TokenizerError(
             f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it"
         )
-    return spec, config
+    return spec
 
 
 def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
@@ -86,7 +83,8 @@ def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
         ) from error
 
 
-def _read_json(file: Path, where: str) -> dict:
+def read_json(file: Path, where: str) -> dict:
+    """A file that holds one JSON object. Raises TokenizerError."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -21,6 +21,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from engine.bpe.roles import end_by_id, roles_of
 from engine.bpe.tokenizer_json import (
     ROLES,
     SPACE_MARK,
@@ -32,9 +33,9 @@ from engine.bpe.tokenizer_json import (
     has_type,
     merges_of,
     prefix_bytes_of,
-    read_files,
+    read_spec,
     refuse_unless_exact_bpe,
-    token_name,
+    tokenizer_folder,
     without_prefix,
 )
 from engine.bpe.utf8 import valid_utf8_prefix
@@ -181,8 +182,8 @@ def load_vocabulary(
     path_or_id: str, *, revision: str | None = None, trust_remote_code: bool = False, where: str = "tokenizer"
 ) -> Vocabulary:
     """Read a tokenizer from a folder, a `tokenizer.json`, or a Hub id. Raises TokenizerError, naming what to do."""
-    spec, config = read_files(path_or_id, revision, trust_remote_code, where)
-    name = path_or_id
+    folder = tokenizer_folder(path_or_id, revision, where)
+    spec, name = read_spec(folder, trust_remote_code, where), path_or_id
     model = spec["model"]
     refuse_unless_exact_bpe(spec, f"{where} {name}")
     merges = merges_of(model, f"{where} {name}")
@@ -192,7 +193,9 @@ def load_vocabulary(
     tokenizer.no_padding()
     kind = "bytelevel" if has_type(spec["pre_tokenizer"], "ByteLevel") else "sentencepiece"
     added = {a["id"]: a for a in spec["added_tokens"]}
-    names = {role: token_name(config.get(f"{role}_token")) for role in ROLES}
+    names = roles_of(folder, where, trust_remote_code=trust_remote_code)
+    if names["eos"] is None:
+        names["eos"] = end_by_id(folder, {i: a["content"] for i, a in added.items() if a["special"]}, where)
     specials = {
         i: next((r for r in ROLES if names[r] == a["content"]), "other") for i, a in added.items() if a["special"]
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from engine.bpe.roles import roles_of
 from engine.bpe.tokenizer_json import token_name, tokenizer_folder
 from engine.chat.template import ChatTemplate
 from schemas.errors import RunFileError
@@ -42,7 +43,8 @@ def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
         folder = tokenizer_folder(source.place, source.revision, source.where)
         config, given = _config(folder), template_text(run, source.chat_template, source.where)
         text = _own(folder, config, source.where) if given is None else given
-        out[source.product] = ChatTemplate(text, _variables(config), source.where)
+        roles = roles_of(folder, source.where, trust_remote_code=source.trust_remote_code)
+        out[source.product] = ChatTemplate(text, _variables(config, roles), source.where)
         out[source.product].check()
     return out
 
@@ -85,7 +87,8 @@ def _config(folder: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _variables(config: dict) -> dict[str, str]:
+def _variables(config: dict, roles: dict[str, str | None]) -> dict[str, str]:
     """What `apply_chat_template` hands a template beside the messages: the strings of the tokenizer's specials."""
     named = {name: token_name(value) for name, value in config.items() if name.endswith("_token")}
+    named |= {f"{role}_token": name for role, name in roles.items()}
     return {name: value for name, value in named.items() if isinstance(value, str)}

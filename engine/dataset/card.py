@@ -37,7 +37,7 @@ One row is one document; row i of its lists predicts token i given tokens < i. L
 |---|---|---|---|---|---|---|---|---|
 {_table(manifest)}
 {_words(manifest)}
-Documents in the corpus: {manifest.documents:,}, of these in quarantine: {manifest.quarantined:,}.
+{_notes(manifest)}Documents in the corpus: {manifest.documents:,}, of these in quarantine: {manifest.quarantined:,}.
 Made by targetsmith {manifest.engine_version}; fingerprint `{manifest.fingerprint}`.
 
 ```python
@@ -64,6 +64,12 @@ def _words(manifest: Manifest) -> str:
     lines = [f"* regime `{word}`: {REGIMES[word]}" for word in sorted({one.regime for one in facts})]
     lines += [f"* semantics `{word}`: {SEMANTICS[word]}" for word in sorted({one.semantics for one in facts})]
     return "\n".join(lines) + "\n"
+
+
+def _notes(manifest: Manifest) -> str:
+    """What was decided about begin and end tokens where the tokenizers' files disagree; "" where they agree."""
+    told = dict.fromkeys(note for facts in manifest.products.values() for note in facts.notes)
+    return "".join(f"* note: {note}\n" for note in told) + ("\n" if told else "")
 
 
 def _default(products: list[str]) -> str:

@@ -6,6 +6,7 @@ Files, in the order of the data:
   teacher_files  the files that decide what the teacher answers, and their sha256
   vocabularies   the tokenizers of a run, loaded in one way for everybody
   regimes        how each student's product is made: what is asked for against what its tokenizer allows
+  begin_end      begin and end tokens against what transformers makes of the same files
   make_plan      run file, corpus, files and tokenizers -> plan and fingerprint
   pin            the run file with absolute paths and commits, for actors
   retry          the quarantined documents of a finished run as a run of their own

@@ -20,6 +20,7 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import check_specials
 from engine.corpus.scan import CorpusScan
+from engine.plan.begin_end import check_ends, notes_of
 from engine.plan.regimes import COMPILED_VERSION, check_tokenizers, is_compiled
 from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
@@ -98,6 +99,7 @@ def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:
     """What is stored of each product. Raises RunFileError for what these tokenizers do not allow."""
     targets, first = run.targets, run.tokenizers[0]
     regimes = check_tokenizers(run, known.teacher, known.students)
+    check_ends(run, known)
     own = _facts(run, known, first, known.teacher, "own")
     products = {}
     if targets.teacher:
@@ -112,7 +114,9 @@ def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:
     if targets.hidden:
         stored = {"codec": "hidden", "top_k": 0, "hidden_size": _hidden_size(run)}
         products[HIDDEN] = own.model_copy(update=stored)
-    return products
+    notes = notes_of(run, known)
+    told = {product: (*notes[TEACHER], *(notes.get(product, ()) if product != TEACHER else ())) for product in products}
+    return {product: facts.model_copy(update={"notes": told[product]}) for product, facts in products.items()}
 
 
 def _facts(

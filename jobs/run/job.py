@@ -112,6 +112,8 @@ def _score(job: _Job, address: str | None, counts: Counts, display: Display) -> 
     display.say(f"run {plan.fingerprint[:12]} -> {store}")
     made = ", ".join(f"{name} ({facts.regime})" for name, facts in plan.products.items())
     display.say(f"products: {made}; {run.targets.semantics}")
+    for note in dict.fromkeys(note for facts in plan.products.values() for note in facts.notes):
+        display.say(f"note: {note}")
     if sealed:
         display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
     if run.targets.hidden:
