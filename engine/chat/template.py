@@ -5,10 +5,15 @@ with marks: the conversation is rendered once more with a mark in place of each 
 the template's own text. That text and the real contents, put together, must be the real rendering letter by letter; a
 template that changes, drops, repeats or reorders contents fails there and the document is quarantined. White space that a
 template strips off the ends of a content is found with marks between white space, and allowed for.
+
+A template may look into contents: Qwen3's writes an empty `<think>` block before an answer that has none, so that a mark is led
+into otherwise than the content. Where the parts do not fit, each word is marked by itself and tags such as `</think>` are left as
+they are. What is found so must again be the real rendering letter by letter.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +29,10 @@ ASSISTANT = "assistant"
 # of them is told apart by length alone.
 _MARK = "\ue0f0{}\ue0f1"
 _LEFT_PAD, _RIGHT_PAD = " \t", "\t\n "
+# What templates look for in contents, left as it is when words are marked; what stands between is words and white space.
+_TAG = re.compile(r"(<[^<>\n]{1,60}>|\[/?[A-Z_]+\]|\s+)")
+# What opens and closes thinking, at the end of a text.
+_THINKING = re.compile(r"(?:\s|</?think(?:ing)?>|\[/?THINK\])*\Z")
 # What a template may raise: by itself, and by an operation on a value that is not what it expects.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
@@ -65,6 +74,16 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message]) -> Rendering:
         """The conversation and its parts. Raises BadDocument: `template_error`, `template_alters_content`."""
         plain = self._written(messages)
+        try:
+            return self._by_marks(messages, plain)
+        except BadDocument as error:
+            found = self._by_words(messages, plain)
+            if found is None:
+                raise error
+            return found
+
+    def _by_marks(self, messages: Sequence[Message], plain: str) -> Rendering:
+        """With one mark in place of each content. Raises BadDocument."""
         marks = [_MARK.format(i) for i in range(len(messages))]
         frames = self._frames(messages, marks)
         padded = self._written(_replaced(messages, [_LEFT_PAD + mark + _RIGHT_PAD for mark in marks]))
@@ -72,20 +91,45 @@ class ChatTemplate:
         for (_, content), (left, right) in zip(messages, _kept(_between(padded, marks), frames), strict=True):
             start = 0 if left else len(content) - len(content.lstrip())
             spans.append((start, len(content) if right else max(start, len(content.rstrip()))))
-        at = 0
-        for i, frame in enumerate(frames):
-            start, stop = spans[i] if i < len(spans) else (0, 0)
-            said = frame + (messages[i].content[start:stop] if i < len(spans) else "")
-            if not plain.startswith(said, at):
-                raise self._alters(min(i, len(messages) - 1), messages)
-            at += len(said)
-        if at != len(plain):
-            raise self._alters(len(messages) - 1, messages)
+        wrong = _first_difference(messages, Rendering(plain, frames, spans))
+        if wrong is not None:
+            raise self._alters(wrong, messages)
         return Rendering(plain, frames, spans)
+
+    def _by_words(self, messages: Sequence[Message], plain: str) -> Rendering | None:
+        """With a mark in place of each word of each content, between the same tags and white space. None where the parts do not
+        make up the real rendering: the template alters contents."""
+        masked = [_masked(message.content, i) for i, message in enumerate(messages)]
+        try:
+            text = self._written(_replaced(messages, masked))
+        except BadDocument:
+            return None
+        frames, spans, at = [], [], 0
+        for content in masked:
+            start, stop = next(
+                (span for span in _kept_spans(content) if text.count(content[slice(*span)]) == 1), (0, 0)
+            )
+            place = text.find(content[start:stop], at)
+            if stop == start or place < 0:
+                return None
+            left, right = text[max(at, place - 1) : place], text[place + stop - start :][:1]
+            if (start and left == content[start - 1]) or (stop < len(content) and right == content[stop]):
+                return None  # white space beside it may be the template's own, or what is left of the content's
+            frames.append(text[at:place])
+            at = place + stop - start
+            spans.append((start, stop))
+        # Words and their marks differ in length; the white space at the ends, which alone may be left out, does not.
+        spans = [
+            (start, len(message.content) - (len(content) - stop)) if message.content.strip() else (0, 0)
+            for message, content, (start, stop) in zip(messages, masked, spans, strict=True)
+        ]
+        made = Rendering(plain, [*frames, text[at:]], spans)
+        return made if _first_difference(messages, made) is None else None
 
     def check_history(self, messages: Sequence[Message], i: int, made: Rendering) -> None:
         """What stands before message i, and its content, must be what is there when the conversation ends with it, and
-        begin with what the template asks an assistant with. Raises BadDocument("template_rewrites_history")."""
+        begin with what the template asks an assistant with; whether that opens or closes thinking may differ (a model that is
+        asked to think, and an answer without thoughts). Raises BadDocument("template_rewrites_history")."""
         begin = sum(map(len, made.frames[: i + 1])) + sum(stop - start for start, stop in made.spans[:i])
         end = begin + made.spans[i][1] - made.spans[i][0]
         so_far = self._written(messages[: i + 1])
@@ -93,7 +137,7 @@ class ChatTemplate:
             raise self._rewrites(i, "later messages change it")
         if i and messages[i].role == ASSISTANT:
             asked = self._written(messages[:i], prompt=True)
-            if not made.text[:begin].startswith(asked):
+            if not made.text[:begin].startswith(asked) and _unthinking(made.text[:begin]) != _unthinking(asked):
                 raise self._rewrites(i, "it is not what add_generation_prompt writes")
 
     def _frames(self, messages: Sequence[Message], marks: list[str]) -> list[str]:
@@ -136,6 +180,37 @@ class ChatTemplate:
 
 def _replaced(messages: Sequence[Message], contents: list[str]) -> list[Message]:
     return [Message(message.role, content) for message, content in zip(messages, contents, strict=True)]
+
+
+def _masked(content: str, i: int) -> str:
+    """The content of message i with a mark in place of each word; tags and white space as they are. White space alone, and
+    nothing: a mark."""
+    if not content.strip():
+        return _MARK.format(i)
+    parts = _TAG.split(content)
+    return "".join(part if k % 2 or not part else _MARK.format(f"{i}.{k}") for k, part in enumerate(parts))
+
+
+def _kept_spans(content: str) -> list[tuple[int, int]]:
+    """What a template may keep of a content: all, or all but white space at one end or both."""
+    start, stop = len(content) - len(content.lstrip()), len(content.rstrip())
+    return [(0, len(content)), (start, len(content)), (0, stop), (start, stop)]
+
+
+def _first_difference(messages: Sequence[Message], made: Rendering) -> int | None:
+    """The message at which frames and contents, put together, differ from the rendering; None where nothing does."""
+    at = 0
+    for i, frame in enumerate(made.frames):
+        start, stop = made.spans[i] if i < len(made.spans) else (0, 0)
+        said = frame + (messages[i].content[start:stop] if i < len(made.spans) else "")
+        if not made.text.startswith(said, at):
+            return min(i, len(messages) - 1)
+        at += len(said)
+    return None if at == len(made.text) else len(messages) - 1
+
+
+def _unthinking(text: str) -> str:
+    return _THINKING.sub("", text)
 
 
 def _between(text: str, marks: list[str]) -> list[str]:

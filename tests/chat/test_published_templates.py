@@ -1,0 +1,84 @@
+"""The chat templates that the library trl ships: which conversations they write as they stand, and which they alter."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from engine.chat.template import ChatTemplate
+from engine.corpus.document import Message
+from schemas.errors import BadDocument
+
+FOLDER = Path((find_spec("trl") or pytest.fail("trl is missing: pip install -e '.[dev]'")).origin or "").parent
+FILES = sorted((FOLDER / "chat_templates").glob("*.jinja"))
+VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+ONE = [Message("user", "How many?"), Message("assistant", "Three apples.")]
+THOUGHT = "<think>\nOne and two.\n</think>\n\nThree apples."
+TALKS = {
+    "one": ONE,
+    "two": [*ONE, Message("user", "Sure?"), Message("assistant", "Yes, 3.")],
+    "think": [ONE[0], Message("assistant", THOUGHT)],
+}
+WANT_PARTS = ("idefics3", "llava_next", "smolvlm")  # they write lists of parts only, and drop or refuse a text
+DROP_THOUGHTS = ("deepseek_r1_distill.jinja", "deepseekv3", "glm4moe")  # or the white space around them
+REWRITE = (
+    "qwen3.jinja",
+    "qwen3_5_nothink.jinja",
+    "qwen3_5_think.jinja",
+    "qwen3_6.jinja",
+)  # earlier answers, in two turns
+
+
+def said(file: Path, talk: list[Message]) -> list[str]:
+    """The contents that are found in the rendering; every frame and content is held against it letter by letter."""
+    chat = ChatTemplate(file.read_text(encoding="utf-8"), VARIABLES, "[teacher]")
+    made = chat.render(talk)
+    for i, message in enumerate(talk):
+        if message.role == "assistant":
+            chat.check_history(talk, i, made)
+    contents = [message.content[start:stop] for message, (start, stop) in zip(talk, made.spans, strict=True)]
+    assert made.text == chat._render(talk)  # what transformers gives
+    assert "".join(f + c for f, c in zip(made.frames, [*contents, ""], strict=True)) == made.text
+    return contents
+
+
+def test_there_are_templates() -> None:
+    assert len(FILES) >= 40
+
+
+@pytest.mark.parametrize("kind", TALKS)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_only_those_that_lose_contents_are_refused(file: Path, kind: str) -> None:
+    talk = TALKS[kind]
+    lost = file.name.startswith(WANT_PARTS)
+    lost |= kind == "think" and file.name.startswith(DROP_THOUGHTS) and "r1_distill_training" not in file.name
+    if lost or (kind == "two" and file.name in REWRITE):
+        with pytest.raises(BadDocument, match="template_"):
+            said(file, talk)
+    else:
+        assert said(file, talk) == [message.content for message in talk]
+
+
+QWEN3 = FOLDER / "chat_templates" / "qwen3.jinja"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        THOUGHT,
+        "<think>\na\n</think>\n\na",  # short words, which stand in the template's own text, too
+        "<think>\nassistant\n</think>\n\n<|im_start|>user\nassistant",
+        "<think>\n1 < 2 and 3 > 2\n</think>\n\nassistant\nassistant",
+    ],
+)
+def test_thinking_in_the_content_is_found_where_it_stands(content: str) -> None:
+    talk = [Message("user", "a assistant user"), Message("assistant", content)]
+    assert said(QWEN3, talk) == [message.content for message in talk]
+
+
+@pytest.mark.parametrize("content", ["<think>a</think>b", "<think>\na\n</think>b", "a </think> b </think> c"])
+def test_thinking_that_is_written_otherwise_is_altered(content: str) -> None:
+    with pytest.raises(BadDocument, match="template_alters_content"):
+        said(QWEN3, [Message("user", "u"), Message("assistant", content)])
