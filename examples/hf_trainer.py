@@ -40,6 +40,7 @@ class Collator:
     max_length: int = 1024  # rows of a document; the rest of it is left out
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        features = [self._behind_begin(feature) for feature in features]
         rows = [min(len(feature["token_ids"]), self.max_length) for feature in features]
         shape = (len(rows), max(rows))
         ids, logps = np.zeros((*shape, self.top_k), np.int64), np.full((*shape, self.top_k), -np.inf, np.float32)
@@ -64,6 +65,12 @@ class Collator:
         }
         return {key: torch.from_numpy(array) for key, array in batch.items()}
 
+    def _behind_begin(self, feature: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without the begin token that a chat template wrote: it is put before the tokens anyway, once."""
+        if not (feature["token_ids"][0] == self.begin and feature["flags"][0] & FLAG_CONTEXT):
+            return feature
+        return {key: values[self.top_k if key.startswith("topk") else 1 :] for key, values in feature.items()}
+
 
 class StudentTrainer(Trainer):
     """kd * KL(teacher || student) + (1 - kd) * cross-entropy, nats per position asked for, of all batches of a step together."""
@@ -83,7 +90,8 @@ class StudentTrainer(Trainer):
         ids, logps, tail_logp = (inputs[f"target_{name}"][mask] for name in ("ids", "logps", "tail_logp"))
         ce = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
         loss = self.kd * forward_kl(logits[mask], ids, logps, tail_logp).sum() + (1 - self.kd) * ce
-        loss = loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+        asked = (labels != -100).sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = loss / asked.clamp(min=1)  # a batch of template text alone has a loss of 0
         return (loss, outputs) if return_outputs else loss
 
 

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.losses.sparse import forward_kl
-from engine.reader.collate import student_inputs
+from engine.reader.collate import student_feed, student_inputs
 from engine.reader.targets import Targets
 
 
@@ -46,19 +46,37 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], begin: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(divergence, cross-entropy), nats: means over the positions with a distribution, and over those asked for."""
-    scored, asked, ids = batch["mask"], batch["loss_mask"], batch["token_ids"]
-    logits = model(input_ids=student_inputs(batch, begin), use_cache=False).logits.float()
-    divergence = forward_kl(logits[scored], batch["ids"][scored], batch["logps"][scored], batch["tail_logp"][scored])
-    return divergence.mean(), cross_entropy(logits[asked], ids[asked])
+    """(divergence, cross-entropy), nats: means over the positions with a distribution, and over those asked for; 0 where a batch
+    has none."""
+    inputs, at = student_feed(batch, begin)
+    logits = model(input_ids=inputs, use_cache=False).logits.float()
+    scored, asked = batch["mask"], batch["loss_mask"]
+    stored = (batch[key][scored] for key in ("ids", "logps", "tail_logp"))
+    divergence = forward_kl(_of_rows(logits, at, scored), *stored).sum() / scored.sum().clamp(min=1)
+    ce = cross_entropy(_of_rows(logits, at, asked), batch["token_ids"][asked], reduction="sum")
+    return divergence, ce / asked.sum().clamp(min=1)
+
+
+def _of_rows(logits: torch.Tensor, at: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[rows of the mask, V]"""
+    document, row = mask.nonzero(as_tuple=True)
+    return logits[document, at[document, row]]
 
 
 def epochs(
     targets: Targets, batch_size: int, seed: int, max_length: int, device: str
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches without end, every epoch in an order of its own."""
+    """Batches without end, every epoch in an order of its own; those without a position that is asked for are left out."""
     while True:
-        yield from targets.batches(batch_size, seed=seed, max_length=max_length, device=device)
+        some = False
+        for batch in targets.batches(batch_size, seed=seed, max_length=max_length, device=device):
+            if batch["loss_mask"].any():
+                some = True
+                yield batch
+        if not some:
+            raise SystemExit(
+                f"no position is asked for within --max-length {max_length}: nothing to train on; give a larger one"
+            )
         seed += 1
 
 
@@ -112,6 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for step in range(args.steps):
         divergence, ce = losses(model, next(batches), begin)
         loss = args.kd * divergence + (1 - args.kd) * ce
+        if not loss.isfinite():
+            raise SystemExit(
+                f"step {step}: the loss is {loss.item()}; nothing is saved. Lower --rate, or look at the targets"
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -40,7 +40,7 @@ def end_by_id(folder: Path, specials: Mapping[int, str], where: str) -> str | No
     for name in ("config.json", "generation_config.json"):
         value = _optional(folder / name, where).get("eos_token_id")
         for token_id in value if isinstance(value, list) else [value]:
-            if token_id in specials:
+            if isinstance(token_id, int) and token_id in specials:
                 return specials[token_id]
     return None
 

@@ -7,6 +7,7 @@ run file + vocabularies -> product -> what a person is told (the start, plan.jso
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from engine.bpe.roles import auto_tokenizer
 from engine.bpe.tokenizer_json import find_within, read_json, tokenizer_folder
@@ -49,7 +50,7 @@ def notes_of(run: RunConfig, known: Vocabularies) -> dict[str, tuple[str, ...]]:
     return {product: tuple(notes) for product, notes in found.items()}
 
 
-def _begins(run: RunConfig, source: TokenizerSource, vocabulary: Vocabulary, folder: Path, theirs: object) -> list[str]:
+def _begins(run: RunConfig, source: TokenizerSource, vocabulary: Vocabulary, folder: Path, theirs: Any) -> list[str]:
     """What differs about the tokens before a text. `bos` true or false in the run file is somebody's wish: nothing is said."""
     if run.teacher.bos != "auto":
         return []
@@ -76,9 +77,9 @@ def _begins(run: RunConfig, source: TokenizerSource, vocabulary: Vocabulary, fol
     ]
 
 
-def _before(theirs: object) -> list[int] | None:
+def _before(theirs: Any) -> list[int] | None:
     """What transformers' tokenizer puts before a text; None where that cannot be seen."""
-    if not callable(theirs):
+    if theirs is None:
         return None
     plain, framed = (theirs("a", add_special_tokens=special).input_ids for special in (False, True))
     try:

@@ -11,12 +11,13 @@ project. `targetsmith vendor reader DEST` copies it into a trainer, under any na
   torch_dataset  TargetsDataset: the same for data loaders, a share for each rank and worker, with exact resume
 """
 
-from .collate import Batch, attention_mask, student_inputs
+from .collate import Batch, attention_mask, student_feed, student_inputs
 from .row_groups import PAD_ID
 from .run_files import TargetsError
 from .targets import Document, Targets
 from .torch_dataset import TargetsDataset
 
 __all__ = [
-    "PAD_ID", "Batch", "Document", "Targets", "TargetsDataset", "TargetsError", "attention_mask", "student_inputs",
+    "PAD_ID", "Batch", "Document", "Targets", "TargetsDataset", "TargetsError", "attention_mask", "student_feed",
+    "student_inputs",
 ]  # fmt: skip

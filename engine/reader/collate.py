@@ -195,17 +195,49 @@ def attention_mask(segments_BL: torch.Tensor, *, causal: bool = True) -> torch.T
     return (same | torch.eye(segments_BL.shape[1], dtype=torch.bool, device=segments_BL.device))[:, None]
 
 
+def student_feed(batch: Batch, bos_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(inputs [B, L] int64, what a causal student is fed; at [B, L] int64, which of its logits go with each row).
+
+    A text is shifted by one behind the begin token: bos, then token_ids[:-1], and logits i go with row i. A conversation whose
+    template writes the begin token has it in token_ids, as context: it is fed as it is, without a second one, and logits i - 1
+    go with row i (its row 0 is never asked for; `at` is 0 there). Packed: the same for each segment. A piece of a cut document
+    begins with bos, too; its targets know more than the student.
+
+    logits = model(inputs)[B, L, V]; of the rows of a mask: `b, i = mask.nonzero(as_tuple=True); logits[b, at[b, i]]`.
+    """
+    tokens = batch["token_ids"]
+    begins = _begins(batch)
+    shifted = torch.where(begins, bos_id, torch.cat([tokens[:, :1], tokens[:, :-1]], 1))
+    column = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    if "loss_mask" not in batch:  # tokens alone: nothing in them is context
+        return shifted, column.clone()
+    own = (tokens == bos_id) & ~batch["loss_mask"] & begins
+    first = torch.where(begins, column, 0).cummax(1).values  # of each position's segment
+    as_it_is = own.gather(1, first)
+    return torch.where(as_it_is, tokens, shifted), column - (as_it_is & ~begins).long()
+
+
 def student_inputs(batch: Batch, bos_id: int) -> torch.Tensor:
     """[B, L] int64, what a causal student is fed so that its logits at i go with row i: bos, then token_ids[:-1].
 
     Packed: each segment begins with bos. A piece of a cut document does too; its targets know more than the student.
-    Of conversations the begin token is in token_ids already, where the template writes one: feed those as they are, and let
-    logits[:, i - 1] go with row i (row 0 is context and never scored).
+    Raises ValueError for conversations whose template writes the begin token, which would stand there twice: `student_feed`
+    has those, too.
     """
-    tokens = batch["token_ids"]
-    inputs = torch.cat([torch.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], 1)
+    inputs, at = student_feed(batch, bos_id)
+    if bool((at[:, 1:] == at[:, :-1]).any()):
+        raise ValueError(
+            f"student_inputs: token_ids begin with the begin token {bos_id}, written by the chat template; one more before it is "
+            "none that the student will ever read. Take inputs, at = student_feed(batch, bos_id), and the logits at[i] for row i"
+        )
+    return inputs
+
+
+def _begins(batch: Batch) -> torch.Tensor:
+    """[B, L] bool: the first position of each document or segment."""
+    first = torch.zeros_like(batch["token_ids"], dtype=torch.bool)
+    first[:, 0] = True
     if "segments" in batch:
         segments = batch["segments"]
-        begins = segments[:, 1:] != segments[:, :-1]
-        inputs[:, 1:][begins] = bos_id
-    return inputs
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return first

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from engine.losses.sparse import forward_kl
 from engine.reader.targets import Targets
+from tests.support.chats import chat_teacher, with_template
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -122,3 +123,90 @@ def test_trainer_lowers_the_loss_and_saves(
     batch = next(Targets(finished).batches(len(TEXTS)))
     before, after = (plain.losses(m, batch, plain.begin_id(tokenizer)) for m in (fresh, trained))
     assert after[0].item() < before[0].item() / 2 and after[1].item() < before[1].item() / 2
+
+
+# ==== conversations whose template writes the begin token
+
+
+@pytest.fixture(scope="module")
+def talked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two conversations, one with a question longer than 60 tokens; its folder has the student's in `bl`."""
+    folder = tmp_path_factory.mktemp("talk")
+    chat_teacher(folder / "teacher", "gemma")
+    with_template(ASSETS / "student_bl", folder / "bl", "gemma")
+    questions = (TEXTS[0], TEXTS[0] * 4)
+    lines = [
+        {"chat": [{"role": "user", "content": question}, {"role": "assistant", "content": TEXTS[2]}]}
+        for question in questions
+    ]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "run.toml").write_text(
+        'output = "out"\n[teacher]\nmodel = "./teacher"\n[corpus]\npaths = ["chat.jsonl"]\nmessages = "chat"\n'
+        '[[student]]\nname = "bl"\ntokenizer = "./bl"\n[targets]\ntop_k = 16\n',
+        encoding="utf-8",
+    )
+    score_here(folder / "run.toml")
+    config = LlamaConfig(
+        vocab_size=900, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder / "bl")
+    return folder
+
+
+def test_a_template_s_begin_token_is_read_once(talked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reader and collator against each document alone, fed as it is stored."""
+    module, plain = example("hf_trainer", monkeypatch), example("train_student", monkeypatch)
+    torch.manual_seed(3)
+    model, tokenizer = plain.load_student(str(talked / "bl"), "cpu")
+    targets, begin = Targets(talked / "out"), plain.begin_id(tokenizer)
+    nats, counted = 0.0, 0
+    for document in targets.documents():
+        ids = torch.tensor(document.token_ids).long()
+        assert ids[0] == begin and (ids == begin).sum() == 1
+        asked = torch.tensor(document.flags & module.FLAG_CONTEXT == 0)
+        assert not asked[0]
+        logits = model(input_ids=ids[None]).logits[0].float()
+        nats += cross_entropy(logits[:-1][asked[1:]], ids[1:][asked[1:]], reduction="sum").item()
+        counted += int(asked.sum())
+    batch = next(targets.batches(2))
+    divergence, ce = plain.losses(model, batch, begin)
+    assert ce.item() == pytest.approx(nats / counted, rel=1e-5)
+
+    files = [str(file) for file in targets.files]
+    rows = module.datasets.load_dataset("parquet", data_files=files, columns=module.COLUMNS, split="train")
+    collated = module.Collator(begin, begin, targets.top_k)([dict(row) for row in rows])
+    assert ((collated["input_ids"] == begin) & (collated["attention_mask"] == 1)).sum() == 2
+    logits = model(input_ids=collated["input_ids"], attention_mask=collated["attention_mask"]).logits[:, :-1]
+    mask = collated["target_mask"]
+    stored = [collated[f"target_{name}"][mask] for name in ("ids", "logps", "tail_logp")]
+    torch.testing.assert_close(forward_kl(logits[mask], *stored).mean(), divergence)
+    torch.testing.assert_close(
+        cross_entropy(logits.flatten(0, 1), collated["labels"][:, 1:].flatten()), ce, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_batches_with_nothing_to_learn_give_no_nan(
+    talked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("train_student", monkeypatch)
+    common = [str(talked / "out"), str(talked / "bl"), "--device", "cpu", "--batch", "1", "--steps", "4"]
+    shorter, longer = sorted(len(document.token_ids) for document in Targets(talked / "out").documents())
+    module.main(
+        [*common, "--save", str(tmp_path / "a"), "--max-length", str(shorter)]
+    )  # the longer one is template and question
+    assert shorter < longer // 2 and "nan" not in capsys.readouterr().out
+    assert all(p.isfinite().all() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "a").parameters())
+    with pytest.raises(SystemExit, match="nothing to train on"):
+        module.main([*common, "--save", str(tmp_path / "b"), "--max-length", "3"])
+    assert not (tmp_path / "b").exists()
+
+    trainer = example("hf_trainer", monkeypatch)
+    model, tokenizer = module.load_student(str(talked / "bl"), "cpu")
+    begin, targets = module.begin_id(tokenizer), Targets(talked / "out")
+    files = [str(file) for file in targets.files]
+    rows = trainer.datasets.load_dataset("parquet", data_files=files, columns=trainer.COLUMNS, split="train")
+    collated = trainer.Collator(begin, begin, targets.top_k, max_length=3)([dict(row) for row in rows])
+    one = trainer.StudentTrainer(model, trainer.TrainingArguments(output_dir=str(tmp_path / "t"), report_to="none"))
+    for items in (None, 0, torch.tensor(0)):
+        assert one.compute_loss(model, collated, num_items_in_batch=items).item() == 0.0

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from engine.reader.collate import attention_mask, packed_layout, student_inputs
+from engine.reader.collate import attention_mask, packed_layout, student_feed, student_inputs
 from engine.reader.targets import Targets, TargetsError
 from tests.support.codecs import DRAWS, HIDDEN, STATISTICS, TOP_K, write_output, write_shard
 
@@ -299,3 +299,31 @@ def test_files_with_other_columns_than_their_neighbours_are_refused(tmp_path: Pa
     for seed in (None, 0):
         with pytest.raises(TargetsError, match="differ in the columns logz, roles"):
             list(Targets(out).batches(4, seed=seed))
+
+
+def test_a_begin_token_that_is_there_is_fed_once() -> None:
+    """Against loops: every row's logits have read exactly the tokens before it, behind one begin token."""
+    bos, pad = 7, 0
+    documents = [([7, 1, 2, 3], 2), ([5, 6, 7], 0), ([7], 1), ([7, 7, 4], 1), ([7, 3], 0)]  # (tokens, of these context)
+    tokens, asked = torch.full((5, 4), pad), torch.zeros(5, 4, dtype=torch.bool)
+    for b, (ids, context) in enumerate(documents):
+        tokens[b, : len(ids)] = torch.tensor(ids)
+        asked[b, context : len(ids)] = True
+    packed = {
+        "token_ids": tokens.reshape(1, -1),
+        "loss_mask": asked.reshape(1, -1),
+        "segments": torch.tensor(
+            [[b + 1 if i < len(ids) else 0 for b, (ids, _) in enumerate(documents) for i in range(4)]]
+        ),
+    }
+    for batch in ({"token_ids": tokens, "loss_mask": asked}, packed):
+        inputs, at = (found.reshape(5, 4) for found in student_feed(batch, bos))
+        for b, (ids, context) in enumerate(documents):
+            own = context > 0 and ids[0] == bos
+            for i in range(int(own), len(ids)):
+                column = int(at[b, i]) - (4 * b if batch is packed else 0)
+                read = inputs[b, : column + 1].tolist()
+                assert read == (ids[:i] if own else [bos, *ids[:i]])
+        with pytest.raises(ValueError, match="student_feed"):
+            student_inputs(batch, bos)
+        assert torch.equal(student_inputs(batch, 9), student_feed(batch, 9)[0])
