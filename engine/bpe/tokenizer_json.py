@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -145,16 +146,37 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
             )
 
 
+def texts_of_added(added: Iterable[dict], vocab: dict[str, int], tokenizer: Tokenizer, kind: str) -> dict[int, str]:
+    """Id -> the text that an added token stands for, of all that are no specials.
+
+    A normalised one is looked for in the normalised text: behind a SentencePiece normaliser `<tool>` is there as `▁<tool>`, and
+    stands for " <tool>". Any other is looked for in the text as it is, where ▁ is that very character. If the BPE model has
+    the same string, in which ▁ is the space, the token is what the model makes of it and no added text: a text with the
+    character comes back with spaces, and is not reversible.
+    """
+    out: dict[int, str] = {}
+    for token in added:
+        content, normalizer = token["content"], tokenizer.normalizer
+        if token["special"]:
+            continue
+        if token["normalized"] and normalizer is not None:
+            content = normalizer.normalize_str(content)
+            out[token["id"]] = content.replace(SPACE_MARK, " ") if kind == "sentencepiece" else content
+        elif kind == "bytelevel" or SPACE_MARK not in content or vocab.get(content) != token["id"]:
+            out[token["id"]] = content
+    return out
+
+
 def bytes_of_tokens(
     vocab: dict[str, int],
-    added: dict[int, dict],
-    specials: dict[int, str],
+    added: dict[int, str],
+    specials: Container[int],
     size: int,
     kind: str,
     fallback: bool,
     where: str,
 ) -> list[bytes | None]:
-    """Bytes of every id (None: special or unused), by the alphabet or the marks of its kind."""
+    """Bytes of every id (None: special or unused), by the alphabet or the marks of its kind. added: as `texts_of_added`."""
     alphabet = byte_alphabet()
     missing = [b for b in range(256) if f"<0x{b:02X}>" not in vocab]
     if fallback and 0 < len(missing) < 256:
@@ -164,7 +186,7 @@ def bytes_of_tokens(
         )
     out: list[bytes | None] = [None] * size
     for text, token_id in vocab.items():
-        if token_id in added:
+        if token_id in added or token_id in specials:
             continue
         if kind == "bytelevel":
             unknown = [c for c in text if c not in alphabet]
@@ -178,11 +200,8 @@ def bytes_of_tokens(
             out[token_id] = bytes([int(match.group(1), 16)])
         else:
             out[token_id] = text.replace(SPACE_MARK, " ").encode("utf-8")
-    for token_id, token in added.items():
-        if token_id not in specials:
-            out[token_id] = (
-                token["content"].replace(SPACE_MARK, " " if kind == "sentencepiece" else SPACE_MARK).encode()
-            )
+    for token_id, text in added.items():
+        out[token_id] = text.encode()
     return out
 
 
@@ -194,7 +213,12 @@ def prefix_bytes_of(spec: dict) -> bytes:
 
 
 def without_prefix(spec: dict) -> None:
-    """Change a tokenizer.json, in place, so that nothing is put before a text."""
+    """Change a tokenizer.json, in place, so that nothing is put before a text. Added tokens that are normalised still stand for
+    what they stood for with it (`texts_of_added`)."""
+    if any(step["type"] == "Prepend" for step in _walk(spec["normalizer"], "normalizers")):
+        for token in spec["added_tokens"]:
+            if token["normalized"] and not token["special"]:
+                token["content"] = SPACE_MARK + token["content"]
     normalizer = spec["normalizer"]
     if normalizer is not None and normalizer["type"] == "Prepend":
         spec["normalizer"] = None

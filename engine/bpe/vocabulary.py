@@ -35,6 +35,7 @@ from engine.bpe.tokenizer_json import (
     prefix_bytes_of,
     read_spec,
     refuse_unless_exact_bpe,
+    texts_of_added,
     tokenizer_folder,
     without_prefix,
 )
@@ -47,7 +48,7 @@ class Vocabulary:
     """One tokenizer as bytes. Immutable; `tokenizer` is the Rust object, used for encoding only.
 
     `kind`: "bytelevel" or "sentencepiece". `prefix_bytes`: what the tokenizer puts before a text (b"" or b" ").
-    `merges`: (left id, right id, merged id) in rank order. `added_text`: added tokens that are ordinary text.
+    `merges`: (left id, right id, merged id) in rank order. `added_text`: added tokens that are ordinary text, by that text.
     `bos_ids`: what the tokenizer's own template puts before a text (usually one id or none).
     """
 
@@ -85,7 +86,9 @@ class Vocabulary:
     @cached_property
     def added_only(self) -> frozenset[int]:
         """Ids of added tokens that are text but no tokens of the BPE model: matched whole, before pre-tokenization."""
-        return frozenset(i for text, i in self.added_text.items() if self.tokenizer.model.token_to_id(text) is None)
+        contents = self.tokenizer.get_added_tokens_decoder()
+        model = self.tokenizer.model
+        return frozenset(i for i in self.added_text.values() if model.token_to_id(contents[i].content) is None)
 
     @cached_property
     def fallback_ids(self) -> list[int]:
@@ -205,10 +208,11 @@ def load_vocabulary(
                 f"{where} {name}: added token {a['content']!r} strips its neighbours or wants word limits; the bytes around "
                 "it are then not certain. Want plain added tokens; remove the flags or use another tokenizer."
             )
-    added_text = {a["content"]: i for i, a in added.items() if not a["special"]}
+    texts = texts_of_added(added.values(), model["vocab"], tokenizer, kind)
+    added_text = {text: i for i, text in texts.items()}
     size = max([*model["vocab"].values(), *added], default=-1) + 1
     token_bytes = bytes_of_tokens(
-        model["vocab"], added, specials, size, kind, bool(model.get("byte_fallback")), f"{where} {name}"
+        model["vocab"], texts, specials, size, kind, bool(model.get("byte_fallback")), f"{where} {name}"
     )
     ids = model["vocab"]
     unk = model.get("unk_token")
