@@ -29,9 +29,10 @@ def score(
 ) -> None:
     """Score a corpus, then print a summary.
 
-    Does all that is missing of the run; after a kill the same command goes on.
+    Does all that is missing of the run; after a kill the same command goes on. Ends with 3 when nothing was scored, or more than
+    half of the documents are in quarantine.
     """
-    from jobs.run import job  # here, as in every verb: torch and Ray take seconds, `--help` must not
+    from jobs.run import budget, job  # here, as in every verb: torch and Ray take seconds, `--help` must not
     from jobs.run.summary import print_summary
     from schemas.runfile import load_run
 
@@ -41,6 +42,8 @@ def score(
         print(f"{run.output}: nothing is in quarantine any more, nothing to retry")
     else:
         print_summary(outcome, sys.stdout)
+        if not retry_quarantined:  # its documents are known to be bad
+            budget.check_finished(outcome.store, outcome.manifest)
 
 
 if __name__ == "__main__":

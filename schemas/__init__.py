@@ -13,5 +13,6 @@ by itself, so that `targetsmith --help` needs two of them and no more.
   target            the columns of a shard, types and units
   plan_inputs       what a plan says about its inputs: corpus files, retried documents
   differences       what differs between two plans, in lines for a person
-  manifest          plan, seal and manifest; the fixed words of the quarantine
+  reasons           the fixed words of the quarantine, what each means, and what to do
+  manifest          plan, seal and manifest
 """

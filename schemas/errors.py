@@ -65,7 +65,7 @@ class IdentityError(TargetsmithError):
 
 
 class BadDocument(TargetsmithError):
-    """One document cannot be scored. `reason` is a fixed word of `schemas.manifest.REASONS`; the run goes on."""
+    """One document cannot be scored. `reason` is a fixed word of `schemas.reasons.REASONS`; the run goes on."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -1,4 +1,4 @@
-"""The JSON beside the shards: plan, seal and manifest, and the words of the quarantine. Normative text: docs/format.md.
+"""The JSON beside the shards: plan, seal and manifest. Normative text: docs/format.md.
 
 Plan       what the run is: everything that changes bytes or meaning, how the corpus is cut into units, which
            products there are. Its fingerprint names the run; a folder holds one fingerprint and no other.
@@ -21,31 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from schemas.differences import differences
 from schemas.plan_inputs import PlannedFile, Retry, corpus_files_of, retry_of, setting
 from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION, Codec, row_schema
-
-REASONS: dict[str, str] = {
-    "malformed_json": "the record is not valid JSON, or is not a JSON object",
-    "missing_column": "the record lacks a column that the run file names",
-    "not_text": "the text column holds something that is not a string",
-    "empty_text": "the text is empty",
-    "duplicate_id": "another record of the same unit has the same id",
-    "invalid_utf8": "the bytes of the record are not valid UTF-8, or the text holds a lone surrogate",
-    "not_reversible": "a tokenizer or its normaliser changes the text, so token boundaries have no place in it",
-    "unknown_token": "a tokenizer can only write this text with its unknown token",
-    "nonfinite_logprob": "the teacher gave NaN or infinity for this document",
-    "identity": "a probability identity does not hold for this document (sums, signs)",
-    "oom": "the document does not fit into memory even alone in its batch",
-    "worker_died": "the process died each time it came to this document",
-    "too_long": "one pre-token (a word, a run of characters) is thousands of characters long",
-    "too_short": "the document has too few tokens to predict any",
-    "not_messages": "the messages column is no list of objects with a role and a content that is text, and nothing else",
-    "no_scored_message": "no message of the conversation has a role of [corpus] roles",
-    "template_error": "a chat template refuses the conversation",
-    "template_alters_content": "a chat template changes, drops, repeats or reorders what the messages say",
-    "template_rewrites_history": "a chat template writes what stands before a scored message by what comes after it",
-    "prompt_too_long": "what stands before a scored part leaves no room in the teacher's context",
-    "special_without_partner": "the text holds a special token of the teacher whose role a student has no token for",
-}
-"""The fixed words of `reason` in quarantine records, each with its one-line explanation."""
 
 COLUMNS: dict[str, str] = {
     "doc_id": "name of the document, unique in the corpus",

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Container, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def read_spec(folder: Path, trust_remote_code: bool, where: str) -> dict:
     if file.is_file():
         spec = read_json(file, where)
     else:
+        _refuse_without_sentencepiece(folder, where)
         from transformers import AutoTokenizer
 
         try:
@@ -64,6 +66,21 @@ def read_spec(folder: Path, trust_remote_code: bool, where: str) -> dict:
             f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it"
         )
     return spec
+
+
+def _refuse_without_sentencepiece(folder: Path, where: str) -> None:
+    """Raises TokenizerError where the folder has a SentencePiece model alone and the library that reads it is missing;
+    transformers would ask for another one."""
+    models = [
+        file for file in sorted(folder.glob("*.model")) if file.read_bytes()[:1] == b"\n"
+    ]  # else text, of tiktoken
+    if not models or (folder / "vocab.json").is_file() or find_spec("sentencepiece") is not None:
+        return
+    raise TokenizerError(
+        f"{where}: {folder} has no tokenizer.json, only {models[0].name}, which is SentencePiece's; the library that reads it is "
+        "not installed. Install it on every node: pip install sentencepiece protobuf (or 'targetsmith[sentencepiece]'); or save "
+        "a tokenizer.json elsewhere with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
+    )
 
 
 def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:

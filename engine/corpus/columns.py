@@ -21,7 +21,7 @@ SHOWN_COLUMNS = 8
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a record cannot be used: `reason` is a word of schemas.manifest.REASONS, `detail` is for people (ASCII)."""
+    """Why a record cannot be used: `reason` is a word of schemas.reasons.REASONS, `detail` is for people (ASCII)."""
 
     reason: str
     detail: str
@@ -195,7 +195,22 @@ def _messages(item: Mapping[str, object], name: str) -> tuple[Message, ...] | Pr
 
 def _nested(column: pa.Array) -> list[object]:
     """Python values of an Arrow column of lists of objects; texts in it as bytes, as in `_values`."""
-    return column.cast(_with_bytes(column.type)).to_pylist()
+    type_ = _with_bytes(column.type)
+    values = column.cast(type_).to_pylist()
+    return [_named(value, type_) for value in values] if "map<" in str(type_) else values
+
+
+def _named(value: object, type_: pa.DataType) -> object:
+    """A nested value with a stand-in for each map, which Arrow gives as a list of pairs."""
+    if value is None or not pa.types.is_nested(type_):
+        return value
+    if pa.types.is_map(type_):
+        return NotText("map") if value else {}
+    if isinstance(value, list):
+        return [_named(item, type_.value_type) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {field.name: _named(value[field.name], field.type) for field in type_}
 
 
 def _with_bytes(type_: pa.DataType) -> pa.DataType:
@@ -205,6 +220,8 @@ def _with_bytes(type_: pa.DataType) -> pa.DataType:
         return _with_bytes(type_.value_type)
     if pa.types.is_list(type_) or pa.types.is_large_list(type_):
         return pa.large_list(_with_bytes(type_.value_type))
+    if pa.types.is_map(type_):
+        return pa.map_(_with_bytes(type_.key_type), _with_bytes(type_.item_type))
     if pa.types.is_struct(type_):
         return pa.struct([pa.field(field.name, _with_bytes(field.type)) for field in type_])
     return type_
@@ -222,7 +239,7 @@ def _values(column: pa.Array) -> list[object]:
     binary = pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
     if binary or pa.types.is_integer(type_) or pa.types.is_null(type_):
         return column.to_pylist()
-    stand_in = NotText(str(type_))
+    stand_in = NotText("map" if pa.types.is_map(type_) else str(type_))
     return [stand_in if valid else None for valid in column.is_valid().to_pylist()]
 
 

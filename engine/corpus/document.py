@@ -44,7 +44,7 @@ class Unit:
 def refusal(document: Document, reason: str, detail: str) -> dict[str, Any]:
     """The quarantine record of one document, as JSON values: where it is, why it is out, and the hash of its text (never it).
 
-    reason: a word of schemas.manifest.REASONS. detail: for people.
+    reason: a word of schemas.reasons.REASONS. detail: for people.
     """
     digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest() if document.text else None
     return {

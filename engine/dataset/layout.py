@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
-from schemas.manifest import REASONS, Manifest, Plan, Seal, ShardRecord
+from schemas.manifest import Manifest, Plan, Seal, ShardRecord
+from schemas.reasons import REASONS
 from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
 
 PLAN = "_engine/plan.json"

@@ -55,6 +55,7 @@ def teacher_files(run: RunConfig) -> list[Path]:
     folder = teacher_folder(run)
     config = folder / "config.json"
     if not config.is_file():
+        _refuse_adapter(run.teacher.model, folder)
         raise TeacherError(
             f"[teacher] model = {run.teacher.model!r}: {config} is missing; want the folder that `save_pretrained` "
             f"writes (config.json, model.safetensors, tokenizer.json). Copy the missing file there or correct the path."
@@ -80,6 +81,22 @@ def teacher_files(run: RunConfig) -> list[Path]:
     if run.teacher.trust_remote_code:
         files += folder.glob("*.py")
     return sorted(set(files))
+
+
+def _refuse_adapter(name: str, folder: Path) -> None:
+    """Raises TeacherError for the folder of an adapter (LoRA and its kin): there is no model in it to copy a file to."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        base = "its base model"
+    raise TeacherError(
+        f"[teacher] model = {name!r}: {folder} is an adapter (LoRA) for {base}, not a model; want the model with the adapter in "
+        "it. Merge them once: `peft.AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)`, "
+        "save the tokenizer there too, and name NEW"
+    )
 
 
 def _weights(folder: Path) -> Iterator[Path]:

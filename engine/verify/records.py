@@ -16,7 +16,6 @@ from engine.dataset.store import Store
 from engine.plan.retry import retry_plan
 from engine.verify.findings import Finding, short
 from schemas.manifest import (
-    REASONS,
     Manifest,
     Plan,
     PlanUnit,
@@ -27,6 +26,7 @@ from schemas.manifest import (
     canonical_json,
 )
 from schemas.plan_inputs import RETRY
+from schemas.reasons import REASONS
 from schemas.target import MANTISSA_BITS
 
 _DIGEST = re.compile("[0-9a-f]{64}")

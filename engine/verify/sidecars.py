@@ -20,8 +20,9 @@ from engine.dataset.store import Store
 from engine.verify.findings import Finding, short
 from engine.verify.shard_file import nulls_of
 from schemas.errors import OutputError
-from schemas.manifest import REASONS, Manifest, Plan, Seal, Sidecar
+from schemas.manifest import Manifest, Plan, Seal, Sidecar
 from schemas.products import HIDDEN, TEACHER
+from schemas.reasons import REASONS
 
 _SLACK = 1e-6  # of sums of probabilities
 

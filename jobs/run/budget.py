@@ -16,7 +16,8 @@ from fractions import Fraction
 from engine.dataset.layout import load_seals, read_quarantine
 from engine.dataset.store import Out
 from schemas.errors import QuarantineError
-from schemas.manifest import REASONS, Plan
+from schemas.manifest import Manifest, Plan
+from schemas.reasons import REASONS, REMEDIES
 from schemas.settings import QuarantineConfig
 
 SHOWN_REASONS, SHOWN_EXAMPLES = 3, 2
@@ -55,6 +56,22 @@ class Budget:
         )
 
 
+def check_finished(out: Out, manifest: Manifest) -> None:
+    """Raises QuarantineError for a finished run in which nothing was scored, or more than half of the documents went to
+    quarantine, whatever the budget allows: nobody wants such a run, and a script must see it."""
+    scored = any(manifest.stats.get(f"{product}.scored") for product in manifest.products)
+    if scored and 2 * manifest.quarantined <= manifest.documents:
+        return
+    count = f"{manifest.quarantined:,} of {manifest.documents:,} documents are in quarantine"
+    units = [shard.unit for shard in manifest.shards if shard.quarantined]
+    raise QuarantineError(
+        f"{out}: {count}" + ("" if scored else ", and not one position has a distribution") + ".\n"
+        f"{reasons_told(out, units)}\n"
+        "Wanted at least half of the documents. Mend the cause and score into a new `output`; what fails for want of memory or a "
+        "setting alone goes into a run of its own by --retry-quarantined."
+    )
+
+
 def reasons_told(out: Out, units: Iterable[int]) -> str:
     """The most frequent reasons of these units' quarantine with examples, a few lines."""
     counts: Counter[str] = Counter()
@@ -67,7 +84,7 @@ def reasons_told(out: Out, units: Iterable[int]) -> str:
                 known.append(f"    {record.get('source')}, {record.get('place')}: {record.get('detail')}"[:200])
     lines = []
     for reason, count in counts.most_common(SHOWN_REASONS):
-        lines += [f"  {count:6,}  {reason}: {REASONS[reason]}", *examples[reason]]
+        lines += [f"  {count:6,}  {reason}: {REASONS[reason]}", f"          do: {REMEDIES[reason]}", *examples[reason]]
     if len(counts) > SHOWN_REASONS:
         lines.append(f"  and {len(counts) - SHOWN_REASONS} more reasons")
     return "\n".join(lines)

@@ -13,7 +13,8 @@ from rich.table import Column, Table
 from engine.dataset.layout import sealed_quarantine
 from engine.dataset.store import Store
 from jobs.run.progress import Counts, clock
-from schemas.manifest import REASONS, REGIMES, Manifest
+from schemas.manifest import REGIMES, Manifest
+from schemas.reasons import REASONS, REMEDIES
 
 _PIPE_WIDTH = 110  # columns where the output is not a terminal
 _COLUMNS = ("docs", "positions", "scored", "stored mass", "width", "non-canonical", "bytes/pos")
@@ -34,7 +35,7 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     manifest, counts, store = outcome.manifest, outcome.counts, outcome.store
-    console.print(f"{store}: run {manifest.fingerprint[:12]} is complete", markup=False)
+    console.print(f"{store}: run {manifest.fingerprint[:12]} has ended, every unit is published", markup=False)
     headings = [
         Column("product", overflow="fold", min_width=12),
         Column("regime", no_wrap=True),
@@ -66,6 +67,7 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     )
     for reason, count in quarantined_by_reason(store, manifest).most_common():
         console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
+        console.print(f"          do: {REMEDIES[reason]}", markup=False)
     if retried := manifest.stats.get("oom_retries"):
         console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
     if manifest.quarantined:
@@ -74,7 +76,7 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
         rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
         console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
     else:
-        console.print("this command: nothing to do, the run was complete")
+        console.print("this command: nothing to do, the run had ended")
 
 
 def quarantined_by_reason(store: Store, manifest: Manifest) -> Counter[str]:

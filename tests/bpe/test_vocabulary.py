@@ -350,6 +350,20 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path, monkeypatch: py
         load_vocabulary("nobody-at-all/no-such-tokenizer", where="[teacher]")
 
 
+def test_a_sentencepiece_file_alone_names_the_library_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    monkeypatch.setattr("engine.bpe.tokenizer_json.find_spec", lambda name: None)
+    with pytest.raises(TokenizerError, match=r"pip install sentencepiece protobuf") as caught:
+        load_vocabulary(str(tmp_path), where="[teacher]")
+    assert "tiktoken" not in str(caught.value) and "tokenizer.model" in str(caught.value)
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # tiktoken's own: transformers says what it wants
+    with pytest.raises(TokenizerError, match="transformers cannot make a fast tokenizer") as caught:
+        load_vocabulary(str(tmp_path), where="[teacher]")
+    assert "sentencepiece protobuf" not in str(caught.value)
+
+
 def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
     save(TOY, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{", encoding="utf-8")

@@ -122,6 +122,18 @@ def test_a_teacher_that_is_not_there(model: str, wanted: str, tmp_path: Path) ->
         plan_of(run_file)
 
 
+@pytest.mark.parametrize("content", ['{"base_model_name_or_path": "who/base"}', "{"])
+def test_an_adapter_is_told_apart_from_a_model(content: str, tmp_path: Path) -> None:
+    run_file = own_teacher(tmp_path)
+    (tmp_path / "teacher" / "config.json").unlink()
+    (tmp_path / "teacher" / "adapter_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(
+        TeacherError, match=r"is an adapter \(LoRA\) for (who/base|its base model).*merge_and_unload"
+    ) as caught:
+        plan_of(run_file)
+    assert "Copy the missing file" not in str(caught.value)
+
+
 def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     run_file = own_teacher(tmp_path)
     (tmp_path / "teacher" / "config.json").write_text("{")
