@@ -2,7 +2,8 @@
 
 Settings as JSON -> measurements as JSON. In the order in which they are made:
 
-  loading     the teacher; then tokenizers and all that is derived or compiled of them; then the calibration
+  loading     compiled functions; the teacher; then tokenizers and all that is derived or compiled of them; then the
+              calibration
   groups      fresh documents by the engine (tokens to Parquet bytes), then the same documents by the plain forward, in turn.
               The engine goes first: what either remembers of a text helps the plain side only.
   reference   more fresh documents by the engine and by a search of a higher budget; total variation between the two
@@ -31,6 +32,7 @@ from benchmarks.convergence import entropy, score, variation
 from benchmarks.fresh import gsm8k
 from benchmarks.plain import plain
 from benchmarks.stage_times import StageTimes
+from engine.bpe.jit import compile_all
 from engine.corpus.document import Document
 from engine.plan.regimes import regimes_of
 from engine.plan.vocabularies import load_vocabularies
@@ -106,6 +108,7 @@ class Measurement:
         self.corpus = gsm8k()
         self.calibration = self.corpus.take(settings.calibration)
         run = run_of(settings)
+        self._compare("code_s", compile_all)
         begin = self.now()
         known = load_vocabularies(run)
         vocabularies_s = self.now() - begin
@@ -132,6 +135,7 @@ class Measurement:
     def groups(self) -> None:
         """The timed part."""
         settings, groups = self.settings, list[Group]()
+        self.is_steady = False  # the last group
         self._plain(self.calibration[:2])  # the model's first pass, which makes what it keeps
         began = self.now()
         with StageTimes() as times:
@@ -153,9 +157,9 @@ class Measurement:
         self.told["peak_gib"] = peak_gib()
 
     def _group(self, documents: list[Document], times: StageTimes, *, is_steady: bool) -> Group:
-        if not is_steady:
+        if not (is_steady and self.is_steady):
             times.reset()
-        kept = (dict(times.seconds), dict(times.cpu))
+        self.is_steady = is_steady
         begin = self.now()
         result = self.scorer.score_unit(documents)
         sizes = {product: len(data) for product, data in files.encoded(result.products, self.facts).items()}
@@ -169,7 +173,7 @@ class Measurement:
         for clock, values in zip((times.seconds, times.cpu), after, strict=True):  # the plain side is no stage
             clock.clear()
             clock.update(values)
-        if not is_steady and not kept[0]:
+        if "bytes_a_token" not in self.told:
             self.told["bytes_a_token"] = sum(sizes.values()) / tokens
         stats = result.stats
         positions = sum(int(value) for name, value in stats.items() if name.endswith(".positions"))

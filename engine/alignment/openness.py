@@ -186,11 +186,10 @@ class Openness:
         if words:  # "not by merges": a word of `ignore_merges` that may span the boundary leaves the leaf open
             # all ways agree on what lies before the boundary, so the piece that spans it begins at one unit of `left`
             begins = [len(left) if seam else cuts[-1] if cuts else 0 for cuts, seam in variants]
-            for i in np.flatnonzero(choose & (action == JOIN)).tolist():
-                held, begin = span.piece(i, int(span.known[i])), begins[variant[i]]
-                choose[i] = not any(
-                    unit == begin and (word.startswith(held) or held.startswith(word)) for unit, word in words
-                )
+            begin = np.array(begins)[variant]
+            for unit, word in words:
+                where = np.array(span.beside(word), np.int64)
+                choose[where[(action[where] == JOIN) & (begin[where] == unit)]] = False
         return open_ & ~choose
 
     def _keep_settled(self, span: TokenRange, first: np.ndarray, choose: np.ndarray, where: np.ndarray) -> None:

@@ -109,6 +109,21 @@ class TokenRange:
         head = self.front + head
         return range(bisect.bisect_left(self.rest, head), bisect.bisect_left(self.rest, successor(head)))
 
+    def beside(self, word: bytes) -> list[int]:
+        """Indices of the tokens whose known bytes begin with `word`, or are a beginning of it."""
+        found = list(self.starting_with(word))  # where fewer bytes of these are known, they are a beginning of it
+        for size in range(len(word)):
+            found += self._with_known.get(word[:size], ())
+        return found
+
+    @cached_property
+    def _with_known(self) -> dict[bytes, list[int]]:
+        """Known bytes of r -> indices of the tokens that have just these."""
+        found: dict[bytes, list[int]] = {}
+        for i, known in enumerate(self.known.tolist()):
+            found.setdefault(self.piece(i, known), []).append(i)
+        return found
+
     def piece(self, index: int, stop: int) -> bytes:
         """What r of one token adds to the pre-token that begins at, or spans, the boundary: its first `stop` units."""
         return self.segmenter.units(self.rest[index], stop)[len(self.front) :]
