@@ -51,8 +51,8 @@ def losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], begin: int) -
     inputs, at = student_feed(batch, begin)
     logits = model(input_ids=inputs, use_cache=False).logits.float()
     scored, asked = batch["mask"], batch["loss_mask"]
-    stored = (batch[key][scored] for key in ("ids", "logps", "tail_logp"))
-    divergence = forward_kl(_of_rows(logits, at, scored), *stored).sum() / scored.sum().clamp(min=1)
+    ids, logps, tail_logp = (batch[key][scored] for key in ("ids", "logps", "tail_logp"))
+    divergence = forward_kl(_of_rows(logits, at, scored), ids, logps, tail_logp).sum() / scored.sum().clamp(min=1)
     ce = cross_entropy(_of_rows(logits, at, asked), batch["token_ids"][asked], reduction="sum")
     return divergence, ce / asked.sum().clamp(min=1)
 

@@ -115,5 +115,7 @@ WHOLE_COLUMNS = ("logz", "logit_std", "logz_scaled")
 """Not rounded: exp((logp + logz) / logit_std - logz_scaled) would lose its last percent."""
 BOUND_COLUMNS = ("err", "pruned_mass")
 """Upper bounds: rounded up."""
-DICTIONARY_COLUMNS = ("flags", "roles", "sample_sizes", "sample_counts")
-"""Few different values. All other numeric lists are BYTE_STREAM_SPLIT."""
+DICTIONARY_COLUMNS = ("topk_ids", "sample_ids", "hidden", "flags", "roles", "sample_sizes", "sample_counts")
+"""Integers among which the same values come again and again; a row group with too many different ones is plain."""
+DELTA_COLUMNS = ("token_ids", "byte_end")
+"""Integers, DELTA_BINARY_PACKED. All other numeric lists are floats, BYTE_STREAM_SPLIT: DuckDB 1.x reads that of floats alone."""

@@ -35,6 +35,14 @@ SUFFIXES = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffi
 
 BATCH_ROWS = 128  # rows of Arrow data turned into Python objects at a time; documents may be large
 
+_BEGINNINGS = (
+    (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "Zstandard"), (b"\xfd7zXZ\x00", "xz"), (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "zip"), (b"PAR1", "Parquet"), (b"ARROW1", "Arrow IPC"), (b"\xff\xfe", "UTF-16 text"),
+    (b"\xfe\xff", "UTF-16 text"),
+)  # fmt: skip
+"""First bytes of kinds of files; none of them begins a text in UTF-8, but for PK, BZh, PAR1 and ARROW1, which nobody begins a
+corpus with."""
+
 T = TypeVar("T")
 Span = tuple[int, int]
 """Rows `start <= row < stop` of a file."""
@@ -63,6 +71,22 @@ class Source:
             f"{path}: got the suffix {''.join(path.suffixes[-2:]) or '(none)'!r}; wanted one of {SUFFIXES}, each also "
             f".gz or .zst. Rename or convert the file, or narrow [corpus] paths so that it is not matched."
         )
+
+    def check_content(self) -> None:
+        """CorpusError for a file that begins as another kind of file than its name says; read as what it is called, it would be
+        bad records to the last one. A file that cannot be read is left to its reader."""
+        try:
+            with open(self.path, "rb") as stream:
+                head = stream.read(8)
+        except OSError:
+            return
+        mine = {".gz": "gzip", ".zst": "Zstandard"}.get(self.codec, "Parquet" if self.format == "parquet" else None)
+        found = next((name for magic, name in _BEGINNINGS if head.startswith(magic)), None)
+        if found is not None and found != mine:
+            raise CorpusError(
+                f"{self.path}: called {self.codec or self.format}, but its first bytes are those of {found}. Readable are "
+                f"{SUFFIXES}, each also .gz or .zst, text as UTF-8: rename the file to what it is, or convert it."
+            )
 
 
 def read_records(

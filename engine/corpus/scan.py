@@ -61,6 +61,9 @@ class CorpusScan:
     stamps: tuple[int, ...] = field(
         default=(), compare=False
     )  # st_mtime_ns of each file at the scan; () where not known
+    problems: dict[str, tuple[int, str]] = field(
+        default_factory=dict, compare=False
+    )  # reason -> how many records have it, the first one's place and detail; empty where not known
 
     @property
     def n_rows(self) -> int:
@@ -86,6 +89,16 @@ class CorpusScan:
         """The corpus as a plan has it, without reading it; a file's path is its label."""
         return cls(tuple(CorpusFile(path=file.label, **asdict(file)) for file in files), base_dir)
 
+    def check_some_readable(self) -> None:
+        """Raises CorpusError when not one record can be used: a wrong column or format, known before any work."""
+        if sum(count for count, _ in self.problems.values()) < self.n_rows:
+            return
+        told = "\n".join(f"  {count:6,}  {reason}: {first}" for reason, (count, first) in self.problems.items())
+        raise CorpusError(
+            f"[corpus]: got {self.n_rows:,} records, of which not one can be used; wanted documents.\n{told}\n"
+            "Correct [corpus] paths, text, template, messages or delimiter, or the files. Nothing was written."
+        )
+
     def planned(self) -> tuple[PlannedFile, ...]:
         """The files without their paths: the same documents in another folder are the same corpus."""
         return tuple(PlannedFile(**{f.name: getattr(file, f.name) for f in fields(PlannedFile)}) for file in self.files)
@@ -102,20 +115,27 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
     a table without the columns named, and a corpus without records. A bad record is no error: it is counted.
     """
     base_dir = Path(os.path.abspath(base_dir))
+    problems: dict[str, tuple[int, str]] = {}
     columns, left = Columns.of(config), sys.maxsize if config.limit is None else config.limit
     found, stamps = list[CorpusFile](), list[int]()
     if config.dataset is not None:
         data = hub.open_dataset(config, base_dir, columns)
         digest = hashlib.sha256()
-        rows, text_bytes = _cut(hub.read_dataset(data, columns, [(0, left)]), config, digest)
+        rows, text_bytes = _cut(
+            hub.read_dataset(data, columns, [(0, left)]), config, digest, redacted(config.dataset), problems
+        )
         name, sha256 = redacted(config.dataset), digest.hexdigest()
         found.append(CorpusFile(name, config.dataset, sha256, 0, sum(rows), text_bytes, rows))
     else:
         paths = list_files(config.paths, base_dir)
-        for path, label in zip(paths, labels(paths, base_dir), strict=True):
+        sources = [
+            Source.of(Path(path)) for path in paths
+        ]  # all of them, before minutes go into reading the first ones
+        for source in sources:
+            source.check_content()
+        for path, source, label in zip(paths, sources, labels(paths, base_dir), strict=True):
             if left == 0:
                 break
-            source = Source.of(Path(path))
             if config.messages is not None and source.format == "text":
                 raise CorpusError(
                     f"{path}: got plain text; wanted a file with the column {config.messages!r}, as [corpus] messages says. "
@@ -123,7 +143,7 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
                 )
             n_bytes, sha256, stamp = raw_facts(path)
             with closing(read_records(source, columns, config.delimiter, [(0, left)])) as records:
-                rows, text_bytes = _cut(records, config, None)
+                rows, text_bytes = _cut(records, config, None, label, problems)
             stamps.append(stamp)
             left -= sum(rows)
             opens = os.path.relpath(path, base_dir) if is_inside(path, base_dir) else path
@@ -133,7 +153,7 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
         raise CorpusError(
             f"[corpus] {names}: got no record at all; wanted at least one document. Correct [corpus] paths."
         )
-    return CorpusScan(tuple(found), base_dir, tuple(stamps))
+    return CorpusScan(tuple(found), base_dir, tuple(stamps), problems)
 
 
 def read_units(config: CorpusConfig, scan: CorpusScan, wanted: Container[int]) -> Iterator[tuple[Unit, list[Document]]]:
@@ -201,14 +221,24 @@ def split_units(text_bytes: Iterable[int], unit_documents: int, unit_bytes: int)
         yield n_rows
 
 
-def _cut(records: Iterable[Record], config: CorpusConfig, digest: hashlib._Hash | None) -> tuple[tuple[int, ...], int]:
-    """Records per unit, and text bytes of all `records`; a `digest` takes in their content."""
+def _cut(
+    records: Iterable[Record],
+    config: CorpusConfig,
+    digest: hashlib._Hash | None,
+    label: str,
+    problems: dict[str, tuple[int, str]],
+) -> tuple[tuple[int, ...], int]:
+    """Records per unit, and text bytes of all `records`; a `digest` takes in their content, `problems` what is wrong in them."""
     total = 0
 
     def sizes() -> Iterator[int]:
         nonlocal total
         for record in records:
             total += record.n_bytes
+            if record.problem is not None:
+                first = f"{label}, {record.place}: {record.problem.detail}"
+                count, first = problems.get(record.problem.reason, (0, first))
+                problems[record.problem.reason] = (count + 1, first)
             if digest is not None:
                 reason = record.problem.reason if record.problem else ""
                 said = [part for message in record.messages for part in message]

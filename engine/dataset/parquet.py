@@ -23,6 +23,7 @@ from schemas.manifest import COLUMNS, Plan, canonical_json
 from schemas.target import (
     BOUND_COLUMNS,
     COARSER,
+    DELTA_COLUMNS,
     DICTIONARY_COLUMNS,
     LOGP_COLUMNS,
     MANTISSA_BITS,
@@ -140,9 +141,9 @@ def lengths_of(table: pa.Table, name: str = "token_ids") -> npt.NDArray[np.int64
 def table_to_parquet_bytes(table: pa.Table, metadata: Mapping[str, str], groups: Sequence[tuple[int, int]]) -> bytes:
     """The rows as the bytes of one Parquet file with `metadata` in its footer; reopened and compared before return.
 
-    groups: (first row, number of rows) of each row group. zstd 3; BYTE_STREAM_SPLIT on the numeric lists (log-probabilities and
-    ids shrink by half against dictionary encoding); page checksums, page index. Equal tables give equal bytes. Raises
-    OutputError when what is read back is not what was written (broken memory).
+    groups: (first row, number of rows) of each row group. zstd 3; floats BYTE_STREAM_SPLIT (they shrink by half against
+    dictionary encoding), integers in encodings that every reader knows; page checksums, page index. Equal tables give equal
+    bytes. Raises OutputError when what is read back is not what was written (broken memory).
     """
     sink = pa.BufferOutputStream()
     # Never `with ParquetWriter(...)`: leaving it by an exception writes a valid footer over a part of the rows.
@@ -274,10 +275,14 @@ def encodings(schema: pa.Schema) -> dict[str, Any]:
     lists = [column.name for column in schema if pa.types.is_list(column.type)]
     dictionary = [f"{name}.list.element" for name in lists if name in DICTIONARY_COLUMNS]
     plain = {name for name in lists if pa.types.is_boolean(schema.field(name).type.value_type)}
-    split = [name for name in lists if name not in DICTIONARY_COLUMNS and name not in plain]
+    others = {name: "DELTA_BINARY_PACKED" if name in DELTA_COLUMNS else "BYTE_STREAM_SPLIT" for name in lists}
     return {
         "use_dictionary": dictionary,
-        "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in split},
+        "column_encoding": {
+            f"{name}.list.element": encoding
+            for name, encoding in others.items()
+            if name not in DICTIONARY_COLUMNS and name not in plain
+        },
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from engine.bpe.tokenizer_json import TOKENIZER_PATTERNS
 from schemas.errors import TeacherError
@@ -64,6 +65,7 @@ def teacher_files(run: RunConfig) -> list[Path]:
         json.loads(config.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TeacherError(f"[teacher] model: {config} is not valid JSON ({error}); fetch the file again") from error
+    _refuse_other_classes(run, folder)
     files = [config, *_weights(folder)]
     tokenizer = Path(run.locate(run.teacher.tokenizer)) if run.teacher.tokenizer else folder
     if tokenizer.is_dir():
@@ -81,6 +83,27 @@ def teacher_files(run: RunConfig) -> list[Path]:
     if run.teacher.trust_remote_code:
         files += folder.glob("*.py")
     return sorted(set(files))
+
+
+def _refuse_other_classes(run: RunConfig, folder: Path) -> None:
+    """Raises TeacherError for a configuration that no causal language model of transformers has: known without the weights."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=run.teacher.trust_remote_code)
+    except Exception as error:  # remote code, and whatever transformers says about an unknown model_type
+        raise TeacherError(
+            f"[teacher] model = {run.teacher.model!r}: transformers cannot read its config.json "
+            f"({(str(error).strip().splitlines() or [type(error).__name__])[0]}). Want a model that this version of transformers "
+            "knows: update transformers, or set trust_remote_code = true where the model brings its own code and you trust it."
+        ) from error
+    own = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (run.teacher.trust_remote_code and "AutoModelForCausalLM" in own):
+        return
+    named = ", ".join(config.architectures or ()) or "none named"
+    raise TeacherError(
+        f"[teacher] model = {run.teacher.model!r}: model_type {config.model_type!r} (architectures: {named}) is no causal "
+        "language model for transformers' AutoModelForCausalLM. Want a decoder that predicts the next token, such as "
+        "Llama or Qwen; of a multimodal checkpoint, its text model saved by itself."
+    )
 
 
 def _refuse_adapter(name: str, folder: Path) -> None:

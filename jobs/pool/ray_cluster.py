@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -20,11 +21,13 @@ import ray
 from ray import exceptions as failures
 
 from schemas.errors import RunFileError, WorkError
+from schemas.redact import without_secrets
 from schemas.runfile import RayConfig
 
 OBJECT_STORE_BYTES = 256 * 2**20  # local Ray only; units are a few MB, results are published by the actors themselves
 HANDED_ON = ("HF_HUB_OFFLINE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Variables that actors on other nodes get. No secrets: Ray shows them in its dashboard and logs."""
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/@\[\]]+):[0-9]{1,5}")
 LONGEST_TEMP = 40  # bytes; Ray adds about 65 for its sockets, and a Unix socket path has at most 103 to 107
 
 
@@ -37,12 +40,7 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
     Raises RunFileError for an address of a wrong kind, WorkError when the cluster does not answer.
     """
     in_job = "RAY_JOB_CONFIG_JSON" in os.environ  # set by `ray job submit`, which ships the code to all workers itself
-    where = address or config.address or os.environ.get("RAY_ADDRESS") or "local"
-    if "://" in where:
-        raise RunFileError(
-            f"Ray address {where!r}: wanted HOST:PORT of a cluster that this machine belongs to, or 'auto'. "
-            f"From outside: ray job submit --address http://HEAD:8265 --working-dir . -- python -m jobs.score RUN.toml"
-        )
+    where = address_of(config, address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     root = Path(__file__).resolve().parents[2]  # the folder of schemas, engine and jobs
     env_vars = {"TOKENIZERS_PARALLELISM": "false"} | {k: os.environ[k] for k in HANDED_ON if k in os.environ}
@@ -80,6 +78,33 @@ def connect(config: RayConfig, address: str | None = None) -> Iterator[str]:
     finally:
         ray.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def address_of(config: RayConfig, address: str | None = None) -> str:
+    """Where Ray is: "local", "auto" or HOST:PORT; asks nobody, so that it can be called before any work.
+
+    Raises RunFileError for an address of another form, and for "auto" while RAY_ADDRESS, which Ray itself then takes, has one.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    named = (("--address", address), ("[ray] address", config.address), ("RAY_ADDRESS in the environment", given))
+    key, where = next(((key, value) for key, value in named if value), ("", "local"))
+    if where == "auto" and given:
+        key, where = named[-1][0], given
+    if where in ("auto", "local") or _HOST_PORT.fullmatch(where):
+        return where
+    head = (
+        without_secrets(where)
+        .removeprefix("http://")
+        .removeprefix("https://")
+        .removeprefix("ray://")
+        .rpartition(":")[0]
+    )
+    raise RunFileError(
+        f"{key}: got the Ray address {without_secrets(where)!r}; wanted HOST:PORT of a cluster that this machine belongs to "
+        "(port 6379 by default), 'auto', or 'local' for this machine alone. From outside the cluster: "
+        f"ray job submit --address http://{head or 'HEAD'}:8265 --working-dir . -- python -m jobs.score RUN.toml; "
+        "to stay on this machine: targetsmith score RUN.toml --address local"
+    )
 
 
 def _init(where: str, options: dict[str, Any], advice: str) -> None:

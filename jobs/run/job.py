@@ -26,7 +26,7 @@ from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.plan.vocabularies import load_teacher_vocabulary
 from jobs.pool.events import Done, Notice, Ready, Salvaged, Tick
-from jobs.pool.ray_cluster import connect
+from jobs.pool.ray_cluster import address_of, connect
 from jobs.pool.ray_pool import Pool
 from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
 from jobs.run.budget import Budget
@@ -49,6 +49,7 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
             f"output = {Path(run.output).name!r} would lie in Ray's copy of the working folder, which Ray deletes. Under "
             f"`ray job submit` write an absolute path on storage that all nodes share, or a URL: output = '/shared/...'"
         )
+    address_of(run.ray, address)  # before minutes go into reading
     counts = Counts()
     with Display(counts, sys.stderr) as display:
         scan, plan = _planned(run, display)
@@ -58,6 +59,7 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
 def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | None:
     """Score the documents that a finished run has in quarantine again, into an output beside it (engine/plan/retry.py); what a
     retry before has left is taken from there. None: nothing is in quarantine. Raises TargetsmithError."""
+    address_of(run.ray, address)
     store, rows = find_retry(run.output)
     if not rows:
         return None
@@ -78,6 +80,7 @@ def _planned(run: RunConfig, display: Display) -> tuple[CorpusScan, Plan]:
     """The corpus is read once from end to end, and so are the teacher's files: both may take minutes."""
     with display.stepping("reading the corpus"):
         scan = scan_corpus(run.corpus, run.base_dir)
+    scan.check_some_readable()
     with display.stepping("reading the teacher's files and the tokenizers"):
         return scan, make_plan(run, scan)
 

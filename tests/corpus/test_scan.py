@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import tracemalloc
 from pathlib import Path
@@ -16,7 +19,7 @@ from engine.corpus.files import labels
 from engine.corpus.scan import CorpusScan, read_units, scan_corpus, split_units
 from schemas.errors import CorpusError
 from schemas.plan_inputs import corpus_files_of
-from tests.support.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused
+from tests.support.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused, zst
 
 # ==== files and names
 
@@ -237,6 +240,42 @@ def test_bad_datasets(tmp_path: Path, cache: None) -> None:
     assert "got the file" in refused(corpus(dataset="data/train.jsonl"), tmp_path)
     (folder / "train.jsonl").write_bytes(b'{"text": "x"\n')
     assert "cannot be loaded" in refused(corpus(dataset="data"), tmp_path)
+
+
+# ==== files that are not what they are called
+
+
+@pytest.mark.parametrize("name", ["a.csv.xz", "a.jsonl.xz", "a.jsonl.bz2", "a.tar", "a"])
+def test_an_unknown_suffix_is_refused_before_any_file_is_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "0.jsonl").write_bytes(b"")  # the first in order; read, it would be called empty
+    (tmp_path / name).write_bytes(b"x")
+    said = refused(corpus(paths=["*"]), tmp_path)
+    assert name in said and ".jsonl, .ndjson, .json, .parquet" in said and ".gz or .zst" in said
+
+
+CONTENTS = {
+    "gzip": gzip.compress(b'{"text": "a"}\n'),
+    "Zstandard": zst(b'{"text": "a"}\n'),
+    "xz": lzma.compress(b'{"text": "a"}\n'),
+    "bzip2": bz2.compress(b'{"text": "a"}\n'),
+    "zip": b"PK\x03\x04 and so on",
+    "Parquet": parquet(["a"]),
+    "Arrow IPC": b"ARROW1\x00\x00",
+    "UTF-16 text": '{"text": "a"}\n'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+@pytest.mark.parametrize("name", ["b.jsonl", "b.txt", "b.json", "b.parquet", "b.jsonl.gz", "b.txt.zst"])
+def test_content_of_another_kind_than_the_name_says_is_refused(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    (tmp_path / name).write_bytes(CONTENTS[kind])
+    right = {"Parquet": ".parquet", "gzip": ".gz", "Zstandard": ".zst"}.get(kind)
+    said = refused(corpus(paths=["*"]), tmp_path)
+    if right and name.endswith(right):
+        assert "a.jsonl: got an empty file" in said
+    else:
+        assert name in said and f"those of {kind}" in said and "rename the file to what it is" in said
 
 
 # ==== real text

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +31,7 @@ from engine.dataset.parquet import (
 )
 from schemas.errors import IdentityError, OutputError
 from schemas.target import MANTISSA_BITS
+from tests.support.codecs import product_table
 from tests.support.tables import targets_table
 
 # ---- rounding --------------------------------------------------------------------------------------------------------
@@ -190,3 +195,20 @@ def test_statistics_of_a_row_group_are_those_of_its_rows() -> None:
         assert [shard.statistics(group, "doc_row") for group in (0, 1)] == [(9, 11), (12, 12)]
         assert shard.statistics(1, "doc_id") == ("corpus.jsonl#12", "corpus.jsonl#12")
         assert shard.statistics(0, "text") is None and shard.statistics(0, "nothing") is None
+
+
+@pytest.mark.parametrize("product", ["student/small", "teacher", "hidden", "student/drawn"])
+def test_every_reader_of_parquet_reads_every_column(product: str, tmp_path: Path) -> None:
+    """DuckDB 1.x knows BYTE_STREAM_SPLIT of floats alone; the installed DuckDB, polars and pandas are asked themselves."""
+    table = product_table(product, np.random.default_rng(3), [40, 3, 90], 0)
+    file = tmp_path / "a.parquet"
+    file.write_bytes(table_to_parquet_bytes(table, {}, row_groups([table])))
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    for column in (group.column(i) for i in range(group.num_columns)):
+        assert "BYTE_STREAM_SPLIT" not in column.encodings or column.physical_type in ("FLOAT", "DOUBLE")
+    wanted = table.to_pydict()
+    assert duckdb.read_parquet(str(file)).to_arrow_table().to_pydict() == wanted
+    assert polars.read_parquet(file).to_arrow().to_pydict() == wanted
+    frame = pandas.read_parquet(file)
+    for name, values in wanted.items():
+        assert [v.tolist() if isinstance(v, np.ndarray) else v for v in frame[name]] == values

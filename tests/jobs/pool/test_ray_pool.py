@@ -15,7 +15,8 @@ import pytest
 from engine.corpus.document import Document, Unit
 from jobs.pool import schedule
 from jobs.pool.events import Death, Done, Event, Notice, Ready, Report, Salvaged, Step, Tick
-from jobs.pool.ray_pool import Pool, connect
+from jobs.pool.ray_cluster import address_of, connect
+from jobs.pool.ray_pool import Pool
 from schemas.errors import IdentityError, RunFileError, TeacherError, WorkError
 from schemas.runfile import RayConfig
 
@@ -218,7 +219,28 @@ def test_no_actor_within_the_limit(local_ray: None, tmp_path: Path) -> None:
         list(pool.run(tasks([["a"]]), 1))
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
-def test_an_address_of_the_wrong_kind(address: str) -> None:
-    with pytest.raises(RunFileError, match="wanted HOST:PORT.*ray job submit"), connect(RayConfig(), address):
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "http://head:8265", "head", "head:port", "a b:1", "u@head:6379"]
+)
+def test_an_address_of_the_wrong_kind(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(RunFileError, match=r"--address: .*wanted HOST:PORT.*ray job submit"),
+        connect(RayConfig(), address),
+    ):
         pass
+    with pytest.raises(RunFileError, match=r"\[ray\] address: "):
+        address_of(RayConfig(address=address))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for config in (RayConfig(), RayConfig(address="auto")):  # "auto" is Ray's word for: look there first
+        with pytest.raises(RunFileError, match="RAY_ADDRESS in the environment: .*--address local"):
+            address_of(config)
+    assert address_of(RayConfig(), "local") == "local"
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "head:6379", "10.0.0.1:6379", "[::1]:6379", "a-b.c_d:1"])
+def test_an_address_of_the_right_kind(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert address_of(RayConfig(), address) == address_of(RayConfig(address=address)) == address
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert address_of(RayConfig()) == address

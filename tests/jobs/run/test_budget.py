@@ -20,7 +20,7 @@ def ended(run_file: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """The exit code of `targetsmith score` on a run that is scored in this process."""
 
     def score(*_: object) -> Outcome:
-        out = score_here(run_file)
+        out = score_here(run_file, died=[f"bad{i}" for i in range(10)])
         return Outcome(open_store(out), load_manifest(out), Counts(0, 0))
 
     monkeypatch.setattr(job, "score", score)
@@ -30,7 +30,7 @@ def ended(run_file: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     return int(str(stop.value.code or 0))
 
 
-BAD = '{"id": "bad%d", "text": ""}\n'
+BAD = '{"id": "bad%d", "text": "It kills its process."}\n'
 
 
 @pytest.mark.parametrize(("good", "bad", "code"), [(0, 1, 3), (0, 6, 3), (1, 2, 3), (1, 1, 0), (2, 1, 0), (1, 0, 0)])
@@ -44,9 +44,11 @@ def test_more_than_half_in_quarantine_is_no_success(
     said = capsys.readouterr()
     assert "complete" not in said.out and "has ended" in said.out
     if bad:
-        assert "empty_text: the text is empty" in said.out and "do: mend the record" in said.out
+        assert "worker_died: the process died" in said.out and "do: look at memory first" in said.out
     if code:
-        assert f"{bad} of {good + bad} documents are in quarantine" in said.err and "do: mend the record" in said.err
+        assert (
+            f"{bad} of {good + bad} documents are in quarantine" in said.err and "do: look at memory first" in said.err
+        )
         assert ended(run_file, monkeypatch, "--retry-quarantined") == 0  # a retry has no budget
 
 
