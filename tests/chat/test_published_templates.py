@@ -10,6 +10,8 @@ import pytest
 from engine.chat.template import ChatTemplate
 from engine.corpus.document import Message
 from schemas.errors import BadDocument
+from tests.support.corpora import corpus, read
+from tests.support.vocabularies import SHARED
 
 FOLDER = Path((find_spec("trl") or pytest.fail("trl is missing: pip install -e '.[dev]'")).origin or "").parent
 FILES = sorted((FOLDER / "chat_templates").glob("*.jinja"))
@@ -82,3 +84,12 @@ def test_thinking_in_the_content_is_found_where_it_stands(content: str) -> None:
 def test_thinking_that_is_written_otherwise_is_altered(content: str) -> None:
     with pytest.raises(BadDocument, match="template_alters_content"):
         said(QWEN3, [Message("user", "u"), Message("assistant", content)])
+
+
+@pytest.mark.skipif(not (SHARED / "cases").is_dir(), reason="no shared data: set TARGETSMITH_SHARED")
+def test_a_corpus_of_single_turns_with_thinking() -> None:
+    config = corpus(paths=["cases/think_single.jsonl"], messages="messages")
+    documents = read(config, SHARED)
+    assert documents
+    for document in documents:
+        assert said(QWEN3, list(document.messages)) == [message.content for message in document.messages]
