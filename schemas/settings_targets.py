@@ -17,8 +17,9 @@ class TargetsConfig(SettingsTable):
         "auto",
         semantic=True,
         about="How a student's distribution is computed. `exact`: the definition, without open or pruned mass; `fast`: "
-        "one step, no evaluations beside the contexts; `beam`: open mass is split by more evaluations until `tolerance` is "
-        "reached or `max_nodes_per_token` are spent. `auto`: exact where that is proven for the pair of tokenizers, else beam.",
+        "one step, no evaluations beside the contexts; `beam`: open mass is split by more evaluations, until "
+        "`target_error` or `tolerance` is reached or `max_nodes_per_token` are spent. `auto`: exact where that is proven for "
+        "the pair of tokenizers, else beam.",
     )
     semantics: Literal["canonical-context", "canonical-masked"] = key(
         "canonical-context",
@@ -33,17 +34,18 @@ class TargetsConfig(SettingsTable):
         ge=0,
         lt=1,
         wanted="a number, 0 or more and below 1",
-        about="Beam: certified width (`err`) at which a position is good enough and no more is spent on it. 0: until nothing "
-        "is open (with a large `max_nodes_per_token` that is the lossless value).",
+        about="Beam: certified width (`err`) at which a position is good enough and no more is spent on it, for those who "
+        "want the certificate; for small vocabularies always. 0: until nothing is open (with a large `max_nodes_per_token` "
+        "that is the lossless value).",
     )
     target_error: float = key(
         0.005,
-        semantic=False,  # it is, but only where it is used: the plan has it there (engine/plan/make_plan.py)
+        semantic=True,
         ge=0,
         lt=1,
         wanted="a number, 0 or more and below 1",
         about="Beam, vocabularies of real models: expected error of a document's positions (total variation, in the mean) at "
-        "which no more is spent on it. With `tolerance` in the run file evaluations are spent for the certified width instead.",
+        "which no more is spent on it. Not where the run file names a `tolerance`.",
     )
     max_nodes_per_token: float = key(
         6.0,

@@ -27,8 +27,9 @@ class StudentView:
     leaf_hi, the ranks of the teacher tokens that start with the bytes from there to the boundary and are longer; leaf_depth,
     how many bytes these are; all int32 [L]. In the same way at_start, at_node: contexts that end at the place; fringe_start,
     fringe_node, fringe_token: the fringe.
-    node_state_N: int32, number of the state at the byte where each context ends, -1 where none holds. node_begin_N: int64,
-    byte of prefix + text where the student's pending part begins there.
+    node_state_N: int32, number of the state at the byte where each context ends, -1 where none holds; perhaps one with cuts
+    inside the pending part (`State.simple`). node_begin_N: int64, byte of prefix + text where the student's pending part begins
+    there.
     slow: the boundaries without a state, by k.
     """
 

@@ -1,13 +1,14 @@
-"""Which open leaves are worth a teacher evaluation, for students whose boundaries are compiled; and the passages with these.
+r"""Which open leaves are worth a teacher evaluation, for students whose boundaries are compiled; and the passages with these.
 
     hidden states ─ softmax ─▶ open leaves of all boundaries ─ choose ─▶ one round of the teacher ─▶ longer trees, more states
 
-An open leaf that nobody evaluates is placed as if a boundary followed. Mostly that is right: what it gets wrong is its mass
-times the share of the teacher's next tokens that would have moved it to another student token. That share hangs on the leaf's
-last token more than on anything else, and is learned from the rows along a few texts (`MovedShares`). A document's leaves are
-taken in the order of what they are expected to put right, summed over all boundaries and students that meet them, until what is
-left is below `target_error` in the mean over its boundaries, or its budget is spent. How wide a row is certified to be plays no
-part; the certificate is what it is (lemma 16 holds for every choice).
+An open leaf that nobody evaluates is placed as if a boundary followed. Mostly that is right; where not, the error is as large as
+its mass. How likely that is hangs on what is pending behind the leaf: white space of several characters, of which a pattern
+like `\s+(?!\S)` gives back the last one, is mostly cut by what comes next; a word that may go on is mostly not changed by it
+(measured, docs/log.md). A document's leaves are taken in the order of what they are expected to put right, summed over all
+boundaries and students that meet them, until what is left is below `target_error` in the mean over its boundaries, or its
+budget is spent. How wide a row is certified to be plays no part; the certificate is what it is (lemma 16 holds for every
+choice).
 
 Letters: N contexts of a passage, X of them hung off its own, L open leaves, Vt teacher ids.
 """
@@ -32,6 +33,9 @@ from engine.teacher.incremental import OpenBatch
 from engine.teacher.packing import Window
 from engine.teacher.softmax import Logits, Softmax
 
+RISK, RISK_OF_CUTS = 0.004, 0.4
+"""Share of an open leaf's mass that belongs to another student token than the leaf is closed to: in general, and where what comes
+next may cut inside what is pending behind it."""
 LEVELS = 16  # of expected error for each factor of two: what differs by less is taken in the order of the text, not by rounding
 
 
@@ -56,21 +60,21 @@ class Students:
 
 
 class CompiledSearch:
-    """Hangs contexts off the passages of a group. real: bool [Vt]. moved_V: float64 [Vt], share of a leaf's mass that the row
-    behind its last token is expected to move. masked: rows are masked to canonical tokens. max_length: tokens."""
+    """Hangs contexts off the passages of a group. real: bool [Vt]. masked: rows are masked to canonical tokens. max_length:
+    of the teacher's window, tokens."""
 
     def __init__(
         self,
         students: Students,
         spending: Spending,
-        moved_V: np.ndarray,
         real: torch.Tensor,
         canonical: CanonicalNext,
         *,
         masked: bool,
         max_length: int,
     ) -> None:
-        self.students, self.spending, self.moved_V = students, spending, moved_V
+        self.students, self.spending = students, spending
+        self._risk_V = {product: np.full(len(real), np.nan) for product in students.walks}  # by last token, once asked
         self.real, self.canonical, self.masked, self.max_length = real, canonical, masked, max_length
 
     @torch.inference_mode()
@@ -117,11 +121,11 @@ class CompiledSearch:
     def _choose(self, i: int, leaves: dict[str, OpenLeaves], hung: _Hung) -> tuple[np.ndarray, np.ndarray]:
         """(contexts, tokens) of a passage behind which the teacher is asked, int64; in the order of the text."""
         keys, gains, boundaries, allowed = [], [], 0, 0.0
-        for found in leaves.values():
+        for product, found in leaves.items():
             passage, _, node, token, share = found.arrays()
             mine = passage == i
             keys.append(node[mine] << 32 | token[mine])
-            gains.append(share[mine] * self.moved_V[token[mine]])
+            gains.append(share[mine] * self._risk(product, token[mine]))
             boundaries += found.boundaries.get(i, 0)
             allowed += self.spending.per_token * found.boundaries.get(i, 0)
         key, at = np.unique(np.concatenate(keys), return_inverse=True)
@@ -134,6 +138,14 @@ class CompiledSearch:
         wanted = order[left > self.spending.target_error * boundaries]
         taken = np.sort(wanted[fits[wanted]][: max(0, int(allowed) - len(hung.node))])
         return node[taken], key[taken] & 0xFFFFFFFF
+
+    def _risk(self, product: str, token: np.ndarray) -> np.ndarray:
+        """float64: RISK or RISK_OF_CUTS of leaves, by their last tokens alone."""
+        risk_V, walk = self._risk_V[product], self.students.walks[product]
+        for t in np.unique(token[np.isnan(risk_V[token])]).tolist():
+            cuts = walk.may_cut_inside(self.students.token_bytes[t] or b"")
+            risk_V[t] = RISK_OF_CUTS if cuts else RISK
+        return risk_V[token]
 
     def _longer(self, hung: _Hung, known: Passage) -> Passage:
         """The passage with all that is hung off it at the end of its tree. known: the same before the last round."""

@@ -227,7 +227,9 @@ class StateFiles:
                 if digest_of(arrays[name]).hex() != meta[name]:
                     return None
             variants = tuple((tuple(inside), bool(seam)) for inside, seam in meta["variants"])
-            return pair.shared(State(**arrays, variants=variants, simple=bool(meta["simple"])))
+            return pair.shared(
+                State(**arrays, variants=variants, simple=bool(meta["simple"]), units=int(meta["units"]))
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -242,6 +244,7 @@ class StateFiles:
                 "lead": lead.hex(),
                 "variants": state.variants,
                 "simple": state.simple,
+                "units": state.units,
             }
             for name in STATE_ARRAYS:
                 array = getattr(state, name)

@@ -56,7 +56,7 @@ class ClassCuts:
     """Arrays [N] as `settle_characters` takes them: kind int8 (NONE: an added text lies across the boundary), stop int32
     (units), sure, agrees, goes_on bool; grows: bool, not certain, but no way to go on ends the pre-token sooner; other_start
     int32 [N+1] and other int32, ends in other ways. variants: (cuts inside
-    the pending part, a cut at the boundary) that occur."""
+    the pending part, a cut at the boundary) that occur; variant: int32, the number of each one's."""
 
     kind: np.ndarray
     stop: np.ndarray
@@ -67,6 +67,7 @@ class ClassCuts:
     other_start: np.ndarray
     other: np.ndarray
     variants: Variants
+    variant: np.ndarray
 
 
 def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: str, *, nfc: bool) -> ClassCuts:
@@ -76,16 +77,17 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
     kind = np.where(where.seam, CUT, JOIN).astype(np.int8)
     agrees, goes_on, grows = (np.zeros(count, bool) for _ in range(3))
     others: list[frozenset[int]] = [frozenset()] * count
-    variants: dict[tuple[tuple[int, ...], bool], None] = {}
+    variants: dict[tuple[tuple[int, ...], bool], int] = {}
     for inside, seam in np.unique(np.stack([where.inside, where.seam])[:, trie.asked_N], axis=1).T.tolist():
         if not inside:
-            variants[(), bool(seam)] = None
+            variants[(), bool(seam)] = len(variants)
+    variant = np.where(where.seam, variants.get(((), True), 0), variants.get(((), False), 0)).astype(np.int32)
     # one by one: strings before which cuts lie inside the pending part, and those that are not certain
     open_ = trie.asked_N & (trie.known_N > 0) & (~where.sure | (nfc & (where.stop >= trie.units_N)))
     for node in np.flatnonzero(trie.asked_N & (where.inside > 0) | open_).tolist():
         right, seam = trie.strings[node], bool(where.seam[node])
         inside = splitter.locate(left, right)[0] if where.inside[node] else ()
-        variants[inside, seam] = None
+        variant[node] = variants.setdefault((inside, seam), len(variants))
         if open_[node]:  # nothing is decided by no known unit, and nothing is open that is certain but for NFC
             ways = openness.cuts(left, right[: trie.known_N[node]])
             if ways is not None and ways[0] == (inside, seam):
@@ -99,7 +101,7 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
                 kind[node] = NONE
     start = np.concatenate([[0], np.cumsum([len(o) for o in others])]).astype(np.int32)
     other = np.fromiter((stop for o in others for stop in sorted(o)), np.int32, int(start[-1]))
-    return ClassCuts(kind, where.stop, where.sure, agrees, goes_on, grows, start, other, tuple(variants))
+    return ClassCuts(kind, where.stop, where.sure, agrees, goes_on, grows, start, other, tuple(variants), variant)
 
 
 class _Located(NamedTuple):

@@ -53,8 +53,9 @@ class State:
     boundary, as if the text ended behind the string. sure_U: uint8 [U]: SURE, that end is certain; GROWS, the pre-token may end
     later but not sooner; else 0. agrees_U: bool [U], whether
     all ways to go on have the same cuts before the boundary, and the same answer whether one lies at it. variants: (cuts inside
-    the pending part, a cut at the boundary) that occur. simple: no cut lies inside the pending part in any of them, so that
-    only two are possible. Where it is False the arrays hold, but whether the pending part is encoded to the student's own
+    the pending part, a cut at the boundary) that occur; variant_U: uint8 [U], the number of each string's. simple: no cut lies
+    inside the pending part in any of them, so that only two are possible; units: else those of the pending part, which the cuts
+    count. Where it is False the arrays hold, but whether the pending part is encoded to the student's own
     tokens depends on the variant of each string: take the slow rules.
     """
 
@@ -67,8 +68,10 @@ class State:
     stop_U: np.ndarray
     sure_U: np.ndarray
     agrees_U: np.ndarray
+    variant_U: np.ndarray
     variants: Variants
     simple: bool
+    units: int = 0
 
     @property
     def cells(self) -> int:
@@ -76,7 +79,18 @@ class State:
         return 2 * len(self.join_C) + 2 + len(self.odd_column)
 
 
-STATE_ARRAYS = ("cell_U", "whole_R", "join_C", "odd_column", "odd_open", "odd_join", "stop_U", "sure_U", "agrees_U")
+STATE_ARRAYS = (
+    "cell_U",
+    "whole_R",
+    "join_C",
+    "odd_column",
+    "odd_open",
+    "odd_join",
+    "stop_U",
+    "sure_U",
+    "agrees_U",
+    "variant_U",
+)
 
 
 def digest_of(array: np.ndarray) -> bytes:
@@ -188,7 +202,7 @@ class CompiledPair:
                 answers.text, answers.start, answers.known, answers.composing, nfc, pending, self._never, *self._added,
                 answers.settled, answers.firsts, answers.firsts_whole, *out, variant,
             )  # fmt: skip
-            variants = _variants(variant, len(left))
+            variants, variant = _variants(variant, len(left)), np.zeros(count, np.int64)
             # two bytes decide about a cut (lemma 6), unless an added text may be coming
             agrees = sure if self.splitter.added else np.ones(count, bool)
             grows = agrees
@@ -202,14 +216,15 @@ class CompiledPair:
                 nfc, answers.settled, cuts.kind, cuts.stop, cuts.sure, cuts.agrees, cuts.goes_on, cuts.other_start,
                 cuts.other, answers.firsts, answers.firsts_whole, *out,
             )  # fmt: skip
-            variants = cuts.variants
+            variants, variant = cuts.variants, cuts.variant[answers.node_U]
             agrees = sure | cuts.agrees[answers.node_U]
             grows = cuts.grows[answers.node_U]
         known = np.where(sure, SURE, np.where(grows, GROWS, 0)).astype(np.uint8)
-        return self._state(first, action, opened, stop, known, agrees, variants)
+        return self._state(len(left), first, action, opened, stop, known, agrees, variants, variant)
 
     def _state(
         self,
+        units: int,
         first: np.ndarray,
         action: np.ndarray,
         opened: np.ndarray,
@@ -217,6 +232,7 @@ class CompiledPair:
         sure: np.ndarray,
         agrees: np.ndarray,
         variants: Variants,
+        variant: np.ndarray,
     ) -> State:
         size, none = len(self.columns), first < 0
         column = self.column_of_V[np.maximum(first, 0)]
@@ -229,6 +245,10 @@ class CompiledPair:
         kinds, number = np.unique(column[odd] << 2 | opened[odd] << 1 | joins[odd], return_inverse=True)
         cell[odd] = 2 * size + 2 + number
         cell = cell.astype(np.int32)
+        in_order = sorted(variants)
+        simple = not any(inside for inside, _ in variants) and not (self.splitter.byte_units and self.vocabulary.nfc)
+        rank = np.array([in_order.index(each) for each in variants] or [0])
+        apart = not simple and not self.splitter.byte_units and len(in_order) < 256
         return self.shared(
             State(
                 cell_U=cell,
@@ -240,9 +260,10 @@ class CompiledPair:
                 stop_U=stop,
                 sure_U=sure,
                 agrees_U=agrees,
-                variants=tuple(sorted(variants)),
-                simple=not any(inside for inside, _ in variants)
-                and not (self.splitter.byte_units and self.vocabulary.nfc),
+                variant_U=(rank[variant] if apart else np.zeros(len(first))).astype(np.uint8),
+                variants=tuple(in_order),
+                simple=simple,
+                units=0 if simple else units,
             )
         )
 
@@ -250,7 +271,7 @@ class CompiledPair:
         """The one object for states that say the same, and one array for the same numbers: pending parts are many, but
         most differ in nothing or only in `join_C`."""
         digests = {name: digest_of(getattr(state, name)) for name in STATE_ARRAYS}
-        key = (*digests.values(), state.variants)
+        key = (*digests.values(), state.variants, state.units)
         known = self._distinct.get(key)
         if known is None:
             arrays = {name: self._arrays.setdefault(digest, getattr(state, name)) for name, digest in digests.items()}

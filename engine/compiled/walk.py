@@ -54,6 +54,7 @@ class StudentWalk:
         self.segmenter = aligner.book.segmenter
         self.states: list[State] = []
         self._number: dict[int, int] = {}
+        self._units = np.zeros(1, np.int32)  # of each state, 0 for simple ones; the last entry stands for NO_STATE
         self._automaton = PendingAutomaton(self.segmenter.splitter)
         self._of_pending = np.full(
             0, _NOT_ASKED, np.int32
@@ -78,6 +79,9 @@ class StudentWalk:
         state_K = pending.state_I[:K].copy()
         if lead:
             state_K[0] = self._numbered("", lead)
+        state_K[self._units[state_K] > 0] = (
+            NO_STATE  # with cuts inside what is pending, for rows that split leaves only
+        )
         end_counts = self._check_pending(lead + text, ids, own_K, pending, state_K)
         if lead:  # not where the student's prefix stands alone: the empty text has no tokens
             end_counts[1:] &= ends_K[1:] > 0
@@ -146,6 +150,14 @@ class StudentWalk:
             states=self.states,
         )
 
+    def may_cut_inside(self, text: bytes) -> bool:
+        """Whether what comes behind this text decides about cuts inside what is pending there. Where the text ends inside a
+        character nobody says so."""
+        if valid_utf8_prefix(text) < len(text):
+            return False
+        state = int(self._pending(text, np.array([0]), np.array([len(text)])).state_I[1])
+        return state != NO_STATE and bool(self._units[state] > 0)
+
     # ==== what is pending
 
     def _pending(self, data: bytes, own_K: np.ndarray, own_N: np.ndarray) -> _Pending:
@@ -173,6 +185,10 @@ class StudentWalk:
         self._ask(part_I[~inside_I])
         state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
         state_I[inside_I] = NO_STATE
+        units_I = self._units[state_I]
+        if units_I.any():  # runs are shorter in a state than in the text, and then its cuts count other units
+            of_byte = np.concatenate([[0], np.cumsum(~is_continuation(raw))])
+            state_I[(units_I > 0) & (of_byte[own_I] - of_byte[begin_I] != units_I)] = NO_STATE
         if self._words is not None:
             begun = np.zeros(len(own_I), bool)
             begin_words(*self._words, raw, begin_I, own_I, begun)
@@ -197,12 +213,13 @@ class StudentWalk:
 
     def _numbered(self, left: str, lead: bytes) -> int:
         state = self.pair.state(left, lead)
-        if not state.simple:
+        if not state.simple and self.segmenter.splitter.byte_units:
             return NO_STATE
         number = self._number.get(id(state))
         if number is None:
             number = self._number[id(state)] = len(self.states)
             self.states.append(state)
+            self._units = np.append(np.insert(self._units[:-1], number, state.units), 0).astype(np.int32)
         return number
 
     def _check_pending(

@@ -85,6 +85,7 @@ def _settings(run: RunConfig) -> dict[str, Any]:
         for part in tables[table]:
             for name in names:
                 del part[name]
+    del settings["targets"]["target_error"]  # where it counts, it is beside the compiled products
     del settings["corpus"]["unit_documents"], settings["corpus"]["unit_bytes"]  # the units themselves are in the plan
     return settings
 

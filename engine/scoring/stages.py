@@ -330,7 +330,6 @@ def _compiled_search(
     return CompiledSearch(
         Students(searched, {p: emitter.compiled[p] for p in searched}, vocabulary.token_bytes),
         ErrorSpending(targets.target_error, targets.max_nodes_per_token),
-        np.full(len(emitter.real), 0.05),
         emitter.real,
         canonical,
         masked=targets.semantics == "canonical-masked",

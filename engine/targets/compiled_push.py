@@ -66,7 +66,7 @@ class CompiledPush:
         pair = self.store.pair
         while len(self._scratch) <= thread or len(self._scratch[thread][0].heap_value) <= top_k:
             made = (
-                new_work(len(pair.columns), pair.vocabulary.size, top_k, self.store.width),
+                new_work(len(pair.columns), pair.vocabulary.size, top_k),
                 new_memo(pair.vocabulary.size, answers=1 << 18, listed=1 << 21),
                 np.zeros(self.store.cells),
             )

@@ -21,7 +21,8 @@ NOTED = 64  # open leaves of one boundary that are noted at most: the heaviest
 class Tables(NamedTuple):
     """The states of a student that a window needs, one table each, and what they share.
 
-    of_S5: int32 [S, 5], of each table its row in whole_SV, cell_SU, stop_SU, settled_SU, join_SC, which tables share.
+    of_S6: int32 [S, 6], of each table its row in whole_SV, cell_SU, stop_SU, settled_SU, join_SC, which tables share; and 1 where
+    it is one with cuts inside the pending part, which has odd cells only (`TableStore._add_apart`).
     whole_SV: int32 [., Vt], cell of each teacher token as a whole, by id; ids that are no text have the last cell, which is not
     read. cell_SU: int32 [S, U], cell of each end of a token. Cells: c, c + C: decided, open, student token columns[c], doing
     what join_SC [S, C] says of that column (1: JOIN). 2C, 2C + 1: no token begins there, decided, open. From 2C + 2 on: odd
@@ -34,7 +35,7 @@ class Tables(NamedTuple):
     -1 for none. columns: int32 [C].
     """
 
-    of_S5: np.ndarray
+    of_S6: np.ndarray
     whole_SV: np.ndarray
     cell_SU: np.ndarray
     join_SC: np.ndarray
@@ -166,10 +167,8 @@ class Work(NamedTuple):
     without a column, and their mass. illegal_at, illegal_end: int64 [Vs], where in `illegal` the columns lie that may not
     follow a token, -1: not listed yet. counts: int64 [5], used part of `illegal`, spilt tokens, folds and listed tokens so
     far, open leaves noted of this boundary (-1: none is to be). note_node, note_token: int64, note_mass: float64, these.
-    moved_V2: float64 [Vt, 2], by last token of the leaves split so far: their mass, and that of it which a row gave to another
-    token than before (where leaves are noted). mine: columns that may not follow the boundary's last token, is_illegal_C marks
-    them. stack: int64 [.., 3], leaves to
-    be split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open, excluded,
+    mine: columns that may not follow the boundary's last token, is_illegal_C marks them. stack: int64 [.., 3], leaves to be
+    split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open, excluded,
     live."""
 
     mass_C: np.ndarray
@@ -196,7 +195,6 @@ class Work(NamedTuple):
     note_node: np.ndarray
     note_token: np.ndarray
     note_mass: np.ndarray
-    moved_V2: np.ndarray
 
 
 WORK = types.NamedTuple(
@@ -204,13 +202,13 @@ WORK = types.NamedTuple(
         float64[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int64[::1], int64[::1],
         uint64[::1], int32[::1], uint8[::1],
         int64[::1], int32[::1], int32[::1], int32[::1], uint8[::1], int64[:, ::1], float64[::1], float64[::1],
-        int64[::1], float64[::1], int64[::1], int64[::1], float64[::1], float64[:, ::1],
+        int64[::1], float64[::1], int64[::1], int64[::1], float64[::1],
     ],
     Work,
 )  # fmt: skip
 
 
-def new_work(columns: int, student_ids: int, top_k: int, teacher_ids: int, *, listed: int = 1 << 22) -> Work:
+def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 22) -> Work:
     """Scratch for a student. listed: numbers kept of lists of tokens that may not follow another."""
     return Work(
         mass_C=np.zeros(columns),
@@ -237,7 +235,6 @@ def new_work(columns: int, student_ids: int, top_k: int, teacher_ids: int, *, li
         note_node=np.empty(NOTED, np.int64),
         note_token=np.empty(NOTED, np.int64),
         note_mass=np.empty(NOTED),
-        moved_V2=np.zeros((teacher_ids, 2)),
     )
 
 

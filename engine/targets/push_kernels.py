@@ -150,7 +150,7 @@ def _own_row(s, t, nodes, prob_RV, sums, node, table, last, horizon, weight, ill
     aside and put back where they JOIN, so that what is excluded was never added.
     """
     r, columns = np.int64(nodes.row_N[node]), len(t.columns)
-    join_C, all_C, decided_C = t.join_SC[t.of_S5[table, 4]], sums.all_RC[r], sums.decided_RC[r]
+    join_C, all_C, decided_C = t.join_SC[t.of_S6[table, 4]], sums.all_RC[r], sums.decided_RC[r]
     for i in range(illegal):
         w.old_C[w.mine[i]] = w.mass_C[w.mine[i]]
     for c in range(columns):
@@ -174,7 +174,7 @@ def _own_row(s, t, nodes, prob_RV, sums, node, table, last, horizon, weight, ill
             if opened:  # share[3] has it
                 w.share[1] -= light
             put(s, t, last, np.int64(t.columns[t.odd_column[o]]), t.odd_join[o] == 1, opened, light, w)
-    whole_V = t.whole_SV[t.of_S5[table, 0]]
+    whole_V = t.whole_SV[t.of_S6[table, 0]]
     decided_mass, open_mass, excluded = 0.0, 0.0, 0.0
     for h in range(sums.heavy_R[r]):
         i = np.int64(sums.heavy_RH[r, h])
@@ -215,7 +215,7 @@ def _inside_tokens(s, t, nodes, bounds, prob_RV, x, table, last, horizon, least,
     """Leaf x, a context before the boundary: the tokens that reach past it, one by one. Returns how many leaves wait."""
     node, depth = np.int64(bounds.leaf_node[x]), np.int64(bounds.leaf_depth[x])
     r, columns = np.int64(nodes.row_N[node]), len(t.columns)
-    join_C, cell_U = t.join_SC[t.of_S5[table, 4]], t.cell_SU[t.of_S5[table, 1]]
+    join_C, cell_U = t.join_SC[t.of_S6[table, 4]], t.cell_SU[t.of_S6[table, 1]]
     kids, kids_end = nodes.kid_start[node], nodes.kid_start[node + 1]
     decided_mass, open_mass, excluded, taken = 0.0, 0.0, 0.0, 0.0
     for i in range(bounds.leaf_lo[x], bounds.leaf_hi[x]):

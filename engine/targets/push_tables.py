@@ -17,6 +17,8 @@ from engine.targets.push_arrays import Tables
 
 MOST_ODD = 4096
 """Odd cells of one state at most; a state with more goes by the slow rules."""
+MOST_BACK = 30
+"""Characters before the end of a pending part at which a cut is told."""
 
 
 class _Stack:
@@ -48,7 +50,7 @@ class TableStore:
         self.cells = 2 * size + 2 + MOST_ODD + 1
         self._whole, self._cell, self._stop = _Stack(width, np.int32), _Stack(ends, np.int32), _Stack(ends, np.int32)
         self._settled, self._join = _Stack(ends, np.uint8), _Stack(size, np.uint8)
-        self._of: list[tuple[int, int, int, int, int]] = []
+        self._of: list[tuple[int, int, int, int, int, int]] = []
         self._odd: list[np.ndarray] = []
         self._number: dict[int, int] = {}
         self._kept: list[State] = []  # their ids are keys
@@ -63,12 +65,13 @@ class TableStore:
         """The table of a state, -1 for one that goes by the slow rules."""
         known = self._number.get(id(state))
         if known is None:
-            known = self._number[id(state)] = self._add(state) if state.simple else -1
+            made = self._add(state) if state.simple else self._add_apart(state)
+            known = self._number[id(state)] = made
             self._kept.append(state)
         return known
 
     def _add(self, state: State) -> int:
-        pair, size = self.pair, len(self.pair.columns)
+        size = len(self.pair.columns)
         plain = state.cell_U < 2 * size
         odd = state.cell_U >= 2 * size + 2
         at = np.where(odd, state.cell_U - 2 * size - 2, 0)
@@ -84,22 +87,48 @@ class TableStore:
             return -1
         cell = state.cell_U.copy()
         cell[apart] = 2 * size + 2 + number
-        whole = np.full(self.width, self.cells - 1, np.int32)
-        suffixes, ids = pair.suffixes, pair.teacher.ids_R
-        inside = ids < self.width
-        whole[ids[inside]] = cell[suffixes.suffix_of[suffixes.token_start_R[:-1]]][inside]
         self._of.append(
             (
-                self._whole.add(whole),
+                self._whole.add(self._by_id(cell)),
                 self._cell.add(cell),
                 self._stop.add(state.stop_U),
                 self._settled.add(state.sure_U),
                 self._join.add(state.join_C),
+                0,
             )
         )
         self._odd.append(kinds)
         self._made = None
         return len(self._of) - 1
+
+    def _add_apart(self, state: State) -> int:
+        """The table of a state with cuts inside its pending part, for rows that split leaves: one cell for each set of cuts that
+        what comes next may make. odd_column: bit i is a cut i characters before the end of the pending part; odd_open: the cuts
+        hang on what follows, or there is none."""
+        if self.pair.splitter.byte_units:
+            return -1
+        cuts = [[state.units - at for at in inside] + [0] * seam for inside, seam in state.variants]
+        mask = np.array([sum(1 << at for at in each if at < MOST_BACK) for each in cuts], np.int64)
+        far = np.array([any(at >= MOST_BACK for at in each) for each in cuts], bool)
+        unsure = ~state.agrees_U | far[state.variant_U] | (mask[state.variant_U] == 0)
+        code = mask[state.variant_U] << 1 | unsure
+        kinds, number = np.unique(code, return_inverse=True)
+        cell = (2 * len(self.pair.columns) + 2 + number).astype(np.int32)
+        self._of.append((self._whole.add(self._by_id(cell)), 0, 0, 0, 0, 1))
+        self._odd.append((kinds >> 1) << 3 | (kinds & 1) << 2)
+        self._made = None
+        return len(self._of) - 1
+
+    def _by_id(self, cell_U: np.ndarray) -> np.ndarray:
+        """int32 [Vt]: the cell of each teacher token as a whole; the last one for ids that are no text."""
+        whole, suffixes, ids = (
+            np.full(self.width, self.cells - 1, np.int32),
+            self.pair.suffixes,
+            self.pair.teacher.ids_R,
+        )
+        inside = ids < self.width
+        whole[ids[inside]] = cell_U[suffixes.suffix_of[suffixes.token_start_R[:-1]]][inside]
+        return whole
 
     def tables(self) -> Tables:
         """All tables so far."""
@@ -109,7 +138,7 @@ class TableStore:
         odd = np.concatenate([np.empty(0, np.int64), *self._odd])
         start = np.concatenate([[0], np.cumsum([len(o) for o in self._odd])]).astype(np.int64)
         self._made = Tables(
-            of_S5=np.array(self._of, np.int32).reshape(-1, 5),
+            of_S6=np.array(self._of, np.int32).reshape(-1, 6),
             whole_SV=self._whole.rows,
             cell_SU=self._cell.rows,
             join_SC=self._join.rows,

@@ -38,7 +38,7 @@ def _add_up_rows(t, prob_RV, begin, end, table_R, special_ids, kid_start, kid_to
         sums.total_R[r], sums.text_R[r], sums.heavy_R[r] = total, total - special, 0
         if table < 0:
             continue
-        cell_V = t.whole_SV[t.of_S5[table, 0]]
+        cell_V = t.whole_SV[t.of_S6[table, 0]]
         acc[:] = 0.0
         n, most, from_token, last_cell = 0, sums.heavy_RH.shape[1], 0, len(acc) - 1
         for k in range(kid_start[r], kid_start[r + 1] + 1):
@@ -59,7 +59,7 @@ def _add_up_rows(t, prob_RV, begin, end, table_R, special_ids, kid_start, kid_to
             from_token = to_token + 1
         sums.heavy_R[r] = n
         cut, join_decided, join_open, opened, settled = 0.0, 0.0, 0.0, 0.0, 0.0
-        join_C = t.join_SC[t.of_S5[table, 4]]
+        join_C = t.join_SC[t.of_S6[table, 4]]
         for j in range(columns):
             light, light_open = acc[j], acc[columns + j]
             sums.decided_RC[r, j] = light

@@ -42,9 +42,9 @@ def decode(t, table, cell):
     """(column or -1, open, joins, doubt) of a cell."""
     columns = len(t.columns)
     if cell < columns:
-        return cell, False, t.join_SC[t.of_S5[table, 4], cell] == 1, False
+        return cell, False, t.join_SC[t.of_S6[table, 4], cell] == 1, False
     if cell < 2 * columns:
-        return cell - columns, True, t.join_SC[t.of_S5[table, 4], cell - columns] == 1, False
+        return cell - columns, True, t.join_SC[t.of_S6[table, 4], cell - columns] == 1, False
     if cell < 2 * columns + 2:
         return np.int64(-1), cell == 2 * columns + 1, False, False
     o = t.odd_start_S[table] + cell - 2 * columns - 2
@@ -142,6 +142,68 @@ def _holds(columns, begin, end, column):
     return begin < len(columns) and columns[begin] == column
 
 
+def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, waiting, w):
+    """`_split` where what comes next may cut inside the pending part: "\n\n" is one pre-token at the end, two before a letter.
+
+    y is w.text[:n], and w.first its first tokens by length (lemma 4). Where a next token certainly cuts, the pre-token behind the
+    boundary ends at the first cut behind it, after c bytes of y: the first token of enc(y[:c]) is decided (lemma 1). A cut at the
+    boundary itself begins a pre-token there: then no pair counts. A cut before it changes the tokens there: open, as all
+    else, the end of the text (which may cut in its own way) among it, and closed to y's answer.
+    """
+    r, table = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid])
+    v0, total, first = np.int64(w.first[n]), sums.total_R[r], t.odd_start_S[table]
+    scale, whole_V, cells = mass / total, t.whole_SV[t.of_S6[table, 0]], 2 * len(t.columns) + 2
+    hard, characters = total - sums.text_R[r], 0
+    for i in range(n):
+        characters += w.text[i] & 0xC0 != 0x80
+    for o in range(t.odd_start_S[table + 1] - first):
+        cuts = np.int64(t.odd_column[first + o])
+        before = characters < 62 and cuts >> (characters + 1) != 0
+        fresh = characters < 62 and cuts >> characters & 1 == 1
+        c, back = np.int64(0), characters
+        while c < n:  # over the characters behind the boundary
+            c += 1
+            while c < n and w.text[c] & 0xC0 == 0x80:
+                c += 1
+            back -= 1
+            if back < 62 and cuts >> back & 1 == 1:
+                break
+        told = not before and not (fresh and words) and back < 62 and cuts >> back & 1 == 1
+        v = np.int64(w.first[c]) if told else np.int64(-1)
+        light = sums.odd_RO[r, o]
+        settled = t.odd_open[first + o] == 0 and v >= 0 and not (words and _is_word(s, w.text, c))
+        tied = joined and not fresh
+        if settled:
+            put(s, t, last, v, tied, np.bool_(False), scale * light, w)
+        else:
+            hard += light
+        for h in range(sums.heavy_R[r]):
+            token = np.int64(sums.heavy_RH[r, h])
+            if np.int64(whole_V[token]) != cells + o:
+                continue
+            p, behind = np.float64(prob_RV[r, token]), np.int64(sums.kid_RH[r, h])
+            if settled:
+                put(s, t, last, v, tied, np.bool_(False), scale * p, w)
+            elif behind >= 0 or scale * p > least:
+                waiting = settle_leaf(
+                    s, t, nodes, last, horizon, kid, token, behind, v0, scale * p, joined, np.bool_(True), waiting, w
+                )  # fmt: skip
+            else:
+                hard += p
+    put(s, t, last, v0, joined, np.bool_(True), scale * hard, w)
+    return waiting
+
+
+def _apart_types(real):
+    return (
+        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), int64, int64, int64, float64, boolean, int64, float64, boolean,
+        int64, WORK,
+    )  # fmt: skip
+
+
+split_apart = kernel(*_apart_types(float32), also=_apart_types(float64))(_split_apart)
+
+
 def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, words, memo, w):
     """Split the waiting leaf `at`, the last one, by the row behind it (lemmas 16 and 21). Returns how many leaves wait then.
 
@@ -168,8 +230,10 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
     if v0 < 0 or l0 < 0 or (words and _is_word(s, w.text, n)):
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
+    if t.of_S6[table, 5] == 1:
+        return split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, waiting, w)
     begin, stop = illegal_of(s, t, l0, w)
-    join_C, decided_C = t.join_SC[t.of_S5[table, 4]], sums.decided_RC[r]
+    join_C, decided_C = t.join_SC[t.of_S6[table, 4]], sums.decided_RC[r]
     broken = 0.0
     for i in range(begin, stop):
         if join_C[w.illegal[i]]:
@@ -188,12 +252,12 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
             sure += light
         else:
             hard += light
-    scale, moved = mass / total, 0.0
+    scale = mass / total
     w.counts[2] += 1
     for h in range(sums.heavy_R[r]):
         token = np.int64(sums.heavy_RH[r, h])
         p, behind = np.float64(prob_RV[r, token]), np.int64(sums.kid_RH[r, h])
-        column, opened, joins_here, doubt = decode(t, table, np.int64(t.whole_SV[t.of_S5[table, 0], token]))
+        column, opened, joins_here, doubt = decode(t, table, np.int64(t.whole_SV[t.of_S6[table, 0], token]))
         if not doubt and column >= 0:
             if not joins_here or (not opened and not _holds(w.illegal, begin, stop, column)):
                 sure += p
@@ -208,7 +272,7 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
             at = t.start_R[rank]
             size = t.start_R[rank + 1] - at
             u = np.int64(t.suffix_of[at])
-            ends = np.int64(t.stop_SU[t.of_S5[table, 2], u])
+            ends = np.int64(t.stop_SU[t.of_S6[table, 2], u])
             if n + size > len(w.text):
                 hard += p
                 continue
@@ -219,14 +283,12 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
             if v < 0:
                 hard += p
                 continue
-            settled = t.settled_SU[t.of_S5[table, 3], u] == SURE
+            settled = t.settled_SU[t.of_S6[table, 3], u] == SURE
             # (a pre-token that may also end inside the token's bytes is none for lemma 15 a: "\n\n" before a letter)
-            grows = t.settled_SU[t.of_S5[table, 3], u] == GROWS
+            grows = t.settled_SU[t.of_S6[table, 3], u] == GROWS
             if grows and ends >= t.known_U[u] and t.known_U[u] == size:
                 settled = decided(s, w.text, n + ends, w.last, w.first, memo)
             settled = settled and not doubt
-        if v != closing:
-            moved += scale * p
         if settled:
             put(s, t, last, v, joined, np.bool_(False), scale * p, w)
         else:
@@ -235,9 +297,6 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
             )  # fmt: skip
     put(s, t, last, v0, joined, np.bool_(False), scale * sure, w)
     put(s, t, last, v0, joined, np.bool_(True), scale * hard, w)
-    if w.counts[4] >= 0:
-        w.moved_V2[nodes.token_N[kid], 0] += mass
-        w.moved_V2[nodes.token_N[kid], 1] += moved + (scale * (sure + hard) if v0 != closing else 0.0)
     return waiting
 
 

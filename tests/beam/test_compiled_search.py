@@ -43,7 +43,6 @@ def searched(made: Compiled, case: BeamCase, spending: Spending) -> tuple[TopK, 
     search = CompiledSearch(
         Students({STUDENT: made.walk}, {STUDENT: made.push}, pair.teacher.token_bytes),
         spending,
-        np.ones(pair.teacher.size),
         torch.ones(pair.teacher.size, dtype=torch.bool),
         pair.canonical,
         masked=pair.masked,
@@ -100,7 +99,6 @@ def test_states_behind_hung_contexts_are_those_of_their_text(tmp_path: Path) -> 
         search = CompiledSearch(
             Students({STUDENT: walk}, {STUDENT: made.push}, case.pair.teacher.token_bytes),
             EVERYTHING,
-            np.ones(case.pair.teacher.size),
             torch.ones(case.pair.teacher.size, dtype=torch.bool),
             case.pair.canonical,
             masked=False,
