@@ -46,7 +46,7 @@ ALLOWED = {
     "benchmarks/real.py": "import subprocess",  # runs each measurement as a process of its own
     "benchmarks/stage_times.py": LAZY,
     "engine/*/__init__.py": LAZY,
-    "engine/bpe/jit.py": LAZY,
+    "engine/kernels/jit.py": LAZY,
     "jobs/app.py": LAZY,
 }
 

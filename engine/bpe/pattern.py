@@ -45,7 +45,7 @@ class Matcher:
     starts: bits of predicates that a match may ask of its first unit
     follows: (p, q): q may be asked of a unit only where the unit before it answered p (or q is in `starts`)
     longest_count: the largest number that a repeat counts to, 1 where none counts
-    code: the same pattern as instructions for bpe/cut_kernels.py; None where it has a repeat that these do not know
+    code: the same pattern as instructions for kernels/cut_kernels.py; None where it has a repeat that these do not know
     """
 
     node: _Node

@@ -31,7 +31,7 @@ from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from engine.bpe.cut_program import CutMachine
+    from engine.kernels.cut_program import CutMachine
 
 _BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
 _MOST_BITS = 62  # of a class's answers in compiled code
@@ -235,7 +235,7 @@ class Splitter:
         """The stages as compiled code; None for bytes as units, and for a pattern that has no instructions."""
         if self.codes is None or len(self.predicates) > _MOST_BITS:
             return None
-        from engine.bpe.cut_program import CutMachine  # here: numba takes a moment to load
+        from engine.kernels.cut_program import CutMachine  # here: numba takes a moment to load
 
         return CutMachine(self.codes, self.added, ord(self._broken), self._masks, self._owns)
 

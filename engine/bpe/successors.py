@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.flat import FlatTokenizer
-from engine.bpe.kernels import illegal_after
+from engine.kernels.flat import FlatTokenizer
+from engine.kernels.merge_kernels import illegal_after
 
 _MOST_BYTES = 128_000_000
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.bpe.flat import FlatTokenizer
-from engine.bpe.hash_kernels import EMPTY
-from engine.bpe.kernels import new_memo
+from engine.kernels.flat import FlatTokenizer
+from engine.kernels.hash_kernels import EMPTY
+from engine.kernels.merge_kernels import new_memo
 from engine.bpe.nfc import may_compose
 from engine.bpe.pretokenizer import Splitter
 from engine.bpe.segmenter import Segmenter

@@ -32,8 +32,8 @@ import tokenizers
 from filelock import FileLock, Timeout
 
 from engine.alignment.openness import Openness
-from engine.bpe.flat import FlatTokenizer, table_of
-from engine.bpe.jit import cache_home
+from engine.kernels.flat import FlatTokenizer, table_of
+from engine.kernels.jit import cache_home
 from engine.bpe.merges import MergeTable
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter

@@ -26,8 +26,8 @@ import numpy as np
 from engine.alignment.openness import Openness
 from engine.alignment.token_range import Variants
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.flat import FlatTokenizer, flatten, joined
-from engine.bpe.hash_kernels import EMPTY, build_trie
+from engine.kernels.flat import FlatTokenizer, flatten, joined
+from engine.kernels.hash_kernels import EMPTY, build_trie
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter

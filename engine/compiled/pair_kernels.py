@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, int8, int32, int64, uint8
 
-from engine.bpe.cut_kernels import PROGRAM, ends_of
-from engine.bpe.flat import FLAT
-from engine.bpe.hash_kernels import find, node_of, put
-from engine.bpe.jit import kernel
-from engine.bpe.kernels import MEMO, may_pass, pair_is_canonical, valid_utf8_end
+from engine.kernels.cut_kernels import PROGRAM, ends_of
+from engine.kernels.flat import FLAT
+from engine.kernels.hash_kernels import find, node_of, put
+from engine.kernels.jit import kernel
+from engine.kernels.merge_kernels import MEMO, may_pass, pair_is_canonical, valid_utf8_end
 
 NONE, CUT, JOIN = 0, 1, 2
 SURE, GROWS = 1, 2

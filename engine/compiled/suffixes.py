@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.bpe.flat import FlatTokenizer, joined
+from engine.kernels.flat import FlatTokenizer, joined
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from engine.alignment.boundaries import Aligner
 from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.flat import joined
-from engine.bpe.hash_kernels import EMPTY, build_trie
+from engine.kernels.flat import joined
+from engine.kernels.hash_kernels import EMPTY, build_trie
 from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
 from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
 from engine.compiled.automaton import PendingAutomaton

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, int32, int64, uint8
 
-from engine.bpe.flat import FLAT
-from engine.bpe.hash_kernels import find
-from engine.bpe.jit import kernel
+from engine.kernels.flat import FLAT
+from engine.kernels.hash_kernels import find
+from engine.kernels.jit import kernel
 
 
 @kernel(

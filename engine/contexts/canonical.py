@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.flat import FlatTokenizer
+from engine.kernels.flat import FlatTokenizer
 from engine.bpe.pending import CutText, cut_text
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor, valid_utf8_prefix

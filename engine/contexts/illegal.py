@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from engine.bpe.flat import FlatTokenizer, flatten
+from engine.kernels.flat import FlatTokenizer, flatten
 from engine.bpe.segmenter import Segmenter
 from engine.contexts.illegal_kernels import illegal_mass, illegal_pairs
 from engine.contexts.next_tokens import PAIR, NextTokens

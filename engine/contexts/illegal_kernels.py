@@ -1,6 +1,6 @@
 """Compiled: lists of token ids that may not follow, and what probability a row gives them.
 
-In: a `FlatTokenizer` (bpe/flat.py), actions of tokens (contexts/next_tokens.py), rows of probabilities. Out: ids; sums. Their
+In: a `FlatTokenizer` (kernels/flat.py), actions of tokens (contexts/next_tokens.py), rows of probabilities. Out: ids; sums. Their
 slow twins, in tests, are `CanonicalNext.illegal` (contexts/canonical.py) and a gather with torch.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, float32, float64, int8, int32, int64, uint64
 
-from engine.bpe.flat import FLAT
-from engine.bpe.jit import kernel
-from engine.bpe.kernels import illegal_after
+from engine.kernels.flat import FLAT
+from engine.kernels.jit import kernel
+from engine.kernels.merge_kernels import illegal_after
 
 
 @kernel(FLAT, int64, int8[::1], int64, int32[::1], uint64[::1], int32[::1])

@@ -23,7 +23,7 @@ from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
-from engine.bpe.jit import compile_all
+from engine.kernels.jit import compile_all
 from engine.bpe.segmenter import Segmenter, build_segmenter
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder

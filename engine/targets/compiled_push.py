@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.bpe.kernels import Memo, new_memo
+from engine.kernels.merge_kernels import Memo, new_memo
 from engine.targets.push_arrays import Sums, Work, new_work
 from engine.targets.push_tables import MOST_ODD, TableStore
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, float32, float64, int64
 
-from engine.bpe.flat import FLAT
-from engine.bpe.jit import kernel
-from engine.bpe.kernels import MEMO
+from engine.kernels.flat import FLAT
+from engine.kernels.jit import kernel
+from engine.kernels.merge_kernels import MEMO
 from engine.targets.push_arrays import BOUNDS, NODES, STORED, TABLES, WORK, sums_type
 from engine.targets.split_kernels import decode, illegal_of, note, put, settle_leaf, spill, split
 

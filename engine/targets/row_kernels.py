@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, float64, int32, int64
 
-from engine.bpe.jit import kernel
+from engine.kernels.jit import kernel
 from engine.targets.push_arrays import TABLES, sums_type
 
 

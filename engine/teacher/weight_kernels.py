@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from numba import float64, int64
 
-from engine.bpe.jit import kernel
+from engine.kernels.jit import kernel
 
 
 @kernel(int64[::1], int64[::1], float64[::1], float64[::1])

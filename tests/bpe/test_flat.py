@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from engine.bpe.flat import flatten, table_of
-from engine.bpe.hash_kernels import find, node_of, put, put_all
+from engine.kernels.flat import flatten, table_of
+from engine.kernels.hash_kernels import find, node_of, put, put_all
 from engine.bpe.merges import MergeTable
 from engine.bpe.utf8 import successor
 from tests.support.vocabularies import ALL, EFFORT, merge_table, needs_shared, vocabulary, words

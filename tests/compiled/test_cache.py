@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.bpe.flat import FlatTokenizer
+from engine.kernels.flat import FlatTokenizer
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled import cache

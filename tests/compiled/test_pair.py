@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.alignment.rules import RuleBook, TeacherTokens
-from engine.bpe.jit import declared
+from engine.kernels.jit import declared
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter

@@ -1,6 +1,6 @@
 """Compiled: what a merge list allows. Canonical pairs, encodings of all beginnings of a string, which token may not follow.
 
-In: a `FlatTokenizer` (bpe/flat.py) and bytes. Out: the answers of `MergeTable` (bpe/merges.py) and `Openness.decided`
+In: a `FlatTokenizer` (kernels/flat.py) and bytes. Out: the answers of `MergeTable` (bpe/merges.py) and `Openness.decided`
 (alignment/openness.py), which are the slow twins in tests, a hundred times as fast and without a Python object.
 """
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import int32, int64, types, uint8, uint64
 
-from engine.bpe.flat import FLAT, UNMADE
-from engine.bpe.hash_kernels import EMPTY, find, node_of, put
-from engine.bpe.jit import kernel
+from engine.kernels.flat import FLAT, UNMADE
+from engine.kernels.hash_kernels import EMPTY, find, node_of, put
+from engine.kernels.jit import kernel
 
 _CANONICAL, _BROKEN, _TIE = 1, 0, -1
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.alignment.openness import Openness
-from engine.bpe.flat import FlatTokenizer, flatten
-from engine.bpe.jit import compile_all, declared
-from engine.bpe.kernels import decided, illegal_after, new_memo, pair_is_canonical, prefix_tree, valid_utf8_end
+from engine.kernels.flat import FlatTokenizer, flatten
+from engine.kernels.jit import compile_all, declared
+from engine.kernels.merge_kernels import decided, illegal_after, new_memo, pair_is_canonical, prefix_tree, valid_utf8_end
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.segmenter import Segmenter

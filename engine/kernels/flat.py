@@ -1,11 +1,11 @@
 """One tokenizer as plain arrays, for compiled code: its tokens in byte order, a tree of their beginnings, its merges.
 
 In: a `Vocabulary` and its `MergeTable`. Out: `FlatTokenizer`, arrays and nothing else, so that compiled functions
-(bpe/kernels.py) take it as one argument and it can be kept in files. What the arrays answer is what `MergeTable` answers;
+(kernels/merge_kernels.py) take it as one argument and it can be kept in files. What the arrays answer is what `MergeTable` answers;
 the two are compared in tests.
 
 Letters: V ids, R ordinary tokens sorted by bytes (their place there is their *rank*), Q tokens that merges can make, sorted
-by bytes, N nodes of the trie (bpe/hash_kernels.py), M merges, H slots of a hash table, E entries of left edges.
+by bytes, N nodes of the trie (kernels/hash_kernels.py), M merges, H slots of a hash table, E entries of left edges.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import boolean, int32, int64, types, uint8
 
-from engine.bpe.hash_kernels import EMPTY, build_trie, likely_tokens, put_all
+from engine.kernels.hash_kernels import EMPTY, build_trie, likely_tokens, put_all
 from engine.bpe.merges import NEVER, MergeTable
 from engine.bpe.vocabulary import Vocabulary
 

@@ -1,7 +1,7 @@
 """How compiled functions are declared: a decorator around numba, and a folder that keeps the machine code between processes.
 
 In: a Python function of the subset that numba compiles, with the types of its arguments. Out: the same function as machine
-code. It is compiled at its first call, or for all of them by `python -m engine.bpe.jit`, and kept on disk.
+code. It is compiled at its first call, or for all of them by `python -m engine.kernels.jit`, and kept on disk.
 
 numba keeps the code of a function beside a note of *its own file's* age. A function that calls one of another file holds a
 copy of that function's code, and would go on using an old one after an update. So the folder's name holds a hash of all files
@@ -118,6 +118,6 @@ def compile_all(progress: Callable[[int, int], None] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from engine.bpe import jit  # not this copy of the module, which has no functions
+    from engine.kernels import jit  # not this copy of the module, which has no functions
 
     print(f"{jit.compile_all()} compiled functions in {jit.CODE_FOLDER}")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.bpe.cut_kernels import CutProgram, ends_of
-from engine.bpe.flat import empty_table
-from engine.bpe.hash_kernels import put
+from engine.kernels.cut_kernels import CutProgram, ends_of
+from engine.kernels.flat import empty_table
+from engine.kernels.hash_kernels import put
 from engine.bpe.pattern import Code
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int32, int64, uint8
 
-from engine.bpe.jit import kernel
+from engine.kernels.jit import kernel
 
 EMPTY = -1
 

@@ -1,6 +1,6 @@
 """Compiled: a pre-tokenizer over characters, as instructions. Where a class string is cut, and which cuts are certain.
 
-In: a class string as numbers, and a `CutProgram` (bpe/cut_program.py). Out: ends of pre-tokens, as `Splitter.pieces` and
+In: a class string as numbers, and a `CutProgram` (kernels/cut_program.py). Out: ends of pre-tokens, as `Splitter.pieces` and
 `certain` give them; the closures of bpe/pattern.py and the stages of bpe/pretokenizer.py are the slow twin.
 
 A pattern is run by backtracking, first alternative first, one unit at a time, and it is noted whether a unit past the end was
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import boolean, int32, int64, types
 
-from engine.bpe.hash_kernels import find
-from engine.bpe.jit import kernel
+from engine.kernels.hash_kernels import find
+from engine.kernels.jit import kernel
 from engine.bpe.pattern import AHEAD, ATOMIC, JUMP, LINE_END, SPLIT, UNIT
 
 _NOT_AHEAD, _AHEAD, _ATOMIC = 0, 1, 2
