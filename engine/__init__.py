@@ -3,6 +3,7 @@ teacher's distribution over the student's tokens, with what is left open. No Ray
 `__init__` says what goes in, what comes out, and lists its files. In the order of the data:
 
   corpus      files -> documents
+  kernels     one tokenizer as arrays, and compiled functions that ask them
   bpe         one tokenizer as bytes, and what it can write (docs/design.md, section 2)
   chat        a conversation as every tokenizer's tokens
   contexts    a document -> the tree of the teacher's contexts that it needs (section 3)

@@ -21,18 +21,30 @@ LAYERS = {"schemas": {"schemas"}, "engine": {"schemas", "engine"}, "jobs": {"sch
 # Inside engine, in the order of the data: a package may import those that stand before it and are named here, and schemas.
 MAY_IMPORT: dict[str, set[str]] = {
     "corpus": set(),
-    "bpe": set(),
+    "kernels": set(),
+    "bpe": {"kernels"},
     "chat": {"corpus", "bpe"},
-    "contexts": {"bpe"},
+    "contexts": {"kernels", "bpe"},
     "alignment": {"bpe", "contexts"},
-    "compiled": {"bpe", "contexts", "alignment"},
+    "compiled": {"kernels", "bpe", "contexts", "alignment"},
     "dataset": set(),
     "plan": {"corpus", "bpe", "chat", "alignment", "dataset"},
-    "teacher": {"bpe", "contexts", "alignment", "dataset"},
+    "teacher": {"kernels", "bpe", "contexts", "alignment", "dataset"},
     "beam": {"contexts", "alignment", "teacher", "dataset"},
-    "targets": {"corpus", "bpe", "chat", "contexts", "alignment", "compiled", "teacher", "dataset"},  # nothing of beam
+    "targets": {
+        "corpus",
+        "kernels",
+        "bpe",
+        "chat",
+        "contexts",
+        "alignment",
+        "compiled",
+        "teacher",
+        "dataset",
+    },  # nothing of beam
     "scoring": {
         "corpus",
+        "kernels",
         "bpe",
         "chat",
         "contexts",
@@ -53,6 +65,7 @@ ALONE = {  # nothing of the project, not even schemas; these libraries, and rela
 NO_TORCH = (
     "schemas",
     "engine/corpus",
+    "engine/kernels",
     "engine/bpe",
     "engine/chat",
     "engine/contexts/tree.py",

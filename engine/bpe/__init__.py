@@ -9,16 +9,11 @@ Files, in the order of the data:
   merges          which tokens may stand side by side; the encodings of all beginnings of a pre-token
   pattern         the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end
   pretokenizer    where a text is cut, and which cuts stay whatever follows
-  cut_program     the same as instructions for compiled code
-  cut_kernels     compiled: instructions and class strings -> cuts
   continuations   all ways in which a text that is not finished may turn out to be cut
   pending         the part of a text behind the last cut that is certain, and its ways to be cut
   segmenter       vocabulary, merges and pre-tokenizer as one object: tokens of bytes that are cut in a given way
-  flat            a tokenizer as plain arrays, for compiled code
-  kernels         compiled twins of what `merges` answers
+  flatten         vocabulary and merges -> the arrays that engine/kernels asks
   successors      which tokens may not stand behind a token, remembered within a bound of bytes
-  hash_kernels    compiled hash tables and tries
-  jit             how functions are compiled and kept
   utf8            incomplete characters: what may complete them, how many do
   nfc             what the normal form NFC may change
   bounded_cache   the one cache for answers about text: it forgets all when it is full

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from engine.kernels.instructions import AHEAD, ATOMIC, JUMP, LINE_END, MATCH, SPLIT, UNIT, Code
 from schemas.errors import TokenizerError
 
 Predicate = tuple[str, bool]  # source of a one-character expression, whether it ignores case
@@ -22,10 +23,6 @@ _ONE_CHARACTER = "dDwWsShHnrtfvae"  # letters that an escape turns into a predic
 _FAIL = -1
 _MANY = 1 << 30
 _MOST_COPIES = 64  # of a repeated part in instructions
-
-# One instruction is (what, a, b); jumps count from the instruction itself.
-Code = tuple[tuple[int, int, int], ...]
-MATCH, UNIT, SPLIT, JUMP, LINE_END, AHEAD, ATOMIC = range(7)
 
 
 @dataclass(slots=True)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.kernels.flat import FlatTokenizer
-from engine.kernels.hash_kernels import EMPTY
-from engine.kernels.merge_kernels import new_memo
 from engine.bpe.nfc import may_compose
 from engine.bpe.pretokenizer import Splitter
 from engine.bpe.segmenter import Segmenter
 from engine.compiled.pair_kernels import answer_strings, class_nodes, known_bytes
+from engine.kernels.flat import FlatTokenizer
+from engine.kernels.hash_kernels import EMPTY
+from engine.kernels.merge_kernels import new_memo
 
 Progress = Callable[[int, int, str], None]
 

@@ -32,8 +32,7 @@ import tokenizers
 from filelock import FileLock, Timeout
 
 from engine.alignment.openness import Openness
-from engine.kernels.flat import FlatTokenizer, table_of
-from engine.kernels.jit import cache_home
+from engine.bpe.flatten import table_of
 from engine.bpe.merges import MergeTable
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
@@ -41,11 +40,18 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, silent
 from engine.compiled.pair import STATE_ARRAYS, CompiledPair, State, compile_pair, digest_of
 from engine.compiled.suffixes import Suffixes
+from engine.kernels.flat import FlatTokenizer
+from engine.kernels.jit import cache_home
 
 FORMAT = 2
 _MOST_STATE_BYTES = 250_000_000  # of saved states of one pair; further ones live in memory only
 _WAIT_S = 3.0
-_CODE = ("bpe", "alignment", "compiled")  # what is not asked for here does not matter, but the list is simple
+_CODE = (
+    "kernels",
+    "bpe",
+    "alignment",
+    "compiled",
+)  # what is not asked for here does not matter, but the list is simple
 
 
 def open_pair(

@@ -26,8 +26,7 @@ import numpy as np
 from engine.alignment.openness import Openness
 from engine.alignment.token_range import Variants
 from engine.bpe.bounded_cache import BoundedCache
-from engine.kernels.flat import FlatTokenizer, flatten, joined
-from engine.kernels.hash_kernels import EMPTY, build_trie
+from engine.bpe.flatten import flatten
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
@@ -37,6 +36,8 @@ from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
 from engine.compiled.pair_kernels import CUT, GROWS, JOIN, NONE, SURE, settle_bytes, settle_characters
 from engine.compiled.suffixes import Suffixes, suffixes_of
+from engine.kernels.flat import FlatTokenizer, joined
+from engine.kernels.hash_kernels import EMPTY, build_trie
 
 NO_COLUMN = -1
 _MOST_STATES = 50_000  # pending parts that are remembered

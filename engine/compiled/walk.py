@@ -21,14 +21,14 @@ from engine.alignment.boundaries import Aligner
 from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.bounded_cache import BoundedCache
-from engine.kernels.flat import joined
-from engine.kernels.hash_kernels import EMPTY, build_trie
 from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
 from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
 from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.pair import CompiledPair, State
 from engine.compiled.walk_kernels import begin_words, find_leaves
 from engine.contexts.tree import ContextTree
+from engine.kernels.flat import joined
+from engine.kernels.hash_kernels import EMPTY, build_trie
 
 _NOT_ASKED = -2
 _CUT_INSIDE, _HOLDS_ADDED = 1, 2

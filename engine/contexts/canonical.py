@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.kernels.flat import FlatTokenizer
 from engine.bpe.pending import CutText, cut_text
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor, valid_utf8_prefix
 from engine.contexts.illegal import NOTHING, IllegalLists, IllegalTokens
 from engine.contexts.next_tokens import PAIR, NextTokensBook, State, Table
 from engine.contexts.tree import NO_NODE, ContextTree
+from engine.kernels.flat import FlatTokenizer
 from schemas.errors import IdentityError
 
 _MOST_STATES = 200_000

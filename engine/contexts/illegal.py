@@ -18,10 +18,11 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from engine.kernels.flat import FlatTokenizer, flatten
+from engine.bpe.flatten import flatten
 from engine.bpe.segmenter import Segmenter
 from engine.contexts.illegal_kernels import illegal_mass, illegal_pairs
 from engine.contexts.next_tokens import PAIR, NextTokens
+from engine.kernels.flat import FlatTokenizer
 from schemas.errors import IdentityError
 
 _MOST_IDS = 40_000_000

@@ -4,7 +4,7 @@ In: a class string as numbers, and a `CutProgram` (kernels/cut_program.py). Out:
 `certain` give them; the closures of bpe/pattern.py and the stages of bpe/pretokenizer.py are the slow twin.
 
 A pattern is run by backtracking, first alternative first, one unit at a time, and it is noted whether a unit past the end was
-asked for (lemma 5). Instructions: bpe/pattern.py.
+asked for (lemma 5). Instructions: kernels/instructions.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numba import boolean, int32, int64, types
 
 from engine.kernels.hash_kernels import find
+from engine.kernels.instructions import AHEAD, ATOMIC, JUMP, LINE_END, SPLIT, UNIT
 from engine.kernels.jit import kernel
-from engine.bpe.pattern import AHEAD, ATOMIC, JUMP, LINE_END, SPLIT, UNIT
 
 _NOT_AHEAD, _AHEAD, _ATOMIC = 0, 1, 2
 

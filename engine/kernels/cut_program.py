@@ -13,7 +13,7 @@ import numpy as np
 from engine.kernels.cut_kernels import CutProgram, ends_of
 from engine.kernels.flat import empty_table
 from engine.kernels.hash_kernels import put
-from engine.bpe.pattern import Code
+from engine.kernels.instructions import Code
 
 
 class CutMachine:

@@ -5,7 +5,8 @@ code. It is compiled at its first call, or for all of them by `python -m engine.
 
 numba keeps the code of a function beside a note of *its own file's* age. A function that calls one of another file holds a
 copy of that function's code, and would go on using an old one after an update. So the folder's name holds a hash of all files
-with compiled functions (those named `*kernels.py`): any change starts a new folder.
+with compiled functions (those named `*kernels.py`) and of those whose types and constants they hold (this package, and what is
+named `*_arrays.py`): any change starts a new folder.
 
 Compiled functions hold no reference to Python objects and release the interpreter's lock, so that threads run beside them.
 """
@@ -26,8 +27,10 @@ import numba
 _ENGINE = Path(__file__).resolve().parents[1]
 
 
-def _kernel_files() -> list[Path]:
-    return sorted([*_ENGINE.rglob("*kernels.py"), Path(__file__).resolve(), _ENGINE / "bpe" / "flat.py"])
+def kernel_files() -> list[Path]:
+    """All files on which machine code depends."""
+    here = Path(__file__).resolve().parent
+    return sorted({*_ENGINE.rglob("*kernels.py"), *_ENGINE.rglob("*_arrays.py"), *here.glob("*.py")})
 
 
 def cache_home() -> Path:
@@ -40,7 +43,7 @@ def cache_home() -> Path:
 
 def _code_folder() -> Path:
     digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
-    for file in _kernel_files():
+    for file in kernel_files():
         digest.update(file.read_bytes())
     return cache_home() / f"code-{digest.hexdigest()[:16]}"
 
@@ -69,7 +72,7 @@ def kernel(
     """
 
     def declare(function: Callable[..., Any]) -> Any:
-        counts = {} if allocates else {"_nrt": False}
+        counts: dict[str, Any] = {} if allocates else {"_nrt": False}
         compiled = numba.njit(nogil=True, cache=True, inline="always" if inline else "never", **counts)(function)
         _DECLARED.extend((compiled, each) for each in (types, also) if each)
         compile_one = compiled.compile

@@ -23,7 +23,6 @@ from engine.beam.frontier import Spending
 from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
-from engine.kernels.jit import compile_all
 from engine.bpe.segmenter import Segmenter, build_segmenter
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
@@ -33,6 +32,7 @@ from engine.compiled.pair import CompiledPair
 from engine.compiled.walk import StudentWalk
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
+from engine.kernels.jit import compile_all
 from engine.plan.regimes import bos_of, is_compiled, regimes_of
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from engine.targets.compiled_push import CompiledPush

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from engine.kernels.flat import flatten
+from engine.bpe.flatten import flatten
 from engine.bpe.successors import Successors
 from tests.support.vocabularies import EFFORT, merge_table, needs_shared, vocabulary
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from engine.alignment.rules import RuleBook, TeacherTokens
-from engine.kernels.jit import declared
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled.pair import STATE_ARRAYS, CompiledPair, compile_pair
+from engine.kernels.jit import declared
 from tests.alignment.test_openness import changed
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
 from tests.support.vocabularies import EFFORT, SHARED, merge_table, needs_shared, splitter, texts, vocabulary

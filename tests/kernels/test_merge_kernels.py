@@ -12,14 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.alignment.openness import Openness
-from engine.kernels.flat import FlatTokenizer, flatten
-from engine.kernels.jit import compile_all, declared
-from engine.kernels.merge_kernels import decided, illegal_after, new_memo, pair_is_canonical, prefix_tree, valid_utf8_end
+from engine.bpe.flatten import flatten
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
+from engine.kernels.flat import FlatTokenizer
+from engine.kernels.jit import compile_all, declared
+from engine.kernels.merge_kernels import (
+    decided,
+    illegal_after,
+    new_memo,
+    pair_is_canonical,
+    prefix_tree,
+    valid_utf8_end,
+)
 from schemas.errors import TokenizerError
 from tests.bpe.test_merges import adversarial_pairs, converted_tiktoken, loaded, ordinary, proper_merges, shuffled
 from tests.support.toys import SENTENCEPIECE, alphabet, strings, toy

@@ -8,21 +8,11 @@ import random
 import numpy as np
 import pytest
 
-from engine.kernels.flat import flatten, table_of
-from engine.kernels.hash_kernels import find, node_of, put, put_all
+from engine.bpe.flatten import flatten, table_of
 from engine.bpe.merges import MergeTable
 from engine.bpe.utf8 import successor
+from engine.kernels.hash_kernels import node_of
 from tests.support.vocabularies import ALL, EFFORT, merge_table, needs_shared, vocabulary, words
-
-
-def test_hash_tables_hold_what_was_put_there_last() -> None:
-    rng = np.random.default_rng(0)
-    keys, values = np.full(64, -1, np.int64), np.zeros(64, np.int32)
-    new = rng.integers(0, 1 << 40, 32)
-    put_all(keys, values, new, np.arange(32, dtype=np.int32))
-    put(keys, values, int(new[3]), np.int32(77))
-    assert [find(keys, values, int(k)) for k in new] == [77 if i == 3 else i for i in range(32)]
-    assert find(keys, values, 5) == -1
 
 
 def as_bytes(text: bytes) -> np.ndarray:
