@@ -77,10 +77,10 @@ def kernel(
         _DECLARED.extend((compiled, each) for each in (types, also) if each)
         compile_one = compiled.compile
 
-        def compile_in_order(wanted: Any) -> Any:
+        def compile_in_order(sig: Any) -> Any:
             """numba compiles in passing what a function calls, with its caller's options. So those called come first."""
             compile_declared()
-            return compile_one(wanted)
+            return compile_one(sig)
 
         compiled.compile = compile_in_order
         return compiled
