@@ -32,7 +32,7 @@ LEAST_FOLLOWED = 0.04  # of a leaf: lighter parts of it are not followed from on
 MOST_FOLLOWED = 4  # tokens
 FIRST_TURN = 0.5  # evaluations for each boundary in the first turn, and in the second; then twice as many in each
 LEVELS = 64  # of mass for each factor of two: what differs by less is chosen in the order of the text, not by rounding
-_SLACK = 1e-6
+_SLACK = 1e-6  # shares of a row add up to 1 as near as this; known ones are exponentials of differences of logs
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +207,17 @@ class Frontier:
         rest = 1.0 - closed - float(prob.sum())
         if not rest > -_SLACK:
             raise IdentityError(f"{self.product}: {closed!r} closed + {prob.sum()!r} listed > 1 behind {leaf.s!r}")
+        # Where all of the row is closed or listed nothing is left, and the difference of these sums is rounding, of either sign.
+        # That is all that a value below 0 can be here: what is further from 0 than _SLACK was raised.
+        rest = 0.0 if rest < 0 else rest
         out = self.splits.setdefault(leaf.k, _Split())
         # two entries for what is not listed: closed (decided if s has an answer of its own), and the rest (open)
         out.node += [leaf.node] * 2
         out.first += [int(first[0])] * 2
-        out.mass += [leaf.prob * closed, leaf.prob * max(rest, 0.0)]
+        out.mass += [leaf.prob * closed, leaf.prob * rest]
         out.open += [unsure, True]
         made = []
-        still = leaf.prob * (max(rest, 0.0) + closed * unsure) * scale  # share of the boundary that stays open
+        still = leaf.prob * (rest + closed * unsure) * scale  # share of the boundary that stays open
         for token, p, s, v, o in zip(
             tokens.tolist(), prob.tolist(), strings[1:], first[1:].tolist(), open_[1:].tolist(), strict=True
         ):

@@ -136,7 +136,7 @@ def check(ready: Scorer, product: str, table: pa.Table, talk: Sequence[Message],
 PRODUCTS = (TEACHER, "student/llama3", "student/gemma", "student/llama2", "student/same", "student/sub", BYTES)
 
 
-def test_every_side_is_aligned_and_only_assistants_are_scored(chatml: Scorer) -> None:
+def test_every_product_is_aligned_and_only_assistants_are_scored(chatml: Scorer) -> None:
     unit = chatml.score_unit([document(TALK)])
     assert unit.quarantine == [] and set(unit.products) == set(PRODUCTS)
     wanted = {"llama3": "beam", "gemma": "beam", "llama2": "beam", "same": "same", "sub": "subset"}
@@ -147,21 +147,21 @@ def test_every_side_is_aligned_and_only_assistants_are_scored(chatml: Scorer) ->
 
 
 @pytest.mark.parametrize("product", [TEACHER, "student/llama3", "student/gemma"])
-def test_the_line_is_what_the_side_reads(chatml: Scorer, product: str) -> None:
+def test_the_sequence_is_what_the_model_reads(chatml: Scorer, product: str) -> None:
     """With specials known, the whole rendered text has these tokens; literal specials in contents are the one difference."""
     talk = [Message(m.role, m.content.replace("<|", "<").replace("|>", ">").strip() or "y") for m in TALK]
     row = row_of(chatml.score_unit([document(talk)]).products[product])
-    side = chatml.stages.chat[product]
-    text = side.template.render(talk).text
-    tokenizer = side._marked[False]
-    if side.full.prefix_bytes:  # the tokens of template and contents are apart; their text is the same
+    encoder = chatml.stages.chat[product]
+    text = encoder.template.render(talk).text
+    tokenizer = encoder._marked[False]
+    if encoder.full.prefix_bytes:  # the tokens of template and contents are apart; their text is the same
         assert tokenizer.decode(row["token_ids"], skip_special_tokens=False) == tokenizer.decode(
             tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False
         )
     else:
-        said = [side.full.tokenizer.id_to_token(i) if i in side.full.specials else None for i in row["token_ids"]]
+        said = [encoder.full.tokenizer.id_to_token(i) if i in encoder.full.specials else None for i in row["token_ids"]]
         joined = b"".join(
-            name.encode() if name else side.full.token_bytes[i] or b""
+            name.encode() if name else encoder.full.token_bytes[i] or b""
             for i, name in zip(row["token_ids"], said, strict=True)
         )
         assert joined.decode() == text
@@ -169,10 +169,10 @@ def test_the_line_is_what_the_side_reads(chatml: Scorer, product: str) -> None:
 
 def test_special_strings_in_contents_are_plain_text(chatml: Scorer) -> None:
     for product in (TEACHER, "student/llama3"):
-        side = chatml.stages.chat[product]
+        encoder = chatml.stages.chat[product]
         ids = row_of(chatml.score_unit([document(TALK)]).products[product])["token_ids"]
         style = "chatml" if product == TEACHER else "llama3"
-        end = side.full.tokenizer.token_to_id(END_OF_TURN[style])
+        end = encoder.full.tokenizer.token_to_id(END_OF_TURN[style])
         turns = len(TALK) + (style == "chatml")  # one more for the system prompt that ChatML puts in
         assert ids.count(end) == turns, product
 
@@ -246,7 +246,7 @@ def test_contents_with_white_space_where_nobody_strips(folder: Path, chatml: Sco
         check(ready, product, table, SPACED)
 
 
-def test_where_all_sides_strip_the_stripped_content_is_scored(folder: Path) -> None:
+def test_where_all_products_strip_the_stripped_content_is_scored(folder: Path) -> None:
     teacher = chat_teacher(folder / "t-llama3", "llama3", ends=["<|eot_id|>"])
     ready = scorer(teacher, {"gemma": with_template(ASSETS / "student_sp", folder / "gemma-2", "gemma")})
     unit = ready.score_unit([document(SPACED)])
@@ -255,7 +255,7 @@ def test_where_all_sides_strip_the_stripped_content_is_scored(folder: Path) -> N
         check(ready, product, table, SPACED, strip=True)
 
 
-def test_sides_that_strip_differently_do_not_agree_on_what_is_said(chatml: Scorer) -> None:
+def test_products_that_strip_differently_do_not_agree_on_what_is_said(chatml: Scorer) -> None:
     unit = chatml.score_unit([document(TALK), document(SPACED, 1)])
     assert [(r["doc_id"], r["reason"]) for r in unit.quarantine] == [("d1", "template_alters_content")]
     assert "student/llama3" in unit.quarantine[0]["detail"] and "message 2" in unit.quarantine[0]["detail"]

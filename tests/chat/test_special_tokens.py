@@ -56,7 +56,7 @@ def test_by_default_they_are_plain_text() -> None:
     assert own["token_ids"].count(2047) == 1 and own["token_ids"][-1] == 2047  # the closing end only
 
 
-def test_a_special_is_a_boundary_on_every_side(ready: Scorer) -> None:
+def test_a_special_is_a_boundary_for_every_product(ready: Scorer) -> None:
     unit = ready.score_unit([document(TEXT), document("no special", 1)])
     assert not unit.quarantine
     for product, table in unit.products.items():
@@ -89,8 +89,8 @@ def test_the_teachers_rows_are_the_models_own(ready: Scorer) -> None:
 
 def test_a_special_without_a_partner_sets_the_document_aside(tmp_path: Path, ready: Scorer) -> None:
     teacher = with_template(ASSETS / "teacher", tmp_path / "t", "chatml")
-    sides = {"teacher": load_vocabulary(str(teacher)), "student/bl": ready.stages.students["student/bl"]}
-    made = SpecialSplitter.make(sides, (2047,), end=True, given=True)
+    vocabularies = {"teacher": load_vocabulary(str(teacher)), "student/bl": ready.stages.students["student/bl"]}
+    made = SpecialSplitter.make(vocabularies, (2047,), end=True, given=True)
     with pytest.raises(BadDocument, match=r"im_start.*role other.*student/bl") as caught:
         made.split("a<|im_start|>b")
     assert caught.value.reason == "special_without_partner"

@@ -1,4 +1,4 @@
-"""Lines of conversations against what transformers gives to users, on toy templates and on published tokenizers."""
+"""Texts and tokens of conversations against what transformers gives to users, on toy templates and published tokenizers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def rendered(folder: Path, text: str | None, talk: tuple[Message, ...], *, token
 @pytest.mark.parametrize("style", TEMPLATES)
 @pytest.mark.parametrize("source", ["teacher", "student_sp"])
 def test_rendered_text_is_what_transformers_gives(style: str, source: str, tmp_path: Path) -> None:
-    folder = with_template(ASSETS / source, tmp_path / "side", style)
+    folder = with_template(ASSETS / source, tmp_path / "t", style)
     encoder = encoder_of(folder)
     assert encoder.template.render(TALK).text == rendered(folder, None, TALK, tokenize=False)
 
@@ -64,7 +64,7 @@ def test_rendered_text_is_what_transformers_gives(style: str, source: str, tmp_p
     ],
 )
 def test_tokens_of_published_tokenizers_are_what_transformers_gives(name: str, text: str | None, end: str) -> None:
-    """Where nothing can merge over the seams of contents, the line is the encoding of the whole rendered string."""
+    """Where nothing can merge over the seams of contents, the sequence is the encoding of the whole rendered string."""
     folder = SHARED / "tokenizers" / name
     encoder = encoder_of(folder, text)
     sequence, spans = encoder.encode(TALK, [m.role == "assistant" for m in TALK], end=True)
