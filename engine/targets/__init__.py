@@ -1,6 +1,7 @@
 """What is stored: chunks of the teacher's next-token probabilities in, one Arrow table for each product out. On the way every
 position of every product (the teacher's own tokens, each student's tokens, bytes) gets its distribution over that product's
-vocabulary. What is kept of a distribution, the top-k and the mass of the tail among it, is computed in `positions` (`TopK`).
+vocabulary. What is kept of a distribution, the top-k and the mass of the tail among it, is computed in `positions` (`TopK`), for
+rows of compiled functions in `push_kernels` (`keep`).
 
 Files, in the order of the data:
   emit          a group of passages -> rows of every product, chunk by chunk

@@ -105,7 +105,7 @@ def check(unit: UnitResult, scorer: Scorer, docs: Sequence[Document], top_k: int
 
 
 def test_what_is_done_is_reported_behind_each_group() -> None:
-    made, reports, steps = demo(), list[tuple[int, int]](), list[str]()
+    made, reports, steps = demo(batch_tokens=256), list[tuple[int, int]](), list[str]()
     docs = documents([*demo_texts(30), ""])
     whole = made.score_unit(docs, lambda done, tokens: reports.append((done, tokens)))
     assert len(reports) > 2 and reports == sorted(set(reports))
