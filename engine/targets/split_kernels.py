@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, float32, float64, int32, int64, uint8
 
+from engine.compiled.pair_kernels import GROWS, SURE
 from engine.kernels.flat import FLAT
 from engine.kernels.hash_kernels import node_of
 from engine.kernels.jit import kernel
 from engine.kernels.merge_kernels import MEMO, decided, illegal_after, pair_is_canonical, prefix_tree
-from engine.compiled.pair_kernels import GROWS, SURE
 from engine.targets.push_arrays import NODES, TABLES, WORK, sums_type
 
 
