@@ -29,7 +29,7 @@ from benchmarks.fresh import SHARED, gsm8k, texts_of
 from benchmarks.real import MODELS, PAIRS, tokenizer_of
 from benchmarks.real_pair import Settings, run_of
 from benchmarks.stage_times import STAGES, StageTimes
-from engine.bpe.jit import compile_all
+from engine.kernels.jit import compile_all
 from engine.plan.regimes import regimes_of
 from engine.plan.vocabularies import load_vocabularies
 from engine.scoring.scorer import Scorer

@@ -32,8 +32,8 @@ from benchmarks.convergence import entropy, score, variation
 from benchmarks.fresh import gsm8k
 from benchmarks.plain import plain
 from benchmarks.stage_times import StageTimes
-from engine.bpe.jit import compile_all
 from engine.corpus.document import Document
+from engine.kernels.jit import compile_all
 from engine.plan.regimes import regimes_of
 from engine.plan.vocabularies import load_vocabularies
 from engine.scoring.scorer import Scorer
