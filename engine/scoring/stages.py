@@ -158,7 +158,13 @@ def derive_stages(
         top_k,
         real,
         {
-            product: _push_forward(run, book, regimes[product], teacher, vocabulary, ends)
+            product: _push_forward(
+                book,
+                targets.tolerance if regimes[product] == "beam" and product in strings else None,
+                teacher,
+                vocabulary,
+                ends,
+            )
             for product, book in books.items()
         },
         {
@@ -267,7 +273,7 @@ def _compiled_push(walk: StudentWalk, width: int, vocabulary: Vocabulary, ends: 
 
 
 def _push_forward(
-    run: RunConfig, book: RuleBook, regime: Regime, teacher: Teacher, vocabulary: Vocabulary, ends: tuple[int, ...]
+    book: RuleBook, tolerance: float | None, teacher: Teacher, vocabulary: Vocabulary, ends: tuple[int, ...]
 ) -> PushForward:
     return PushForward(
         book,
@@ -275,7 +281,7 @@ def _push_forward(
         end_ids=ends,
         special_ids=sorted(vocabulary.specials),
         device=teacher.device,
-        tolerance=run.targets.tolerance if regime == "beam" and run.targets.certified else None,
+        tolerance=tolerance,
     )
 
 
