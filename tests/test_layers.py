@@ -30,7 +30,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dataset": set(),
     "plan": {"corpus", "bpe", "chat", "alignment", "dataset"},
     "teacher": {"kernels", "bpe", "contexts", "alignment", "dataset"},
-    "beam": {"contexts", "alignment", "teacher", "dataset"},
     "targets": {
         "corpus",
         "kernels",
@@ -42,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "teacher",
         "dataset",
     },  # nothing of beam
+    "beam": {"contexts", "alignment", "compiled", "teacher", "dataset", "targets"},
     "scoring": {
         "corpus",
         "kernels",

@@ -7,6 +7,7 @@ Files, in the order of the data:
   leaves            the open leaves of every boundary, and how much mass each context brings there
   frontier          which open leaves of a document are split, and what becomes of their mass
   search            rounds of teacher evaluations for a group, until every document is done
+  compiled_search   the same for students with compiled boundaries: one round, spent where the expected error is largest
   calibration       the mean row behind each teacher token, from a sample of the corpus: what stays open is closed by it
   calibration_file  the same as a file of the output
 """

@@ -10,6 +10,7 @@ Files, in the order of the data:
   beam_rows     rows of any other student
   pushforward   masses of teacher tokens -> masses of student tokens at a batch of boundaries
   compiled_rows  the same rows by compiled functions, for large vocabularies in the regime fast
+  compiled_push  what these keep from group to group
   push_arrays   the arrays that these functions take and fill
   push_tables   the states of a compiled pair as tables by teacher id
   row_kernels   compiled: a row of probabilities -> its sums by cells
