@@ -23,7 +23,7 @@ from engine.scoring.scorer import Scorer
 from engine.scoring.stages import derive_stages
 from schemas.errors import RunFileError, TeacherError
 from schemas.runfile import parse_run
-from schemas.target import FLAG_BOUNDED, FLAG_END, FLAG_EXACT, FLAG_GIVEN, ROW_SCHEMA
+from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_END, FLAG_EXACT, FLAG_GIVEN, ROW_SCHEMA
 from tests.support.runs import write_subset
 from tests.support.tables import facts_of
 from tests.support.vocabularies import SHARED, needs_shared
@@ -129,6 +129,12 @@ def test_the_demo_assets(ready: Scorer):
         wanted = FLAG_EXACT if product == "teacher" else FLAG_EXACT | FLAG_BOUNDED
         assert (flat(table, "flags") & wanted != 0).all()
     assert (flat(unit.products["teacher"], "err") == 0).all()
+    tolerance = ready.stages.run.targets.tolerance
+    assert not ready.stages.run.targets.certified  # no run file names it: small vocabularies go by it all the same
+    for name in ("sp", "bl"):
+        err, flags = flat(unit.products[f"student/{name}"], "err"), flat(unit.products[f"student/{name}"], "flags")
+        np.testing.assert_array_equal(flags & FLAG_BUDGET != 0, err > tolerance)
+        assert (err > tolerance).any() and (err <= tolerance).any()
     for name in ("sp", "bl"):  # a trained teacher: the gold token is no surprise, in either vocabulary
         table = unit.products[f"student/{name}"].slice(0, 12)
         nats = -flat(table, "gold_logp").sum() / sum(len(d.text.encode()) for d in docs[:12])
