@@ -17,6 +17,7 @@ m = number of those tokens.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -113,6 +114,8 @@ class RuleBook:
         self.teacher, self.segmenter = teacher, segmenter
         self.student, self.merges, self.splitter = segmenter.vocabulary, segmenter.merges, segmenter.splitter
         self._openness = Openness(segmenter)
+        # where another has found out what is decided inside a pre-token (`Openness.settled`): (teacher ids, bytes of z) -> it
+        self.settled: Callable[[np.ndarray, int], np.ndarray] | None = None
         self._ranges: dict[tuple[bytes, bytes, bytes], TokenRange] = {}
         self._rules: dict[tuple[bytes, bytes, bytes, str, tuple[tuple[int, bytes], ...]], Rule] = {}
         # rules by content: strings of text are endless, different rules are few, memory is for some 60 million tokens in them
@@ -185,6 +188,8 @@ class RuleBook:
                 begin, end = self.teacher.range_of(z)
                 rest = [lead + piece[len(z) :] for piece in self.teacher.pieces[begin:end]]
                 known = TokenRange(self.segmenter, self.teacher.ids[begin:end], rest, partial)
+                if self.settled is not None and not (lead or partial):
+                    known.settled = self.settled(known.tokens, len(z))
             self._ranges[key] = known
         return known
 

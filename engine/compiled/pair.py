@@ -174,6 +174,12 @@ class CompiledPair:
         """int32, rising: the columns whose tokens may not be joined to a student token (lemma 3); remembered."""
         return self._successors.illegal_after(token)
 
+    def settled(self, tokens: np.ndarray, depth: int) -> np.ndarray:
+        """int64 [m], for teacher ids: of what follows their first `depth` bytes, the first student token where it is decided
+        inside a pre-token (lemma 15 a), else -1. What `Openness.settled` says of the range of these tokens."""
+        begin = self.suffixes.token_start_R[self.teacher.rank_V[tokens]] + depth
+        return self.answers[b""].settled[self.suffixes.suffix_of[begin]].astype(np.int64)
+
     def decode(self, state: State, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(first int64, -1 for none; action int8, NONE, CUT or JOIN; open bool) of cells: what `Rule` holds."""
         size = len(self.columns)

@@ -152,6 +152,8 @@ def derive_stages(
     strings = {p: StringRules(vocabulary, book) for p, book in books.items() if p not in compiled}
     aligners = {p: Aligner(book, vocabulary.prefix_bytes, strings.get(p)) for p, book in books.items()}
     walks = {p: StudentWalk(_pair(segmenter, books[p], progress), aligners[p]) for p in sorted(compiled)}
+    for product, walk in walks.items():
+        books[product].settled = walk.pair.settled  # for the few boundaries that the rules make
     expansions = _expansions(run, vocabulary, students, regimes)
     top_k = {product: targets.bytes_top_k if product == BYTES else targets.top_k for product in products}
     emitter = Emitter(

@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.alignment.openness import Openness
 from engine.alignment.rules import RuleBook, TeacherTokens
+from engine.alignment.token_range import TokenRange
 from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled.pair import STATE_ARRAYS, CompiledPair, compile_pair
+from engine.compiled.pair_kernels import SURE
 from engine.kernels.jit import declared
 from tests.alignment.test_openness import changed
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
@@ -75,6 +78,7 @@ class Twins:
         self.pair: CompiledPair = compile_pair(teacher, student, merges=tables, splitter=split)
         self.tokens = TeacherTokens(teacher)
         self.book = RuleBook(self.tokens, Segmenter(student, tables[1], split))
+        self.openness = Openness(self.book.segmenter)
         self.compared, self.joined, self.opened, self.excluded = 0, 0, 0, 0
 
     def compare(self, left: str, lead: bytes, beginnings: Iterable[bytes]) -> None:
@@ -97,10 +101,20 @@ class Twins:
             cuts_inside = any(rule.variants[v][0] for v in set(rule.variant.tolist()))
             assert not (state.simple and cuts_inside), here
             self._ends(left, lead, z, begin, number)
+            if not lead:
+                self._settled(z, begin, end)
             self.compared += end - begin
             self.joined += int((action == 2).sum())
             self.opened += int(opened.sum())
             self.excluded += int((first < 0).sum())
+
+    def _settled(self, z: bytes, begin: int, end: int) -> None:
+        """What the rules take from a pair is what they would find out."""
+        ids, every = self.tokens.ids[begin:end], np.arange(end - begin)
+        span = TokenRange(self.book.segmenter, ids, [piece[len(z) :] for piece in self.tokens.pieces[begin:end]])
+        np.testing.assert_array_equal(
+            self.pair.settled(ids, len(z)), self.openness.settled(span, every), err_msg=repr(z)
+        )
 
     def _ends(self, left: str, lead: bytes, z: bytes, begin: int, number: np.ndarray) -> None:
         state, split = self.pair.state(left, lead), self.pair.splitter
@@ -108,7 +122,7 @@ class Twins:
             r = lead + self.tokens.pieces[begin + i][len(z) :]
             _, _, stop, sure = split.locate(left, split.canonical(split.classes(r)))
             assert state.stop_U[number[i]] == len(self.book.segmenter.units(r, stop)), r
-            assert state.sure_U[number[i]] == sure, r
+            assert (state.sure_U[number[i]] == SURE) == sure, r
 
 
 @needs_shared
