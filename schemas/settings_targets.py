@@ -39,7 +39,7 @@ class TargetsConfig(SettingsTable):
         "that is the lossless value).",
     )
     target_error: float = key(
-        0.005,
+        0.002,
         semantic=True,
         ge=0,
         lt=1,

@@ -33,7 +33,7 @@ from engine.teacher.incremental import OpenBatch
 from engine.teacher.packing import Window
 from engine.teacher.softmax import Logits, Softmax
 
-RISK, RISK_OF_CUTS = 0.004, 0.4
+RISK, RISK_OF_CUTS = 0.002, 1.0
 """Share of an open leaf's mass that belongs to another student token than the leaf is closed to: in general, and where what comes
 next may cut inside what is pending behind it."""
 LEVELS = 16  # of expected error for each factor of two: what differs by less is taken in the order of the text, not by rounding
