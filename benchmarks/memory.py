@@ -13,7 +13,7 @@ import torch
 
 from engine.alignment.passage import Passage, ProductView
 from engine.contexts.tree import ContextTree
-from engine.targets.emit import Emitter
+from engine.scoring.emit import Emitter
 
 POSITIONS, VOCABULARY, HIDDEN, TOP_K = 8192, 151_936, 64, 64
 

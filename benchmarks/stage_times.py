@@ -29,7 +29,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "beam": ("engine.beam.search:BeamSearch.search",),
     "softmax": ("engine.teacher.softmax:Softmax._probabilities",),
     "non-canonical": ("engine.contexts.illegal:IllegalTokens.mass",),
-    "push": ("engine.targets.compiled_rows:CompiledRows.__init__", "engine.targets.compiled_rows:CompiledRows.take"),
+    "push": ("engine.push.compiled_rows:CompiledRows.__init__", "engine.push.compiled_rows:CompiledRows.take"),
     "push slow": ("engine.targets.beam_rows:BeamRows.__init__", "engine.targets.beam_rows:BeamRows.take"),
     "exact rows": ("engine.targets.exact_rows:ExactRows.take",),
     "own rows": ("engine.targets.teacher_rows:TeacherRows.take",),

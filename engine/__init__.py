@@ -12,8 +12,9 @@ teacher's distribution over the student's tokens, with what is left open. No Ray
   dataset     the output, a folder or a bucket (docs/format.md)
   plan        run file, tokenizers, teacher -> the plan and its fingerprint
   teacher     contexts -> hidden states -> chunks of probabilities
-  beam        where more teacher evaluations are spent, and what they give (section 5)
   targets     probabilities -> what is stored at each position
+  push        the same by compiled functions, for large vocabularies
+  beam        where more teacher evaluations are spent, and what they give (section 5)
   scoring     a unit of documents -> its tables: all of the above, loaded once
   verify      an output beside its plan, its corpus and the live teacher
   reader      for trainers: files -> batches; stands alone

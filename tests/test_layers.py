@@ -30,18 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dataset": set(),
     "plan": {"corpus", "bpe", "chat", "alignment", "dataset"},
     "teacher": {"kernels", "bpe", "contexts", "alignment", "dataset"},
-    "targets": {
-        "corpus",
-        "kernels",
-        "bpe",
-        "chat",
-        "contexts",
-        "alignment",
-        "compiled",
-        "teacher",
-        "dataset",
-    },  # nothing of beam
-    "beam": {"contexts", "alignment", "compiled", "teacher", "dataset", "targets"},
+    "targets": {"corpus", "bpe", "chat", "contexts", "alignment", "compiled", "teacher", "dataset"},  # nothing of beam
+    "push": {"kernels", "bpe", "alignment", "compiled", "teacher", "targets"},
+    "beam": {"contexts", "alignment", "compiled", "teacher", "dataset", "push", "targets"},
     "scoring": {
         "corpus",
         "kernels",
@@ -54,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "plan",
         "teacher",
         "beam",
+        "push",
         "targets",
     },
     "verify": {"corpus", "dataset", "plan", "teacher", "beam", "scoring"},

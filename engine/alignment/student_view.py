@@ -1,4 +1,4 @@
-"""The boundaries of one passage for one student as plain arrays: compiled/walk.py makes them, targets/compiled_rows.py takes
+"""The boundaries of one passage for one student as plain arrays: compiled/walk.py makes them, push/compiled_rows.py takes
 them.
 
 They say what a list of `Boundary` (alignment/boundaries.py) says, but that a boundary has the number of a compiled state

@@ -55,7 +55,7 @@ COMPILED_FROM = 65_536
 
 
 def is_compiled(targets: TargetsConfig, regime: str, teacher: Vocabulary, student: Vocabulary) -> bool:
-    """Whether a student's boundaries are pushed forward by compiled functions (targets/compiled_rows.py): in the regime fast, and
+    """Whether a student's boundaries are pushed forward by compiled functions (push/compiled_rows.py): in the regime fast, and
     in beam where evaluations are spent by expected error, not for a certified width."""
     spent = regime == "fast" or (regime == "beam" and not targets.certified)
     return spent and teacher.size + student.size >= COMPILED_FROM

@@ -35,10 +35,10 @@ from engine.contexts.canonical import CanonicalNext
 from engine.kernels.jit import compile_all
 from engine.plan.regimes import bos_of, is_compiled, regimes_of
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
-from engine.targets.compiled_push import CompiledPush
-from engine.targets.emit import Emitter
+from engine.push.compiled_push import CompiledPush
+from engine.push.push_tables import TableStore
+from engine.scoring.emit import Emitter
 from engine.targets.exact_rows import Refinement
-from engine.targets.push_tables import TableStore
 from engine.targets.pushforward import PushForward
 from engine.targets.teacher_rows import JoinedEnds, Statistics
 from engine.teacher.model import Teacher, load_teacher

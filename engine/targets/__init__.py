@@ -1,21 +1,13 @@
 """What is stored: chunks of the teacher's next-token probabilities in, one Arrow table for each product out. On the way every
 position of every product (the teacher's own tokens, each student's tokens, bytes) gets its distribution over that product's
 vocabulary. What is kept of a distribution, the top-k and the mass of the tail among it, is computed in `positions` (`TopK`), for
-rows of compiled functions in `push_kernels` (`keep`).
+rows of compiled functions in engine/push (`push_kernels.keep`).
 
 Files, in the order of the data:
-  emit          a group of passages -> rows of every product, chunk by chunk
   teacher_rows  rows over the teacher's own tokens, statistics of them, and its hidden states
   exact_rows    rows of a student that refines the teacher (a subset of its vocabulary), or of bytes
   beam_rows     rows of any other student
   pushforward   masses of teacher tokens -> masses of student tokens at a batch of boundaries
-  compiled_rows  the same rows by compiled functions, for large vocabularies in the regime fast
-  compiled_push  what these keep from group to group
-  push_arrays   the arrays that these functions take and fill
-  push_tables   the states of a compiled pair as tables by teacher id
-  row_kernels   compiled: a row of probabilities -> its sums by cells
-  split_kernels  compiled: what a leaf gives to which token, and how an open leaf is split
-  push_kernels  compiled: sums of rows -> what boundaries store
   positions     what is kept of each position: top-k, mass of the tail, gold token, shares
   sampling      what is kept instead in the codec `sample`: tokens drawn, with counts
   tables        rows -> one table for each product, a row for each document
@@ -25,17 +17,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.targets.emit import Emitter
     from engine.targets.exact_rows import Refinement
     from engine.targets.positions import TargetRows, TopK
     from engine.targets.pushforward import PushForward
     from engine.targets.sampling import Sample
     from engine.targets.tables import table_of
 
-__all__ = ["Emitter", "PushForward", "Refinement", "Sample", "TargetRows", "TopK", "table_of"]
+__all__ = ["PushForward", "Refinement", "Sample", "TargetRows", "TopK", "table_of"]
 
 _FILE_OF = {
-    "Emitter": "emit",
     "PushForward": "pushforward",
     "Refinement": "exact_rows",
     "Sample": "sampling",

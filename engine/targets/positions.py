@@ -2,7 +2,7 @@
 
 The tail of a position is all tokens but its K likeliest. Its mass is computed in `TopK._keep`: the sum of the masses that are
 left when the K largest are taken out, and checked: stored mass + tail = all mass (`check_total`). Rows of compiled functions come
-with their tail, summed in the same way (`keep` in targets/push_kernels.py) and checked here, too (`TopK.write_best`). For the
+with their tail, summed in the same way (`keep` in push/push_kernels.py) and checked here, too (`TopK.write_best`). For the
 codec `sample`, which draws tokens instead, see targets/sampling.py.
 
 Letters: N positions of one product over a group of passages, J positions written at once, V ids, K top_k, P places asked for.

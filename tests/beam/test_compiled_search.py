@@ -23,13 +23,13 @@ from engine.teacher.evaluate import hidden_states
 from engine.teacher.incremental import OpenBatch
 from schemas.runfile import parse_run
 from tests.beam.test_search import MODES, BeamCase, finite_cases, targets_of
+from tests.push.test_compiled_rows import ASSETS, ROOT, TEXTS, flat
+from tests.push.test_compiled_truth import Compiled
 from tests.scoring.test_scorer import documents
 from tests.support.beams import CONFIG
 from tests.support.pairs import STUDENT, stored
 from tests.support.table_model import TableModel
 from tests.support.vocabularies import EFFORT
-from tests.targets.test_compiled_rows import ASSETS, ROOT, TEXTS, flat
-from tests.targets.test_compiled_truth import Compiled
 
 EVERYTHING = Spending(target_error=0.0, per_token=1e6, rounds=12)
 

@@ -25,4 +25,4 @@ def test_all_that_compiled_functions_can_hold_names_the_folder(path: Path) -> No
 
 
 def test_some_of_it_lies_in_other_packages() -> None:
-    assert "engine/targets/push_arrays.py" in {name_of(path) for file in kernel_files() for path in files_used(file)}
+    assert "engine/push/push_arrays.py" in {name_of(path) for file in kernel_files() for path in files_used(file)}

@@ -20,7 +20,7 @@ from engine.beam.leaves import LeafFinder
 from engine.beam.search import BeamSearch
 from engine.beam.sketch import Sketcher
 from engine.bpe.vocabulary import Vocabulary
-from engine.targets.emit import Emitter
+from engine.scoring.emit import Emitter
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
 from engine.teacher.incremental import OpenBatch

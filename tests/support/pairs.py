@@ -29,7 +29,7 @@ from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
 from engine.contexts.tree import ContextTree
-from engine.targets.emit import Emitter
+from engine.scoring.emit import Emitter
 from engine.targets.exact_rows import Refinement
 from engine.targets.positions import TopK
 from engine.targets.pushforward import PushForward

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import engine.push.compiled_rows as compiled_rows
 import engine.scoring.stages as stages_module
-import engine.targets.compiled_rows as compiled_rows
 from engine.beam.search import BeamSearch
 from engine.scoring.scorer import Scorer
 from schemas.runfile import parse_run

@@ -1,9 +1,9 @@
 """The tables that compiled push-forwards look up, put together from the states of one compiled pair.
 
-In: a `CompiledPair` and the states that boundaries name (compiled/walk.py). Out: `Tables` (targets/push_arrays.py): each state's
+In: a `CompiledPair` and the states that boundaries name (compiled/walk.py). Out: `Tables` (push/push_arrays.py): each state's
 cells by teacher id, so that a row of probabilities is added up as it comes, without being put into another order.
 
-Letters as in targets/push_arrays.py.
+Letters as in push/push_arrays.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import numpy as np
 
 from engine.compiled.pair import CompiledPair, State
-from engine.targets.push_arrays import Tables
+from engine.push.push_arrays import Tables
 
 MOST_ODD = 4096
 """Odd cells of one state at most; a state with more goes by the slow rules."""

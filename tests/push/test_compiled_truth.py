@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.targets.compiled_rows as compiled_rows
+import engine.push.compiled_rows as compiled_rows
 from engine.alignment.passage import Passage
 from engine.bpe.segmenter import build_segmenter
 from engine.compiled.pair import compile_pair
 from engine.compiled.walk import StudentWalk
-from engine.targets.compiled_push import CompiledPush
-from engine.targets.push_tables import TableStore
+from engine.push.compiled_push import CompiledPush
+from engine.push.push_tables import TableStore
 from tests.beam.test_search import MODES, finite_cases, targets_of
 from tests.support.pairs import STUDENT, Pair, cases, random_pair, stored
 from tests.support.vocabularies import EFFORT

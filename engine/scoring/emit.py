@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from engine.alignment.passage import Passage
+from engine.push.compiled_push import CompiledPush
+from engine.push.compiled_rows import CompiledRows
 from engine.targets.beam_rows import BeamRows
-from engine.targets.compiled_push import CompiledPush
-from engine.targets.compiled_rows import CompiledRows
 from engine.targets.exact_rows import ExactRows, Refinement
 from engine.targets.positions import TargetRows, TopK
 from engine.targets.pushforward import PushForward

@@ -1,13 +1,13 @@
 """Compiled: rows of teacher probabilities -> what a student's boundaries store, without a Python object per boundary.
 
-In: the sums of a window of contexts (targets/row_kernels.py), the boundaries of one passage as arrays (compiled/walk.py) and the
+In: the sums of a window of contexts (push/row_kernels.py), the boundaries of one passage as arrays (compiled/walk.py) and the
 tables of their states. Out: per boundary the top-k, tail, gold and the masses of definition 8. The slow twin is
 targets/pushforward.py with the splits of beam/frontier.py.
 
 A context's row meets a boundary in three ways. *Its own boundary*, where the context ends: all tokens begin there, and the
 boundary takes the row's sums. *A later boundary*, inside some of its tokens: these are one range of the sorted vocabulary,
 and are taken one by one. *An earlier boundary*, of which the context is behind an open leaf: the row splits the leaf
-(targets/split_kernels.py).
+(push/split_kernels.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numba import boolean, float32, float64, int64
 from engine.kernels.flat import FLAT
 from engine.kernels.jit import kernel
 from engine.kernels.merge_kernels import MEMO
-from engine.targets.push_arrays import BOUNDS, NODES, STORED, TABLES, WORK, sums_type
-from engine.targets.split_kernels import decode, illegal_of, note, put, settle_leaf, spill, split
+from engine.push.push_arrays import BOUNDS, NODES, STORED, TABLES, WORK, sums_type
+from engine.push.split_kernels import decode, illegal_of, note, put, settle_leaf, spill, split
 
 
 @kernel(float64[::1], int64[::1], int64, float64, int64)

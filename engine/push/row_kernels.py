@@ -1,6 +1,6 @@
 """Compiled: a row of teacher probabilities -> its sums by the cells of the student's state where the row's context ends.
 
-In: rows of a window. Out: `Sums` (targets/push_arrays.py): a boundary where a context ends, and an open leaf that a context
+In: rows of a window. Out: `Sums` (push/push_arrays.py): a boundary where a context ends, and an open leaf that a context
 splits, need no more of the row than these, whatever the boundary. Heavy tokens, and tokens behind which a context is
 evaluated, stay out of the sums and are listed: whether one of them is split depends on the boundary, and so nothing is
 subtracted afterwards.
@@ -12,7 +12,7 @@ import numpy as np
 from numba import float32, float64, int32, int64
 
 from engine.kernels.jit import kernel
-from engine.targets.push_arrays import TABLES, sums_type
+from engine.push.push_arrays import TABLES, sums_type
 
 
 def _add_up_rows(t, prob_RV, begin, end, table_R, special_ids, kid_start, kid_token, kid_node, least, acc, sums):

@@ -17,11 +17,11 @@ import torch
 
 from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import StudentView
-from engine.targets.compiled_push import CompiledPush, Window
+from engine.push.compiled_push import CompiledPush, Window
+from engine.push.push_arrays import NOTED, Bounds, Nodes, Stored
+from engine.push.push_kernels import push
+from engine.push.row_kernels import add_up_rows
 from engine.targets.positions import SLACK, TargetRows
-from engine.targets.push_arrays import NOTED, Bounds, Nodes, Stored
-from engine.targets.push_kernels import push
-from engine.targets.row_kernels import add_up_rows
 from engine.teacher.group import Group
 from engine.teacher.softmax import Chunk
 from schemas.errors import IdentityError

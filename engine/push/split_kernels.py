@@ -1,6 +1,6 @@
 """Compiled: what a leaf gives to which student token, and how an open leaf is split by the row behind it.
 
-In: one leaf of one boundary, and the sums of rows (targets/row_kernels.py). Out: masses in the scratch of the boundary.
+In: one leaf of one boundary, and the sums of rows (push/row_kernels.py). Out: masses in the scratch of the boundary.
 docs/design.md, definitions 7 and 8, lemmas 2, 15, 16 and 21; the slow twins are targets/pushforward.py and beam/frontier.py.
 """
 
@@ -14,7 +14,7 @@ from engine.kernels.flat import FLAT
 from engine.kernels.hash_kernels import node_of
 from engine.kernels.jit import kernel
 from engine.kernels.merge_kernels import MEMO, decided, illegal_after, pair_is_canonical, prefix_tree
-from engine.targets.push_arrays import NODES, TABLES, WORK, sums_type
+from engine.push.push_arrays import NODES, TABLES, WORK, sums_type
 
 
 @kernel(FLAT, TABLES, int64, WORK)

@@ -1,0 +1,31 @@
+"""The push-forward by compiled functions, for students with large vocabularies: chunks of the teacher's next-token probabilities
+and a passage's boundaries as arrays (engine/compiled) in; rows over the student's vocabulary out, or the open leaves that more
+teacher evaluations could settle. The slow twin is engine/targets (beam_rows, pushforward) with engine/beam.
+
+Files, in the order of the data:
+  push_arrays    the arrays that the functions take and fill
+  push_tables    the states of a compiled pair as tables by teacher id
+  compiled_push  what is kept of one student from group to group
+  row_kernels    compiled: a row of probabilities -> its sums by cells
+  split_kernels  compiled: what a leaf gives to which token, and how an open leaf is split
+  push_kernels   compiled: sums of rows -> what boundaries store, the top-k and the mass of the tail among it (`keep`)
+  compiled_rows  one product of one group, chunk by chunk: rows, or open leaves
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.push.compiled_push import CompiledPush
+    from engine.push.compiled_rows import CompiledRows, OpenLeaves
+
+__all__ = ["CompiledPush", "CompiledRows", "OpenLeaves"]
+
+_FILE_OF = {"CompiledPush": "compiled_push", "CompiledRows": "compiled_rows", "OpenLeaves": "compiled_rows"}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: torch and numba take seconds."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
