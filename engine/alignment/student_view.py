@@ -21,7 +21,8 @@ NO_STATE = -1
 class StudentView:
     """Boundaries of one passage for one student. K = n + 1, one for each student token and one behind the last.
 
-    place_K: int32, byte of prefix + text. last_K: int32, student token before it, -1 for none. state_K: int32, number of the
+    place_K: int32, byte of prefix + text. last_K: int32, student token before it, -1 for none. begin_K: int64, byte
+    where the student's pending part begins there. state_K: int32, number of the
     state in `states`, -1 where slow. slow_K: bool. end_counts_K: bool, as `Boundary.end_counts`.
     Leaves (definition 6) of boundary k: leaf_start[k] .. leaf_start[k + 1] (int64 [K+1]) of leaf_node, the context; leaf_lo,
     leaf_hi, the ranks of the teacher tokens that start with the bytes from there to the boundary and are longer; leaf_depth,
@@ -35,6 +36,7 @@ class StudentView:
 
     place_K: np.ndarray
     last_K: np.ndarray
+    begin_K: np.ndarray
     state_K: np.ndarray
     slow_K: np.ndarray
     end_counts_K: np.ndarray

@@ -54,6 +54,7 @@ class StudentWalk:
         self.segmenter = aligner.book.segmenter
         self.states: list[State] = []
         self._number: dict[int, int] = {}
+        self._kept_variants: dict[tuple[int, tuple[bool, ...]], int] = {}
         self._units = np.zeros(1, np.int32)  # of each state, 0 for simple ones; the last entry stands for NO_STATE
         self._automaton = PendingAutomaton(self.segmenter.splitter)
         self._of_pending = np.full(
@@ -79,10 +80,9 @@ class StudentWalk:
         state_K = pending.state_I[:K].copy()
         if lead:
             state_K[0] = self._numbered("", lead)
-        state_K[self._units[state_K] > 0] = (
-            NO_STATE  # with cuts inside what is pending, for rows that split leaves only
-        )
-        end_counts = self._check_pending(lead + text, ids, own_K, pending, state_K)
+        apart = self._units[state_K] > 0
+        self._settle_cuts(lead + text, ids, own_K, pending, state_K)
+        end_counts = self._check_pending(lead + text, ids, own_K, pending, state_K, apart)
         if lead:  # not where the student's prefix stands alone: the empty text has no tokens
             end_counts[1:] &= ends_K[1:] > 0
         slow_K = state_K == NO_STATE
@@ -100,6 +100,7 @@ class StudentWalk:
         return StudentView(
             place_K=place.astype(np.int32),
             last_K=np.array([-1, *ids], np.int32),
+            begin_K=pending.begin_I[:K] - (len(lead) - len(prefix)),
             state_K=state_K,
             slow_K=slow_K,
             end_counts_K=end_counts & (np.diff(at_start) > 0),
@@ -222,8 +223,41 @@ class StudentWalk:
             self._units = np.append(np.insert(self._units[:-1], number, state.units), 0).astype(np.int32)
         return number
 
-    def _check_pending(
+    def _settle_cuts(
         self, data: bytes, ids: Sequence[int], own_K: np.ndarray, pending: _Pending, state_K: np.ndarray
+    ) -> None:
+        """Boundaries behind a pending part that what follows may cut inside: a state of their own, in which no token begins
+        behind cuts that the student's own tokens contradict (definition 7, NONE)."""
+        apart = np.flatnonzero(self._units[state_K] > 0).tolist()
+        index_of = {e: k for k, e in enumerate(own_K.tolist())} if apart else {}
+        for k in apart:
+            number, begin = int(state_K[k]), int(pending.begin_I[k])
+            if pending.doubt_I[k] & _HOLDS_ADDED or begin not in index_of:
+                state_K[k] = NO_STATE
+                continue
+            state, part, tokens = self.states[number], data[begin : int(own_K[k])], tuple(ids[index_of[begin] : k])
+            keeps = tuple(self._agrees(part, cuts, seam, tokens, state.units) for cuts, seam in state.variants)
+            known = self._kept_variants.get((number, keeps))
+            if known is None:
+                none, size = 2 * len(state.join_C), len(state.join_C)
+                odd = state.cell_U >= none + 2
+                opened = np.where(odd, np.append(state.odd_open, 0)[np.where(odd, state.cell_U - none - 2, 0)], 0)
+                opened = np.where(odd, opened, np.where(state.cell_U < none, state.cell_U >= size, state.cell_U - none))
+                gone = ~np.array(keeps)[state.variant_U]
+                cell = np.where(gone, none + opened, state.cell_U).astype(np.int32)
+                known = self._kept_variants[number, keeps] = len(self.states)
+                self.states.append(replace(state, cell_U=cell, simple=True, units=0))
+                self._units = np.append(self._units, 0).astype(np.int32)
+            state_K[k] = known
+
+    def _check_pending(
+        self,
+        data: bytes,
+        ids: Sequence[int],
+        own_K: np.ndarray,
+        pending: _Pending,
+        state_K: np.ndarray,
+        apart_K: np.ndarray,
     ) -> np.ndarray:
         """bool [K]: whether a text that ends at the boundary has the student's own tokens. Encodes what is pending, where that
         is in doubt, and takes the state from boundaries where the tokens contradict it (definition 7, NONE).
@@ -232,7 +266,8 @@ class StudentWalk:
         merges (lemma 1), as long as no added text and no word of `ignore_merges` is in it.
         """
         counts = np.ones(len(own_K), bool)
-        doubtful = np.flatnonzero((pending.doubt_I[: len(own_K)] > 0) & (state_K != NO_STATE)).tolist()
+        doubtful = (pending.doubt_I[: len(own_K)] > 0) | apart_K  # the text itself may cut inside what is pending
+        doubtful = np.flatnonzero(doubtful & (state_K != NO_STATE)).tolist()
         if not doubtful:
             return counts
         splitter, index_of = self.segmenter.splitter, {e: k for k, e in enumerate(own_K.tolist())}

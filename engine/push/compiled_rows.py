@@ -143,6 +143,7 @@ class CompiledRows:
             horizon_K=ends[np.maximum(need, 0)].astype(np.int32) if len(order) else place.astype(np.int32),
             gold_K=self.rows.gold[self.rows.start[i] : self.rows.start[i] + positions].astype(np.int64),
             lead=np.frombuffer(bytearray(store.pair.vocabulary.prefix_bytes), np.uint8),
+            begin_K=view.begin_K.astype(np.int32),
         )
         return _Passage(nodes, bounds, order, need[:positions], from_K[:positions], place_in_order)
 

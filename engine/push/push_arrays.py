@@ -133,7 +133,7 @@ NODES = types.NamedTuple(
 class Bounds(NamedTuple):
     """A passage's boundaries; see StudentView. table_K: int32. pruned_K: float64, log-weight (nats) that bounds the mass of
     contexts that were not evaluated. horizon_K: int32, byte up to which leaves are followed. gold_K: int64. lead: uint8, the
-    student's prefix, which stands before the strings of boundary 0."""
+    student's prefix, which stands before the strings of boundary 0. begin_K: int32, byte where the pending part begins."""
 
     place_K: np.ndarray
     last_K: np.ndarray
@@ -150,13 +150,14 @@ class Bounds(NamedTuple):
     horizon_K: np.ndarray
     gold_K: np.ndarray
     lead: np.ndarray
+    begin_K: np.ndarray
 
 
 BOUNDS = types.NamedTuple(
     [
         int32[::1], int32[::1], int32[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1],
         int64[::1], int32[::1], uint8[::1],
-        float64[::1], int32[::1], int64[::1], uint8[::1],
+        float64[::1], int32[::1], int64[::1], uint8[::1], int32[::1],
     ],
     Bounds,
 )  # fmt: skip
@@ -167,9 +168,9 @@ class Work(NamedTuple):
     without a column, and their mass. illegal_at, illegal_end: int64 [Vs], where in `illegal` the columns lie that may not
     follow a token, -1: not listed yet. counts: int64 [5], used part of `illegal`, spilt tokens, folds and listed tokens so
     far, open leaves noted of this boundary (-1: none is to be). note_node, note_token: int64, note_mass: float64, these.
-    mine: columns that may not follow the boundary's last token, is_illegal_C marks them. stack: int64 [.., 3], leaves to be
-    split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open, excluded,
-    live."""
+    kept: int32, room for a copy of `first`. mine: columns that may not follow the boundary's last token, is_illegal_C
+    marks them. stack: int64 [.., 3], leaves to be split: node, token that
+    closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open, excluded, live."""
 
     mass_C: np.ndarray
     old_C: np.ndarray
@@ -195,6 +196,7 @@ class Work(NamedTuple):
     note_node: np.ndarray
     note_token: np.ndarray
     note_mass: np.ndarray
+    kept: np.ndarray
 
 
 WORK = types.NamedTuple(
@@ -202,7 +204,7 @@ WORK = types.NamedTuple(
         float64[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int64[::1], int64[::1],
         uint64[::1], int32[::1], uint8[::1],
         int64[::1], int32[::1], int32[::1], int32[::1], uint8[::1], int64[:, ::1], float64[::1], float64[::1],
-        int64[::1], float64[::1], int64[::1], int64[::1], float64[::1],
+        int64[::1], float64[::1], int64[::1], int64[::1], float64[::1], int32[::1],
     ],
     Work,
 )  # fmt: skip
@@ -235,6 +237,7 @@ def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 2
         note_node=np.empty(NOTED, np.int64),
         note_token=np.empty(NOTED, np.int64),
         note_mass=np.empty(NOTED),
+        kept=np.empty(2 * LONGEST + 2, np.int32),
     )
 
 

@@ -314,7 +314,8 @@ def _push(s, t, nodes, bounds, prob_RV, sums, end_ids, other_ids, end_id, begin,
                 )  # fmt: skip
         while waiting > 0:
             waiting = split(
-                s, t, nodes, prob_RV, sums, lead, place, last, horizon, waiting - 1, least, words, memo, w
+                s, t, nodes, prob_RV, sums, lead, place, np.int64(bounds.begin_K[k]), last, horizon, waiting - 1, least, words,
+                memo, w,
             )  # fmt: skip
         noncanonical = 0.0
         for x in range(bounds.at_start[k], bounds.at_start[k + 1]):

@@ -104,17 +104,17 @@ class TableStore:
     def _add_apart(self, state: State) -> int:
         """The table of a state with cuts inside its pending part, for rows that split leaves: one cell for each set of cuts that
         what comes next may make. odd_column: bit i is a cut i characters before the end of the pending part; odd_open: the cuts
-        hang on what follows, or there is none."""
+        hang on what follows."""
         if self.pair.splitter.byte_units:
             return -1
         cuts = [[state.units - at for at in inside] + [0] * seam for inside, seam in state.variants]
         mask = np.array([sum(1 << at for at in each if at < MOST_BACK) for each in cuts], np.int64)
         far = np.array([any(at >= MOST_BACK for at in each) for each in cuts], bool)
-        unsure = ~state.agrees_U | far[state.variant_U] | (mask[state.variant_U] == 0)
-        code = mask[state.variant_U] << 1 | unsure
+        code = mask[state.variant_U] << 1 | (~state.agrees_U | far[state.variant_U])
         kinds, number = np.unique(code, return_inverse=True)
         cell = (2 * len(self.pair.columns) + 2 + number).astype(np.int32)
-        self._of.append((self._whole.add(self._by_id(cell)), 0, 0, 0, 0, 1))
+        stop, settled = self._stop.add(state.stop_U), self._settled.add(state.sure_U)
+        self._of.append((self._whole.add(self._by_id(cell)), 0, stop, settled, 0, 1))
         self._odd.append((kinds >> 1) << 3 | (kinds & 1) << 2)
         self._made = None
         return len(self._of) - 1

@@ -142,7 +142,32 @@ def _holds(columns, begin, end, column):
     return begin < len(columns) and columns[begin] == column
 
 
-def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, waiting, w):
+@kernel(FLAT, TABLES, int64, int64, int64, boolean, MEMO, WORK)
+def ask_string(s, t, table, n, token, sure, memo, w):
+    """(int64, bool): first token of the string w.text[:n] with one more token's bytes, -1 for none, and whether it is decided.
+    table: of the state at w.text[:n]; sure: the cuts there are."""
+    rank = np.int64(t.rank_V[token])
+    at = t.start_R[rank]
+    size = t.start_R[rank + 1] - at
+    u = np.int64(t.suffix_of[at])
+    ends = np.int64(t.stop_SU[t.of_S6[table, 2], u])
+    if n + size > len(w.text):
+        return np.int64(-1), False
+    for i in range(size):
+        w.text[n + i] = t.bytes_B[at + i]
+    prefix_tree(s, w.text, n + ends, w.last, w.parent, w.first)
+    v = np.int64(w.first[n + ends])
+    if v < 0:
+        return v, False
+    settled = t.settled_SU[t.of_S6[table, 3], u] == SURE
+    # (a pre-token that may also end inside the token's bytes is none for lemma 15 a: "\n\n" before a letter)
+    grows = t.settled_SU[t.of_S6[table, 3], u] == GROWS
+    if grows and ends >= t.known_U[u] and t.known_U[u] == size:
+        settled = decided(s, w.text, n + ends, w.last, w.first, memo)
+    return v, settled and sure
+
+
+def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, memo, waiting, w):
     """`_split` where what comes next may cut inside the pending part: "\n\n" is one pre-token at the end, two before a letter.
 
     y is w.text[:n], and w.first its first tokens by length (lemma 4). Where a next token certainly cuts, the pre-token behind the
@@ -153,7 +178,9 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
     r, table = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid])
     v0, total, first = np.int64(w.first[n]), sums.total_R[r], t.odd_start_S[table]
     scale, whole_V, cells = mass / total, t.whole_SV[t.of_S6[table, 0]], 2 * len(t.columns) + 2
-    hard, characters = total - sums.text_R[r], 0
+    hard, characters, first_of = total - sums.text_R[r], 0, w.kept
+    for i in range(n + 1):  # w.first is used again for the strings that are asked
+        first_of[i] = w.first[i]
     for i in range(n):
         characters += w.text[i] & 0xC0 != 0x80
     for o in range(t.odd_start_S[table + 1] - first):
@@ -168,12 +195,12 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
             back -= 1
             if back < 62 and cuts >> back & 1 == 1:
                 break
-        told = not before and not (fresh and words) and back < 62 and cuts >> back & 1 == 1
-        v = np.int64(w.first[c]) if told else np.int64(-1)
-        light = sums.odd_RO[r, o]
-        settled = t.odd_open[first + o] == 0 and v >= 0 and not (words and _is_word(s, w.text, c))
-        tied = joined and not fresh
-        if settled:
+        certain = t.odd_open[first + o] == 0 and not before and not (fresh and words)
+        told = certain and back < 62 and cuts >> back & 1 == 1
+        v = np.int64(first_of[c]) if told else np.int64(-1)
+        told = told and v >= 0 and not (words and _is_word(s, w.text, c))
+        tied, light = joined and not fresh, sums.odd_RO[r, o]
+        if told:
             put(s, t, last, v, tied, np.bool_(False), scale * light, w)
         else:
             hard += light
@@ -182,14 +209,23 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
             if np.int64(whole_V[token]) != cells + o:
                 continue
             p, behind = np.float64(prob_RV[r, token]), np.int64(sums.kid_RH[r, h])
-            if settled:
+            if told:
                 put(s, t, last, v, tied, np.bool_(False), scale * p, w)
-            elif behind >= 0 or scale * p > least:
-                waiting = settle_leaf(
-                    s, t, nodes, last, horizon, kid, token, behind, v0, scale * p, joined, np.bool_(True), waiting, w
-                )  # fmt: skip
-            else:
+                continue
+            if behind < 0 and scale * p <= least:
                 hard += p
+                continue
+            asked, settled = v0, False
+            if certain:  # no cut behind the boundary: its pre-token goes on into the token
+                asked, settled = ask_string(s, t, table, n, token, True, memo, w)
+            if asked < 0:
+                hard += p
+            elif settled:
+                put(s, t, last, asked, tied, np.bool_(False), scale * p, w)
+            else:
+                waiting = settle_leaf(
+                    s, t, nodes, last, horizon, kid, token, behind, asked, scale * p, tied, np.bool_(True), waiting, w
+                )  # fmt: skip
     put(s, t, last, v0, joined, np.bool_(True), scale * hard, w)
     return waiting
 
@@ -197,17 +233,18 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
 def _apart_types(real):
     return (
         FLAT, TABLES, NODES, real[:, ::1], sums_type(real), int64, int64, int64, float64, boolean, int64, float64, boolean,
-        int64, WORK,
+        MEMO, int64, WORK,
     )  # fmt: skip
 
 
 split_apart = kernel(*_apart_types(float32), also=_apart_types(float64))(_split_apart)
 
 
-def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, words, memo, w):
+def _split(s, t, nodes, prob_RV, sums, lead, place, pending, last, horizon, at, least, words, memo, w):
     """Split the waiting leaf `at`, the last one, by the row behind it (lemmas 16 and 21). Returns how many leaves wait then.
 
-    lead: uint8, the student's prefix at the very start of a text, else empty. y: lead and the bytes from the boundary to where
+    lead: uint8, the student's prefix at the very start of a text, else empty. pending: byte where the pending part begins at the
+    boundary. y: lead and the bytes from the boundary to where
     the context `kid` ends, all inside one pre-token. v0, l0: first and last token of enc(y). Of what may follow: behind a
     certain cut, or a token v that is decided and may follow l0, y keeps v0, decided. All else is hard: heavy tokens are asked
     one by one, the rest stays open, closed to v0.
@@ -217,7 +254,9 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
     r, table, end = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid]), np.int64(nodes.end_N[kid])
     ahead, shift = len(lead), nodes.shift_N[kid]
     n, total = ahead + end - place, sums.total_R[r]
-    if table < 0 or nodes.begin_N[kid] > place or 2 * n > len(w.text) - 2 or not total > 0.0:
+    # a cut that has become certain before the boundary, inside what was pending there: other tokens may stand before it
+    inside = nodes.begin_N[kid] < place and nodes.begin_N[kid] != pending
+    if table < 0 or inside or nodes.begin_N[kid] > place or 2 * n > len(w.text) - 2 or not total > 0.0:
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
     for i in range(ahead):
@@ -231,7 +270,9 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
     if t.of_S6[table, 5] == 1:
-        return split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, waiting, w)
+        return split_apart(
+            s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, memo, waiting, w
+        )
     begin, stop = illegal_of(s, t, l0, w)
     join_C, decided_C = t.join_SC[t.of_S6[table, 4]], sums.decided_RC[r]
     broken = 0.0
@@ -268,27 +309,10 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
         w.counts[3] += 1
         v, settled = v0, False
         if joins_here:
-            rank = np.int64(t.rank_V[token])
-            at = t.start_R[rank]
-            size = t.start_R[rank + 1] - at
-            u = np.int64(t.suffix_of[at])
-            ends = np.int64(t.stop_SU[t.of_S6[table, 2], u])
-            if n + size > len(w.text):
-                hard += p
-                continue
-            for i in range(size):
-                w.text[n + i] = t.bytes_B[at + i]
-            prefix_tree(s, w.text, n + ends, w.last, w.parent, w.first)
-            v = np.int64(w.first[n + ends])
+            v, settled = ask_string(s, t, table, n, token, not doubt, memo, w)
             if v < 0:
                 hard += p
                 continue
-            settled = t.settled_SU[t.of_S6[table, 3], u] == SURE
-            # (a pre-token that may also end inside the token's bytes is none for lemma 15 a: "\n\n" before a letter)
-            grows = t.settled_SU[t.of_S6[table, 3], u] == GROWS
-            if grows and ends >= t.known_U[u] and t.known_U[u] == size:
-                settled = decided(s, w.text, n + ends, w.last, w.first, memo)
-            settled = settled and not doubt
         if settled:
             put(s, t, last, v, joined, np.bool_(False), scale * p, w)
         else:
@@ -302,7 +326,8 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, last, horizon, at, least, wo
 
 def _split_types(real):
     return (
-        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), uint8[::1], int64, int64, int64, int64, float64, boolean, MEMO, WORK,
+        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), uint8[::1], int64, int64, int64, int64, int64, float64, boolean,
+        MEMO, WORK,
     )  # fmt: skip
 
 
