@@ -86,9 +86,11 @@ class Vocabulary:
     @cached_property
     def added_only(self) -> frozenset[int]:
         """Ids of added tokens that are text but no tokens of the BPE model: matched whole, before pre-tokenization."""
-        contents = self.tokenizer.get_added_tokens_decoder()
-        model = self.tokenizer.model
-        return frozenset(i for i in self.added_text.values() if model.token_to_id(contents[i].content) is None)
+        contents = self.tokenizer.get_added_tokens_decoder()  # lacks those to whose text the model gives another id
+        token_to_id = self.tokenizer.model.token_to_id
+        return frozenset(
+            i for i in self.added_text.values() if i in contents and token_to_id(contents[i].content) is None
+        )
 
     @cached_property
     def fallback_ids(self) -> list[int]:
