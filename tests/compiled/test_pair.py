@@ -164,7 +164,7 @@ def test_long_runs_have_the_state_of_shorter_ones(name: str) -> None:
         for array in STATE_ARRAYS:
             np.testing.assert_array_equal(getattr(got, array), getattr(want, array), err_msg=f"{array} {left!r}")
         assert (got.variants, got.simple) == (want.variants, want.simple), left
-    assert compared > 6 * EFFORT
+    assert compared > 4 * EFFORT  # not where cuts lie inside: these count units
 
 
 @pytest.mark.skipif(not MODELS.is_dir(), reason="TARGETSMITH_MODELS names no folder with models")

@@ -120,8 +120,8 @@ def test_a_run_without_a_good_document(tmp_path: Path, call: Call) -> None:
     manifest = load_manifest(out)
     assert (manifest.documents, manifest.quarantined) == (3, 3) and not list((out / "data").rglob("*.parquet"))
     assert {total.files for total in manifest.totals.values()} == {0}
-    code, said, _ = call("score", run_file, "--address", "nobody:1")
-    assert code == 0 and "3 documents, 3 in quarantine" in said and "3  empty_text" in said
+    code, _, err = call("score", run_file, "--address", "nobody:1")  # the command does not even begin such a run
+    assert code == 2 and "got 3 records, of which not one can be used" in err and "3  empty_text" in err
     assert call("verify", out)[0] == 0
     assert call("cat", out, "--student", "sp") == (0, "", "")
     code, _, err = call("show", out, "--student", "sp")

@@ -123,7 +123,11 @@ def test_what_actors_are_at_is_known_while_they_are_at_it(local_ray: None, tmp_p
     for unit in (0, 1):
         within = [step for step in seen[unit] if 0 < step.done < 8]
         assert len(within) >= 2, seen
-        assert [step.done for step in seen[unit]] == sorted({step.done for step in seen[unit]})
+        actors = [-1, -1]  # an idle actor may take a copy of the unit: what each is at rises
+        for step in seen[unit]:
+            behind = max((done for done in actors if done < step.done), default=None)
+            assert behind is not None, seen
+            actors[actors.index(behind)] = step.done
         assert all(step == Step("scoring", step.done, 8, unit, 10 * step.done) for step in seen[unit])
     first = next(i for i, event in enumerate(events) if isinstance(event, Tick) and any(s.done for s in event.steps))
     assert first < next(i for i, event in enumerate(events) if isinstance(event, Done))
