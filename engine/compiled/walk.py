@@ -232,7 +232,8 @@ class StudentWalk:
         index_of = {e: k for k, e in enumerate(own_K.tolist())} if apart else {}
         for k in apart:
             number, begin = int(state_K[k]), int(pending.begin_I[k])
-            if pending.doubt_I[k] & _HOLDS_ADDED or begin not in index_of:
+            # a word of `ignore_merges` may be a pre-token of its own behind such a cut: for the slow rules
+            if self._words is not None or pending.doubt_I[k] & _HOLDS_ADDED or begin not in index_of:
                 state_K[k] = NO_STATE
                 continue
             state, part, tokens = self.states[number], data[begin : int(own_K[k])], tuple(ids[index_of[begin] : k])
