@@ -8,6 +8,7 @@ by itself, so that `targetsmith --help` needs two of them and no more.
   products          the names of products, and the id that ends a text in the byte product
   runfile_errors    what was found, what was wanted, what to do, for every wrong key of a run file
   settings          the tables of the run file, each key with its meaning and whether it changes results
+  settings_corpus   the table [corpus]: which documents a run has, and how they are taken from records
   settings_targets  the table [targets]: what is stored, and how far the teacher is asked for it
   runfile           run.toml -> RunConfig
   target            the columns of a shard, types and units

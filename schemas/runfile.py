@@ -22,7 +22,8 @@ from schemas.errors import RunFileError
 from schemas.products import TEACHER, student_product
 from schemas.redact import redacted
 from schemas.runfile_errors import Fault, Faults, explain, show
-from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, SettingsTable, StudentConfig, TeacherConfig, key
+from schemas.settings import QuarantineConfig, RayConfig, SettingsTable, StudentConfig, TeacherConfig, key
+from schemas.settings_corpus import CorpusConfig
 from schemas.settings_targets import TargetsConfig
 
 __all__ = [
@@ -171,8 +172,8 @@ def _semantic(table: BaseModel) -> dict[str, Any]:
     for name, field in type(table).model_fields.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict) and isinstance(extra.get("semantic"), bool), f"{name} has no mark"
-        if extra["semantic"]:
-            value = getattr(table, name)
+        value = getattr(table, name)
+        if extra["semantic"] and not (extra.get("newer") and value == field.default):
             settings[name] = (
                 [_semantic(item) if isinstance(item, BaseModel) else item for item in value]
                 if isinstance(value, tuple)

@@ -24,7 +24,7 @@ from engine.dataset.unit_result import UnitResult
 from schemas.errors import OutputError
 from schemas.manifest import Plan, PlanUnit
 from schemas.plan_inputs import RETRY, Retry
-from schemas.settings import CorpusConfig
+from schemas.settings_corpus import CorpusConfig
 
 
 def find_retry(out: Out) -> tuple[Store, list[int]]:

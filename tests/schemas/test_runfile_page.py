@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from schemas.runfile import RunConfig
 from schemas.runfile_errors import wanted
-from schemas.settings import CorpusConfig, QuarantineConfig, RayConfig, StudentConfig, TeacherConfig
+from schemas.settings import QuarantineConfig, RayConfig, StudentConfig, TeacherConfig
+from schemas.settings_corpus import CorpusConfig
 from schemas.settings_targets import TargetsConfig
 from tests.schemas.test_runfile import load
 

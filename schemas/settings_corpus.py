@@ -1,0 +1,160 @@
+"""The table [corpus] of the run file: which documents a run has, and how a text or a conversation is taken from a record."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from schemas.runfile_errors import Fault, Faults, show
+from schemas.settings import SettingsTable, key
+
+
+class CorpusConfig(SettingsTable):
+    """[corpus]: the documents. Give `paths` or `dataset`."""
+
+    paths: tuple[str, ...] = key(
+        (),
+        semantic=True,
+        strict=False,
+        about="Files or globs (`**` included), relative to the folder of the run file: .jsonl, .ndjson, .json, "
+        ".parquet, or plain text (.txt, .md, .tex ...), each also .gz or .zst.",
+    )
+    dataset: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="A Hugging Face dataset instead of `paths`: a hub id or a local folder.",
+    )
+    name: str | None = key(None, semantic=True, min_length=1, about="Configuration (subset) of `dataset`.")
+    split: str = key(
+        "train", semantic=True, min_length=1, about="Split of `dataset`; slices such as `train[:1%]` work."
+    )
+    revision: str | None = key(
+        None, semantic=True, min_length=1, about="Branch, tag or commit of `dataset` on the hub. Not given: main."
+    )
+    text: str = key("text", semantic=True, min_length=1, about="Column that holds the text. Plain text has no columns.")
+    messages: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Column that holds a conversation, used instead of `text`: a list of objects with `role` and `content`. Each "
+        "side renders it with its own chat template.",
+    )
+    roles: tuple[str, ...] = key(
+        ("assistant",),
+        semantic=True,
+        strict=False,
+        min_length=1,
+        about="Chat corpora only: the roles whose contents, and the ends of turn behind them, are scored.",
+    )
+    specials: Literal["text", "boundary"] = key(
+        "text",
+        semantic=True,
+        about="What strings such as `<|im_end|>` inside a text are. `text`: plain text on both sides. `boundary`: a string "
+        "that is a special token of the teacher is that token, and on each student its special token of the same role.",
+    )
+    template: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Text made of several columns, used instead of `text`, for example `{question}\\n{answer}`. Columns hold "
+        "text or whole numbers; `{{` and `}}` are braces.",
+    )
+    id: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Column that holds the document's name, unique in the corpus. Not given: `<file>#<record from 0>`.",
+    )
+    delimiter: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        about="Plain text only: what stands between two documents, for example `<eos>`. Not given: a file is "
+        "one document.",
+    )
+    limit: int | None = key(None, semantic=True, ge=1, about="Only the first so many records of the whole corpus.")
+    unit_documents: int = key(
+        256,
+        semantic=True,
+        ge=1,
+        about="Most records in one work unit. A unit is scored by one actor and becomes one shard.",
+    )
+    unit_bytes: int = key(
+        4_000_000,
+        semantic=True,
+        ge=1,
+        about="Most bytes of text in one work unit; one longer document is a unit by itself.",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _plain_fields(cls, value: str) -> str:
+        try:
+            columns = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+            plain = not any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(value))
+        except ValueError as error:
+            raise Faults(
+                Fault("template", f"{show(value)} ({error})", "columns in braces", "write {{ and }} for real braces")
+            ) from error
+        # "{a.b}" and "{a[0]}" would reach into Python objects; a column of that very name is given by `text`.
+        if not columns or not plain or any(not name or re.search(r"[.\[]", name) for name in columns):
+            raise Faults(
+                Fault(
+                    "template",
+                    show(value),
+                    "at least one {column}, each a plain column name",
+                    'write it such as "{question}\\n{answer}"; {{ and }} are real braces',
+                )
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CorpusConfig:
+        given = self.model_fields_set
+        faults: list[Fault] = []
+        if self.dataset is not None and self.paths:
+            faults.append(
+                Fault("paths", "both paths and dataset", "one of the two", "remove paths or remove dataset"),
+            )
+        elif self.dataset is None and not self.paths:
+            faults.append(
+                Fault(
+                    "paths", "neither paths nor dataset", "one of the two", 'add for example paths = ["data/*.jsonl"]'
+                )
+            )
+        if self.dataset is None:
+            faults += [
+                Fault(key, show(getattr(self, key)), "this key only together with dataset", f"remove {key}")
+                for key in ("name", "split", "revision")
+                if key in given
+            ]
+        elif self.delimiter is not None:
+            faults.append(
+                Fault("delimiter", show(self.delimiter), "this key only for plain text files", "remove delimiter")
+            )
+        if self.template is not None and "text" in given:
+            faults.append(Fault("template", "both text and template", "one of the two", "remove text or template"))
+        faults += self._chat_faults(given)
+        if faults:
+            raise Faults(*faults)
+        return self
+
+    def _chat_faults(self, given: set[str]) -> list[Fault]:
+        if self.messages is None:
+            about_chat = "roles" in given
+            return [Fault("roles", show(list(self.roles)), "this key only together with messages", "remove roles")][
+                : int(about_chat)
+            ]
+        faults = [
+            Fault("messages", f"both messages and {name}", "one of the two", f"remove messages or {name}")
+            for name in ("text", "template", "delimiter")
+            if name in given
+        ]
+        if self.specials == "boundary":
+            wanted = "contents are plain text: the specials of a conversation are those of its chat template"
+            faults.append(Fault("specials", '"boundary" with messages', wanted, "remove specials"))
+        return faults
