@@ -31,6 +31,9 @@ from engine.kernels.flat import joined
 from engine.kernels.hash_kernels import EMPTY, build_trie
 
 _NOT_ASKED = -2
+_MOST_WORD_STATES = 64
+"""Beginnings of words of `ignore_merges` that have a state of their own, some 2 MB each; boundaries behind others go by the slow
+rules."""
 _CUT_INSIDE, _HOLDS_ADDED = 1, 2
 """Why the student's tokens may not be what the merges make of a pending part: it is cut inside if the text ends there; it
 holds an added text."""
@@ -64,6 +67,8 @@ class StudentWalk:
         self._cleared = self._automaton.cleared
         self._agreed: BoundedCache[tuple[bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(100_000)
         self._words = word_trie(self.segmenter.whole_words)
+        self._of_words: BoundedCache[tuple[int, bytes], int] = BoundedCache(100_000)
+        self._word_states = 0
 
     def view(self, tree: ContextTree, text: bytes, ids: Sequence[int], ends: Sequence[int]) -> StudentView:
         """ids [n], ends [n]: the student's tokens and their byte ends in the text. Raises BadDocument("too_long")."""
@@ -193,7 +198,9 @@ class StudentWalk:
         if self._words is not None:
             begun = np.zeros(len(own_I), bool)
             begin_words(*self._words, raw, begin_I, own_I, begun)
-            state_I[begun] = NO_STATE
+            # words may begin behind a cut inside what is pending, too
+            for i in np.flatnonzero((begun | (units_I > 0)) & (state_I != NO_STATE)).tolist():
+                state_I[i] = self._within_words(int(state_I[i]), data[int(begin_I[i]) : int(own_I[i])])
         return _Pending(state_I, begin_I, part_I, doubt_I)
 
     def _ask(self, parts: np.ndarray) -> None:
@@ -214,14 +221,32 @@ class StudentWalk:
 
     def _numbered(self, left: str, lead: bytes) -> int:
         state = self.pair.state(left, lead)
-        if not state.simple and self.segmenter.splitter.byte_units:
+        if not state.simple and (self.segmenter.splitter.byte_units or len(state.variants) >= 256):
             return NO_STATE
+        return self._number_of(state)
+
+    def _number_of(self, state: State) -> int:
         number = self._number.get(id(state))
         if number is None:
             number = self._number[id(state)] = len(self.states)
             self.states.append(state)
             self._units = np.append(np.insert(self._units[:-1], number, state.units), 0).astype(np.int32)
         return number
+
+    def _within_words(self, number: int, part: bytes) -> int:
+        """The state behind a pending part that words of `ignore_merges` may begin in. None where one is in it as a whole: then
+        a cut behind it changes the tokens before the boundary."""
+        known = self._of_words.get((number, part))
+        if known is None:
+            words = self.aligner.book.whole_words_after(part, b"", len(part.decode("utf-8")))
+            state, every = self.states[number], self.segmenter.whole_words
+            whole = part in every if state.simple else any(word in part for word in every)
+            known = NO_STATE if words or whole else number
+            if words and not whole and self._word_states < _MOST_WORD_STATES:
+                known = self._number_of(self.pair.with_words(state, words))
+                self._word_states += known == len(self.states) - 1
+            self._of_words[number, part] = known
+        return known
 
     def _settle_cuts(
         self, data: bytes, ids: Sequence[int], own_K: np.ndarray, pending: _Pending, state_K: np.ndarray
@@ -232,8 +257,7 @@ class StudentWalk:
         index_of = {e: k for k, e in enumerate(own_K.tolist())} if apart else {}
         for k in apart:
             number, begin = int(state_K[k]), int(pending.begin_I[k])
-            # a word of `ignore_merges` may be a pre-token of its own behind such a cut: for the slow rules
-            if self._words is not None or pending.doubt_I[k] & _HOLDS_ADDED or begin not in index_of:
+            if pending.doubt_I[k] & _HOLDS_ADDED or begin not in index_of:
                 state_K[k] = NO_STATE
                 continue
             state, part, tokens = self.states[number], data[begin : int(own_K[k])], tuple(ids[index_of[begin] : k])

@@ -195,7 +195,7 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
             back -= 1
             if back < 62 and cuts >> back & 1 == 1:
                 break
-        certain = t.odd_open[first + o] == 0 and not before and not (fresh and words)
+        certain = t.odd_open[first + o] == 0 and not before
         told = certain and back < 62 and cuts >> back & 1 == 1
         v = np.int64(first_of[c]) if told else np.int64(-1)
         told = told and v >= 0 and not (words and _is_word(s, w.text, c))

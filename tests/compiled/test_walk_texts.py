@@ -71,7 +71,7 @@ class Twins:
     contexts: ContextBuilder
     pair: CompiledPair
     student: Segmenter
-    counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("boundaries", "slow", "leaves", "nodes"), 0))
+    counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("boundaries", "slow", "leaves", "nodes", "words"), 0))
 
     def __post_init__(self) -> None:
         self.tokens = TeacherTokens(self.teacher)
@@ -148,7 +148,11 @@ class Twins:
             if view.node_state_N[node] != NO_STATE:
                 behind = np.frombuffer(cut.data[end + shift : end + shift + 1], np.uint8)
                 assert cut.byte_of[unit] == end + shift and not is_continuation(behind).any()
-                same(view.states[view.node_state_N[node]], self.pair.state(split.reduce(cut.units[start:unit])))
+                pending = cut.data[begin : end + shift]
+                words = self.aligner.book.whole_words_after(pending, b"", len(pending.decode()))
+                state = self.pair.state(split.reduce(cut.units[start:unit]))
+                same(view.states[view.node_state_N[node]], self.pair.with_words(state, words) if words else state)
+                self.counted["words"] += bool(words)
                 self.counted["nodes"] += 1
 
 
