@@ -27,6 +27,7 @@ from engine.reader.targets import Targets
 
 COLUMNS = ["token_ids", "scored", "flags", "topk_ids", "topk_logps", "tail_logp"]
 FLAG_CONTEXT = 64  # of `flags`: not asked for (chat template, other roles)
+FLAG_ANEW = 128  # a model reads anew from here: a row of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Collator:
     max_length: int = 1024  # rows of a document; the rest of it is left out
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        features = [self._behind_begin(feature) for feature in features]
+        features = [self._behind_begin(reading) for feature in features for reading in self._readings(feature)]
         rows = [min(len(feature["token_ids"]), self.max_length) for feature in features]
         shape = (len(rows), max(rows))
         ids, logps = np.zeros((*shape, self.top_k), np.int64), np.full((*shape, self.top_k), -np.inf, np.float32)
@@ -64,6 +65,16 @@ class Collator:
             "target_mask": mask,
         }
         return {key: torch.from_numpy(array) for key, array in batch.items()}
+
+    def _readings(self, feature: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The document cut where a model reads anew: earlier turns of a conversation may be written otherwise later on."""
+        anew = [int(at) for at in np.flatnonzero(np.asarray(feature["flags"]) & FLAG_ANEW) if at]
+        bounds = [0, *anew, len(feature["token_ids"])]
+        width = {key: self.top_k if key.startswith("topk") else 1 for key in feature}
+        return [
+            {key: values[start * width[key] : stop * width[key]] for key, values in feature.items()}
+            for start, stop in zip(bounds, bounds[1:], strict=False)
+        ]
 
     def _behind_begin(self, feature: Mapping[str, Any]) -> Mapping[str, Any]:
         """Without the begin token that a chat template wrote: it is put before the tokens anyway, once."""

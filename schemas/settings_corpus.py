@@ -11,6 +11,9 @@ from pydantic import field_validator, model_validator
 from schemas.runfile_errors import Fault, Faults, show
 from schemas.settings import SettingsTable, key
 
+CHAT_KEYS = ("roles", "tools", "role_key", "content_key", "role_names", "system", "thinking")
+"""Keys that mean something for conversations only."""
+
 
 class CorpusConfig(SettingsTable):
     """[corpus]: the documents. Give `paths` or `dataset`."""
@@ -40,8 +43,52 @@ class CorpusConfig(SettingsTable):
         None,
         semantic=True,
         min_length=1,
-        about="Column that holds a conversation, used instead of `text`: a list of objects with `role` and `content`. Each "
-        "side renders it with its own chat template.",
+        about="Column that holds a conversation, used instead of `text`: a list of objects with `role` and `content`, or with "
+        "`from` and `value` (ShareGPT), and other usual forms. Each side renders it with its own chat template.",
+    )
+    tools: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Chat corpora only: column of the tools that a conversation's assistant may call, given to the chat templates. Not "
+        "given: `tools`, where there is one.",
+    )
+    role_key: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Chat corpora only: key of a message that holds its role. Not given: `role`, else `from`.",
+    )
+    content_key: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Chat corpora only: key of a message that holds its content. Not given: `content`, beside `from` `value`.",
+    )
+    role_names: dict[str, str] = key(
+        {},
+        semantic=True,
+        newer=True,
+        wanted='a table of texts such as {bot = "assistant"}',
+        about='Chat corpora only: what roles of the data are called in chat templates, such as `{bot = "assistant"}`. Not given: '
+        "the roles of ShareGPT (human, gpt ...) where it is `from` that holds them.",
+    )
+    system: Literal["keep", "user"] = key(
+        "keep",
+        semantic=True,
+        newer=True,
+        about="Chat corpora only: `user` puts a system message before the first user's content, a blank line between, for "
+        "templates that know no system role (Gemma).",
+    )
+    thinking: Literal["score", "keep", "drop"] = key(
+        "score",
+        semantic=True,
+        newer=True,
+        about="Chat corpora only: an assistant's thoughts before its answer. `score`: scored like the answer; `keep`: context of "
+        "the answer; `drop`: taken out of the conversation.",
     )
     roles: tuple[str, ...] = key(
         ("assistant",),
@@ -145,9 +192,10 @@ class CorpusConfig(SettingsTable):
 
     def _chat_faults(self, given: set[str]) -> list[Fault]:
         if self.messages is None:
-            about_chat = "roles" in given
-            return [Fault("roles", show(list(self.roles)), "this key only together with messages", "remove roles")][
-                : int(about_chat)
+            return [
+                Fault(name, show(_shown(getattr(self, name))), "this key only together with messages", f"remove {name}")
+                for name in CHAT_KEYS
+                if name in given
             ]
         faults = [
             Fault("messages", f"both messages and {name}", "one of the two", f"remove messages or {name}")
@@ -158,3 +206,7 @@ class CorpusConfig(SettingsTable):
             wanted = "contents are plain text: the specials of a conversation are those of its chat template"
             faults.append(Fault("specials", '"boundary" with messages', wanted, "remove specials"))
         return faults
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -32,6 +32,9 @@ FLAG_BUDGET = 4  # beam: `err` is above the tolerance; the budget was spent, or 
 FLAG_GIVEN = 8  # unscored: the teacher has no BOS, this position lies in or before its first (given) token
 FLAG_NO_MASS = 32  # unscored: the teacher gives no mass to any student token here
 FLAG_END = 16  # the row of the end token that closes the document, or a turn of a conversation
+FLAG_ANEW = (
+    128  # a model reads anew from here on: it sees nothing of the rows before, or of what is left out before row 0
+)
 FLAG_CONTEXT = 64  # unscored: not asked for (chat template, other roles, specials that end nothing)
 
 MANTISSA_BITS = 10

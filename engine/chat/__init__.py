@@ -5,16 +5,19 @@ model has read before it.
 Files, in the order of the data:
   segments        token sequences with their scored segments, and how one is put together
   template        a chat template: a conversation -> text, and where each message's content lies in it
+  readings        what a model has read when it writes each scored message
   template_files  which chat template each product has
   special_tokens  special tokens inside a text as boundaries of parts
-  conversation    messages -> the sequence of every product
+  conversation    how one product's tokenizer reads conversations
+  segmenting      messages -> the sequence of every product
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.chat.conversation import ChatEncoder, chat_encoders, segment_conversation
+    from engine.chat.conversation import ChatEncoder, chat_encoders
+    from engine.chat.segmenting import ChatSettings, segment_conversation
     from engine.chat.segments import Segment, SegmentedDocument, TokenSequence
     from engine.chat.special_tokens import SpecialSplitter
     from engine.chat.template import ChatTemplate
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChatEncoder",
+    "ChatSettings",
     "ChatTemplate",
     "Segment",
     "SegmentedDocument",
@@ -34,6 +38,7 @@ __all__ = [
 
 _FILE_OF = {
     "ChatEncoder": "conversation",
+    "ChatSettings": "segmenting",
     "ChatTemplate": "template",
     "Segment": "segments",
     "SegmentedDocument": "segments",
@@ -41,7 +46,7 @@ _FILE_OF = {
     "TokenSequence": "segments",
     "chat_encoders": "conversation",
     "chat_templates": "template_files",
-    "segment_conversation": "conversation",
+    "segment_conversation": "segmenting",
 }
 
 

@@ -1,4 +1,4 @@
-"""A conversation as tokens: messages -> for every product one sequence, with the scored messages' contents as its segments.
+"""A conversation as tokens: what one product's model reads of it -> one sequence, with the scored texts as its segments.
 
 Template text is encoded with the tokenizer's specials known, contents without: a string such as `<|im_end|>` that somebody
 wrote is plain text for every tokenizer. The two are encoded apart, so that tokens end where contents begin and end; that is how a
@@ -18,13 +18,13 @@ from dataclasses import dataclass, field, replace
 from tokenizers import Tokenizer
 
 from engine.bpe.vocabulary import Vocabulary
-from engine.chat.segments import SegmentedDocument, SequenceBuilder, TokenSequence
+from engine.chat.readings import Reading
+from engine.chat.segments import SequenceBuilder, TokenSequence
 from engine.chat.special_tokens import prefix_behind_special, special_pattern, with_specials
-from engine.chat.template import ASSISTANT, ChatTemplate, Rendering
+from engine.chat.template import ASSISTANT, ChatTemplate
 from engine.chat.template_files import chat_templates
 from engine.corpus.document import Message
 from schemas.errors import BadDocument, RunFileError
-from schemas.products import BYTES, BYTES_END, TEACHER
 from schemas.runfile import RunConfig
 
 _PROBE = (Message("user", "a"), Message(ASSISTANT, "b"), Message("user", "c"), Message(ASSISTANT, "d"))
@@ -58,41 +58,56 @@ class ChatEncoder:
         return replace(encoder, vocabulary=replace(joined, eos_id=end))
 
     def encode(
-        self, messages: Sequence[Message], scored: Sequence[bool], *, end: bool
-    ) -> tuple[TokenSequence, list[tuple[int, int]]]:
-        """(the whole conversation in this tokenizer, of each scored message the (start, stop) characters that its segment holds).
+        self, readings: Sequence[Reading], said: Sequence[str], *, end: bool, omitted: bool = False
+    ) -> TokenSequence:
+        """The readings one behind the other in this tokenizer. said: the text of each message. end: score the end of each turn.
+        omitted: the first reading is not the conversation from its beginning. Raises BadDocument."""
+        builder, shifts = SequenceBuilder(), _shifts(said)
+        if omitted:
+            builder.anew()
+        floor = 0  # bytes of the document's text that an earlier reading has reached
+        for number, reading in enumerate(readings):
+            if number:
+                builder.anew()
+            self._read(builder, reading, said, shifts, floor, end=end)
+            floor = max([floor, *(shifts[part.message + 1] for part in reading.parts if part.scored)])
+        return builder.build()
 
-        scored: for each message, whether its content is. end: score the end of each turn. Raises BadDocument.
-        """
-        made = self.template.render(messages)
-        for i, asked in enumerate(scored):
-            if asked:
-                self.template.check_history(messages, i, made)
-        builder, shift, said = SequenceBuilder(), 0, 0  # bytes of the messages before; where the content before ended
-        contents = [m.content[start:stop] for m, (start, stop) in zip(messages, made.spans, strict=True)]
-        for i, message in enumerate(messages):
-            lead = len(message.content[: made.spans[i][0]].encode())
-            frame, vocabulary = self._join(made.frames[i], contents[i], first=not i)
-            builder.context(self.frame_ids(frame, first=not i), said)
-            builder.reach(shift + lead)  # white space that the template stripped belongs to its own text
-            ids, ends = vocabulary.encode(contents[i]) if contents[i] else ([], [])
-            if not scored[i]:
-                builder.text(ids, ends, shift + lead)
+    def _read(
+        self,
+        builder: SequenceBuilder,
+        reading: Reading,
+        said: Sequence[str],
+        shifts: Sequence[int],
+        floor: int,
+        *,
+        end: bool,
+    ) -> None:
+        reached = floor
+        for k, part in enumerate(reading.parts):
+            begin = shifts[part.message] + len(said[part.message][: part.start].encode())
+            frame, vocabulary = self._join(reading.frames[k], part.text, first=not k)
+            builder.context(self.frame_ids(frame, first=not k), reached)
+            builder.reach(max(floor, begin))  # white space that the template stripped belongs to its own text
+            ids, ends = vocabulary.encode(part.text) if part.text else ([], [])
+            if not part.scored:
+                builder.text(ids, [max(floor, begin + stop) for stop in ends], 0)
             else:
-                if contents[i] and vocabulary.prefix_bytes != self.vocabulary.prefix_bytes:
+                if part.text and vocabulary.prefix_bytes != self.vocabulary.prefix_bytes:
                     raise BadDocument(
                         "not_reversible",
-                        f"{self.template.where}: its chat template leads into message {i + 1} in another way than into "
-                        "an assistant's, so that the tokenizer's space before it is there once and not the other time",
+                        f"{self.template.where}: its chat template leads into message {part.message + 1} in another way than "
+                        "into an assistant's, so that the tokenizer's space before it is there once and not the other time",
                     )
-                builder.scored_text(ids, ends, shift + lead, closed=end and self._is_closed(made, i))
-            said = shift + lead + len(contents[i].encode())
-            shift += len(message.content.encode())
-        builder.context(self.frame_ids(made.frames[-1], first=False), said)
-        return builder.build(), [span for span, asked in zip(made.spans, scored, strict=True) if asked]
+                behind = self.frame_ids(reading.frames[k + 1], first=False)[:1]
+                builder.scored_text(ids, ends, begin, closed=end and behind == [self.vocabulary.eos_id])
+            reached = max(floor, begin + len(part.text.encode()))
+        builder.context(self.frame_ids(reading.frames[-1], first=not reading.parts), reached)
 
-    def _is_closed(self, made: Rendering, i: int) -> bool:
-        return self.frame_ids(made.frames[i + 1], first=False)[:1] == [self.vocabulary.eos_id]
+    def special_in(self, text: str) -> str | None:
+        """The first special string of the tokenizer in a text."""
+        found = self._special.search(text) if self._special else None
+        return found and found.group()
 
     def frame_ids(self, frame: str, *, first: bool) -> list[int]:
         """Tokens of template text. first: it opens the conversation; else a content stands before it."""
@@ -135,52 +150,9 @@ def chat_encoders(run: RunConfig, vocabularies: dict[str, Vocabulary]) -> dict[s
     return out
 
 
-def segment_conversation(
-    encoders: dict[str, ChatEncoder], messages: Sequence[Message], roles: Sequence[str], *, end: bool
-) -> SegmentedDocument:
-    """The conversation in every tokenizer, and as bytes. roles: whose messages are scored. end: score the end of each turn.
-
-    Raises BadDocument, also where two templates keep different parts of a scored content.
-    """
-    scored = [message.role in roles for message in messages]
-    if not any(scored):
-        found = ", ".join(sorted({ascii(message.role) for message in messages}))
-        raise BadDocument("no_scored_message", f"the roles are {found}; [corpus] roles = {list(roles)}")
-    sequences, kept = {}, {}
-    for product, encoder in encoders.items():
-        sequences[product], kept[product] = encoder.encode(messages, scored, end=end)
-    asked = [i for i, wanted in enumerate(scored) if wanted]
-    for product, spans in kept.items():
-        for i, theirs, ours in zip(asked, kept[TEACHER], spans, strict=True):
-            if theirs != ours:
-                raise BadDocument(
-                    "template_alters_content",
-                    f"message {i + 1}: the template of the teacher keeps its characters {theirs[0]} to {theirs[1]}, that of "
-                    f"{product} {ours[0]} to {ours[1]}: they strip white space differently",
-                )
-    texts = [messages[i].content[start:stop] for i, (start, stop) in zip(asked, kept[TEACHER], strict=True)]
-    if not any(segment.positions for sequence in sequences.values() for segment in sequence.segments):
-        raise BadDocument("too_short", "all scored messages are empty, and their ends are not scored")
-    closed = [segment.closed for segment in sequences[TEACHER].segments]
-    sequences[BYTES] = _as_bytes(messages, dict(zip(asked, kept[TEACHER], strict=True)), closed)
-    return SegmentedDocument(texts, sequences)
-
-
-def _as_bytes(messages: Sequence[Message], kept: dict[int, tuple[int, int]], closed: list[bool]) -> TokenSequence:
-    """The bytes of all contents, and an end behind each scored one that the teacher's template ends."""
-    builder, shift = SequenceBuilder(), 0
-    for i, message in enumerate(messages):
-        raw = list(message.content.encode())
-        ends = list(range(1, len(raw) + 1))
-        if i not in kept:
-            builder.text(raw, ends, shift)
-        else:
-            start, stop = (len(message.content[:place].encode()) for place in kept[i])
-            builder.text(raw[:start], ends[:start], shift)
-            has_end = closed[len(builder.segments)]
-            builder.scored_text(raw[start:stop], ends[: stop - start], shift + start, closed=has_end)
-            if has_end:
-                builder.context([BYTES_END], shift + stop)
-            builder.text(raw[stop:], ends[stop:], shift)
-        shift += len(raw)
-    return builder.build()
+def _shifts(said: Sequence[str]) -> list[int]:
+    """Bytes of the messages' texts before each message, and in all."""
+    out = [0]
+    for text in said:
+        out.append(out[-1] + len(text.encode()))
+    return out

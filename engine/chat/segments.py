@@ -35,21 +35,30 @@ class TokenSequence:
     """All tokens of a document in one tokenizer, or its bytes.
 
     ids: int64 [T]. ends: int64 [T], byte of the document's text where each token ends; a template's own tokens have no bytes of
-    it and repeat the end before them. segments: one for each scored part of the document, in order.
+    it and repeat the end before them. segments: one for each scored part of the document, in order. anew: tokens at which a model
+    begins to read anew, with nothing of what stands before them; 0 where the document's own beginning is left out. Else none.
     """
 
     ids: np.ndarray
     ends: np.ndarray
     segments: list[Segment]
+    anew: list[int] = field(default_factory=list)
+
+    def given(self, segment: Segment) -> np.ndarray:
+        """The tokens that a model has read before a segment."""
+        return self.ids[max([0, *(at for at in self.anew if at <= segment.begin)]) : segment.begin]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentedDocument:
     """A document in parts. texts: of the scored parts, in order. sequences: product -> its tokens of the whole document; of the
-    teacher and of bytes in any case, whether they are stored or not."""
+    teacher and of bytes in any case, whether they are stored or not. text: of the document, where a template has made it; else
+    None. cut: whether something is left out before a scored part, so that it fits the teacher."""
 
     texts: list[str]
     sequences: dict[str, TokenSequence]
+    text: str | None = None
+    cut: bool = False
 
 
 @dataclass(slots=True)
@@ -59,6 +68,11 @@ class SequenceBuilder:
     ids: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+
+    def anew(self) -> None:
+        """From the next token on a model reads anew."""
+        self.begins.append(len(self.ids))
 
     def context(self, ids: list[int], end: int) -> None:
         """Add tokens that are no text of the document; `end`: bytes of the document's text before them."""
@@ -89,7 +103,8 @@ class SequenceBuilder:
                 raise IdentityError(
                     f"a document in parts: the end of {segment} lies outside the {len(self.ids)} tokens of its sequence"
                 )
-        return TokenSequence(np.array(self.ids, np.int64), np.array(self.ends, np.int64), self.segments)
+        begins = [at for at in self.begins if at < len(self.ids)]
+        return TokenSequence(np.array(self.ids, np.int64), np.array(self.ends, np.int64), self.segments, begins)
 
 
 def rows_of(sequence: TokenSequence, starts: list[int]) -> np.ndarray:

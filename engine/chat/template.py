@@ -13,9 +13,11 @@ they are. What is found so must again be the real rendering letter by letter.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -29,6 +31,9 @@ ASSISTANT = "assistant"
 # of them is told apart by length alone.
 _MARK = "\ue0f0{}\ue0f1"
 _LEFT_PAD, _RIGHT_PAD = " \t", "\t\n "
+# Stands for today's date, which no target may depend on.
+_TODAY = "\ue0f0today\ue0f1"
+_TRIED = (Message("user", "a"), Message(ASSISTANT, "b"))
 # What templates look for in contents, left as it is when words are marked; what stands between is words and white space.
 _TAG = re.compile(r"(<[^<>\n]{1,60}>|\[/?[A-Z_]+\]|\s+)")
 # What opens and closes thinking, at the end of a text.
@@ -39,69 +44,96 @@ _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, Arithmeti
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """text = frames[0] + contents[0] + frames[1] + ... + frames[n]. spans: of each content, which characters of the message
-    the template kept (start, stop); all of them, or all but white space at the ends."""
+    """text = frames[0] + contents[0] + frames[1] + ... + frames[n]. of: the messages whose contents these are, rising. spans: of
+    each such content, which characters of the message the template kept (start, stop): all of what was looked for, or all but
+    white space at the ends."""
 
     text: str
     frames: list[str]
     spans: list[tuple[int, int]]
+    of: list[int]
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A product's chat template."""
+    """A product's chat template. tools: of the conversation at hand, a JSON list; "" for none. given: what the run file gives the
+    template (chat_template_kwargs)."""
 
     text: str  # jinja
     variables: dict[str, Any]  # the strings of the tokenizer's specials, by the names that templates use
     where: str  # the table of the run file, for messages
+    tools: str = ""
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse, before any work, a template that is none or that depends on the day. Raises RunFileError."""
-        if "strftime_now" in self.text:
-            raise RunFileError(
-                f"{self.where} chat_template: it writes today's date (strftime_now), so that the targets would depend on the "
-                "day of the run. Want a template that is the same every day: copy it to a file, put a fixed date in its "
-                'place, and name the file: chat_template = "template.jinja"'
-            )
         try:
-            self._render([Message("user", "a"), Message(ASSISTANT, "b")])
+            tried = [self._render(_TRIED), self._render(_TRIED[:1], prompt=True)]
         except _TEMPLATE_ERRORS as error:
             raise RunFileError(
                 f"{self.where} chat_template: it cannot write a user's and an assistant's message ({_first(error)}). Want a "
                 "chat template in jinja, as transformers reads it; correct it, or name another by chat_template"
             ) from error
+        if any(_TODAY in text for text in tried):
+            raise RunFileError(
+                f"{self.where} chat_template: it writes today's date (strftime_now), so that the targets would depend on the "
+                "day of the run. Want one that is the same every day: give it the date that it shall write, for example "
+                'chat_template_kwargs = {date_string = "26 Jul 2024"} where it knows date_string, else '
+                'chat_template_kwargs = {strftime_now = "26 Jul 2024"}'
+            )
+
+    def written(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The conversation as the template writes it. prompt: and then asks an assistant to write. Raises
+        BadDocument("template_error")."""
+        try:
+            text = self._render(messages, prompt=prompt)
+        except _TEMPLATE_ERRORS as error:
+            raise BadDocument("template_error", f"{self.where}: its chat template says: {_first(error)}") from error
+        if _TODAY in text:
+            raise BadDocument("template_error", f"{self.where}: its chat template writes today's date: give it one")
+        return text
 
     def render(self, messages: Sequence[Message]) -> Rendering:
         """The conversation and its parts. Raises BadDocument: `template_error`, `template_alters_content`."""
-        plain = self._written(messages)
+        return self.found(messages, dict.fromkeys(range(len(messages)), 0))
+
+    def found(self, messages: Sequence[Message], leads: Mapping[int, int], *, prompt: bool = False) -> Rendering:
+        """The conversation, and where in it the contents of some messages lie. leads: message -> characters at the beginning of
+        its content that are not looked for. Raises BadDocument as `render`."""
+        plain = self.written(messages, prompt=prompt)
         try:
-            return self._by_marks(messages, plain)
+            return self._by_marks(messages, plain, leads, prompt)
         except BadDocument as error:
-            found = self._by_words(messages, plain)
-            if found is None:
+            made = None if any(leads.values()) else self._by_words(messages, plain, sorted(leads), prompt)
+            if made is None:
                 raise error
-            return found
+            return made
 
-    def _by_marks(self, messages: Sequence[Message], plain: str) -> Rendering:
+    def _by_marks(self, messages: Sequence[Message], plain: str, leads: Mapping[int, int], prompt: bool) -> Rendering:
         """With one mark in place of each content. Raises BadDocument."""
-        marks = [_MARK.format(i) for i in range(len(messages))]
-        frames = self._frames(messages, marks)
-        padded = self._written(_replaced(messages, [_LEFT_PAD + mark + _RIGHT_PAD for mark in marks]))
+        of = sorted(leads)
+        marks = [_MARK.format(i) for i in of]
+        before = [messages[i].content[: leads[i]] for i in of]
+        frames = self._frames(messages, of, before, marks, prompt)
+        pads = [lead + _LEFT_PAD + mark + _RIGHT_PAD for lead, mark in zip(before, marks, strict=True)]
+        padded = self.written(_replaced(messages, of, pads), prompt=prompt)
         spans = []
-        for (_, content), (left, right) in zip(messages, _kept(_between(padded, marks), frames), strict=True):
+        for i, (left, right) in zip(of, _kept(_between(padded, marks), frames), strict=True):
+            lead, content = leads[i], messages[i].content[leads[i] :]
             start = 0 if left else len(content) - len(content.lstrip())
-            spans.append((start, len(content) if right else max(start, len(content.rstrip()))))
-        wrong = _first_difference(messages, Rendering(plain, frames, spans))
+            spans.append((lead + start, lead + (len(content) if right else max(start, len(content.rstrip())))))
+        made = Rendering(plain, frames, spans, of)
+        wrong = _first_difference(messages, made)
         if wrong is not None:
-            raise self._alters(wrong, messages)
-        return Rendering(plain, frames, spans)
+            raise self.alters(wrong, messages)
+        return made
 
-    def _by_words(self, messages: Sequence[Message], plain: str) -> Rendering | None:
+    def _by_words(self, messages: Sequence[Message], plain: str, of: list[int], prompt: bool) -> Rendering | None:
         """With a mark in place of each word of each content, between the same tags and white space. None where the parts do not
         make up the real rendering: the template alters contents."""
-        masked = [_masked(message.content, i) for i, message in enumerate(messages)]
+        masked = [_masked(messages[i].content, i) for i in of]
         try:
-            text = self._written(_replaced(messages, masked))
+            text = self.written(_replaced(messages, of, masked), prompt=prompt)
         except BadDocument:
             return None
         frames, spans, at = [], [], 0
@@ -120,29 +152,47 @@ class ChatTemplate:
             spans.append((start, stop))
         # Words and their marks differ in length; the white space at the ends, which alone may be left out, does not.
         spans = [
-            (start, len(message.content) - (len(content) - stop)) if message.content.strip() else (0, 0)
-            for message, content, (start, stop) in zip(messages, masked, spans, strict=True)
+            (start, len(messages[i].content) - (len(content) - stop)) if messages[i].content.strip() else (0, 0)
+            for i, content, (start, stop) in zip(of, masked, spans, strict=True)
         ]
-        made = Rendering(plain, [*frames, text[at:]], spans)
+        made = Rendering(plain, [*frames, text[at:]], spans, of)
         return made if _first_difference(messages, made) is None else None
 
     def check_history(self, messages: Sequence[Message], i: int, made: Rendering) -> None:
         """What stands before message i, and its content, must be what is there when the conversation ends with it, and
-        begin with what the template asks an assistant with; whether that opens or closes thinking may differ (a model that is
-        asked to think, and an answer without thoughts). Raises BadDocument("template_rewrites_history")."""
+        begin with what the template asks an assistant with (`check_prompt`). made: of all messages. Raises
+        BadDocument("template_rewrites_history")."""
         begin = sum(map(len, made.frames[: i + 1])) + sum(stop - start for start, stop in made.spans[:i])
         end = begin + made.spans[i][1] - made.spans[i][0]
-        so_far = self._written(messages[: i + 1])
+        so_far = self.written(messages[: i + 1])
         if so_far[:end] != made.text[:end]:
-            raise self._rewrites(i, "later messages change it")
-        if i and messages[i].role == ASSISTANT:
-            asked = self._written(messages[:i], prompt=True)
-            if not made.text[:begin].startswith(asked) and _unthinking(made.text[:begin]) != _unthinking(asked):
-                raise self._rewrites(i, "it is not what add_generation_prompt writes")
+            raise self.rewrites(i, "later messages change it")
+        self.check_prompt(messages, i, made.text[:begin])
 
-    def _frames(self, messages: Sequence[Message], marks: list[str]) -> list[str]:
-        marked = self._written(_replaced(messages, marks))
-        for i, mark in enumerate(marks):
+    def check_prompt(self, messages: Sequence[Message], i: int, before: str) -> None:
+        """What stands `before` an assistant's message must begin with what the template asks it with; whether that opens or
+        closes thinking may differ (a model that is asked to think, and an answer without thoughts). Raises
+        BadDocument("template_rewrites_history")."""
+        if i and messages[i].role == ASSISTANT:
+            asked = self.written(messages[:i], prompt=True)
+            if not before.startswith(asked) and unthinking(before) != unthinking(asked):
+                raise self.rewrites(i, "it is not what add_generation_prompt writes")
+
+    def closing(self, messages: Sequence[Message]) -> str:
+        """What the template writes behind the last message when that is a plain content. Raises BadDocument."""
+        *before, last = messages
+        mark = _MARK.format("end")
+        text = self.written([*before, Message(last.role, mark)])
+        if text.count(mark) != 1:
+            raise self.alters(len(before), messages)
+        return text[text.index(mark) + len(mark) :]
+
+    def _frames(
+        self, messages: Sequence[Message], of: list[int], before: list[str], marks: list[str], prompt: bool
+    ) -> list[str]:
+        contents = [lead + mark for lead, mark in zip(before, marks, strict=True)]
+        marked = self.written(_replaced(messages, of, contents), prompt=prompt)
+        for i, mark in zip(of, marks, strict=True):
             if marked.count(mark) != 1:
                 times = "drops" if mark not in marked else "repeats"
                 raise BadDocument("template_alters_content", f"{self.where}: its chat template {times} message {i + 1}")
@@ -151,35 +201,58 @@ class ChatTemplate:
             raise BadDocument("template_alters_content", f"{self.where}: its chat template reorders the messages")
         return _between(marked, marks)
 
-    def _alters(self, i: int, messages: Sequence[Message]) -> BadDocument:
+    def alters(self, i: int, messages: Sequence[Message], why: str = "") -> BadDocument:
+        """The refusal of a template that does not keep message i."""
         return BadDocument(
             "template_alters_content",
-            f"{self.where}: its chat template does not write message {i + 1} (role {messages[i].role!a}) as it stands",
+            f"{self.where}: its chat template does not write message {i + 1} (role {messages[i].role!a}) as it stands{why}",
         )
 
-    def _rewrites(self, i: int, why: str) -> BadDocument:
+    def rewrites(self, i: int, why: str) -> BadDocument:
+        """The refusal of a template that writes something else before message i than the model saw."""
         return BadDocument(
             "template_rewrites_history",
             f"{self.where}: what its chat template writes before message {i + 1} is not what the model sees when it writes "
             f"that message: {why}",
         )
 
-    def _written(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        try:
-            return self._render(messages, prompt=prompt)
-        except _TEMPLATE_ERRORS as error:
-            raise BadDocument("template_error", f"{self.where}: its chat template says: {_first(error)}") from error
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template writes a content only when it is a list of parts."""
+        mark, found = _MARK.format("parts"), []
+        for content in (mark, [{"type": "text", "text": mark}]):
+            try:
+                found.append(mark in self._raw([{"role": "user", "content": content}], False))
+            except _TEMPLATE_ERRORS:
+                found.append(False)
+        return found == [False, True]
 
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        chat = [message._asdict() for message in messages]
+        chat = [message.for_template() for message in messages]
+        if self._wants_parts:
+            chat = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in chat]
+        return self._raw(chat, prompt)
+
+    def _raw(self, chat: list[dict[str, Any]], prompt: bool) -> str:
+        more = {**self.variables, **self.given}
+        text = self.text
+        if "strftime_now" in text:  # a macro hides transformers' function of this name
+            today = more.pop("strftime_now", _TODAY)
+            text = f"{{%- macro strftime_now(form) -%}}{{{{ today_ }}}}{{%- endmacro %}}{text}"
+            more["today_"] = today
+        asked = prompt or bool(more.pop("add_generation_prompt", False))
+        tools = json.loads(self.tools) if self.tools else None
         rendered, _ = render_jinja_template(
-            [chat], chat_template=self.text, add_generation_prompt=prompt, **self.variables
+            [chat], tools=tools, chat_template=text, add_generation_prompt=asked, **more
         )  # pyright: ignore[reportAssignmentType]
         return rendered[0]
 
 
-def _replaced(messages: Sequence[Message], contents: list[str]) -> list[Message]:
-    return [Message(message.role, content) for message, content in zip(messages, contents, strict=True)]
+def _replaced(messages: Sequence[Message], of: Sequence[int], contents: Sequence[str]) -> list[Message]:
+    out = list(messages)
+    for i, content in zip(of, contents, strict=True):
+        out[i] = out[i]._replace(content=content)
+    return out
 
 
 def _masked(content: str, i: int) -> str:
@@ -200,16 +273,17 @@ def _kept_spans(content: str) -> list[tuple[int, int]]:
 def _first_difference(messages: Sequence[Message], made: Rendering) -> int | None:
     """The message at which frames and contents, put together, differ from the rendering; None where nothing does."""
     at = 0
-    for i, frame in enumerate(made.frames):
-        start, stop = made.spans[i] if i < len(made.spans) else (0, 0)
-        said = frame + (messages[i].content[start:stop] if i < len(made.spans) else "")
+    for k, frame in enumerate(made.frames):
+        start, stop = made.spans[k] if k < len(made.spans) else (0, 0)
+        said = frame + (messages[made.of[k]].content[start:stop] if k < len(made.spans) else "")
         if not made.text.startswith(said, at):
-            return min(i, len(messages) - 1)
+            return made.of[min(k, len(made.of) - 1)] if made.of else len(messages) - 1
         at += len(said)
     return None if at == len(made.text) else len(messages) - 1
 
 
-def _unthinking(text: str) -> str:
+def unthinking(text: str) -> str:
+    """A prompt without what opens and closes thinking at its end."""
     return _THINKING.sub("", text)
 
 

@@ -13,18 +13,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from engine.corpus.document import Message
+from engine.corpus.messages import MessageForm, messages_of, tools_of
+from engine.corpus.values import MapValue, NotText, Problem, decode, described, listed, without_nulls
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
 
-SHOWN_COLUMNS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a record cannot be used: `reason` is a word of schemas.reasons.REASONS, `detail` is for people (ASCII)."""
-
-    reason: str
-    detail: str
+TOOLS = "tools"
+"""The column of a conversation's tools where the run file names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +33,7 @@ class Record:
     n_bytes: int  # of `text` in UTF-8
     problem: Problem | None
     messages: tuple[Message, ...] = ()  # of a conversation; `text` is then their contents put together
+    tools: str = ""  # of a conversation, see Document
 
     @classmethod
     def bad(cls, row: int, place: str, problem: Problem) -> Record:
@@ -46,44 +42,41 @@ class Record:
 
     @classmethod
     def good(
-        cls, row: int, place: str, doc_id: str | None, text: str, n_bytes: int, messages: tuple[Message, ...] = ()
+        cls,
+        row: int,
+        place: str,
+        doc_id: str | None,
+        text: str,
+        n_bytes: int,
+        messages: tuple[Message, ...] = (),
+        tools: str = "",
     ) -> Record:
         """A record with a text, unless it is white space only."""
         if not text.strip():
             return cls.bad(row, place, Problem("empty_text", f"{len(text)} characters, all white space"))
-        return cls(row, place, doc_id, text, n_bytes, None, messages)
-
-
-class NotText:
-    """Stands for an Arrow value that is neither text nor a whole number: only its type is of interest."""
-
-    def __init__(self, type_name: str) -> None:
-        self.type_name = type_name
-
-
-def decode(raw: bytes) -> str | Problem:
-    """`raw` as UTF-8, strictly."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Problem("invalid_utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start}: {error.reason}")
+        return cls(row, place, doc_id, text, n_bytes, None, messages, tools)
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What the run file takes from a record: `pieces` are (literal text, column or None), joined; `id` names it.
-    messages: the column of a conversation, instead of pieces."""
+    messages: the column of a conversation, instead of pieces; tools: that of its tools; form: how its messages are written.
+    optional: columns that need not be there."""
 
     pieces: tuple[tuple[str, str | None], ...]
     numbers: bool  # whether whole numbers count as text: in a template, not in a text column
     id: str | None
     messages: str | None = None
+    tools: str | None = None
+    form: MessageForm | None = None
+    optional: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: CorpusConfig) -> Columns:
         """From [corpus] text, template or messages, and id."""
         if config.messages is not None:
-            return cls((), False, config.id, config.messages)
+            optional = (TOOLS,) if config.tools is None else ()
+            return cls((), False, config.id, config.messages, config.tools or TOOLS, MessageForm.of(config), optional)
         if config.template is None:
             return cls((("", config.text),), False, config.id)
         pieces = tuple((words, name) for words, name, _, _ in string.Formatter().parse(config.template))
@@ -93,15 +86,19 @@ class Columns:
     def names(self) -> tuple[str, ...]:
         """The columns needed, without repetition."""
         used = [name for _, name in self.pieces if name is not None]
-        used += [name for name in (self.messages, self.id) if name is not None]
-        return tuple(dict.fromkeys(used))
+        used += [name for name in (self.messages, self.tools, self.id) if name is not None]
+        return tuple(dict.fromkeys(name for name in used if name not in self.optional))
+
+    def there(self, present: Sequence[str]) -> list[str]:
+        """The columns to be read of a table that has those `present`."""
+        return [*self.names, *(name for name in self.optional if name in present)]
 
     def check(self, present: list[str], where: str) -> None:
         """CorpusError when a table (`where`) lacks a column, so that every record would, or has two of the name."""
         wrong = [name for name in self.names if present.count(name) != 1]
         if wrong:
             raise CorpusError(
-                f"{where}: got the columns {_listed(present)}; wanted {_listed(wrong)} once, as the run file says. "
+                f"{where}: got the columns {listed(present)}; wanted {listed(wrong)} once, as the run file says. "
                 f"Correct [corpus] text, template, messages or id."
             )
 
@@ -109,13 +106,15 @@ class Columns:
         """A Record from a parsed JSON value; a problem when it is no object or its columns are not usable."""
         if not isinstance(item, dict):
             return Record.bad(
-                row, place, Problem("malformed_json", f"the record is {_described(item)}, wanted an object")
+                row, place, Problem("malformed_json", f"the record is {described(item)}, wanted an object")
             )
         return self._of_mapping(row, place, item)
 
     def of_arrow(self, row: int, batch: pa.RecordBatch) -> Iterator[Record]:
         """Records from Arrow rows; `row` is the number of the first one in its file."""
-        values = {name: (_nested if name == self.messages else _values)(batch.column(name)) for name in self.names}
+        nested = (self.messages, self.tools)
+        names = self.there(batch.schema.names)
+        values = {name: (_nested if name in nested else _values)(batch.column(name)) for name in names}
         for offset in range(batch.num_rows):
             item = {name: column[offset] for name, column in values.items()}
             yield self._of_mapping(row + offset, f"row {row + offset}", item)
@@ -128,11 +127,15 @@ class Columns:
                 return Record.bad(row, place, value)
             text += [words, value]
         messages: tuple[Message, ...] = ()
+        tools: str | Problem = ""
         if self.messages is not None:
-            found = _messages(item, self.messages)
+            found = self._conversation(item)
             if isinstance(found, Problem):
                 return Record.bad(row, place, found)
             messages, text = found, [message.content for message in found]
+            tools = tools_of(item.get(self.tools or ""), f"column {json.dumps(self.tools)}")
+            if isinstance(tools, Problem):
+                return Record.bad(row, place, tools)
         joined = "".join(text)
         n_bytes = len(joined.encode("utf-8"))
         doc_id = None if self.id is None else _text(item, self.id, numbers=True)
@@ -140,13 +143,19 @@ class Columns:
             return Record.bad(row, place, doc_id)
         if doc_id == "":
             return Record.bad(row, place, Problem("not_text", f"column {json.dumps(self.id)} is empty, wanted a name"))
-        return Record.good(row, place, doc_id, joined, n_bytes, messages)
+        return Record.good(row, place, doc_id, joined, n_bytes, messages, tools)
+
+    def _conversation(self, item: Mapping[str, object]) -> tuple[Message, ...] | Problem:
+        assert self.messages is not None and self.form is not None
+        if self.messages not in item:
+            return Problem("missing_column", f"no column {json.dumps(self.messages)}; got {listed(list(item))}")
+        return messages_of(item[self.messages], f"column {json.dumps(self.messages)}", self.form)
 
 
 def _text(item: Mapping[str, object], name: str, *, numbers: bool) -> str | Problem:
     """The text in column `name`; whole numbers too where `numbers` is true (templates and ids)."""
     if name not in item:
-        return Problem("missing_column", f"no column {json.dumps(name)}; got {_listed(list(item))}")
+        return Problem("missing_column", f"no column {json.dumps(name)}; got {listed(list(item))}")
     value = item[name]
     if isinstance(value, bytes):
         value = decode(value)
@@ -161,51 +170,25 @@ def _text(item: Mapping[str, object], name: str, *, numbers: bool) -> str | Prob
         return value
     if numbers and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return Problem("not_text", f"column {json.dumps(name)} is {_described(value)}, wanted text")
-
-
-def _messages(item: Mapping[str, object], name: str) -> tuple[Message, ...] | Problem:
-    """The conversation in column `name`. Keys beside role and content are refused where they hold anything: a template might
-    write them (tool calls, reasoning), and what it writes of them could not be told from its own text."""
-    if name not in item:
-        return Problem("missing_column", f"no column {json.dumps(name)}; got {_listed(list(item))}")
-    found, where = item[name], f"column {json.dumps(name)}"
-    if not isinstance(found, list) or not found:
-        what = "an empty list" if found == [] else _described(found)
-        return Problem("not_messages", f"{where} is {what}, wanted a list of objects with role and content")
-    out = []
-    for number, message in enumerate(found, start=1):
-        place = f"{where}, message {number}"
-        if not isinstance(message, dict):
-            return Problem("not_messages", f"{place} is {_described(message)}, wanted an object with role and content")
-        more = [key for key, value in message.items() if key not in Message._fields and value not in (None, "", [], {})]
-        if more:
-            return Problem("not_messages", f"{place} has {_listed(more)}, wanted role and content only")
-        parts = [_text(message, key, numbers=False) for key in Message._fields]
-        for key, part in zip(Message._fields, parts, strict=True):
-            if isinstance(part, Problem):
-                if part.reason == "invalid_utf8":
-                    return Problem(part.reason, f"{place}: {part.detail}")
-                got = "missing" if key not in message else _described(message[key])
-                return Problem("not_messages", f"{place}: {key} is {got}, wanted a text")
-        role, content = (part for part in parts if isinstance(part, str))
-        out.append(Message(role, content))
-    return tuple(out)
+    return Problem("not_text", f"column {json.dumps(name)} is {described(value)}, wanted text")
 
 
 def _nested(column: pa.Array) -> list[object]:
-    """Python values of an Arrow column of lists of objects; texts in it as bytes, as in `_values`."""
+    """Python values of an Arrow column of lists of objects; texts in it as bytes, as in `_values`. Fields that are null are left
+    out: Arrow gives every object the fields of all."""
     type_ = _with_bytes(column.type)
     values = column.cast(type_).to_pylist()
-    return [_named(value, type_) for value in values] if "map<" in str(type_) else values
+    named = [_named(value, type_) for value in values] if "map<" in str(type_) else values
+    return [without_nulls(value) for value in named]
 
 
 def _named(value: object, type_: pa.DataType) -> object:
-    """A nested value with a stand-in for each map, which Arrow gives as a list of pairs."""
+    """A nested value with its maps, which Arrow gives as lists of pairs, as what they are."""
     if value is None or not pa.types.is_nested(type_):
         return value
     if pa.types.is_map(type_):
-        return NotText("map") if value else {}
+        pairs = ((key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key), item) for key, item in value)
+        return MapValue((key, _named(item, type_.item_type)) for key, item in pairs)
     if isinstance(value, list):
         return [_named(item, type_.value_type) for item in value]
     if not isinstance(value, dict):
@@ -241,21 +224,3 @@ def _values(column: pa.Array) -> list[object]:
         return column.to_pylist()
     stand_in = NotText("map" if pa.types.is_map(type_) else str(type_))
     return [stand_in if valid else None for valid in column.is_valid().to_pylist()]
-
-
-def _described(value: object) -> str:
-    """What a JSON or Arrow value is, in words."""
-    if isinstance(value, NotText):
-        return f"of type {value.type_name}"
-    names = {
-        type(None): "null", bool: "true or false", int: "a number", float: "a number",
-        str: "a text", bytes: "a text", list: "a list", dict: "an object",
-    }  # fmt: skip
-    return names.get(type(value), f"of type {type(value).__name__}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names in quotes, ASCII, the first few of them."""
-    shown = ", ".join(json.dumps(name) for name in names[:SHOWN_COLUMNS])
-    more = f" and {len(names) - SHOWN_COLUMNS} more" if len(names) > SHOWN_COLUMNS else ""
-    return shown + more if names else "none"

@@ -6,15 +6,44 @@ A document is what one record of a corpus file became; a unit is the run of docu
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+CALLS = ("tool_calls", "function_call")
+"""Keys of a message under which an assistant calls tools."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold an assistant's thoughts."""
+
 
 class Message(NamedTuple):
-    """One message of a conversation."""
+    """One message of a conversation. more: what else the chat template is given (name, tool_calls, reasoning_content ...), a JSON
+    object; "" for nothing. learned: False where the data set says that it is not to be learned from."""
 
     role: str
     content: str
+    more: str = ""
+    learned: bool = True
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as a chat template gets it; transformers itself gives thoughts all the names that templates know."""
+        more: dict[str, Any] = json.loads(self.more) if self.more else {}
+        return {**more, "role": self.role, "content": self.content}
+
+    def has(self, keys: Sequence[str]) -> bool:
+        """Whether the template is given something under one of these keys."""
+        return bool(self.more) and any(key in json.loads(self.more) for key in keys)
+
+    @property
+    def parts_of_name(self) -> tuple[str, ...]:
+        """What tells the message from others, for hashes; of one with role and content alone, these."""
+        return (
+            self.role,
+            self.content,
+            *([self.more] if self.more else ()),
+            *(() if self.learned else ("not learned",)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +57,12 @@ class Document:
     place: str  # "line 17" (from 1) or "row 17" (from 0) of the source
     problem: tuple[str, str] | None = None
     messages: tuple[Message, ...] = ()  # of a conversation; `text` is then their contents put together
+    tools: str = ""  # of a conversation: what its assistant may call, a JSON list; "" for none
+
+    @property
+    def is_written_by_template(self) -> bool:
+        """Whether what is scored may hold more than the contents: calls and thoughts, as a chat template writes them."""
+        return any(message.has((*CALLS, *REASONING)) for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def open_dataset(config: CorpusConfig, base_dir: Path, columns: Columns) -> Data
     if not isinstance(data, datasets.Dataset):
         raise CorpusError(f"{where}: got {type(data).__name__}; wanted one table. Give [corpus] split one split.")
     columns.check(data.column_names, where)
-    return data.select_columns(list(columns.names)).with_format("arrow")
+    return data.select_columns(columns.there(data.column_names)).with_format("arrow")
 
 
 def read_dataset(data: Dataset, columns: Columns, spans: Sequence[Span]) -> Generator[Record, None, None]:

@@ -21,8 +21,9 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.corpus.columns import Columns, Problem, Record, decode
+from engine.corpus.columns import Columns, Record
 from engine.corpus.compressed import CHUNK_BYTES, CODECS, DAMAGE, open_bytes, open_seekable
+from engine.corpus.values import Problem, decode
 from schemas.errors import CorpusError
 
 FORMATS = {
@@ -238,12 +239,13 @@ def _parquet_rows(stream: IO[bytes], source: Source, columns: Columns, spans: Se
     # Damage can decompress into wrong text without an error; pages that carry a checksum are checked.
     with pq.ParquetFile(stream, page_checksum_verification=True) as file:
         columns.check(file.schema_arrow.names, str(source.path))
+        names = columns.there(file.schema_arrow.names)
         first = 0
         for group in range(file.num_row_groups):
             last = first + file.metadata.row_group(group).num_rows
             if any(start < last and first < stop for start, stop in spans):
                 row = first
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns.names)):
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=names):
                     for start, stop in spans:
                         low, high = max(start, row), min(stop, row + batch.num_rows)
                         if low < high:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.corpus import huggingface as hub
-from engine.corpus.columns import Columns, Problem, Record
+from engine.corpus.columns import Columns, Record
 from engine.corpus.document import Document, Unit
 from engine.corpus.files import is_inside, labels, list_files, raw_facts
 from engine.corpus.records import Source, Span, read_records
+from engine.corpus.values import Problem
 from schemas.errors import CorpusError
 from schemas.plan_inputs import PlannedFile
 from schemas.redact import redacted
@@ -197,7 +198,8 @@ def _documents(records: Iterator[Record], unit: Unit, file: CorpusFile) -> list[
         if doc_id in seen and problem is None:
             problem = Problem("duplicate_id", f"the id {doc_id!a} occurred before in unit {unit.index}")
         if problem is None:
-            documents.append(Document(doc_id, doc_row, record.text, file.label, record.place, messages=record.messages))
+            parts = {"messages": record.messages, "tools": record.tools}
+            documents.append(Document(doc_id, doc_row, record.text, file.label, record.place, **parts))
         else:
             told = (problem.reason, problem.detail)
             documents.append(Document(fallback, doc_row, "", file.label, record.place, told))
@@ -241,8 +243,9 @@ def _cut(
                 problems[record.problem.reason] = (count + 1, first)
             if digest is not None:
                 reason = record.problem.reason if record.problem else ""
-                said = [part for message in record.messages for part in message]
-                for part in (record.doc_id or "", record.text, reason, *said):
+                said = [part for message in record.messages for part in message.parts_of_name]
+                tools = [record.tools] if record.tools else []
+                for part in (record.doc_id or "", record.text, reason, *said, *tools):
                     raw = part.encode("utf-8")
                     digest.update(len(raw).to_bytes(8, "big") + raw)
             yield record.n_bytes

@@ -6,6 +6,7 @@ P = pieces of documents.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class BatchLayout:
     shape: tuple[int, int]  # B, L
     document: npt.NDArray[np.int64]  # [P] number in the pool's order
     start: npt.NDArray[np.int64]  # [P] first position within the document
+    origin: npt.NDArray[np.int64]  # [P] first position of the reading that the piece is of, within the document
     length: npt.NDArray[np.int64]  # [P]
     row: npt.NDArray[np.int64]  # [P]
     column: npt.NDArray[np.int64]  # [P]
@@ -36,21 +38,54 @@ class BatchLayout:
     piece: int  # pieces used of the document behind them
 
 
-def padded_layout(lengths: npt.NDArray[np.int64], max_length: int | None) -> BatchLayout:
-    """All documents given, a row each, as wide as the longest: its first max_length positions."""
-    count = len(lengths)
+def padded_layout(
+    lengths: npt.NDArray[np.int64], readings: Sequence[npt.NDArray[np.int64]], max_length: int | None
+) -> BatchLayout:
+    """All documents given, a row each, as wide as the longest: its first max_length positions. A document that is read anew has a
+    row for each of its readings."""
+    counts = [len(starts) for starts in readings]
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    starts = np.concatenate(readings)
+    stops = np.concatenate([[*at[1:], length] for at, length in zip(readings, lengths.tolist(), strict=True)])
+    sizes = (stops - starts).astype(np.int64)
     if max_length is not None:
-        lengths = np.minimum(lengths, max_length)
-    documents, zeros = np.arange(count), np.zeros(count, np.int64)
-    return BatchLayout((count, int(lengths.max())), documents, zeros, lengths, documents, zeros, False, count, 0)
+        sizes = np.minimum(sizes, max_length)
+    rows, zeros = np.arange(len(documents)), np.zeros(len(documents), np.int64)
+    shape = (len(documents), int(sizes.max()))
+    return BatchLayout(shape, documents, starts, starts, sizes, rows, zeros, False, len(lengths), 0)
+
+
+def padded_layouts(
+    pools: Sequence[DocumentPool], first: int, count: int, max_length: int | None, beside: Sequence[str]
+) -> list[BatchLayout]:
+    """The padded layout of each product's documents `first` and on. beside: names of the products behind the first one.
+
+    Raises ValueError when a document is read anew at other places in one of them: rows would not go together.
+    """
+    now = slice(first, first + count)
+    layouts = [padded_layout(pool.lengths[now], pool.readings[now], max_length) for pool in pools]
+    for name, layout in zip(beside, layouts[1:], strict=True):
+        if not np.array_equal(layouts[0].document, layout.document):
+            raise ValueError(
+                f"beside={name!r}: a document is read anew (flag 128) at other places there; leave out one of the two"
+            )
+    return layouts
 
 
 def packed_layout(
-    lengths: npt.NDArray[np.int64], rows: int, width: int, max_length: int | None, piece: int, *, last: bool
+    lengths: npt.NDArray[np.int64],
+    readings: Sequence[npt.NDArray[np.int64]],
+    rows: int,
+    width: int,
+    max_length: int | None,
+    piece: int,
+    *,
+    last: bool,
 ) -> BatchLayout | None:
     """First fit: each document goes into the first row with room for all of it; when none has, the batch is full.
 
-    A document longer than `width` is cut into pieces of `width` positions; each is a segment of its own.
+    A document longer than `width` is cut into pieces of `width` positions; each is a segment of its own, and so is each
+    reading of a document that is read anew.
 
     lengths     [D] of the waiting documents
     piece       pieces of the first document that earlier batches had
@@ -58,31 +93,37 @@ def packed_layout(
     None: the documents do not fill a batch.
     """
     used: list[int] = []
-    pieces: list[tuple[int, int, int, int, int]] = []
+    pieces: list[tuple[int, int, int, int, int, int]] = []
     for document, whole in enumerate(lengths.tolist()):
-        length = whole if max_length is None else min(whole, max_length)
-        for number, start in enumerate(range(0, length, width)):
+        for number, (origin, start, size) in enumerate(_cut(readings[document].tolist(), whole, width, max_length)):
             if document == 0 and number < piece:
                 continue
-            size = min(width, length - start)
             row = next((row for row, taken in enumerate(used) if taken + size <= width), None)
             if row is None:
                 if len(used) == rows:
                     return _packed(pieces, len(used), width, document, number)
                 used.append(0)
                 row = len(used) - 1
-            pieces.append((document, start, size, row, used[row]))
+            pieces.append((document, start, origin, size, row, used[row]))
             used[row] += size
     return _packed(pieces, len(used), width, len(lengths), 0) if last and pieces else None
 
 
+def _cut(readings: list[int], whole: int, width: int, max_length: int | None) -> Iterator[tuple[int, int, int]]:
+    """(first position of the reading, of the piece, positions) of each piece of a document of `whole` positions."""
+    for origin, behind in zip(readings, [*readings[1:], whole], strict=True):
+        stop = behind if max_length is None else min(behind, origin + max_length)
+        for start in range(origin, stop, width):
+            yield origin, start, min(width, stop - start)
+
+
 def _packed(
-    pieces: list[tuple[int, int, int, int, int]], rows: int, width: int, consumed: int, piece: int
+    pieces: list[tuple[int, int, int, int, int, int]], rows: int, width: int, consumed: int, piece: int
 ) -> BatchLayout:
     columns = np.array(pieces, np.int64).T
-    columns = columns[:, np.argsort(columns[3] * width + columns[4])]  # row by row: segments are numbered so
-    document, start, length, row, column = columns
-    return BatchLayout((rows, width), document, start, length, row, column, True, consumed, piece)
+    columns = columns[:, np.argsort(columns[4] * width + columns[5])]  # row by row: segments are numbered so
+    document, start, origin, length, row, column = columns
+    return BatchLayout((rows, width), document, start, origin, length, row, column, True, consumed, piece)
 
 
 def collate(pool: DocumentPool, layout: BatchLayout, first: int, *, pin: bool = False) -> dict[str, torch.Tensor]:
@@ -164,7 +205,7 @@ def _segments(
     found = {}
     for key, values, pad in (
         ("segments", np.repeat(number, layout.length), 0),
-        ("positions", ranges(layout.start, layout.length), 0),
+        ("positions", ranges(layout.start - layout.origin, layout.length), 0),
         ("doc_row", np.repeat(doc_rows, layout.length), -1),
     ):
         flat = np.full(layout.shape[0] * layout.shape[1], pad, np.int64)

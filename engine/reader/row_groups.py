@@ -17,7 +17,7 @@ import pyarrow as pa
 from .run_files import TargetsError
 
 PAD_ID = -1
-FLAG_CONTEXT = 64
+FLAG_CONTEXT, FLAG_ANEW = 64, 128
 
 STATISTICS = ("logz", "entropy", "logit_std", "logz_scaled", "space_logp", "end_logp")
 LEFT_OUT = "(left out)"
@@ -161,6 +161,7 @@ class DocumentPool:
 
     lengths, doc_rows, starts  [D] int64, of the documents in the order of delivery; starts: in the joined arrays
     group, within              [D] int64, where a document begins: row group, position in it
+    readings                   of each document, where it is read anew: first positions of its readings, 0 the first of them
     arrays                     batch key -> [N + 1]; LEFT_OUT too
     groups                     the row groups
     """
@@ -200,6 +201,18 @@ class DocumentPool:
                 )
                 self.arrays[key] = (joined & FLAG_CONTEXT) == 0 if key == "loss_mask" else joined
                 self.arrays[key][-1] = pad
+        self.readings = self._readings()
+
+    def _readings(self) -> list[npt.NDArray[np.int64]]:
+        anew = [np.flatnonzero(group.columns["flags"] & FLAG_ANEW) for group in self.groups if "flags" in group.columns]
+        nothing = np.zeros(1, np.int64)
+        if not any(len(found) for found in anew):
+            return [nothing] * len(self.lengths)
+        out = []
+        for group, start, length in zip(self.group.tolist(), self.within.tolist(), self.lengths.tolist(), strict=True):
+            low, high = np.searchsorted(anew[group], [start + 1, start + length])
+            out.append(np.concatenate([nothing, anew[group][low:high] - start]))
+        return out
 
     def after(self, document: int) -> RowGroup:
         """The documents from this one on as a row group with arrays of its own."""

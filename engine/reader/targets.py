@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .collate import Batch, collate, packed_layout, padded_layout, to_device
+from .collate import Batch, collate, packed_layout, padded_layouts, to_device
 from .row_groups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, DocumentPool, RowGroup, decode, spread
 from .run_files import SCHEMA_NAME, SCHEMA_VERSIONS, OutputFolder, ProductFiles, Run, TargetsError
 
@@ -168,7 +168,8 @@ class Targets:
                      of them at a time, the same way at every call with this seed and epoch.
         max_length   keep the first so many positions of a document (the rest of it is left out).
         pack_length  None: a document a row, padded to the longest. L: batch_size rows of L positions, documents laid one
-                     behind another, each a segment of its own; one longer than L is cut into pieces of L.
+                     behind another, each a segment of its own; one longer than L is cut into pieces of L. A document that
+                     is read anew (flag 128) has a row, or a segment, for each of its readings.
 
         Keys (in brackets the padding): token_ids [B, L] int64 (0), byte_end [B, L] int64 (0), mask [B, L] bool: scored
         (within max_width) and not padding, loss_mask [B, L] bool: asked for (flag 64 is not set) and not padding,
@@ -216,11 +217,10 @@ class Targets:
                 if pack_length is None:
                     if done + batch_size > count and not last:
                         break
-                    layouts = [padded_layout(pool.lengths[done : done + batch_size], max_length) for pool in pools]
+                    layouts = padded_layouts(pools, done, batch_size, max_length, list(self._beside))
                 else:
-                    layout = packed_layout(
-                        pools[0].lengths[done:], batch_size, pack_length, max_length, cursor.piece, last=last
-                    )
+                    rest = pools[0].lengths[done:], pools[0].readings[done:]
+                    layout = packed_layout(*rest, batch_size, pack_length, max_length, cursor.piece, last=last)
                     if layout is None:
                         break
                     layouts = [layout] * len(pools)
@@ -314,7 +314,8 @@ class Targets:
 
     def _check_same_lengths(self, pools: list[DocumentPool]) -> None:
         for name, pool in zip(self._beside, pools[1:], strict=True):
-            if not np.array_equal(pools[0].lengths, pool.lengths):
+            same = map(np.array_equal, pools[0].readings, pool.readings)
+            if not np.array_equal(pools[0].lengths, pool.lengths) or not all(same):
                 raise ValueError(
                     f"pack_length with beside={name!r}: its documents have other positions than those of "
                     f"{self.product}, so one row cannot hold both; leave out one of the two"

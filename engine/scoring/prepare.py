@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.alignment.passage import Passage, ProductView
 from engine.alignment.refinement import exact_pairs
-from engine.chat.conversation import segment_conversation
+from engine.chat.segmenting import ChatSettings, segment_conversation
 from engine.chat.segments import SegmentedDocument
 from engine.corpus.document import Document
 from engine.scoring.stages import Stages
@@ -26,8 +26,9 @@ def prepare(stages: Stages, document: Document) -> Work:
     if document.problem is not None:
         raise BadDocument(*document.problem)
     if stages.chat:
-        end, roles = stages.run.targets.end, stages.run.corpus.roles
-        return _in_parts(stages, document, segment_conversation(stages.chat, document.messages, roles, end=end))
+        corpus = stages.run.corpus
+        settings = ChatSettings(corpus.roles, corpus.thinking, stages.run.targets.end)
+        return _in_parts(stages, document, segment_conversation(stages.chat, document, settings))
     segmented = stages.special_splitter and stages.special_splitter.split(document.text)
     if segmented is not None:
         return _in_parts(stages, document, segmented)
@@ -44,7 +45,7 @@ def _in_parts(stages: Stages, document: Document, segmented: SegmentedDocument) 
     """Each part behind all that the teacher has read before it: template, other roles, earlier parts."""
     passages, sequences = [], {**segmented.sequences, HIDDEN: segmented.sequences[TEACHER]}
     for i, text in enumerate(segmented.texts):
-        before = sequences[TEACHER].ids[: sequences[TEACHER].segments[i].begin]
+        before = sequences[TEACHER].given(sequences[TEACHER].segments[i])
         closed = {product: sequences[product].segments[i].closed for product in stages.products}
         given = (*stages.bos, *before.tolist())
         passage = _passage(stages, text, given, closed, place=(document.doc_row, i))
@@ -54,7 +55,7 @@ def _in_parts(stages: Stages, document: Document, segmented: SegmentedDocument) 
             if not np.array_equal(view.ids, sequences[product].ids[segment.begin : segment.begin + segment.positions]):
                 raise IdentityError(f"{product}: part {i} has other tokens alone than within its document")
         passages.append(passage)
-    return Work(document, passages, {product: sequences[product] for product in stages.products})
+    return Work(document, passages, {product: sequences[product] for product in stages.products}, segmented.text)
 
 
 def _refuse_without_room(stages: Stages, passage: Passage) -> None:

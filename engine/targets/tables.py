@@ -20,17 +20,18 @@ from engine.dataset.parquet import flat
 from engine.targets.positions import TargetRows, taken
 from engine.targets.teacher_rows import FILLS
 from schemas.products import HIDDEN
-from schemas.target import FLAG_CONTEXT, FLAG_END, ROLES, SHARE_COLUMNS
+from schemas.target import FLAG_ANEW, FLAG_CONTEXT, FLAG_END, ROLES, SHARE_COLUMNS
 
 
 @dataclass(slots=True)
 class Work:
     """A document ready to be scored. parts: its passages, in order. sequences: by product the whole document's tokens, where it
-    is scored in parts; None where it is one passage."""
+    is scored in parts; None where it is one passage. text: where a chat template has made it, None: the document's own."""
 
     document: Document
     parts: list[Passage]
     sequences: dict[str, TokenSequence] | None = None
+    text: str | None = None
 
     @property
     def nodes(self) -> int:
@@ -65,7 +66,7 @@ def table_of(
     """The good documents of a group as a table of the product's schema. rows: of all parts of the group, in order. begin:
     the token that begins a text, for the roles."""
     first = first_parts(group)
-    ids, ends, at = [], [], []
+    ids, ends, at, anew = [], [], [], []
     for i in good:
         work = group[i]
         if work.sequences is None:
@@ -77,11 +78,13 @@ def table_of(
             sequence = work.sequences[product]
             ids.append(sequence.ids)
             ends.append(sequence.ends)
+            anew += [sum(map(len, at)) + begin_anew for begin_anew in sequence.anew]
             at.append(rows_of(sequence, rows.start[first[i] : first[i + 1]]))
     empty = np.empty(0, np.int64)
     place = np.concatenate([empty, *at])
     token_ids = np.concatenate([empty, *ids])
     flags = taken(rows.flags, place, FLAG_CONTEXT)
+    flags[anew] |= FLAG_ANEW
     flat: dict[str, np.ndarray] = {
         "token_ids": token_ids,
         "byte_end": np.concatenate([empty, *ends]),
@@ -99,7 +102,7 @@ def table_of(
     columns: dict[str, Any] = {
         "doc_id": pa.array([group[i].document.doc_id for i in good], pa.string()),
         "doc_row": pa.array([group[i].document.doc_row for i in good], pa.int64()),
-        "text": pa.array([group[i].document.text if keep_text else "" for i in good], pa.string()),
+        "text": pa.array([_text_of(group[i]) if keep_text else "" for i in good], pa.string()),
     }
     for column in schema:
         if pa.types.is_list(column.type):
@@ -108,6 +111,10 @@ def table_of(
             typed = pa.array(values.astype(column.type.value_type.to_pandas_dtype()))
             columns[column.name] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), typed, type=column.type)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _text_of(work: Work) -> str:
+    return work.document.text if work.text is None else work.text
 
 
 def roles_of(token_ids: np.ndarray, flags: np.ndarray, begin: int | None) -> np.ndarray:

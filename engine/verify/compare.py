@@ -17,7 +17,16 @@ from engine.dataset.invariants import mass_tolerance
 from engine.dataset.parquet import flat
 from engine.verify.findings import Finding
 from schemas.manifest import ProductFacts
-from schemas.target import COARSER, FLAG_CONTEXT, FLAG_END, FLAG_GIVEN, FLAG_NO_MASS, PAD_ID, STATISTIC_COLUMNS
+from schemas.target import (
+    COARSER,
+    FLAG_ANEW,
+    FLAG_CONTEXT,
+    FLAG_END,
+    FLAG_GIVEN,
+    FLAG_NO_MASS,
+    PAD_ID,
+    STATISTIC_COLUMNS,
+)
 
 Array = npt.NDArray[Any]
 
@@ -26,7 +35,7 @@ NOISE = 1e-3
 _STATE_NOISE = 0.02  # of a hidden state, relative to its length: bfloat16 has 8 bits
 _TINY = 1e-6  # probabilities that no loss sees
 _CELLS = 16_000_000
-_PLACES = FLAG_END | FLAG_CONTEXT | FLAG_GIVEN | FLAG_NO_MASS
+_PLACES = FLAG_ANEW | FLAG_END | FLAG_CONTEXT | FLAG_GIVEN | FLAG_NO_MASS
 
 
 @dataclass(slots=True)

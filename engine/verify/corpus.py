@@ -92,6 +92,11 @@ def _stored(file: str, row: dict[str, Any], document: Document, text_stored: boo
     if row["doc_id"] != document.doc_id:
         found, wanted = f"doc_id {row['doc_id']!r}", f"{document.doc_id!r} ({place})"
         yield Finding(file, found, wanted, row["doc_id"], column="doc_id")
+    if document.is_written_by_template:
+        if text_stored and not _stand_in_order([message.content for message in document.messages], row["text"]):
+            found = "a text without some of the messages, or in another order"
+            yield Finding(file, found, f"all of them ({place})", row["doc_id"], column="text")
+        return
     size, ends = len(document.text.encode()), row["byte_end"]
     if text_stored and row["text"] != document.text:
         pairs = enumerate(zip(row["text"], document.text, strict=False))
@@ -100,6 +105,16 @@ def _stored(file: str, row: dict[str, Any], document: Document, text_stored: boo
         yield Finding(file, f"{found} from character {at} on", f"{wanted} ({place})", row["doc_id"], column="text")
     elif ends and ends[-1] != size:
         yield Finding(file, f"{ends[-1]} bytes of text", f"{size} ({place})", row["doc_id"], column="byte_end")
+
+
+def _stand_in_order(contents: list[str], text: str) -> bool:
+    at = 0
+    for content in (content.strip() for content in contents):  # a template may strip what it writes with calls
+        found = text.find(content, at)
+        if found < 0:
+            return False
+        at = found + len(content)
+    return True
 
 
 def _refused(file: str, record: dict[str, Any], document: Document) -> Iterator[Finding]:

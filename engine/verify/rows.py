@@ -19,6 +19,7 @@ from schemas.manifest import ProductFacts
 from schemas.products import BYTES, BYTES_END
 from schemas.target import (
     COARSER,
+    FLAG_ANEW,
     FLAG_BOUNDED,
     FLAG_BUDGET,
     FLAG_CONTEXT,
@@ -32,7 +33,7 @@ from schemas.target import (
 )
 
 SHARES = ("err", *SHARE_COLUMNS)
-_KNOWN_FLAGS = FLAG_EXACT | FLAG_BOUNDED | FLAG_BUDGET | FLAG_GIVEN | FLAG_END | FLAG_NO_MASS | FLAG_CONTEXT
+_KNOWN_FLAGS = FLAG_EXACT | FLAG_BOUNDED | FLAG_BUDGET | FLAG_GIVEN | FLAG_END | FLAG_NO_MASS | FLAG_CONTEXT | FLAG_ANEW
 _ZERO = {  # regime -> columns that are 0 there: nothing is open, excluded or left out by construction
     "own": ("err", "open_mass", "excluded_mass", "pruned_mass"),
     "same": ("err", "open_mass", "excluded_mass", "pruned_mass"),

@@ -25,6 +25,7 @@ from jobs.look.stored_document import find_document
 from schemas.errors import OutputError, RunFileError
 from schemas.products import TEACHER
 from schemas.target import (
+    FLAG_ANEW,
     FLAG_BOUNDED,
     FLAG_BUDGET,
     FLAG_CONTEXT,
@@ -42,6 +43,7 @@ FLAG_WORDS = {
     FLAG_NO_MASS: "no mass",
     FLAG_END: "end",
     FLAG_CONTEXT: "context",
+    FLAG_ANEW: "read anew",
 }
 _PIPE_WIDTH = 130  # columns where the output is not a terminal
 

@@ -94,7 +94,7 @@ def vocabulary_of(ready: Scorer, product: str) -> Vocabulary | None:
 def contents_of(talk: Sequence[Message], strip: bool = False) -> list[tuple[str, int, int, str]]:
     """(role, first byte, last byte, content) of each message in the text of the document."""
     out, at = [], 0
-    for role, content in talk:
+    for role, content, *_ in talk:
         kept = content.strip() if strip else content
         lead = len(content[: content.index(kept)].encode()) if kept else 0
         out.append((role, at + lead, at + lead + len(kept.encode()), kept))
@@ -110,7 +110,7 @@ def check(ready: Scorer, product: str, table: pa.Table, talk: Sequence[Message],
     check_rows(round_rows(table), facts_of(k, size), where=product)
     ids, ends = np.array(row["token_ids"]), np.array(row["byte_end"])
     scored, flags = np.array(row["scored"]), np.array(row["flags"])
-    assert row["text"] == "".join(content for _, content in talk)
+    assert row["text"] == "".join(message.content for message in talk)
     np.testing.assert_array_equal(flags & FLAG_CONTEXT == 0, scored)
     ours = np.flatnonzero(scored)
     runs = np.split(ours, np.flatnonzero(np.diff(ours) > 1) + 1)

@@ -41,7 +41,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [
         {"id": "good", "chat": TALK},
         {"id": "tools", "chat": [{"role": "user", "content": [{"type": "image"}]}]},
-        {"id": "call", "chat": [TALK[0], {"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}]},
+        {"id": "call", "chat": [TALK[0], {"role": "assistant", "content": 5}]},
         {"id": "again", "chat": TALK[:2]},
         {"id": "system", "chat": [{"role": "system", "content": "s"}, *TALK]},
         {"id": "text", "chat": "just a text"},
@@ -77,12 +77,12 @@ def test_from_the_run_file_to_the_reader(run_file: Path) -> None:
         json.loads(line) for file in sorted(out.glob("_engine/quarantine/*")) for line in file.read_text().splitlines()
     ]
     assert {(r["doc_id"], r["reason"]) for r in records} == {
-        ("chat.jsonl#1", "not_messages"),
+        ("chat.jsonl#1", "has_media"),
         ("chat.jsonl#2", "not_messages"),
         ("system", "template_error"),
         ("chat.jsonl#5", "not_messages"),
     }
-    assert any("tool_calls" in r["detail"] for r in records)
+    assert any("content is a number" in r["detail"] for r in records)
     for product, batched in (("sp", True), ("teacher", True), ("bytes", False)):
         targets = Targets(out, product)
         found = list(targets.documents())

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from engine.bpe.vocabulary import load_vocabulary
 from engine.chat.conversation import ChatEncoder
+from engine.chat.readings import whole
 from engine.chat.template import ChatTemplate
 from engine.chat.template_files import chat_templates
 from engine.corpus.document import Message
@@ -40,7 +41,7 @@ def encoder_of(folder: Path, text: str | None = None) -> ChatEncoder:
 def rendered(folder: Path, text: str | None, talk: tuple[Message, ...], *, tokenize: bool) -> Any:
     """As a user of transformers gets it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    chat = [message._asdict() for message in talk]
+    chat = [message.for_template() for message in talk]
     return tokenizer.apply_chat_template(chat, chat_template=text, tokenize=tokenize, return_dict=False)
 
 
@@ -67,7 +68,9 @@ def test_tokens_of_published_tokenizers_are_what_transformers_gives(name: str, t
     """Where nothing can merge over the seams of contents, the sequence is the encoding of the whole rendered string."""
     folder = SHARED / "tokenizers" / name
     encoder = encoder_of(folder, text)
-    sequence, spans = encoder.encode(TALK, [m.role == "assistant" for m in TALK], end=True)
+    made = encoder.template.render(TALK)
+    reading = whole(TALK, made, [m.role == "assistant" for m in TALK], [0] * len(TALK))
+    sequence = encoder.encode([reading], [m.content for m in TALK], end=True)
     if text != GEMMA:  # its marks are text to Llama-2: `.<` is one token over the seam of a content
         assert sequence.ids.tolist() == rendered(folder, text, TALK, tokenize=True)
     shown = encoder.full.tokenizer.decode(sequence.ids.tolist(), skip_special_tokens=False)
@@ -75,7 +78,8 @@ def test_tokens_of_published_tokenizers_are_what_transformers_gives(name: str, t
         rendered(folder, text, TALK, tokenize=True), skip_special_tokens=False
     )
     assert encoder.vocabulary.eos_id == encoder.full.tokenizer.token_to_id(end)
-    assert spans == [(0, 11), (0, 1)] and sequence.ends[-1] == sum(len(m.content) for m in TALK)
+    assert [p.text for p in reading.parts if p.scored] == ["Anna has 3.", "9"] and not sequence.anew
+    assert sequence.ends[-1] == sum(len(m.content) for m in TALK)
     for part, said in zip(sequence.segments, ("Anna has 3.", "9"), strict=True):
         pieces = [encoder.full.token_bytes[i] or b"" for i in sequence.ids[part.begin : part.stop].tolist()]
         assert b"".join(pieces) == encoder.vocabulary.prefix_bytes + said.encode()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.chat.template import ChatTemplate
+from engine.chat.readings import Seen, see
+from engine.chat.template import ChatTemplate, unthinking
 from engine.corpus.document import Message
 from schemas.errors import BadDocument
 from tests.support.corpora import corpus, read
@@ -22,26 +23,28 @@ TALKS = {
     "one": ONE,
     "two": [*ONE, Message("user", "Sure?"), Message("assistant", "Yes, 3.")],
     "think": [ONE[0], Message("assistant", THOUGHT)],
+    "think twice": [ONE[0], Message("assistant", THOUGHT), Message("user", "Sure?"), Message("assistant", THOUGHT)],
 }
-WANT_PARTS = ("idefics3", "llava_next", "smolvlm")  # they write lists of parts only, and drop or refuse a text
-DROP_THOUGHTS = ("deepseek_r1_distill.jinja", "deepseekv3", "glm4moe")  # or the white space around them
-REWRITE = (
-    "qwen3.jinja",
-    "qwen3_5_nothink.jinja",
-    "qwen3_5_think.jinja",
-    "qwen3_6.jinja",
-)  # earlier answers, in two turns
+
+
+def template(file: Path) -> ChatTemplate:
+    return ChatTemplate(file.read_text(encoding="utf-8"), VARIABLES, "[teacher]", given={"strftime_now": "26 Jul 2024"})
+
+
+def seen(chat: ChatTemplate, talk: list[Message]) -> list[Seen]:
+    """What the model saw at each of its turns, as the pipeline takes it where one rendering cannot be that."""
+    return [see(chat, talk, i, score_thoughts=True) for i, message in enumerate(talk) if message.role == "assistant"]
 
 
 def said(file: Path, talk: list[Message]) -> list[str]:
     """The contents that are found in the rendering; every frame and content is held against it letter by letter."""
-    chat = ChatTemplate(file.read_text(encoding="utf-8"), VARIABLES, "[teacher]")
+    chat = template(file)
     made = chat.render(talk)
     for i, message in enumerate(talk):
         if message.role == "assistant":
             chat.check_history(talk, i, made)
     contents = [message.content[start:stop] for message, (start, stop) in zip(talk, made.spans, strict=True)]
-    assert made.text == chat._render(talk)  # what transformers gives
+    assert made.text == chat.written(talk)  # what transformers gives
     assert "".join(f + c for f, c in zip(made.frames, [*contents, ""], strict=True)) == made.text
     return contents
 
@@ -52,15 +55,12 @@ def test_there_are_templates() -> None:
 
 @pytest.mark.parametrize("kind", TALKS)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_only_those_that_lose_contents_are_refused(file: Path, kind: str) -> None:
-    talk = TALKS[kind]
-    lost = file.name.startswith(WANT_PARTS)
-    lost |= kind == "think" and file.name.startswith(DROP_THOUGHTS) and "r1_distill_training" not in file.name
-    if lost or (kind == "two" and file.name in REWRITE):
-        with pytest.raises(BadDocument, match="template_"):
-            said(file, talk)
-    else:
-        assert said(file, talk) == [message.content for message in talk]
+def test_every_answer_is_seen_behind_what_asks_for_it(file: Path, kind: str) -> None:
+    chat, talk = template(file), TALKS[kind]
+    for one in seen(chat, talk):
+        assert one.text[one.begin : one.end] == one.said[one.start :] and one.said == talk[one.message].content
+        asked = chat.written(talk[: one.message], prompt=True)
+        assert unthinking(one.text[: one.begin]) == unthinking(asked) or one.text[: one.begin].startswith(asked)
 
 
 QWEN3 = FOLDER / "chat_templates" / "qwen3.jinja"

@@ -22,8 +22,6 @@ CASES = SHARED / "cases"
         ("utf16.jsonl", {}, "first bytes are those of UTF-16 text"),
         ("table.csv", {}, "got the suffix '.csv'; wanted one of .jsonl"),
         ("pretty_objects.jsonl", {}, "not one can be used"),
-        ("messages_as_columns.jsonl", {"messages": "messages"}, "(?s)not one can be used.*not_messages"),
-        ("sharegpt.jsonl", {"messages": "conversations"}, "(?s)not one can be used.*not_messages"),
         ("prompt_completion.jsonl", {}, "(?s)not one can be used.*missing_column"),
     ],
 )

@@ -31,7 +31,6 @@ def record(type_: pa.DataType, value: Any, **settings: Any) -> Record:
             [{"role": "user", "content": [("a", "b")]}],
             "message 1: content is of type map",
         ),
-        (WITH_MORE, [{"role": "user", "content": "a", "more": [("a", "b")]}], 'message 1 has "more"'),
     ],
 )
 def test_a_map_is_not_called_a_list(type_: pa.DataType, value: Any, where: str) -> None:
@@ -49,3 +48,8 @@ def test_a_text_column_that_is_a_map() -> None:
 def test_maps_that_hold_nothing_are_passed_over(more: Any) -> None:
     found = record(WITH_MORE, [{"role": "user", "content": "é", "more": more}], messages="chat")
     assert found.problem is None and found.messages == (Message("user", "é"),)
+
+
+def test_a_map_beside_the_content_is_given_to_the_template() -> None:
+    found = record(WITH_MORE, [{"role": "user", "content": "a", "more": [("a", "b")]}], messages="chat")
+    assert found.messages[0].for_template() == {"role": "user", "content": "a", "more": {"a": "b"}}
