@@ -49,7 +49,7 @@ REMEDIES: dict[str, str] = {
     "has_media": "leave the record out, or put what is to be seen or heard into words",
     "no_scored_message": "name the roles that the conversations have in [corpus] roles",
     "template_error": f"mend the conversation as the template's message says (order of roles, system), or {_TEMPLATE}",
-    "template_alters_content": f'set [corpus] thinking to "keep" or "drop", take out of the contents what the template drops, or {_TEMPLATE}',
+    "template_alters_content": f'set [corpus] thinking = "keep" or "drop", take out what the template drops, or {_TEMPLATE}',
     "template_rewrites_history": f"look at the turns before it (order of roles, tools), or {_TEMPLATE}",
     "prompt_too_long": "shorten what stands before, or raise [teacher] max_length",
     "special_without_partner": 'take the special out of the text, or set [corpus] specials = "text"',

@@ -9,6 +9,7 @@ import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -182,7 +183,7 @@ def _nested(column: pa.Array) -> list[object]:
     return [without_nulls(value) for value in named]
 
 
-def _named(value: object, type_: pa.DataType) -> object:
+def _named(value: Any, type_: pa.DataType) -> object:
     """A nested value with its maps, which Arrow gives as lists of pairs, as what they are."""
     if value is None or not pa.types.is_nested(type_):
         return value

@@ -133,6 +133,7 @@ def test_the_values_are_the_models_own_behind_that_history(qwen: Scorer) -> None
 def test_special_strings_in_the_history_are_plain_text(qwen: Scorer) -> None:
     row = row_of(qwen.score_unit([document(TALK)]).products[TEACHER])
     end = qwen.stages.vocabulary.tokenizer.token_to_id("<|im_end|>")
+    assert end is not None
     assert [given.count(end) for given, _ in stretches(row)] == [
         1,
         3,
