@@ -52,6 +52,7 @@ class TokenizerSource:
     revision: str | None  # of the hub id
     trust_remote_code: bool
     chat_template: str | None  # as the run file gives it
+    chat_template_kwargs: dict[str, Any]
 
 
 class RunConfig(SettingsTable):
@@ -155,9 +156,8 @@ class RunConfig(SettingsTable):
         tables += [(student_product(s.name), f"[[student]] {s.name}", s.tokenizer, s.revision, s) for s in self.student]
         for product, where, name, revision, table in tables:
             place = self.locate(name)
-            found.append(
-                TokenizerSource(product, where, name, place, revision, table.trust_remote_code, table.chat_template)
-            )
+            chat = (table.chat_template, table.chat_template_kwargs)
+            found.append(TokenizerSource(product, where, name, place, revision, table.trust_remote_code, *chat))
         return tuple(found)
 
     def semantic(self) -> dict[str, Any]:

@@ -99,6 +99,13 @@ class TeacherConfig(SettingsTable):
     chat_template: str | None = key(
         None, semantic=True, min_length=1, about=_TEMPLATE_ABOUT.format(owner="the teacher's tokenizer")
     )
+    chat_template_kwargs: dict[str, str | bool | int | float] = key(
+        {},
+        semantic=True,
+        newer=True,
+        wanted="a table of texts, numbers, true and false, such as {enable_thinking = false}",
+        about="Chat corpora only: values that the chat template of this side looks at, such as `{enable_thinking = false}`.",
+    )
     trust_remote_code: bool = key(
         False, semantic=True, about="Run Python code that comes with the model. Only for sources that you trust."
     )
@@ -147,6 +154,13 @@ class StudentConfig(SettingsTable):
     )
     chat_template: str | None = key(
         None, semantic=True, min_length=1, about=_TEMPLATE_ABOUT.format(owner="the student's tokenizer")
+    )
+    chat_template_kwargs: dict[str, str | bool | int | float] = key(
+        {},
+        semantic=True,
+        newer=True,
+        wanted="a table of texts, numbers, true and false, such as {enable_thinking = false}",
+        about="Chat corpora only: values that the chat template of this side looks at, such as `{enable_thinking = false}`.",
     )
     trust_remote_code: bool = key(
         False, semantic=True, about="Run Python code that comes with the tokenizer. Only for sources that you trust."

@@ -27,11 +27,12 @@ def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
     """
     if run.corpus.messages is None:
         for source in run.tokenizers:
-            if source.chat_template is not None:
-                raise RunFileError(
-                    f"{source.where} chat_template: got one, but no [corpus] messages; want it only for conversations. Remove "
-                    "chat_template, or name the column of the conversations"
-                )
+            for key in ("chat_template", "chat_template_kwargs"):
+                if getattr(source, key):
+                    raise RunFileError(
+                        f"{source.where} {key}: got one, but no [corpus] messages; want it only for conversations. Remove "
+                        f"{key}, or name the column of the conversations"
+                    )
         return {}
     if run.teacher.bos != "auto":
         raise RunFileError(
@@ -44,7 +45,9 @@ def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
         config, given = _config(folder), template_text(run, source.chat_template, source.where)
         text = _own(folder, config, source.where) if given is None else given
         roles = roles_of(folder, source.where, trust_remote_code=source.trust_remote_code)
-        out[source.product] = ChatTemplate(text, _variables(config, roles), source.where)
+        out[source.product] = ChatTemplate(
+            text, _variables(config, roles), source.where, given=source.chat_template_kwargs
+        )
         out[source.product].check()
     return out
 

@@ -120,12 +120,29 @@ def test_templates_are_part_of_the_fingerprint_by_content(run_file: Path, tmp_pa
     assert plan.products["teacher"].eos_id == 2049  # the end of a turn
 
 
+def test_what_a_template_is_given_is_part_of_the_fingerprint_where_it_is_given(run_file: Path) -> None:
+    run = load_run(run_file)
+    scan = scan_corpus(run.corpus, run.base_dir)
+    prints = set()
+    for given in ({}, {"enable_thinking": False}, {"enable_thinking": True}):
+        teacher = run.teacher.model_copy(update={"chat_template_kwargs": given})
+        plan = make_plan(run.model_copy(update={"teacher": teacher}), scan)
+        assert ("chat_template_kwargs" in plan.semantic["settings"]["teacher"]) is bool(given)
+        prints.add(plan.fingerprint)
+    assert len(prints) == 3
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
         ('"gemma.jinja"', '"none.jinja"', "none.jinja"),
         ('"gemma.jinja"', '"{{ messages[0].content | upper }}"', "as it stands"),
         ('messages = "chat"', 'text = "chat"', "no \\[corpus\\] messages"),
+        (
+            'model = "./t"',
+            'model = "./t"\nchat_template = "{{ strftime_now }"',
+            "jinja",
+        ),
         ('model = "./t"', 'model = "./t"\nbos = true', "chat template"),
         ('chat_template = "gemma.jinja"', "", "cannot write|as it stands|drops"),
     ],

@@ -104,3 +104,38 @@ def test_a_template_that_refuses_says_why() -> None:
 def test_an_unusable_template_is_refused_before_any_work(template: str, told: str) -> None:
     with pytest.raises(RunFileError, match=told):
         made(template).check()
+
+
+def test_a_template_is_given_what_the_run_file_says() -> None:
+    talk = TALK[:2]
+    asked = "{% if add_generation_prompt %}[go]{% endif %}"
+    chat = ChatTemplate(
+        "{{ mood }}" + ECHO + asked, VARIABLES, "[teacher]", given={"mood": "calm", "add_generation_prompt": True}
+    )
+    assert chat.written(talk).startswith("calm[user]") and chat.written(talk).endswith("[go]")
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "starts"),
+    [
+        ("{{ strftime_now('%d') }}" + ECHO, {"strftime_now": "1 May"}, "1 May["),
+        (
+            "{% if not date is defined %}{% set date = strftime_now('%d') %}{% endif %}{{ date }}" + ECHO,
+            {"date": "2 May"},
+            "2 May[",
+        ),
+        ("{% if tools %}{{ strftime_now('%d') }}{% endif %}" + ECHO, {}, "[user]"),
+    ],
+)
+def test_a_template_that_writes_the_date_may_be_given_one(template: str, given: dict[str, str], starts: str) -> None:
+    chat = ChatTemplate(template, VARIABLES, "[teacher]", given=given)
+    chat.check()
+    assert chat.written(TALK).startswith(starts)
+
+
+def test_a_date_that_only_some_conversations_ask_for_is_found_there() -> None:
+    chat = ChatTemplate(
+        "{% if tools %}{{ strftime_now('%d') }}{% endif %}" + ECHO, VARIABLES, "[teacher]", tools='[{"a": 1}]'
+    )
+    with pytest.raises(BadDocument, match="today's date"):
+        chat.render(TALK)
