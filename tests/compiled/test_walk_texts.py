@@ -71,9 +71,7 @@ class Twins:
     contexts: ContextBuilder
     pair: CompiledPair
     student: Segmenter
-    counted: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("boundaries", "slow", "leaves", "nodes", "words"), 0)
-    )
+    counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("boundaries", "slow", "leaves", "nodes", "words"), 0))
 
     def __post_init__(self) -> None:
         self.tokens = TeacherTokens(self.teacher)
