@@ -15,6 +15,7 @@ Letters: N contexts of a passage, X of them hung off its own, L open leaves, Vt 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -61,7 +62,7 @@ class Students:
 
 class CompiledSearch:
     """Hangs contexts off the passages of a group. real: bool [Vt]. masked: rows are masked to canonical tokens. max_length:
-    of the teacher's window, tokens."""
+    of the teacher's window, tokens. guard: held while what other threads use, too, is asked."""
 
     def __init__(
         self,
@@ -72,7 +73,9 @@ class CompiledSearch:
         *,
         masked: bool,
         max_length: int,
+        guard: threading.RLock | None = None,
     ) -> None:
+        self.guard = guard or threading.RLock()
         self.students, self.spending = students, spending
         self._risk_V = {product: np.full(len(real), np.nan) for product in students.walks}  # by last token, once asked
         self.real, self.canonical, self.masked, self.max_length = real, canonical, masked, max_length
@@ -96,12 +99,14 @@ class CompiledSearch:
         longer = passages
         for _ in range(self.spending.rounds):
             leaves = self._open_leaves(longer, torch.cat(states), logits)
-            chosen = [self._choose(i, leaves, hung[i]) for i in range(len(passages))]
+            with self.guard:
+                chosen = [self._choose(i, leaves, hung[i]) for i in range(len(passages))]
             if not any(len(node) for node, _ in chosen):
                 break
             new = _evaluate(chosen, hung, batches, hidden_ND)
             states = [torch.cat(pair) for pair in zip(states, new, strict=True)]
-            longer = [self._longer(h, long) for h, long in zip(hung, longer, strict=True)]
+            with self.guard:
+                longer = [self._longer(h, long) for h, long in zip(hung, longer, strict=True)]
         return longer, torch.cat(states), sum(len(h.node) for h in hung)
 
     def _open_leaves(self, passages: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, OpenLeaves]:

@@ -16,7 +16,6 @@ Letters: R ordinary teacher tokens by bytes, U distinct ends of these, C columns
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -32,7 +31,6 @@ from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.successors import Successors
-from engine.bpe.utf8 import successor
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
@@ -119,7 +117,8 @@ class CompiledPair:
     """All states of one pair. `teacher`, `student`: their arrays. Not thread-safe while states are made.
 
     columns: int32 [C], the student ids that some beginning of some string begins with; column_of_V: int32 [V], -1 for others.
-    has_words: the student has words that only `ignore_merges` makes: behind a beginning of one a state differs (`with_words`).
+    has_words: the student has words that only `ignore_merges` makes: behind a beginning of one a state differs
+    (compiled/words.py).
     """
 
     teacher: FlatTokenizer
@@ -180,61 +179,6 @@ class CompiledPair:
         inside a pre-token (lemma 15 a), else -1. What `Openness.settled` says of the range of these tokens."""
         begin = self.suffixes.token_start_R[self.teacher.rank_V[tokens]] + depth
         return self.answers[b""].settled[self.suffixes.suffix_of[begin]].astype(np.int64)
-
-    def with_words(self, state: State, words: tuple[tuple[int, bytes], ...]) -> State:
-        """The state behind a beginning of words that only `ignore_merges` makes, none of which has a boundary inside. words:
-        (unit of the pending part where it begins, the rest of it), as `RuleBook.whole_words_after` finds them.
-
-        A string that such a rest begins with, or that begins with it, is not decided by merges (lemma 15 leaves it as it was),
-        and where its pre-token is the word it begins no token. agrees_U is False there: no split may rely on these strings.
-        """
-        begins = [state.units if seam else cuts[-1] if cuts else 0 for cuts, seam in state.variants]
-        answers, changed = self.answers[b""], {}  # string -> no token begins there
-        for unit, rest in words:
-            for u in self._beside(rest):
-                _, action, _ = self.decode(state, state.cell_U[u : u + 1])
-                if action[0] == JOIN and unit == (0 if state.simple else begins[state.variant_U[u]]):
-                    begin = int(answers.start[u])
-                    piece = answers.text[begin : begin + int(state.stop_U[u])].tobytes()
-                    changed[u] = changed.get(u, False) or piece == rest
-        if not changed:
-            return state
-        number, none = np.array(list(changed), np.int64), np.array(list(changed.values()))
-        first, _, _ = self.decode(state, state.cell_U[number])
-        opened = (state.sure_U[number] != SURE) | answers.composing[number] | self.vocabulary.nfc
-        size, cell_U, agrees_U = len(self.columns), state.cell_U.copy(), state.agrees_U.copy()
-        column = self.column_of_V[first]
-        odd = ~none & (state.join_C[column] == 0)
-        cell = np.where(none, 2 * size + opened, column + size * opened)
-        kinds, at = np.unique(column[odd].astype(np.int64) << 1 | opened[odd], return_inverse=True)
-        cell[odd] = state.cells + at
-        cell_U[number], agrees_U[number] = cell, False
-        return self.shared(
-            replace(
-                state,
-                cell_U=cell_U,
-                whole_R=cell_U[self.suffixes.suffix_of[self.suffixes.token_start_R[:-1]]],
-                odd_column=np.append(state.odd_column, (kinds >> 1).astype(np.int32)),
-                odd_open=np.append(state.odd_open, (kinds & 1).astype(np.uint8)),
-                odd_join=np.append(state.odd_join, np.ones(len(kinds), np.uint8)),
-                agrees_U=agrees_U,
-            )
-        )
-
-    def _beside(self, rest: bytes) -> list[int]:
-        """Strings that are a beginning of these bytes, or begin with them."""
-        text, start = self.answers[b""].text, self.answers[b""].start
-        every = range(len(self.suffixes))
-
-        def place(piece: bytes) -> int:
-            return bisect.bisect_left(every, piece, key=lambda u: text[start[u] : start[u + 1]].tobytes())
-
-        found = list(range(place(rest), place(successor(rest))))
-        for size in range(1, len(rest)):
-            at = place(rest[:size])
-            if at < len(every) and text[start[at] : start[at + 1]].tobytes() == rest[:size]:
-                found.append(at)
-        return found
 
     def decode(self, state: State, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(first int64, -1 for none; action int8, NONE, CUT or JOIN; open bool) of cells: what `Rule` holds."""

@@ -25,15 +25,11 @@ from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
 from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
 from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.pair import CompiledPair, State
-from engine.compiled.walk_kernels import begin_words, find_leaves
+from engine.compiled.walk_kernels import find_leaves
+from engine.compiled.words import Words
 from engine.contexts.tree import ContextTree
-from engine.kernels.flat import joined
-from engine.kernels.hash_kernels import EMPTY, build_trie
 
 _NOT_ASKED = -2
-_MOST_WORD_STATES = 64
-"""Beginnings of words of `ignore_merges` that have a state of their own, some 2 MB each; boundaries behind others go by the slow
-rules."""
 _CUT_INSIDE, _HOLDS_ADDED = 1, 2
 """Why the student's tokens may not be what the merges make of a pending part: it is cut inside if the text ends there; it
 holds an added text."""
@@ -66,9 +62,8 @@ class StudentWalk:
         self._doubt = np.zeros(0, np.uint8)  # of the same: `_CUT_INSIDE`, `_HOLDS_ADDED`
         self._cleared = self._automaton.cleared
         self._agreed: BoundedCache[tuple[bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(100_000)
-        self._words = word_trie(self.segmenter.whole_words)
+        self._words = Words(pair, aligner.book)
         self._of_words: BoundedCache[tuple[int, bytes], int] = BoundedCache(100_000)
-        self._word_states = 0
 
     def view(self, tree: ContextTree, text: bytes, ids: Sequence[int], ends: Sequence[int]) -> StudentView:
         """ids [n], ends [n]: the student's tokens and their byte ends in the text. Raises BadDocument("too_long")."""
@@ -195,9 +190,8 @@ class StudentWalk:
         if units_I.any():  # runs are shorter in a state than in the text, and then its cuts count other units
             of_byte = np.concatenate([[0], np.cumsum(~is_continuation(raw))])
             state_I[(units_I > 0) & (of_byte[own_I] - of_byte[begin_I] != units_I)] = NO_STATE
-        if self._words is not None:
-            begun = np.zeros(len(own_I), bool)
-            begin_words(*self._words, raw, begin_I, own_I, begun)
+        if self.pair.has_words:
+            begun = self._words.begun(raw, begin_I, own_I)
             # words may begin behind a cut inside what is pending, too
             for i in np.flatnonzero((begun | (units_I > 0)) & (state_I != NO_STATE)).tolist():
                 state_I[i] = self._within_words(int(state_I[i]), data[int(begin_I[i]) : int(own_I[i])])
@@ -234,18 +228,11 @@ class StudentWalk:
         return number
 
     def _within_words(self, number: int, part: bytes) -> int:
-        """The state behind a pending part that words of `ignore_merges` may begin in. None where one is in it as a whole: then
-        a cut behind it changes the tokens before the boundary."""
+        """The state behind a pending part that words of `ignore_merges` may begin in."""
         known = self._of_words.get((number, part))
         if known is None:
-            words = self.aligner.book.whole_words_after(part, b"", len(part.decode("utf-8")))
-            state, every = self.states[number], self.segmenter.whole_words
-            whole = part in every if state.simple else any(word in part for word in every)
-            known = NO_STATE if words or whole else number
-            if words and not whole and self._word_states < _MOST_WORD_STATES:
-                known = self._number_of(self.pair.with_words(state, words))
-                self._word_states += known == len(self.states) - 1
-            self._of_words[number, part] = known
+            state = self._words.behind(self.states[number], part)
+            known = self._of_words[number, part] = NO_STATE if state is None else self._number_of(state)
         return known
 
     def _settle_cuts(
@@ -328,17 +315,6 @@ class StudentWalk:
             nodes, start = np.insert(nodes, 0, tree.given), start + 1
             start[0] = 0
         return start, nodes.astype(np.int32)
-
-
-def word_trie(words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray] | None:
-    """(keys, nodes) of the trie of sorted words, None when there are none."""
-    if not words:
-        return None
-    text, start = joined(list(words))
-    size = 1 << (2 * len(text) + 2).bit_length()
-    keys, nodes = np.full(size, EMPTY, np.int64), np.zeros(size, np.int32)
-    build_trie(text, start, keys, nodes)
-    return keys, nodes
 
 
 def _rows_of(places: np.ndarray, start: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

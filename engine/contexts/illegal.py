@@ -11,6 +11,7 @@ array, which is emptied when it is full. Letters: R rows, V ids, A numbers given
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,12 +46,14 @@ class Follows:
 
 
 class IllegalTokens:
-    """The lists of one vocabulary. Numbers stay valid for as long as the object lives. Not thread-safe."""
+    """The lists of one vocabulary. Numbers stay valid for as long as the object lives. One thread may ask for numbers while
+    another asks what rows have on the lists."""
 
     def __init__(self, segmenter: Segmenter, flat: FlatTokenizer | None = None, *, most: int = _MOST_IDS) -> None:
         self._segmenter, self._given, self._most = segmenter, flat, most
         self.size = segmenter.vocabulary.size
         self._specials = tuple(sorted(segmenter.vocabulary.specials))
+        self._guard = threading.Lock()  # of all that both ask for
         self._numbers: dict[tuple[int, int, bool, tuple[int, ...]], int] = {}
         self._follows: list[Follows | None] = [None]  # NOTHING
         self._actions: set[int] = set()  # numbers of the NextTokens that are held
@@ -73,15 +76,16 @@ class IllegalTokens:
         """The number of contexts that these ids may not follow. last: the last token; -1 behind a certain cut."""
         last = last if tokens.has_pair else -1
         key = (tokens.number, last, ends, closed)
-        known = self._numbers.get(key)
-        if known is None:
-            known = self._numbers[key] = len(self._follows)
-            self._follows.append(Follows(tokens, last, ends, closed))
-            self._actions.add(tokens.number)
-            if known == len(self._made_A):
-                self._made_A = np.concatenate([self._made_A, np.zeros(known, bool)])
-                self._segment_A4 = np.concatenate([self._segment_A4, np.zeros((known, 4), np.int32)])
-        return known
+        with self._guard:
+            known = self._numbers.get(key)
+            if known is None:
+                known = self._numbers[key] = len(self._follows)
+                self._follows.append(Follows(tokens, last, ends, closed))
+                self._actions.add(tokens.number)
+                if known == len(self._made_A):
+                    self._made_A = np.concatenate([self._made_A, np.zeros(known, bool)])
+                    self._segment_A4 = np.concatenate([self._segment_A4, np.zeros((known, 4), np.int32)])
+            return known
 
     @property
     def is_full(self) -> bool:
@@ -97,15 +101,16 @@ class IllegalTokens:
 
     def _segments(self, number_R: np.ndarray) -> np.ndarray:
         """int32 [R, 4]: where the ids of each row lie in `_ids`. What is not there is made."""
-        if not self._made_A[number_R].all():
-            wanted = np.unique(number_R).tolist()
-            for number in wanted:
-                if not self._made_A[number] and not self._make(number):
-                    self._forget()  # and make all that these rows need, however much it is
-                    for again in wanted:
-                        self._make(again, most=np.iinfo(np.int32).max)
-                    break
-        return self._segment_A4[number_R]
+        with self._guard:
+            if not self._made_A[number_R].all():
+                wanted = np.unique(number_R).tolist()
+                for number in wanted:
+                    if not self._made_A[number] and not self._make(number):
+                        self._forget()  # and make all that these rows need, however much it is
+                        for again in wanted:
+                            self._make(again, most=np.iinfo(np.int32).max)
+                        break
+            return self._segment_A4[number_R]
 
     def _make(self, number: int, *, most: int | None = None) -> bool:
         """False: no room. Room is needed for twice as many ids at times, while the array grows."""

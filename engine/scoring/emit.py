@@ -9,7 +9,9 @@ Every product takes its share of each chunk; `positions` keeps what is stored of
 
 from __future__ import annotations
 
+import threading
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +40,7 @@ class Emitter:
     and bytes; compiled: of the former those that compiled functions
     make, but for their slow boundaries; a product in neither has the teacher's own tokens, with one end where it is in
     `joined`. noncanonical: mass on tokens that no text has there is found; masked: it is taken out (`canonical-masked`).
+    guard: held while slow boundaries are asked for, whose rules the preparation of other documents uses, too.
     draws: products that are drawn from, and how often; seed: of all draws. statistics: of the rows of the product `teacher`.
     """
 
@@ -52,6 +55,7 @@ class Emitter:
     seed: int = 0
     statistics: Statistics | None = None
     compiled: dict[str, CompiledPush] = field(default_factory=dict)
+    guard: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @torch.inference_mode()
     def emit(self, docs: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, TargetRows]:
@@ -92,7 +96,8 @@ class Emitter:
         softmax = Softmax(group, self.real, noncanonical=self.noncanonical, masked=self.masked, measured=measured)
         for chunk in softmax.run(hidden_ND, logits):
             for taker in takers:
-                taker.take(chunk)
+                with self.guard if isinstance(taker, BeamRows) else nullcontext():
+                    taker.take(chunk)
         if isinstance(states := rows.get(HIDDEN), HiddenStates):
             states.put(group, hidden_ND)
         return rows

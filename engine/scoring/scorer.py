@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from engine.beam.calibration import Calibration
 from engine.corpus.document import Document, refusal
 from engine.dataset.unit_result import UnitResult
 from engine.scoring import memory
+from engine.scoring.ahead import prepared_ahead
 from engine.scoring.prepare import prepare
 from engine.scoring.stages import Progress, Stages, load_stages, silent
 from engine.targets.positions import TargetRows
@@ -109,19 +111,20 @@ class Scorer:
                     done[product].append(table)
 
         group, nodes = list[Work](), 0
-        for at, document in enumerate(documents):
-            try:
-                work = prepare(self.stages, document)
-            except (BadDocument, IdentityError, MemoryError) as error:
-                quarantine.append(_refused(document, error))
-                continue
-            if group and nodes + work.nodes > self._group_nodes:
-                flush()
-                group, nodes = [], 0
-                if report is not None:
-                    report(at, int(stats["teacher_tokens"]))
-            group.append(work)
-            nodes += work.nodes
+        with closing(prepared_ahead(self.stages, documents)) as ahead:
+            for at, (document, prepared) in enumerate(ahead):
+                try:
+                    work = prepared.result()
+                except (BadDocument, IdentityError, MemoryError) as error:
+                    quarantine.append(_refused(document, error))
+                    continue
+                if group and nodes + work.nodes > self._group_nodes:
+                    flush()
+                    group, nodes = [], 0
+                    if report is not None:
+                        report(at, int(stats["teacher_tokens"]))
+                group.append(work)
+                nodes += work.nodes
         flush()
         if report is not None:
             report(len(documents), int(stats["teacher_tokens"]))
@@ -188,7 +191,8 @@ class Scorer:
         batches: list[OpenBatch] | None = [] if stages.searches else None
         hidden, spent = hidden_states(teacher, parts, config, pruner, open_batches=batches), 0
         if stages.beam_search is not None and batches:
-            spent = int(stages.beam_search.search(parts, hidden, batches, teacher.logits).sum())
+            with stages.guard:
+                spent = int(stages.beam_search.search(parts, hidden, batches, teacher.logits).sum())
         longer = parts
         if stages.compiled_search is not None and batches:
             longer, hidden, more = stages.compiled_search.search(parts, hidden, batches, teacher.logits)

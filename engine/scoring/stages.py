@@ -5,6 +5,7 @@ run file -> Stages, a value: nothing in it changes while documents are scored, b
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,7 +55,6 @@ KEPT_TOKENS = 128
 LEAST_SHARE = 1e-4
 """Leaves of a smaller share of their boundary's mass are not looked at one by one, where a tolerance is given."""
 
-
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what) before and within steps that take their time; 0, 0 where nothing is counted."""
 
@@ -91,6 +91,11 @@ class Stages:
     beam_search: BeamSearch | None  # for students in `strings`
     compiled_search: CompiledSearch | None  # for those in `walks`, where evaluations are spent on them
     emitter: Emitter
+
+    @property
+    def guard(self) -> threading.RLock:
+        """Held by whoever asks what is not thread-safe (scoring/ahead.py)."""
+        return self.emitter.guard
 
     @property
     def searches(self) -> bool:
@@ -137,8 +142,8 @@ def derive_stages(
             f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to "
             f"{vocabulary.size - 1}; want one row per token. Check that model and tokenizer belong together."
         )
-    products = _products(run, students)
     is_token = [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)]
+    products = _products(run, students)
     real = torch.tensor(is_token, device=teacher.device)  # bool [V]: some ids below V belong to no token
     ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
     segmenter = build_segmenter(vocabulary)
@@ -208,9 +213,6 @@ def derive_stages(
         compiled_search=_compiled_search(run, vocabulary, teacher, regimes, walks, emitter, canonical),
         emitter=emitter,
     )
-
-
-# ---- what is stored --------------------------------------------------------------------------------------------------
 
 
 def _products(run: RunConfig, students: Sequence[str] | dict[str, Vocabulary]) -> tuple[str, ...]:
@@ -342,4 +344,5 @@ def _compiled_search(
         canonical,
         masked=targets.semantics == "canonical-masked",
         max_length=teacher.max_length,
+        guard=emitter.guard,
     )

@@ -20,6 +20,7 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.pair import CompiledPair, State, compile_pair
 from engine.compiled.walk import StudentWalk
+from engine.compiled.words import with_words
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument
@@ -71,7 +72,9 @@ class Twins:
     contexts: ContextBuilder
     pair: CompiledPair
     student: Segmenter
-    counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("boundaries", "slow", "leaves", "nodes", "words"), 0))
+    counted: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("boundaries", "slow", "leaves", "nodes", "words"), 0)
+    )
 
     def __post_init__(self) -> None:
         self.tokens = TeacherTokens(self.teacher)
@@ -151,7 +154,7 @@ class Twins:
                 pending = cut.data[begin : end + shift]
                 words = self.aligner.book.whole_words_after(pending, b"", len(pending.decode()))
                 state = self.pair.state(split.reduce(cut.units[start:unit]))
-                same(view.states[view.node_state_N[node]], self.pair.with_words(state, words) if words else state)
+                same(view.states[view.node_state_N[node]], with_words(self.pair, state, words) if words else state)
                 self.counted["words"] += bool(words)
                 self.counted["nodes"] += 1
 

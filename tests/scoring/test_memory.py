@@ -13,7 +13,7 @@ import torch
 from benchmarks.determinism import BOUND_NATS, demo_documents, gaps
 from engine.corpus.document import Document
 from engine.scoring import memory
-from engine.scoring import scorer as scorer_module
+from engine.scoring import ahead
 from engine.scoring.prepare import prepare
 from engine.scoring.scorer import Scorer
 from tests.scoring.test_scorer import demo
@@ -103,7 +103,7 @@ def test_no_memory_beside_the_forward_passes_is_of_one_document(
     ready: Scorer, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before them, when the tree is made, and behind them, when rows become tables."""
-    documents, owner = demo_documents(4), scorer_module if place == "prepare" else ready
+    documents, owner = demo_documents(4), ahead if place == "prepare" else ready
     real = getattr(owner, place)
 
     def short(*given: Any) -> Any:

@@ -1,0 +1,92 @@
+"""Documents prepared in a thread are those prepared one by one, in order, and no thread stays behind."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from engine.corpus.document import Document
+from engine.scoring import ahead
+from engine.scoring.ahead import prepared_ahead
+from engine.scoring.prepare import prepare
+from schemas.errors import BadDocument
+from tests.scoring.test_scorer import HOSTILE, demo, demo_texts, documents, scorer
+from tests.support.vocabularies import SHARED, needs_shared
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("prepare")]
+
+
+def test_the_same_documents_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MOST_DOCUMENTS", 3)
+    bad = Document("bad", 99, "", "corpus.jsonl", "line 99", problem=("not_text", "a number"))
+    docs = [*documents([*demo_texts(20), *HOSTILE]), bad]
+    one, other = demo().stages, demo().stages
+    seen = 0
+    with closing(prepared_ahead(one, docs)) as found:
+        for (document, future), wanted in zip(found, docs, strict=True):
+            assert document is wanted
+            if document.problem is not None:
+                with pytest.raises(BadDocument, match="a number"):
+                    future.result()
+                continue
+            ours, alone = future.result(), prepare(other, document)
+            assert len(ours.parts) == len(alone.parts) == 1
+            mine, theirs = ours.parts[0], alone.parts[0]
+            np.testing.assert_array_equal(mine.tree.token, theirs.tree.token)
+            for product, view in mine.views.items():
+                np.testing.assert_array_equal(view.ids, theirs.views[product].ids)
+            seen += 1
+    assert seen == len(docs) - 1 and not threads()
+
+
+def test_what_is_left_is_given_up() -> None:
+    begun: list[int] = []
+
+    class Read(list[Document]):
+        def __iter__(self):
+            for document in super().__iter__():
+                begun.append(document.doc_row)
+                yield document
+
+    stages = demo().stages
+    with closing(prepared_ahead(stages, Read(documents(demo_texts(200))))) as found:
+        next(found)[1].result()
+    assert not threads() and len(begun) <= ahead.MOST_DOCUMENTS + 1
+
+
+def test_a_fault_of_the_teacher_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = demo(batch_tokens=256)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(type(made.stages.emitter), "emit", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        made.score_unit(documents(demo_texts(60)))
+    assert not threads()
+
+
+@needs_shared
+def test_targets_do_not_depend_on_what_is_prepared_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow boundaries, searches and canonical states ask objects that the thread uses, too."""
+    asset = SHARED / "tokenizers"
+    docs = documents([*demo_texts(40), *HOSTILE])
+    for regime in ("fast", "beam"):
+        results = []
+        for most in (64, 0):
+            monkeypatch.setattr(ahead, "MOST_DOCUMENTS", most)
+            made = scorer(
+                demo().stages.run.locate(demo().stages.run.teacher.model),
+                {"nfc": asset / "qwen2.5", "words": asset / "llama-3"},
+                settings={"batch_tokens": 256},
+                regime=regime,
+                semantics="canonical-masked",
+            )
+            results.append(made.score_unit(docs).products)
+        for product, table in results[0].items():
+            assert table.equals(results[1][product]), (regime, product)
