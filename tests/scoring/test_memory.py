@@ -12,8 +12,7 @@ import torch
 
 from benchmarks.determinism import BOUND_NATS, demo_documents, gaps
 from engine.corpus.document import Document
-from engine.scoring import memory
-from engine.scoring import ahead
+from engine.scoring import ahead, memory
 from engine.scoring.prepare import prepare
 from engine.scoring.scorer import Scorer
 from tests.scoring.test_scorer import demo
