@@ -232,4 +232,18 @@ def parse_run(table: dict[str, Any], *, base_dir: Path, source: str = "run file"
     if isinstance(run.output, Path):
         run = run.model_copy(update={"output": Path(os.path.normpath(base / run.output.expanduser()))})
     run._base_dir = base
+    if run.corpus.input_ids is not None:
+        run.corpus._ids_source = _ids_source(run, source)
     return run
+
+
+def _ids_source(run: RunConfig, file: str) -> tuple[str, str | None]:
+    """(place, revision) of the tokenizer that [corpus] input_ids are of. Raises RunFileError."""
+    asked = run.corpus.input_ids_of
+    for tokenizer in run.tokenizers:
+        if tokenizer.product in (asked, student_product(asked)):
+            return tokenizer.place, tokenizer.revision
+    names = ", ".join(show(student.name) for student in run.student)
+    raise RunFileError(
+        f'{file}: [corpus] input_ids_of: got {show(asked)}; wanted "teacher", or the name of a student ({names}). Correct it'
+    )

@@ -6,7 +6,7 @@ import re
 import string
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from schemas.runfile_errors import Fault, Faults, show
 from schemas.settings import SettingsTable, key
@@ -110,6 +110,48 @@ class CorpusConfig(SettingsTable):
         about="Text made of several columns, used instead of `text`, for example `{question}\\n{answer}`. Columns hold "
         "text or whole numbers; `{{` and `}}` are braces.",
     )
+    prompt: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Column of a text that stands before the one to be scored, used with `completion`; it is read and not scored.",
+    )
+    prompt_template: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="The same made of several columns, as in `template`, for example `Q: {question}\\nA:`.",
+    )
+    completion: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Column of the text that is scored behind `prompt` or `prompt_template`, used instead of `text`.",
+    )
+    input_ids: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Column of a text's tokens, used instead of `text`: the text is decoded where that is exact.",
+    )
+    labels: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Column of labels beside `input_ids`: what has -100 is read and not scored. Not given: all is scored.",
+    )
+    input_ids_of: str = key(
+        "teacher",
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Whose tokens `input_ids` are: `teacher`, or the name of a student.",
+    )
     id: str | None = key(
         None,
         semantic=True,
@@ -137,21 +179,43 @@ class CorpusConfig(SettingsTable):
         about="Most bytes of text in one work unit; one longer document is a unit by itself.",
     )
 
-    @field_validator("template")
+    _ids_source: tuple[str, str | None] | None = PrivateAttr(None)
+
+    @property
+    def ids_source(self) -> tuple[str, str | None] | None:
+        """(place, revision) of the tokenizer of `input_ids`; schemas.runfile finds it."""
+        return self._ids_source
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a document is read and scored in parts: messages, a prompt and its completion, tokens with labels."""
+        return self.messages is not None or self.completion is not None or self.labels is not None
+
+    @property
+    def key_of_columns(self) -> str | None:
+        """The key that names a column which a plain text cannot have; None: a plain text will do."""
+        return next((name for name in ("messages", "completion", "input_ids") if getattr(self, name) is not None), None)
+
+    @field_validator("template", "prompt_template")
     @classmethod
-    def _plain_fields(cls, value: str) -> str:
+    def _plain_fields(cls, value: str, info: ValidationInfo) -> str:
         try:
             columns = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
             plain = not any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(value))
         except ValueError as error:
             raise Faults(
-                Fault("template", f"{show(value)} ({error})", "columns in braces", "write {{ and }} for real braces")
+                Fault(
+                    str(info.field_name),
+                    f"{show(value)} ({error})",
+                    "columns in braces",
+                    "write {{ and }} for real braces",
+                )
             ) from error
         # "{a.b}" and "{a[0]}" would reach into Python objects; a column of that very name is given by `text`.
         if not columns or not plain or any(not name or re.search(r"[.\[]", name) for name in columns):
             raise Faults(
                 Fault(
-                    "template",
+                    str(info.field_name),
                     show(value),
                     "at least one {column}, each a plain column name",
                     'write it such as "{question}\\n{answer}"; {{ and }} are real braces',
@@ -185,7 +249,7 @@ class CorpusConfig(SettingsTable):
             )
         if self.template is not None and "text" in given:
             faults.append(Fault("template", "both text and template", "one of the two", "remove text or template"))
-        faults += self._chat_faults(given)
+        faults += self._chat_faults(given) + self._prompt_faults(given)
         if faults:
             raise Faults(*faults)
         return self
@@ -205,6 +269,32 @@ class CorpusConfig(SettingsTable):
         if self.specials == "boundary":
             wanted = "contents are plain text: the specials of a conversation are those of its chat template"
             faults.append(Fault("specials", '"boundary" with messages', wanted, "remove specials"))
+        return faults
+
+    def _prompt_faults(self, given: set[str]) -> list[Fault]:
+        """Of prompt, prompt_template and completion, and of input_ids and labels."""
+        faults = []
+        prompts = [name for name in ("prompt", "prompt_template") if name in given]
+        if len(prompts) != int("completion" in given):
+            named = [name for name in (*prompts, "completion") if name in given]
+            wanted, fix = (
+                "completion, and one of prompt and prompt_template",
+                'write prompt = "prompt", completion = "completion"',
+            )
+            faults.append(Fault(named[0], f"{' and '.join(named)} alone", wanted, fix))
+        faults += [
+            Fault(name, show(getattr(self, name)), "this key only together with input_ids", f"remove {name}")
+            for name in ("labels", "input_ids_of")
+            if name in given and "input_ids" not in given
+        ]
+        texts = [
+            name for name in ("input_ids", "completion", "messages", "text", "template", "delimiter") if name in given
+        ]
+        if len(texts) > 1 and texts[0] in ("input_ids", "completion"):
+            got = f"both {texts[0]} and {texts[1]}"
+            faults.append(Fault(texts[0], got, "one of the two", f"remove {texts[0]} or {texts[1]}"))
+        if self.specials == "boundary" and texts and texts[0] in ("input_ids", "completion"):
+            faults.append(Fault("specials", f'"boundary" with {texts[0]}', "texts, for this key", "remove specials"))
         return faults
 
 

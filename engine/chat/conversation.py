@@ -27,6 +27,9 @@ from engine.corpus.document import Message
 from schemas.errors import BadDocument, RunFileError
 from schemas.runfile import RunConfig
 
+# The template of texts without one; _END is no text, it stands for the tokenizer's end token.
+_END = "\ue0f0eos\ue0f1"
+_PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}{% if not add_generation_prompt %}END{% endif %}"
 _PROBE = (Message("user", "a"), Message(ASSISTANT, "b"), Message("user", "c"), Message(ASSISTANT, "d"))
 
 
@@ -111,6 +114,8 @@ class ChatEncoder:
 
     def frame_ids(self, frame: str, *, first: bool) -> list[int]:
         """Tokens of template text. first: it opens the conversation; else a content stands before it."""
+        if frame == _END and self.full.eos_id is not None:
+            return [self.full.eos_id]
         if first or not self.full.prefix_bytes:
             return self._marked[False].encode(frame, add_special_tokens=False).ids
         found = self._special.search(frame) if self._special else None
@@ -132,12 +137,24 @@ class ChatEncoder:
             return frame[:-1], self.full
         return frame, self.full.bare
 
+    @classmethod
+    def plain(cls, vocabulary: Vocabulary, where: str, *, end: bool) -> ChatEncoder:
+        """For texts whose parts stand one behind the other with nothing between: a prompt and its completion. end: the end token
+        stands behind the last one."""
+        ends = end and vocabulary.eos_id is not None
+        encoder = cls.make(ChatTemplate(_PLAIN.replace("END", _END if ends else ""), {}, where), vocabulary)
+        return replace(encoder, vocabulary=replace(encoder.vocabulary, eos_id=vocabulary.eos_id))
+
 
 def chat_encoders(run: RunConfig, vocabularies: dict[str, Vocabulary]) -> dict[str, ChatEncoder]:
-    """Product -> its encoder, of all `vocabularies`; empty for a corpus of texts.
+    """Product -> its encoder, of all `vocabularies`; empty for a corpus of texts that are scored whole.
 
     Raises RunFileError for a template that is missing or unusable, TokenizerError where a tokenizer's files cannot be had.
     """
+    if run.corpus.in_parts and run.corpus.messages is None:
+        where = {source.product: source.where for source in run.tokenizers}
+        end = run.targets.end
+        return {product: ChatEncoder.plain(one, where[product], end=end) for product, one in vocabularies.items()}
     out = {}
     for product, template in chat_templates(run).items():
         try:

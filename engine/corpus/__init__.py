@@ -3,16 +3,17 @@ documents, each a text or a conversation with its name, or the problem why it ca
 streams; the same corpus is cut into the same units on every machine.
 
 Files, in the order of the data:
-  document     a document, a unit of documents, and the quarantine record of a refused one
-  files        globs -> paths, the names that doc ids give them, their sizes and hashes
-  compressed   the bytes of a file, plain, .gz or .zst; one that is cut off is an error
-  records      the records of one file, one after another: jsonl, json, parquet, plain text
-  values       a value of a column in words, and the problem with one that cannot be used
-  thinking     how many characters of an assistant's content are its thoughts
-  messages     a conversation in any of the forms of data sets -> messages
-  columns      one record -> text or conversation, and its name, or a problem
-  huggingface  a Hugging Face dataset as a corpus file
-  scan         the whole corpus -> units -> documents; the first documents as a sample
+  document      a document, a unit of documents, and the quarantine record of a refused one
+  files         globs -> paths, the names that doc ids give them, their sizes and hashes
+  compressed    the bytes of a file, plain, .gz or .zst; one that is cut off is an error
+  records       the records of one file, one after another: jsonl, json, parquet, plain text
+  values        a value of a column in words, and the problem with one that cannot be used
+  thinking      how many characters of an assistant's content are its thoughts
+  messages      a conversation in any of the forms of data sets -> messages
+  pretokenized  ids of tokens, maybe with labels -> their text, and which of it is scored
+  columns       one record -> text or conversation, and its name, or a problem
+  huggingface   a Hugging Face dataset as a corpus file
+  scan          the whole corpus -> units -> documents; the first documents as a sample
 """
 
 from importlib import import_module

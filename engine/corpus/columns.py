@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from engine.corpus.document import Message
 from engine.corpus.messages import MessageForm, messages_of, tools_of
+from engine.corpus.pretokenized import TokenColumns
 from engine.corpus.values import MapValue, NotText, Problem, decode, described, listed, without_nulls
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
@@ -62,7 +63,8 @@ class Record:
 class Columns:
     """What the run file takes from a record: `pieces` are (literal text, column or None), joined; `id` names it.
     messages: the column of a conversation, instead of pieces; tools: that of its tools; form: how its messages are written.
-    optional: columns that need not be there."""
+    optional: columns that need not be there. prompt: pieces of what stands before the text and is not scored; tokens: columns of
+    tokens instead of a text."""
 
     pieces: tuple[tuple[str, str | None], ...]
     numbers: bool  # whether whole numbers count as text: in a template, not in a text column
@@ -71,24 +73,31 @@ class Columns:
     tools: str | None = None
     form: MessageForm | None = None
     optional: tuple[str, ...] = ()
+    prompt: tuple[tuple[str, str | None], ...] = ()
+    tokens: TokenColumns | None = None
 
     @classmethod
     def of(cls, config: CorpusConfig) -> Columns:
-        """From [corpus] text, template or messages, and id."""
+        """From what [corpus] names: text, template, messages, prompt and completion, or input_ids; and id."""
         if config.messages is not None:
             optional = (TOOLS,) if config.tools is None else ()
             return cls((), False, config.id, config.messages, config.tools or TOOLS, MessageForm.of(config), optional)
+        if config.input_ids is not None:
+            assert config.ids_source is not None  # set with the run file
+            return cls((), False, config.id, tokens=TokenColumns(config.input_ids, config.labels, *config.ids_source))
+        if config.completion is not None:
+            prompt = (("", config.prompt),) if config.prompt_template is None else _pieces(config.prompt_template)
+            return cls((("", config.completion),), config.prompt_template is not None, config.id, prompt=prompt)
         if config.template is None:
             return cls((("", config.text),), False, config.id)
-        pieces = tuple((words, name) for words, name, _, _ in string.Formatter().parse(config.template))
-        return cls(pieces, True, config.id)
+        return cls(_pieces(config.template), True, config.id)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns needed, without repetition."""
-        used = [name for _, name in self.pieces if name is not None]
-        used += [name for name in (self.messages, self.tools, self.id) if name is not None]
-        return tuple(dict.fromkeys(name for name in used if name not in self.optional))
+        used = [name for _, name in (*self.prompt, *self.pieces)]
+        used += [self.messages, self.tools, *((self.tokens.ids, self.tokens.labels) if self.tokens else ()), self.id]
+        return tuple(dict.fromkeys(name for name in used if name is not None and name not in self.optional))
 
     def there(self, present: Sequence[str]) -> list[str]:
         """The columns to be read of a table that has those `present`."""
@@ -100,7 +109,7 @@ class Columns:
         if wrong:
             raise CorpusError(
                 f"{where}: got the columns {listed(present)}; wanted {listed(wrong)} once, as the run file says. "
-                f"Correct [corpus] text, template, messages or id."
+                f"Correct [corpus] text, template, messages, id, or what else names a column."
             )
 
     def of_object(self, row: int, place: str, item: object) -> Record:
@@ -113,7 +122,7 @@ class Columns:
 
     def of_arrow(self, row: int, batch: pa.RecordBatch) -> Iterator[Record]:
         """Records from Arrow rows; `row` is the number of the first one in its file."""
-        nested = (self.messages, self.tools)
+        nested = (self.messages, self.tools, *((self.tokens.ids, self.tokens.labels) if self.tokens else ()))
         names = self.there(batch.schema.names)
         values = {name: (_nested if name in nested else _values)(batch.column(name)) for name in names}
         for offset in range(batch.num_rows):
@@ -121,23 +130,14 @@ class Columns:
             yield self._of_mapping(row + offset, f"row {row + offset}", item)
 
     def _of_mapping(self, row: int, place: str, item: Mapping[str, object]) -> Record:
-        text, n_bytes = [], 0
-        for words, name in self.pieces:
-            value = "" if name is None else _text(item, name, numbers=self.numbers)
-            if isinstance(value, Problem):
-                return Record.bad(row, place, value)
-            text += [words, value]
-        messages: tuple[Message, ...] = ()
-        tools: str | Problem = ""
-        if self.messages is not None:
-            found = self._conversation(item)
-            if isinstance(found, Problem):
-                return Record.bad(row, place, found)
-            messages, text = found, [message.content for message in found]
-            tools = tools_of(item.get(self.tools or ""), f"column {json.dumps(self.tools)}")
-            if isinstance(tools, Problem):
-                return Record.bad(row, place, tools)
-        joined = "".join(text)
+        found = self._said(item)
+        if isinstance(found, Problem):
+            return Record.bad(row, place, found)
+        messages: tuple[Message, ...] = () if isinstance(found, str) else found
+        tools = "" if self.tools is None else tools_of(item.get(self.tools), f"column {json.dumps(self.tools)}")
+        if isinstance(tools, Problem):
+            return Record.bad(row, place, tools)
+        joined = found if isinstance(found, str) else "".join(message.content for message in found)
         n_bytes = len(joined.encode("utf-8"))
         doc_id = None if self.id is None else _text(item, self.id, numbers=True)
         if isinstance(doc_id, Problem):
@@ -146,11 +146,36 @@ class Columns:
             return Record.bad(row, place, Problem("not_text", f"column {json.dumps(self.id)} is empty, wanted a name"))
         return Record.good(row, place, doc_id, joined, n_bytes, messages, tools)
 
+    def _said(self, item: Mapping[str, object]) -> str | tuple[Message, ...] | Problem:
+        """The text of a record, or its messages. A prompt and its completion are those of a user and an assistant."""
+        if self.tokens is not None:
+            return self.tokens.read(item)
+        if self.messages is not None:
+            return self._conversation(item)
+        text = self._joined(item, self.pieces)
+        if not self.prompt or isinstance(text, Problem):
+            return text
+        prompt = self._joined(item, self.prompt)
+        return prompt if isinstance(prompt, Problem) else (Message("user", prompt), Message("assistant", text))
+
+    def _joined(self, item: Mapping[str, object], pieces: Sequence[tuple[str, str | None]]) -> str | Problem:
+        text = []
+        for words, name in pieces:
+            value = "" if name is None else _text(item, name, numbers=self.numbers)
+            if isinstance(value, Problem):
+                return value
+            text += [words, value]
+        return "".join(text)
+
     def _conversation(self, item: Mapping[str, object]) -> tuple[Message, ...] | Problem:
         assert self.messages is not None and self.form is not None
         if self.messages not in item:
             return Problem("missing_column", f"no column {json.dumps(self.messages)}; got {listed(list(item))}")
         return messages_of(item[self.messages], f"column {json.dumps(self.messages)}", self.form)
+
+
+def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((words, name) for words, name, _, _ in string.Formatter().parse(template))
 
 
 def _text(item: Mapping[str, object], name: str, *, numbers: bool) -> str | Problem:

@@ -137,10 +137,10 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
         for path, source, label in zip(paths, sources, labels(paths, base_dir), strict=True):
             if left == 0:
                 break
-            if config.messages is not None and source.format == "text":
+            if source.format == "text" and (key := config.key_of_columns):
                 raise CorpusError(
-                    f"{path}: got plain text; wanted a file with the column {config.messages!r}, as [corpus] messages says. "
-                    f"Convert it to .jsonl, or remove messages."
+                    f"{path}: got plain text; wanted a file with the column {getattr(config, key)!r}, as [corpus] {key} says. "
+                    f"Convert it to .jsonl, or remove {key}."
                 )
             n_bytes, sha256, stamp = raw_facts(path)
             with closing(read_records(source, columns, config.delimiter, [(0, left)])) as records:

@@ -45,7 +45,7 @@ def notes_of(run: RunConfig, known: Vocabularies) -> dict[str, tuple[str, ...]]:
                 f"{source.where}: the end token is {_shown(vocabulary, vocabulary.eos_id)}; transformers' tokenizer has "
                 f"{_shown(vocabulary, theirs.eos_token_id)}. eos_token in tokenizer_config.json decides"
             )
-        if source.product == TEACHER and not known.chat:
+        if source.product == TEACHER and not run.corpus.messages:
             notes += _begins(run, source, vocabulary, folder, theirs)
     return {product: tuple(notes) for product, notes in found.items()}
 

@@ -148,7 +148,7 @@ def derive_stages(
     ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
     segmenter = build_segmenter(vocabulary)
     canonical = CanonicalNext(segmenter)
-    bos = () if known.chat else bos_of(run, vocabulary)  # a conversation's BOS is its template's
+    bos = () if run.corpus.messages else bos_of(run, vocabulary)  # a conversation's BOS is its template's
     special_splitter = None
     if run.corpus.specials == "boundary":
         special_splitter = SpecialSplitter.make(known.by_product, teacher.end_ids, end=targets.end, given=bool(bos))

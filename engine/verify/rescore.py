@@ -49,7 +49,7 @@ def open_rescorer(out: Out, run: RunConfig, *, seed: int, damaged: Collection[st
     plan = load_plan(out)
     seals = sound_seals(open_store(out), plan, damaged)
     retried = plan.retry
-    from_texts = run.targets.store_text and run.corpus.messages is None and retried is None
+    from_texts = run.targets.store_text and not run.corpus.in_parts and retried is None
     scan = corpus_of(plan, run.base_dir) if from_texts else scan_corpus(run.corpus, run.base_dir)
     mine = make_plan(run, scan)
     if retried is not None:
