@@ -53,7 +53,7 @@ REMEDIES: dict[str, str] = {
     "template_error": f"mend the conversation as the template's message says (order of roles, system), or {_TEMPLATE}",
     "template_alters_content": f'set [corpus] thinking = "keep" or "drop", take out what the template drops, or {_TEMPLATE}',
     "template_rewrites_history": f"look at the turns before it (order of roles, tools), or {_TEMPLATE}",
-    "prompt_too_long": "shorten what stands before, or raise [teacher] max_length",
+    "prompt_too_long": "shorten what stands before, set [corpus] too_long_prompt, or raise [teacher] max_length",
     "special_without_partner": 'take the special out of the text, or set [corpus] specials = "text"',
 }
 """Reason -> what to do about it, in one line."""

@@ -131,6 +131,14 @@ class CorpusConfig(SettingsTable):
         min_length=1,
         about="Column of the text that is scored behind `prompt` or `prompt_template`, used instead of `text`.",
     )
+    too_long_prompt: Literal["truncate", "drop", "quarantine"] = key(
+        "truncate",
+        semantic=True,
+        newer=True,
+        about="What is done where the teacher has no room for what stands before a scored part. `truncate`: its oldest turns "
+        "(but a system message), of a `prompt` its oldest tokens, are left out; `drop`: that part is not scored; `quarantine`: "
+        "the document is left out.",
+    )
     input_ids: str | None = key(
         None,
         semantic=True,

@@ -71,7 +71,7 @@ def writes_more(message: Message, *, score_thoughts: bool) -> bool:
 def see(template: ChatTemplate, messages: Sequence[Message], i: int, *, score_thoughts: bool, omitted: int = 0) -> Seen:
     """Message i as the model saw it. omitted: so many messages are left out of the history, the oldest, but not a system message
     at the beginning. Raises BadDocument."""
-    kept = (*range(_fixed(messages)), *range(_fixed(messages) + omitted, i + 1))
+    kept = (*range(fixed(messages)), *range(fixed(messages) + omitted, i + 1))
     upto, message = [messages[k] for k in kept], messages[i]
     if message.role == ASSISTANT and writes_more(message, score_thoughts=score_thoughts):
         return _all_that_is_written(template, upto, i, kept)
@@ -133,7 +133,8 @@ def whole(messages: Sequence[Message], made: Rendering, scored: Sequence[bool], 
     return Reading([*frames, made.frames[-1]], parts)
 
 
-def _fixed(messages: Sequence[Message]) -> int:
+def fixed(messages: Sequence[Message]) -> int:
+    """How many messages at the beginning are never left out: a system message."""
     return int(messages[0].role == "system")
 
 

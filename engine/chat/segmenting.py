@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.chat.conversation import ChatEncoder
-from engine.chat.readings import Part, Reading, Seen, read_once, see, together, whole, writes_more
+from engine.chat.readings import Part, Reading, Seen, fixed, read_once, together, whole, writes_more
 from engine.chat.segments import SegmentedDocument, SequenceBuilder, TokenSequence
+from engine.chat.shortened import plain_readings, see_shortened
 from engine.chat.template import ASSISTANT, Rendering
 from engine.corpus.document import Document, Message
 from engine.corpus.thinking import thinking_end
@@ -23,17 +24,20 @@ from schemas.products import BYTES, BYTES_END, TEACHER
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
     """What the run file says about conversations. roles: whose messages are scored. thinking: "score", or "keep": thoughts are
-    context ("drop": they are out of the messages already). end: score the end of each turn."""
+    context ("drop": they are out of the messages already). end: score the end of each turn. plain: there are no chat templates,
+    the messages are a text in parts."""
 
     roles: tuple[str, ...]
     thinking: str
     end: bool
+    plain: bool
 
 
 def segment_conversation(
-    encoders: Mapping[str, ChatEncoder], document: Document, settings: ChatSettings
+    encoders: Mapping[str, ChatEncoder], document: Document, settings: ChatSettings, room: int | None = None
 ) -> SegmentedDocument:
-    """The conversation in every tokenizer, and as bytes. Raises BadDocument, also where two templates write different things of a
+    """The conversation in every tokenizer, and as bytes. room: teacher tokens that may stand before a scored part; the oldest are
+    left out for that (engine/chat/shortened.py). Raises BadDocument, also where two templates write different things of a
     scored message."""
     messages = document.messages
     scored = [message.role in settings.roles and message.learned for message in messages]
@@ -47,21 +51,39 @@ def segment_conversation(
     simple = not any(
         asked and writes_more(message, score_thoughts=not keep) for asked, message in zip(scored, messages, strict=True)
     )
-    made = _as_they_stand(encoders, messages, scored) if simple else None
+    made = _as_they_stand(encoders, messages, scored) if simple and (room is None or settings.plain) else None
     if made is not None:
         said = [message.content for message in messages]
         readings = {product: [whole(messages, one, scored, scored_from)] for product, one in made.items()}
+        if room is not None:
+            shortened = plain_readings(encoders[TEACHER], readings[TEACHER][0], room)
+            readings = dict.fromkeys(readings, shortened)
     else:
-        said, readings = _as_they_were_seen(encoders, messages, scored, scored_from, score_thoughts=not keep)
+        said, readings = _as_they_were_seen(encoders, messages, scored, scored_from, score_thoughts=not keep, room=room)
     _check_same(readings, messages)
-    sequences = {p: encoders[p].encode(readings[p], said, end=settings.end) for p in encoders}
+    omitted = room is not None and _begins_late(readings[TEACHER][0], messages)
+    sequences = {p: encoders[p].encode(readings[p], said, end=settings.end, omitted=omitted) for p in encoders}
     texts = [part.text for reading in readings[TEACHER] for part in reading.parts if part.scored]
     if not any(segment.positions for sequence in sequences.values() for segment in sequence.segments):
         raise BadDocument("too_short", "all scored messages are empty, and their ends are not scored")
     closed = [segment.closed for segment in sequences[TEACHER].segments]
     sequences[BYTES] = _as_bytes(said, readings[TEACHER], closed)
     text = "".join(said)
-    return SegmentedDocument(texts, sequences, None if text == document.text else text)
+    return SegmentedDocument(texts, sequences, None if text == document.text else text, cut=room is not None)
+
+
+def without_long_prompts(
+    encoders: Mapping[str, ChatEncoder], document: Document, settings: ChatSettings, room: int
+) -> Document:
+    """The conversation with those messages not to be scored that have more than `room` teacher tokens before them. Raises
+    BadDocument."""
+    teacher = segment_conversation(encoders, document, settings).sequences[TEACHER]
+    asked = [i for i, message in enumerate(document.messages) if message.role in settings.roles and message.learned]
+    long = {i for i, segment in zip(asked, teacher.segments, strict=True) if len(teacher.given(segment)) > room}
+    messages = (
+        message._replace(learned=message.learned and i not in long) for i, message in enumerate(document.messages)
+    )
+    return replace(document, messages=tuple(messages))
 
 
 def _as_they_stand(
@@ -90,13 +112,12 @@ def _as_they_were_seen(
     scored_from: Sequence[int],
     *,
     score_thoughts: bool,
+    room: int | None,
 ) -> tuple[list[str], dict[str, list[Reading]]]:
     """(the text of each message, product -> its readings)."""
     asked = [i for i, wanted in enumerate(scored) if wanted]
-    seen = {
-        product: [see(encoder.template, messages, i, score_thoughts=score_thoughts) for i in asked]
-        for product, encoder in encoders.items()
-    }
+    each = [see_shortened(encoders, messages, i, score_thoughts=score_thoughts, room=room) for i in asked]
+    seen = {product: [one[product] for one in each] for product in encoders}
     starts = [max(one[k].start for one in seen.values()) for k in range(len(asked))]
     for product, ones in seen.items():
         for theirs, ours in zip(seen[TEACHER], ones, strict=True):
@@ -130,6 +151,12 @@ def _readable(encoder: ChatEncoder, messages: Sequence[Message], group: list[See
                 "token where text was meant, or within the text that is to be scored",
             )
     return reading
+
+
+def _begins_late(reading: Reading, messages: Sequence[Message]) -> bool:
+    """Whether a reading is without the first text of the conversation, or the first behind a system message, or its beginning."""
+    first = next((part for part in reading.parts if part.message >= fixed(messages)), None)
+    return first is not None and (first.message, first.start > 0) != (fixed(messages), False)
 
 
 def _with_rest(reading: Reading, messages: Sequence[Message], last: int) -> Reading:

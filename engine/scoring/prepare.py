@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.alignment.passage import Passage, ProductView
 from engine.alignment.refinement import exact_pairs
-from engine.chat.segmenting import ChatSettings, segment_conversation
+from engine.chat.segmenting import ChatSettings, segment_conversation, without_long_prompts
 from engine.chat.segments import SegmentedDocument
 from engine.corpus.document import Document
 from engine.scoring.stages import Stages
@@ -20,6 +20,9 @@ from engine.teacher.windows import windows_of
 from schemas.errors import BadDocument, IdentityError
 from schemas.products import BYTES, HIDDEN, TEACHER
 
+_BRANCH = 32
+"""Tokens of room behind a shortened prompt for what hangs off the text, beside the overlap of windows."""
+
 
 def prepare(stages: Stages, document: Document) -> Work:
     """A document as what is to be scored of it. Raises BadDocument, and IdentityError where two stages disagree about it."""
@@ -27,8 +30,19 @@ def prepare(stages: Stages, document: Document) -> Work:
         raise BadDocument(*document.problem)
     if stages.chat:
         corpus = stages.run.corpus
-        settings = ChatSettings(corpus.roles, corpus.thinking, stages.run.targets.end)
-        return _in_parts(stages, document, segment_conversation(stages.chat, document, settings))
+        settings = ChatSettings(corpus.roles, corpus.thinking, stages.run.targets.end, corpus.messages is None)
+        try:
+            return _in_parts(stages, document, segment_conversation(stages.chat, document, settings))
+        except BadDocument as error:
+            if error.reason != "prompt_too_long" or corpus.too_long_prompt == "quarantine":
+                raise
+            room = max(_room(stages) - stages.run.teacher.overlap - len(stages.bos) - _BRANCH, 0)
+            if corpus.too_long_prompt == "truncate":
+                return _in_parts(stages, document, segment_conversation(stages.chat, document, settings, room))
+            shorter = without_long_prompts(stages.chat, document, settings, room)
+            if not any(message.learned for message in shorter.messages if message.role in corpus.roles):
+                raise
+            return _in_parts(stages, document, segment_conversation(stages.chat, shorter, settings))
     segmented = stages.special_splitter and stages.special_splitter.split(document.text)
     if segmented is not None:
         return _in_parts(stages, document, segmented)
@@ -55,12 +69,13 @@ def _in_parts(stages: Stages, document: Document, segmented: SegmentedDocument) 
             if not np.array_equal(view.ids, sequences[product].ids[segment.begin : segment.begin + segment.positions]):
                 raise IdentityError(f"{product}: part {i} has other tokens alone than within its document")
         passages.append(passage)
-    return Work(document, passages, {product: sequences[product] for product in stages.products}, segmented.text)
+    own = {product: sequences[product] for product in stages.products}
+    return Work(document, passages, own, segmented.text, segmented.cut)
 
 
 def _refuse_without_room(stages: Stages, passage: Passage) -> None:
     """What is given stands before every window; without room for a text behind it nothing can be scored."""
-    room = stages.teacher.max_length - (BEAM_DEPTH if stages.searches else 0)
+    room = _room(stages)
     if int(passage.tree.depth.max()) < room:
         return
     try:
@@ -68,6 +83,11 @@ def _refuse_without_room(stages: Stages, passage: Passage) -> None:
     except ValueError as error:
         given = passage.tree.given + 1
         raise BadDocument("prompt_too_long", f"{given} teacher tokens stand before a scored part: {error}") from error
+
+
+def _room(stages: Stages) -> int:
+    """Tokens that the teacher reads at once, less what a search may add."""
+    return stages.teacher.max_length - (BEAM_DEPTH if stages.searches else 0)
 
 
 def _passage(

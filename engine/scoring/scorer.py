@@ -243,6 +243,8 @@ class Scorer:
             stats["teacher_tokens"] += len(part.tree.trunk)
             kept, tree = part.kept, part.tree
             stats["teacher_evaluations"] += (len(tree.token) if kept is None else kept.sum()) - tree.given
+        if cut := sum(group[i].cut for i in good):
+            stats["shortened_prompts"] += cut
         stats["text_bytes"] += sum(len(group[i].document.text.encode("utf-8")) for i in good)
         keep_text, begin, first = stages.run.targets.store_text, stages.vocabulary.bos_id, first_parts(group)
         tables = {

@@ -26,12 +26,14 @@ from schemas.target import FLAG_ANEW, FLAG_CONTEXT, FLAG_END, ROLES, SHARE_COLUM
 @dataclass(slots=True)
 class Work:
     """A document ready to be scored. parts: its passages, in order. sequences: by product the whole document's tokens, where it
-    is scored in parts; None where it is one passage. text: where a chat template has made it, None: the document's own."""
+    is scored in parts; None where it is one passage. text: where a chat template has made it, None: the document's own.
+    cut: whether something is left out before a part for want of room."""
 
     document: Document
     parts: list[Passage]
     sequences: dict[str, TokenSequence] | None = None
     text: str | None = None
+    cut: bool = False
 
     @property
     def nodes(self) -> int:

@@ -68,6 +68,11 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     for reason, count in quarantined_by_reason(store, manifest).most_common():
         console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
         console.print(f"          do: {REMEDIES[reason]}", markup=False)
+    if shortened := manifest.stats.get("shortened_prompts"):
+        console.print(
+            f"{shortened:,.0f} documents with a prompt longer than the teacher's context: the oldest of it was left out "
+            "([corpus] too_long_prompt)"
+        )
     if retried := manifest.stats.get("oom_retries"):
         console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
     if manifest.quarantined:
