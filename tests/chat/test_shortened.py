@@ -56,7 +56,7 @@ def test_the_oldest_turns_are_left_out_and_the_system_message_stays(ready: Score
             assert "Be brief." in shown and f"{first}: apples" in shown
             if product == TEACHER:
                 assert len(given) < ready.stages.teacher.max_length
-    latest = spelled(vocabulary, stretches(row_of(unit.products[TEACHER]))[-1][0]).decode()
+    latest = spelled(ready.stages.vocabulary, stretches(row_of(unit.products[TEACHER]))[-1][0]).decode()
     assert "0: apples" not in latest and "5: apples" in latest
 
 
