@@ -6,6 +6,7 @@ is changed.
   stored_document  one document of a product, found by name or number
   document_view    its tokens in visible characters, its top-k as arrays
   side_by_side     the table of `targetsmith show`
+  scored_parts     what is scored of a document that is read in parts, and behind what
   widest           the tables of `targetsmith show --widest`: where a product is least certain
   json_lines       the lines of `targetsmith cat`
   verification     the report of `targetsmith verify`

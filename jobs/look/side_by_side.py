@@ -21,6 +21,7 @@ from engine.dataset.store import Out, PosixStore, open_store
 from jobs.look.document_view import CONTROLS, DocumentView, document_view, visible
 from jobs.look.options import View
 from jobs.look.products import choose
+from jobs.look.scored_parts import scored_parts
 from jobs.look.stored_document import find_document
 from schemas.errors import OutputError, RunFileError
 from schemas.products import TEACHER
@@ -84,6 +85,8 @@ def show_document(
     )
     console.print(_table(ours, theirs, window, top))
     console.print(_legend(ours, window), markup=False)
+    for line in scored_parts(ours):
+        console.print(line, markup=False)
 
 
 def _title(product: str, view: DocumentView) -> str:
