@@ -8,6 +8,7 @@ the slow twin, and serve the boundaries that arrays do not cover (inside a chara
   classes       how one state of the student's pre-tokenizer cuts them, by class string
   pair          states: a cell for every string and every token
   pair_kernels  the compiled functions of all these
+  odd_cells     which strings of a state sums must keep apart
   words         states behind the beginning of a word that only `ignore_merges` makes
   automaton     the student's pending part at every place of a text, in one pass
   walk          one passage's boundaries as arrays, each with its state

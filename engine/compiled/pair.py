@@ -204,15 +204,12 @@ class CompiledPair:
         out = first, action, opened, stop, sure
         if self.splitter.byte_units:
             pending = np.frombuffer(bytearray(left.encode("latin-1")), np.uint8)
-            variant = np.zeros(count, np.int64)
+            variant, (agrees, grows) = np.zeros(count, np.int64), np.ones((2, count), bool)
             settle_bytes(
                 answers.text, answers.start, answers.known, answers.composing, nfc, pending, self._never, *self._added,
-                answers.settled, answers.firsts, answers.firsts_whole, *out, variant,
+                answers.settled, answers.firsts, answers.firsts_whole, *out, agrees, grows, variant,
             )  # fmt: skip
             variants, variant = _variants(variant, len(left)), np.zeros(count, np.int64)
-            # two bytes decide about a cut (lemma 6), unless an added text may be coming
-            agrees = sure if self.splitter.added else np.ones(count, bool)
-            grows = agrees
         else:
             if lead not in self._tries:
                 self._tries[lead] = class_trie(answers, self.splitter, nfc=nfc)

@@ -390,17 +390,19 @@ def is_added(text, begin, end, keys, nodes, added_ends):
 @kernel(
     uint8[::1], int64[::1], int32[::1], boolean[::1], boolean, uint8[::1], boolean[:, ::1], int64[::1], int32[::1],
     boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], int32[::1],
-    boolean[::1], int64[::1],
+    boolean[::1], boolean[::1], boolean[::1], int64[::1],
     allocates=True,
 )  # fmt: skip
 def settle_bytes(
     text, start, known, composing, nfc, left, never, keys, nodes, added_ends,
-    added_goes_on, settled, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U, variant_U,
+    added_goes_on, settled, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U, agrees_U, grows_U, variant_U,
 ):  # fmt: skip
     """`settle_characters` for pre-tokenizers over bytes. left: the pending bytes that count. never [256, 256]: lemma 6.
 
     known: bytes that nothing changes. added_ends, added_goes_on: of the nodes of the trie of added texts (only node 0 when
-    there are none). variant_U: cuts inside the pending part as bits, times 2, plus a cut at the boundary.
+    there are none). agrees_U: no added text may be coming that begins at the boundary or before it, so that nothing changes the
+    cuts there; grows_U: none that begins anywhere, so that no pre-token ends sooner. variant_U: cuts inside the pending part
+    as bits, times 2, plus a cut at the boundary.
     """
     n = len(left)
     both = np.empty(n + _MOST_BYTES, np.uint8)
@@ -443,5 +445,14 @@ def settle_bytes(
         action_U[r] = NONE if first < 0 else CUT if seam else JOIN
         open_U[r] = opened and not choose
         stop_U[r] = stop
-        sure_U[r] = sure
+        sure_U[r], agrees_U[r], grows_U[r] = sure, True, True
         variant_U[r] = inside << 1 | np.int64(seam)
+        i = np.int64(0)
+        while any_added and not sure and agrees_U[r] and i < n + size:
+            node, p = np.int64(0), i
+            while p < n + size and node >= 0:
+                node = np.int64(find(keys, nodes, node << 8 | np.int64(both[p])))
+                p += 1
+            if node >= 0 and added_goes_on[node]:
+                grows_U[r], agrees_U[r] = False, i > n
+            i += 1

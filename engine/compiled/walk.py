@@ -24,6 +24,7 @@ from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
 from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
 from engine.compiled.automaton import PendingAutomaton
+from engine.compiled.odd_cells import MOST_ODD, odd_cells
 from engine.compiled.pair import CompiledPair, State
 from engine.compiled.walk_kernels import find_leaves
 from engine.compiled.words import Words
@@ -52,7 +53,7 @@ class StudentWalk:
         self.pair, self.aligner = pair, aligner
         self.segmenter = aligner.book.segmenter
         self.states: list[State] = []
-        self._number: dict[int, int] = {}
+        self._number, self._held = dict[int, int](), list[State]()
         self._kept_variants: dict[tuple[int, tuple[bool, ...]], int] = {}
         self._units = np.zeros(1, np.int32)  # of each state, 0 for simple ones; the last entry stands for NO_STATE
         self._automaton = PendingAutomaton(self.segmenter.splitter)
@@ -220,11 +221,17 @@ class StudentWalk:
         return self._number_of(state)
 
     def _number_of(self, state: State) -> int:
+        """Its place in `states`, NO_STATE where it has more odd cells than sums have room for."""
         number = self._number.get(id(state))
         if number is None:
-            number = self._number[id(state)] = len(self.states)
-            self.states.append(state)
-            self._units = np.append(np.insert(self._units[:-1], number, state.units), 0).astype(np.int32)
+            self._held.append(state)  # its id is a key
+            if len(odd_cells(state)[1]) > MOST_ODD:
+                number = NO_STATE
+            else:
+                number = len(self.states)
+                self.states.append(state)
+                self._units = np.append(np.insert(self._units[:-1], number, state.units), 0).astype(np.int32)
+            self._number[id(state)] = number
         return number
 
     def _within_words(self, number: int, part: bytes) -> int:
@@ -257,9 +264,8 @@ class StudentWalk:
                 opened = np.where(odd, opened, np.where(state.cell_U < none, state.cell_U >= size, state.cell_U - none))
                 gone = ~np.array(keeps)[state.variant_U]
                 cell = np.where(gone, none + opened, state.cell_U).astype(np.int32)
-                known = self._kept_variants[number, keeps] = len(self.states)
-                self.states.append(replace(state, cell_U=cell, simple=True, units=0))
-                self._units = np.append(self._units, 0).astype(np.int32)
+                made = replace(state, cell_U=cell, simple=True, units=0)
+                known = self._kept_variants[number, keeps] = self._number_of(made)
             state_K[k] = known
 
     def _check_pending(

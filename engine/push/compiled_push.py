@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from engine.compiled.odd_cells import MOST_ODD
 from engine.kernels.merge_kernels import Memo, new_memo
 from engine.push.push_arrays import Sums, Work, new_work
-from engine.push.push_tables import MOST_ODD, TableStore
+from engine.push.push_tables import TableStore
 
 LEAST_SHARE = 1e-4
 """Tokens below this share of a boundary are not asked one by one when a leaf is split."""

@@ -82,9 +82,9 @@ class CompiledRows:
         group, first = self.group, int(self.group.first_node[i])
         last = int(group.first_node[i + 1])
         store = self.compiled.store
-        number = np.array([store.number_of(state) for state in view.states], np.int32)
-        table_K = np.where(view.slow_K | (view.state_K < 0), -1, number[view.state_K])
-        table_N = np.where(view.node_state_N < 0, -1, number[view.node_state_N])
+        number = np.array([*(store.number_of(state) for state in view.states), -1], np.int32)  # the last for NO_STATE
+        table_K = np.where(view.slow_K, -1, number[view.state_K])
+        table_N = number[view.node_state_N]
         evaluated = np.flatnonzero(group.evaluated[first:last])
         end_N = group.end[first:last]
         order = evaluated[np.argsort(end_N[evaluated], kind="stable")]

@@ -14,7 +14,6 @@ from numba import float64, int32, int64, types, uint8, uint64
 
 DEEPEST = 64  # leaves that wait to be split at one boundary
 LONGEST = 2048  # bytes of a split leaf's string; a longer one stays open
-SPILL = 256  # tokens without a column that one boundary may meet
 NOTED = 64  # open leaves of one boundary that are noted at most: the heaviest
 
 
@@ -22,7 +21,7 @@ class Tables(NamedTuple):
     """The states of a student that a window needs, one table each, and what they share.
 
     of_S6: int32 [S, 6], of each table its row in whole_SV, cell_SU, stop_SU, settled_SU, join_SC, which tables share; and 1 where
-    it is one with cuts inside the pending part, which has odd cells only (`TableStore._add_apart`).
+    it is one with cuts inside the pending part, which has odd cells only (compiled/odd_cells.py).
     whole_SV: int32 [., Vt], cell of each teacher token as a whole, by id; ids that are no text have the last cell, which is not
     read. cell_SU: int32 [S, U], cell of each end of a token. Cells: c, c + C: decided, open, student token columns[c], doing
     what join_SC [S, C] says of that column (1: JOIN). 2C, 2C + 1: no token begins there, decided, open. From 2C + 2 on: odd
@@ -164,18 +163,20 @@ BOUNDS = types.NamedTuple(
 
 
 class Work(NamedTuple):
-    """Scratch of one thread, made by `new_work`. mass_C: float64, all 0 between boundaries. spill_id int64, spill float64: tokens
-    without a column, and their mass. illegal_at, illegal_end: int64 [Vs], where in `illegal` the columns lie that may not
-    follow a token, -1: not listed yet. counts: int64 [5], used part of `illegal`, spilt tokens, folds and listed tokens so
-    far, open leaves noted of this boundary (-1: none is to be). note_node, note_token: int64, note_mass: float64, these.
-    kept: int32, room for a copy of `first`. mine: columns that may not follow the boundary's last token, is_illegal_C
-    marks them. stack: int64 [.., 3], leaves to be split: node, token that
-    closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open, excluded, live."""
+    """Scratch of one thread, made by `new_work`. mass_C: float64, all 0 between boundaries. spill_id int64, spill float64:
+    tokens without a column, and their mass; spill_at: int32 [Vs], where a token is among them, -1 between boundaries.
+    illegal_at, illegal_end: int64 [Vs], where in `illegal` the columns lie that may not follow a token, -1: not listed yet.
+    counts: int64 [5], used part of `illegal`, spilt tokens, folds and listed tokens so far, open leaves noted of this
+    boundary (-1: none is to be). note_node, note_token: int64, note_mass: float64, these. kept: int32, room for a copy of
+    `first`. mine: columns that may not follow the boundary's last token, is_illegal_C marks them. stack: int64 [.., 3],
+    leaves to be split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open,
+    excluded, live."""
 
     mass_C: np.ndarray
     old_C: np.ndarray
     spill_id: np.ndarray
     spill: np.ndarray
+    spill_at: np.ndarray
     mine: np.ndarray
     illegal: np.ndarray
     illegal_at: np.ndarray
@@ -201,7 +202,7 @@ class Work(NamedTuple):
 
 WORK = types.NamedTuple(
     [
-        float64[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int64[::1], int64[::1],
+        float64[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int32[::1], int64[::1], int64[::1],
         uint64[::1], int32[::1], uint8[::1],
         int64[::1], int32[::1], int32[::1], int32[::1], uint8[::1], int64[:, ::1], float64[::1], float64[::1],
         int64[::1], float64[::1], int64[::1], int64[::1], float64[::1], int32[::1],
@@ -215,8 +216,9 @@ def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 2
     return Work(
         mass_C=np.zeros(columns),
         old_C=np.zeros(columns),
-        spill_id=np.zeros(SPILL, np.int64),
-        spill=np.zeros(SPILL),
+        spill_id=np.zeros(max(student_ids - columns, 1), np.int64),
+        spill=np.zeros(max(student_ids - columns, 1)),
+        spill_at=np.full(student_ids, -1, np.int32),
         mine=np.empty(columns, np.int32),
         illegal=np.empty(max(listed, columns), np.int32),
         illegal_at=np.full(student_ids, -1, np.int64),

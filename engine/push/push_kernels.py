@@ -81,6 +81,7 @@ def keep(t, k, gold, top_k, w, out):
         out.gold[k] = mass_C[column]
     for i in range(spilt):
         valid += w.spill[i]
+        w.spill_at[w.spill_id[i]] = -1
         if w.spill_id[i] == gold:
             out.gold[k] = w.spill[i]
     out.valid[k] = valid
@@ -136,6 +137,7 @@ def keep_notes(k, w, out):
     out.valid[k] = _sum_of(w.mass_C)
     for i in range(w.counts[1]):
         out.valid[k] += w.spill[i]
+        w.spill_at[w.spill_id[i]] = -1
     w.mass_C[:] = 0.0
     w.counts[1] = 0
     for i in range(w.counts[4]):

@@ -12,13 +12,10 @@ import hashlib
 
 import numpy as np
 
+from engine.compiled.odd_cells import MOST_ODD, odd_cells
 from engine.compiled.pair import CompiledPair, State
 from engine.push.push_arrays import Tables
-
-MOST_ODD = 4096
-"""Odd cells of one state at most; a state with more goes by the slow rules."""
-MOST_BACK = 30
-"""Characters before the end of a pending part at which a cut is told."""
+from schemas.errors import IdentityError
 
 
 class _Stack:
@@ -62,60 +59,23 @@ class TableStore:
         self.is_special_V = (rank < 0).astype(np.uint8)
 
     def number_of(self, state: State) -> int:
-        """The table of a state, -1 for one that goes by the slow rules."""
+        """The table of a state. Raises IdentityError for one with more odd cells than there is room for: its boundaries go by
+        the slow rules, and it is asked for nothing here."""
         known = self._number.get(id(state))
         if known is None:
-            made = self._add(state) if state.simple else self._add_apart(state)
-            known = self._number[id(state)] = made
+            known = self._number[id(state)] = self._add(state)
             self._kept.append(state)
         return known
 
     def _add(self, state: State) -> int:
-        size = len(self.pair.columns)
-        plain = state.cell_U < 2 * size
-        odd = state.cell_U >= 2 * size + 2
-        at = np.where(odd, state.cell_U - 2 * size - 2, 0)
-        column = np.where(odd, np.append(state.odd_column, 0)[at], np.where(plain, state.cell_U % max(size, 1), -1))
-        opened = np.where(odd, np.append(state.odd_open, 0)[at], np.where(plain, state.cell_U >= size, 0))
-        joins = np.where(odd, np.append(state.odd_join, 0)[at], state.join_C[column] * plain)
-        # a cut that depends on what follows: a split behind this string may be asked for nothing
-        doubt = (plain | odd) & ~state.agrees_U
-        apart = odd | doubt
-        code = column[apart].astype(np.int64) << 3 | opened[apart] << 2 | joins[apart] << 1 | doubt[apart]
-        kinds, number = np.unique(code, return_inverse=True)
+        cell, kinds = odd_cells(state)
         if len(kinds) > MOST_ODD:
-            return -1
-        cell = state.cell_U.copy()
-        cell[apart] = 2 * size + 2 + number
-        self._of.append(
-            (
-                self._whole.add(self._by_id(cell)),
-                self._cell.add(cell),
-                self._stop.add(state.stop_U),
-                self._settled.add(state.sure_U),
-                self._join.add(state.join_C),
-                0,
-            )
-        )
-        self._odd.append(kinds)
-        self._made = None
-        return len(self._of) - 1
-
-    def _add_apart(self, state: State) -> int:
-        """The table of a state with cuts inside its pending part, for rows that split leaves: one cell for each set of cuts that
-        what comes next may make. odd_column: bit i is a cut i characters before the end of the pending part; odd_open: the cuts
-        hang on what follows."""
-        if self.pair.splitter.byte_units:
-            return -1
-        cuts = [[state.units - at for at in inside] + [0] * seam for inside, seam in state.variants]
-        mask = np.array([sum(1 << at for at in each if at < MOST_BACK) for each in cuts], np.int64)
-        far = np.array([any(at >= MOST_BACK for at in each) for each in cuts], bool)
-        code = mask[state.variant_U] << 1 | (~state.agrees_U | far[state.variant_U])
-        kinds, number = np.unique(code, return_inverse=True)
-        cell = (2 * len(self.pair.columns) + 2 + number).astype(np.int32)
+            raise IdentityError(f"push-forward: a state with {len(kinds)} odd cells; want at most {MOST_ODD}")
         stop, settled = self._stop.add(state.stop_U), self._settled.add(state.sure_U)
-        self._of.append((self._whole.add(self._by_id(cell)), 0, stop, settled, 0, 1))
-        self._odd.append((kinds >> 1) << 3 | (kinds & 1) << 2)
+        whole, apart = self._whole.add(self._by_id(cell)), not state.simple
+        one, join = (0, 0) if apart else (self._cell.add(cell), self._join.add(state.join_C))
+        self._of.append((whole, one, stop, settled, join, int(apart)))
+        self._odd.append(kinds)
         self._made = None
         return len(self._of) - 1
 

@@ -58,14 +58,12 @@ def spill(t, token, mass, w):
     if column >= 0:
         w.mass_C[column] += mass
         return
+    at = np.int64(w.spill_at[token])
+    if at >= 0:
+        w.spill[at] += mass
+        return
     n = w.counts[1]
-    for i in range(n):
-        if w.spill_id[i] == token:
-            w.spill[i] += mass
-            return
-    if n == len(w.spill_id):
-        raise ValueError("more student tokens without a column at one boundary than there is room for")
-    w.spill_id[n], w.spill[n] = token, mass
+    w.spill_id[n], w.spill[n], w.spill_at[token] = token, mass, n
     w.counts[1] += 1
 
 
