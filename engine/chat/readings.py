@@ -192,7 +192,8 @@ def _history(
         if k not in mine
     }
     try:
-        made = template.found(read, leads, prompt=last.as_asked)
+        plain = None if last.as_asked else last.text
+        made = template.found(read, leads, prompt=last.as_asked, plain=plain)
     except BadDocument:
         return [], not leads
     out, at = [], 0

@@ -28,12 +28,15 @@ def see_shortened(
         teacher = see(encoders[TEACHER].template, messages, i, score_thoughts=score_thoughts, omitted=omitted)
         count = len(encoders[TEACHER].frame_ids(teacher.text[: teacher.begin], first=True))
         if room is None or count + _SPARE <= room or omitted == ways[-1]:
-            others = {
-                product: see(encoder.template, messages, i, score_thoughts=score_thoughts, omitted=omitted)
-                for product, encoder in encoders.items()
-                if product != TEACHER
-            }
-            return {product: teacher if product == TEACHER else others[product] for product in encoders}
+            out: dict[str, Seen] = {}
+            for product, encoder in encoders.items():
+                same = encoder.template.writes_as(encoders[TEACHER].template)
+                out[product] = (
+                    teacher
+                    if same
+                    else see(encoder.template, messages, i, score_thoughts=score_thoughts, omitted=omitted)
+                )
+            return out
     raise AssertionError("the last way returns")
 
 

@@ -65,6 +65,11 @@ class ChatTemplate:
     tools: str = ""
     given: Mapping[str, Any] = field(default_factory=dict)
 
+    def writes_as(self, other: ChatTemplate) -> bool:
+        """Whether the two write the same of every conversation."""
+        mine, theirs = ((one.text, one.variables, one.tools, one.given) for one in (self, other))
+        return mine == theirs
+
     def check(self) -> None:
         """Refuse, before any work, a template that is none or that depends on the day. Raises RunFileError."""
         try:
@@ -97,10 +102,13 @@ class ChatTemplate:
         """The conversation and its parts. Raises BadDocument: `template_error`, `template_alters_content`."""
         return self.found(messages, dict.fromkeys(range(len(messages)), 0))
 
-    def found(self, messages: Sequence[Message], leads: Mapping[int, int], *, prompt: bool = False) -> Rendering:
+    def found(
+        self, messages: Sequence[Message], leads: Mapping[int, int], *, prompt: bool = False, plain: str | None = None
+    ) -> Rendering:
         """The conversation, and where in it the contents of some messages lie. leads: message -> characters at the beginning of
-        its content that are not looked for. Raises BadDocument as `render`."""
-        plain = self.written(messages, prompt=prompt)
+        its content that are not looked for. plain: the conversation as written, where that is known. Raises BadDocument as
+        `render`."""
+        plain = self.written(messages, prompt=prompt) if plain is None else plain
         try:
             return self._by_marks(messages, plain, leads, prompt)
         except BadDocument as error:
@@ -115,10 +123,13 @@ class ChatTemplate:
         marks = [_MARK.format(i) for i in of]
         before = [messages[i].content[: leads[i]] for i in of]
         frames = self._frames(messages, of, before, marks, prompt)
-        pads = [lead + _LEFT_PAD + mark + _RIGHT_PAD for lead, mark in zip(before, marks, strict=True)]
-        padded = self.written(_replaced(messages, of, pads), prompt=prompt)
+        kept = [(True, True)] * len(of)
+        if any(messages[i].content[leads[i] :] != messages[i].content[leads[i] :].strip() for i in of):
+            pads = [lead + _LEFT_PAD + mark + _RIGHT_PAD for lead, mark in zip(before, marks, strict=True)]
+            padded = self.written(_replaced(messages, of, pads), prompt=prompt)
+            kept = _kept(_between(padded, marks), frames)
         spans = []
-        for i, (left, right) in zip(of, _kept(_between(padded, marks), frames), strict=True):
+        for i, (left, right) in zip(of, kept, strict=True):
             lead, content = leads[i], messages[i].content[leads[i] :]
             start = 0 if left else len(content) - len(content.lstrip())
             spans.append((lead + start, lead + (len(content) if right else max(start, len(content.rstrip())))))

@@ -10,6 +10,7 @@ Files, in the order of the data:
   self_check       which of these ways a loaded model may be run, found by trying
   model            load a teacher and check it: hidden states and logits
   windows          context trees cut into windows that fit the teacher, and put into batches
+  sharing          windows of one document that begin alike, read as one
   pruning          contexts of small weight left out
   evaluate         a group of passages -> hidden states of all contexts
   group            the contexts of a group under one numbering: order, edges, weights, bounds of what was pruned

@@ -1,8 +1,9 @@
 """A group of passages in, the last hidden state of every context out.
 
 Trees are cut into windows that fit the teacher, windows are batched, and each context's state is taken from the window that
-owns it. With pruning, some contexts are left out, and each passage is told which were kept (`Passage.kept`). For the beam the
-batches stay open, so that more nodes can be hung off the contexts (engine/teacher/incremental.py).
+owns it. Parts of one document share what stands before them (engine/teacher/sharing.py). With pruning, some contexts are left
+out, and each passage is told which were kept (`Passage.kept`). For the beam the batches stay open, so that more nodes can be hung
+off the contexts (engine/teacher/incremental.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from engine.alignment.passage import Passage
 from engine.teacher.incremental import OpenBatch
 from engine.teacher.model import Teacher
 from engine.teacher.pruning import Pruner
+from engine.teacher.sharing import SharedTrees, share
 from engine.teacher.windows import OwnedWindow, batches, windows_of
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
@@ -46,18 +48,31 @@ def hidden_states(
         windows += [(i, base, w) for w in cut]
         base += len(doc.tree.token)
         doc.kept = np.zeros(len(doc.tree.token), bool) if pruner else None
+    # Pruning looks at one passage's tree; all others may share what they have in common with the part before.
+    whole = [len(w.nodes) == len(docs[i].tree.token) and pruner is None for i, _, w in windows]
+    document = [docs[i].place[0] if alone else None for (i, _, _), alone in zip(windows, whole, strict=True)]
+    shared = share([w.window for _, _, w in windows], document, config.batch_tokens)
+    joined = [OwnedWindow(one.window, np.arange(one.size), np.ones(one.size, bool)) for one in shared]
     out: torch.Tensor | None = None
-    for batch in batches([w for _, _, w in windows], config.batch_tokens):
-        chosen = [windows[index] for index in batch]
+    for batch in batches(joined, config.batch_tokens):
+        members = [shared[index].members for index in batch]
+        chosen = [windows[k] for ones in members for k, _ in ones]
         open_trees, numbers = None, [np.arange(len(w.nodes)) for _, _, w in chosen]
         if pruner is not None:
             trees, data = [docs[i].tree for i, _, _ in chosen], [docs[i].data for i, _, _ in chosen]
             hidden, kept, open_trees, numbers = pruner.hidden([w for _, _, w in chosen], trees, data)
         elif open_batches is not None:
-            open_trees, kept = teacher.open_trees([w.window for _, _, w in chosen]), None
+            open_trees, kept = teacher.open_trees([joined[index].window for index in batch]), None
+            if len(chosen) > len(batch):
+                open_trees = SharedTrees(open_trees, members)
             hidden = open_trees.hidden
         else:
-            hidden, kept = teacher.hidden([w.window for _, _, w in chosen]), None
+            states, kept = teacher.hidden([joined[index].window for index in batch]), None
+            hidden = [
+                of_window[torch.from_numpy(at).to(of_window.device)] if len(ones) > 1 else of_window
+                for of_window, ones in zip(states, members, strict=True)
+                for _, at in ones
+            ]
         if open_batches is not None and open_trees is not None:
             own = [
                 (i, w.nodes[w.owned], number[w.owned], np.asarray(w.window.depth)[w.owned])
