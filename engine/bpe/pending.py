@@ -7,7 +7,7 @@ Teacher and student use the first, the teacher's contexts the second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Probe, Probes, units_of_tokens
-from engine.bpe.pretokenizer import Splitter
+from engine.bpe.pretokenizer import NO_UNIT, Splitter
 from engine.bpe.utf8 import characters_from, is_continuation
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument
@@ -31,7 +31,8 @@ def too_long(at: int) -> BadDocument:
 
 class PendingWay(NamedTuple):
     """All ways of a pending part with the same cuts (bpe/continuations.py) as one. cuts: units inside the pending part, rising.
-    may_end: its last piece may end at the place. may_go_on: it may go on past the place."""
+    may_end: its last piece may end at the place. may_go_on: it may go on past the place. Neither: behind the last cut an added
+    text begins that reaches past the place, so that no token ends there."""
 
     cuts: tuple[int, ...]
     may_end: bool
@@ -89,8 +90,9 @@ def starts_of_units(splitter: Splitter, data: bytes) -> np.ndarray:
 class PendingCuts:
     """The ways to cut a pending part, by its classes, remembered. Not thread-safe.
 
-    The same probes as in `Ways`, read for another question: here nothing is behind the place yet, an added text may come, and one
-    that lies across the place is a way to go on like any other. `Ways` leaves such texts out, so its answers cannot be used.
+    Where a token ends at the place, the added texts before it are those of the text that ends there (bpe/added_texts.py): each
+    closes what is before it, and what is left behind the last of them is tried with the probes of `Ways`. Beside these ways
+    stand those in which an added text lies across the place: what is before it ends as a text does.
     """
 
     def __init__(self, vocabulary: Vocabulary, splitter: Splitter) -> None:
@@ -127,25 +129,47 @@ class PendingCuts:
 
     def _find(self, pending: str, inside: bool) -> list[PendingWay]:
         """inside: the place lies inside the last unit, so that no piece ends there."""
-        if self.splitter.byte_units or not pending:  # lemma 6: cuts between bytes that are there are certain
-            return [PendingWay((), not inside, True)]
-        n, found = len(pending), dict[tuple[int, ...], list[bool]]()
+        if not pending or (self.splitter.byte_units and not self.splitter.added):
+            return [PendingWay((), not inside, True)]  # lemma 6: cuts between bytes that are there are certain
+        n, splitter, found = len(pending), self.splitter, dict[tuple[int, ...], list[bool]]()
 
-        def note(probe: Probe) -> None:
-            seam = n in probe.ends and not inside
-            flags = found.setdefault(tuple(e for e in probe.ends if e < n), [False, False])
-            flags[0] |= seam
-            flags[1] |= not seam
+        def note(cuts: tuple[int, ...], *, ends: bool, goes: bool) -> None:
+            flags = found.setdefault(cuts, [False, False])
+            flags[0] |= ends
+            flags[1] |= goes
 
-        for one in self._probes.one(pending):
-            note(one)
-            for two in () if one.settled else self._probes.two(one):
-                note(two)
+        added, units = splitter.added_texts, splitter.own(pending) if splitter.added else ""
+        matches = added.matches(units)
+        across = {begin for begin in added.coming(units) if begin < n}
+        rest = matches[-1][1] if matches else 0
+        if rest == n and inside:
+            across.add(matches[-1][0])
+        elif rest == n:
+            note(tuple(e for e in splitter.pieces(pending) if e < n), ends=True, goes=False)
+        elif splitter.byte_units:
+            note(tuple(e for e in splitter.pieces(pending) if e < n), ends=not inside, goes=True)
+        else:
+            before = tuple(e for e in splitter.pieces(pending) if e <= rest) if rest else ()
+            behind = splitter.disown(splitter.join(NO_UNIT, pending[rest:])[1:] if rest else pending)
+            for probe in self._continued(behind):
+                seam = len(behind) in probe.ends and not inside
+                cuts = (*before, *(rest + e for e in probe.ends if e < len(behind)))
+                note(cuts, ends=seam, goes=not seam)
+        for begin in across:
+            if begin:  # else what is before it is the trunk
+                note(splitter.pieces(pending[:begin]), ends=False, goes=False)
         return [PendingWay(cuts, ends, goes) for cuts, (ends, goes) in found.items()]
+
+    def _continued(self, text: str) -> Iterator[Probe]:
+        for one in self._probes.one(text):
+            yield one
+            if not one.settled:
+                yield from self._probes.two(one)
 
     @cached_property
     def _probes(self) -> Probes:
-        return Probes(self.splitter, units_of_tokens(self.vocabulary, self.splitter))
+        units = units_of_tokens(self.vocabulary, self.splitter)
+        return Probes(self.splitter, tuple(sorted({self.splitter.disown(u) for u in units})))
 
     def _units_from(self, partial: bytes) -> tuple[str, ...]:
         """The unit classes of all characters that begin with these bytes."""

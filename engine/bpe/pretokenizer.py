@@ -23,6 +23,7 @@ import numpy as np
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
+from engine.bpe.added_texts import AddedTexts
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pattern import Code, Matcher, compile_pattern, predicates_of
 from engine.bpe.tokenizer_json import pattern_of, steps_of
@@ -123,7 +124,10 @@ class Splitter:
         return self._by_answers[mask, own]
 
     def own(self, classes: str) -> str:
-        """The characters of a class string as far as added texts need them; NUL for all others. Characters as units."""
+        """The units of a class string as added texts have them: bytes, or characters, NUL for those that no added text
+        needs."""
+        if self.byte_units:
+            return classes
         if self._named.isdisjoint(classes):
             return "\0" * len(classes)
         return "".join(self._owns[ord(u)] or "\0" for u in classes)
@@ -210,10 +214,9 @@ class Splitter:
 
     def is_added(self, left: str, right: str, begin: int, stop: int) -> bool:
         """Whether the piece from unit `begin` of left to unit `stop` of right is an added text."""
-        if len(left) + stop - begin > self._longest_added + 1:  # longer than all of them
+        if len(left) + stop - begin > self.added_texts.longest:
             return False
-        piece = self.join(left, right)[begin : len(left) + stop]
-        return (piece if self.byte_units else self.own(piece)) in self._added_units
+        return self.own(self.join(left, right)[begin : len(left) + stop]) in self.added_texts.texts
 
     def pieces(self, classes: str) -> tuple[int, ...]:
         """Ends of all pre-tokens, in units, when the text ends here."""
@@ -265,10 +268,8 @@ class Splitter:
         """The part of a pending class string on which later cuts depend: all of it, or its last byte (byte units)."""
         if not self.byte_units or not pending:
             return pending
-        for length in range(min(len(pending), self._longest_added), 1, -1):
-            if pending[-length:] in self._added_prefixes:
-                return pending[-length:]
-        return pending[-1]
+        coming = self.added_texts.coming(pending[-self.added_texts.longest :]) if self.added else ()
+        return pending[coming[0] - min(len(pending), self.added_texts.longest) :] if coming else pending[-1]
 
     def shorten(self, pending: str) -> str:
         """A pending class string whose runs of one class are cut to so many units that one more makes no difference: what follows
@@ -285,30 +286,21 @@ class Splitter:
                 out.append(unit)
         return "".join(out)
 
-    def may_be_coming(self, units: str) -> bool:
-        """Whether an added text begins with these units and goes on. Bytes as units."""
-        return units in self._added_prefixes
-
     def holds_added(self, own: str) -> bool:
         """Whether an added text lies in these units; characters (`own`), or bytes as units."""
-        return any(text in own for text in self._added_units)
+        return bool(self.added_texts.matches(own))
 
     @cached_property
-    def _added_units(self) -> tuple[str, ...]:
-        return tuple(a.encode().decode("latin-1") for a in self.added) if self.byte_units else self.added
-
-    @cached_property
-    def _added_prefixes(self) -> frozenset[str]:
-        return frozenset(a[:i] for a in self._added_units for i in range(1, len(a)))
+    def added_texts(self) -> AddedTexts:
+        """The added texts in units."""
+        return (
+            AddedTexts(a.encode().decode("latin-1") for a in self.added) if self.byte_units else AddedTexts(self.added)
+        )
 
     @cached_property
     def _longest_added_run(self) -> int:
         """Most equal characters side by side in an added text."""
         return max((len(list(run)) for text in self.added for _, run in groupby(text)), default=0)
-
-    @cached_property
-    def _longest_added(self) -> int:
-        return max((len(p) for p in self._added_prefixes), default=0)
 
 
 # A stage cuts one span; it yields spans (begin, end, closed, whole). Only the last one may be open (closed = False):
@@ -350,15 +342,29 @@ def _pattern_stage(pattern: Matcher) -> _Stage:
 
 
 def _added_stage() -> _Stage:
-    def find(splitter: Splitter, s: str, i: int, end: int, closed: bool) -> tuple[int, bool]:
-        if not splitter.byte_units and splitter._owns[ord(s[i])] not in splitter._added_starts:
-            return i, False
-        rest = s[i:end] if splitter.byte_units else splitter.own(s[i:end])
-        stop = max((len(a) for a in splitter._added_units if rest.startswith(a)), default=0)
-        may_grow = not closed and any(len(a) > len(rest) and a.startswith(rest) for a in splitter._added_units)
-        return i + stop, may_grow
+    """Added texts are pieces of their own. Where one begins, and a longer one may come, the cut before it is certain all the
+    same."""
 
-    return _isolate(find, whole=True)
+    def stage(splitter: Splitter, s: str, begin: int, end: int, closed: bool) -> list[tuple[int, int, bool, bool]]:
+        added, units = splitter.added_texts, splitter.own(s)
+        out: list[tuple[int, int, bool, bool]] = []
+        gap = i = begin
+        while i < end:
+            if units[i] not in added.firsts:
+                i += 1
+                continue
+            stop, may_grow = added.at(units, i, end)
+            if may_grow and not closed:
+                return [*out, (gap, i, stop > i, False)]
+            if stop > i:
+                out += [(gap, i, True, False)] if i > gap else []
+                out.append((i, stop, True, True))
+                gap = i = stop
+            else:
+                i += 1
+        return [*out, (gap, end, closed, False)] if end > gap else out
+
+    return stage
 
 
 def _bigram_stage(never: np.ndarray) -> _Stage:

@@ -163,6 +163,30 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
             )
 
 
+def bar_added(spec: dict) -> dict[int, str]:
+    """Id -> content of the added tokens beside which the bytes of a text are not certain; they are made specials, in place.
+
+    A special string inside a text is read as plain text, so such a token is never met, and is right in each text that does not
+    hold its string; texts that hold it are refused one by one (`Vocabulary.encode`). These are tokens that strip their
+    neighbours or want word limits, and tokens that cut a text whose every part gets a space before it.
+    """
+    out: dict[int, str] = {}
+    parts_get_a_space = any(n["type"] == "Prepend" for n in _walk(spec["normalizer"], "normalizers")) or any(
+        p["type"] == "Metaspace" and p.get("prepend_scheme", "always") == "always"
+        for p in _walk(spec["pre_tokenizer"], "pretokenizers")
+    )
+    for token in spec["added_tokens"]:
+        if token.get("special", True):
+            continue
+        # found behind what the normaliser puts before a text
+        inside = token["normalized"] and spec["normalizer"] is not None
+        strips = any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word"))
+        if strips or (parts_get_a_space and not inside):
+            out[token["id"]] = token["content"]
+            token["special"] = True
+    return out
+
+
 def texts_of_added(added: Iterable[dict], vocab: dict[str, int], tokenizer: Tokenizer, kind: str) -> dict[int, str]:
     """Id -> the text that an added token stands for, of all that are no specials.
 

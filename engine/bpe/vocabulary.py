@@ -21,10 +21,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from engine.bpe.added_texts import AddedTexts
 from engine.bpe.roles import end_by_id, roles_of
 from engine.bpe.tokenizer_json import (
     ROLES,
     SPACE_MARK,
+    bar_added,
     byte_alphabet,
     bytes_of_tokens,
     compile_tokenizer,
@@ -49,6 +51,7 @@ class Vocabulary:
 
     `kind`: "bytelevel" or "sentencepiece". `prefix_bytes`: what the tokenizer puts before a text (b"" or b" ").
     `merges`: (left id, right id, merged id) in rank order. `added_text`: added tokens that are ordinary text, by that text.
+    `barred`: strings that no text may hold, because added tokens stand for them whose bytes are not certain.
     `bos_ids`: what the tokenizer's own template puts before a text (usually one id or none).
     """
 
@@ -63,6 +66,7 @@ class Vocabulary:
     unk_id: int | None
     bos_ids: tuple[int, ...]
     added_text: dict[str, int]
+    barred: tuple[str, ...]
     byte_fallback: bool
     ignore_merges: bool
     nfc: bool
@@ -85,12 +89,10 @@ class Vocabulary:
 
     @cached_property
     def added_only(self) -> frozenset[int]:
-        """Ids of added tokens that are text but no tokens of the BPE model: matched whole, before pre-tokenization."""
-        contents = self.tokenizer.get_added_tokens_decoder()  # lacks those to whose text the model gives another id
+        """Ids of added tokens that are text but no tokens of the BPE model: matched whole, before pre-tokenization. The model
+        may list the same string and yet never write it: in a byte-level vocabulary two literal spaces are no `ĠĠ`."""
         token_to_id = self.tokenizer.model.token_to_id
-        return frozenset(
-            i for i in self.added_text.values() if i in contents and token_to_id(contents[i].content) is None
-        )
+        return frozenset(i for text, i in self.added_text.items() if token_to_id(self.spell(text.encode())) != i)
 
     @cached_property
     def fallback_ids(self) -> list[int]:
@@ -152,8 +154,15 @@ class Vocabulary:
         """Text -> (ids [n], byte ends [n] in the UTF-8 of the text), no specials added, special strings as plain text.
 
         A prefix space ends at byte 0. Raises BadDocument("not_reversible" | "unknown_token") when the tokens'
-        bytes are not the text's bytes: a normaliser changed it, or a character has no token.
+        bytes are not the text's bytes: a normaliser changed it, or a character has no token. BadDocument("added_token"): the
+        text holds one of `barred`.
         """
+        if self.barred and (found := self._barred.matches(text)):
+            raise BadDocument(
+                "added_token",
+                f"tokenizer {self.name}: the text holds {text[slice(*found[0])]!a}, an added token "
+                "beside which bytes are not certain, or that the model cannot write",
+            )
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         raw = text.encode("utf-8")
         pieces = [p for i in ids if (p := self.token_bytes[i]) is not None]
@@ -168,6 +177,35 @@ class Vocabulary:
             raise BadDocument("not_reversible", self._where_it_differs(joined, raw))
         ends = list(accumulate(map(len, pieces), initial=-len(self.prefix_bytes)))[1:]
         return ids, [max(end, 0) for end in ends] if self.prefix_bytes else ends
+
+    @cached_property
+    def _barred(self) -> AddedTexts:
+        return AddedTexts(self.barred)
+
+    def within(self, rows: int) -> Vocabulary:
+        """The same tokenizer for a teacher whose output has only `rows` ids: it cannot write the added tokens beyond, and texts
+        that hold one are refused. Raises TokenizerError where a token of the model itself lies beyond."""
+        if self.size <= rows:
+            return self
+        added = self.tokenizer.get_added_tokens_decoder()
+        beyond = [i for i in range(rows, self.size) if self.token_bytes[i] is not None or i in self.specials]
+        model = next((i for i in beyond if i not in added or self.tokenizer.model.id_to_token(i) is not None), None)
+        if model is not None or self.eos_id in beyond:
+            token = self.eos_id if model is None else model
+            raise TokenizerError(
+                f"tokenizer {self.name}: token {token} {self.tokenizer.id_to_token(token)!r} lies beyond the {rows} output rows "
+                "of the model; only added tokens may. Check that model and tokenizer belong together."
+            )
+        return replace(
+            self,
+            size=rows,
+            token_bytes=self.token_bytes[:rows],
+            specials={i: role for i, role in self.specials.items() if i < rows},
+            bos_id=self.bos_id if self.bos_id is not None and self.bos_id < rows else None,
+            added_text={text: i for text, i in self.added_text.items() if i < rows},
+            barred=tuple(sorted({*self.barred, *(added[i].content for i in beyond)})),
+            content_hash=hashlib.sha256(f"{self.content_hash} within {rows}".encode()).hexdigest(),
+        )
 
     def _where_it_differs(self, joined: bytes, raw: bytes) -> str:
         want = self.prefix_bytes + raw
@@ -192,24 +230,19 @@ def load_vocabulary(
     model = spec["model"]
     refuse_unless_exact_bpe(spec, f"{where} {name}")
     merges = merges_of(model, f"{where} {name}")
+    barred = bar_added(spec)
+    added = {a["id"]: a for a in spec["added_tokens"]}
     tokenizer = compile_tokenizer(spec, f"{where} {name}")
     tokenizer.encode_special_tokens = True  # special strings inside documents are plain text (docs/decisions.md)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     kind = "bytelevel" if has_type(spec["pre_tokenizer"], "ByteLevel") else "sentencepiece"
-    added = {a["id"]: a for a in spec["added_tokens"]}
     names = roles_of(folder, where, trust_remote_code=trust_remote_code)
     if names["eos"] is None:
         names["eos"] = end_by_id(folder, {i: a["content"] for i, a in added.items() if a["special"]}, where)
     specials = {
         i: next((r for r in ROLES if names[r] == a["content"]), "other") for i, a in added.items() if a["special"]
     }
-    for a in added.values():
-        if not a["special"] and (a["lstrip"] or a["rstrip"] or a["single_word"]):
-            raise TokenizerError(
-                f"{where} {name}: added token {a['content']!r} strips its neighbours or wants word limits; the bytes around "
-                "it are then not certain. Want plain added tokens; remove the flags or use another tokenizer."
-            )
     texts = texts_of_added(added.values(), model["vocab"], tokenizer, kind)
     added_text = {text: i for i, text in texts.items()}
     size = max([*model["vocab"].values(), *added], default=-1) + 1
@@ -242,6 +275,7 @@ def load_vocabulary(
         unk_id=ids.get(unk) if unk else None,
         bos_ids=bos_ids,
         added_text=added_text,
+        barred=tuple(sorted(set(barred.values()))),
         byte_fallback=bool(model.get("byte_fallback")),
         ignore_merges=bool(model.get("ignore_merges")),
         nfc=has_type(spec["normalizer"], "NFC"),

@@ -22,8 +22,8 @@ from schemas.products import BYTES, BYTES_END, TEACHER
 def special_pattern(vocabulary: Vocabulary) -> re.Pattern[str] | None:
     """Finds the strings that the tokenizer would take for specials, the longest first; None when it has none."""
     added = vocabulary.tokenizer.get_added_tokens_decoder()
-    names = sorted((added[i].content for i in vocabulary.specials if i in added), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names))) if names else None
+    names = {added[i].content for i in vocabulary.specials if i in added}.difference(vocabulary.barred)
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
 
 def with_specials(vocabulary: Vocabulary) -> Tokenizer:

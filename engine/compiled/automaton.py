@@ -96,8 +96,8 @@ class PendingAutomaton:
         added text may be coming; what lies before is cut by pairs of bytes that are there already (lemma 6)."""
         if not self.splitter.byte_units:
             return rest
-        coming = (i for i in range(len(rest)) if self.splitter.may_be_coming(rest[i:]))
-        return rest[max(next(coming, len(rest)) - 1, 0) :]
+        coming = self.splitter.added_texts.coming(rest)
+        return rest[max((coming[0] if coming else len(rest)) - 1, 0) :]
 
 
 def _fitted(table: np.ndarray, row: int, column: int) -> np.ndarray:

@@ -342,8 +342,8 @@ def ends_around(text, m, n, final, never, keys, nodes, added_ends, added_goes_on
         stop, may_grow = i, False
         if any_added:
             stop, may_grow = added_at(text, i, m, keys, nodes, added_ends, added_goes_on)
-            if may_grow and not final:
-                return inside, seam, np.int64(-1)
+            if may_grow and not final:  # the cut before an added text is certain, whatever longer one comes
+                return inside, seam, i if stop > i and i > n and i > piece_begin else np.int64(-1)
         for at in (i, stop):  # where a piece ends: before an added text, and behind it
             is_end = at > piece_begin and (stop > i or (at == i and never[text[at - 1], text[at]]))
             if is_end:

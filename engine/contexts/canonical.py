@@ -112,17 +112,16 @@ class CanonicalNext:
         """A context as its pending part: classes of its whole units, bytes, tokens (lemma 11: P and c_P)."""
         partial = pending[valid_utf8_prefix(pending) :]
         last = tokens[-1] if tokens else -1
-        opening = bare and not pending  # nothing yet: what comes begins with the prefix; an empty text has none
-        ends = not partial and (opening or not bare)  # the prefix alone is no encoding: the empty text has no tokens
+        ends = not partial and not (bare and pending)  # the prefix alone is no encoding: the empty text has no tokens
         if self.splitter.byte_units:
-            return State(self.splitter.reduce(units), partial, (), last, ends, opening, ())
+            return State(self.splitter.reduce(units), partial, (), last, ends, bare, ())
         table = self.book.table(units, partial)
         # lemma 11, (2): of each way to cut P, whether the pieces inside P and the part of the last one are encoded to c_P
         agree = tuple(self.segmenter.agrees(pending, partial, cuts, seam, tokens) for cuts, seam in table.variants)
         # definition 10: a special keeps c canonical where c is the encoding of its bytes as a whole text
         inside = tuple(c for c in self.splitter.pieces(units) if c < len(units))
         ends = ends and self.segmenter.agrees(pending, partial, inside, True, tokens)
-        return State(units, partial, agree, last, ends, opening, self._closed(table, agree, pending, partial))
+        return State(units, partial, agree, last, ends, bare, self._closed(table, agree, pending, partial))
 
     def _closed(self, table: Table, agree: tuple[bool, ...], pending: bytes, partial: bytes) -> tuple[int, ...]:
         """Tokens that complete, without a way to go on, a pre-token that ignore_merges takes as one token: in lemma 11, (3),

@@ -91,8 +91,9 @@ class ChunkGrower:
                         at += len(self.vocabulary.token_bytes[token] or b"")
                         head = tree.add(head, token, at)
                     at = stop
-                routes.append((place, head, at, whole, goes))
-                stretch[at] = place
+                if whole or goes:  # else an added text lies across the place, and only `head` is a context
+                    routes.append((place, head, at, whole, goes))
+                    stretch[at] = place
             route_at.append(len(routes))
         pieces = {at: self.merges.prefix_tree(chunk[at:stop]) for at, stop in stretch.items()}
         # (head, at) -> length of a prefix of the piece -> its node, for the prefixes whose nodes are known

@@ -8,6 +8,7 @@ units are bytes, from two bytes and the lists of tokens.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from engine.bpe.utf8 import (
     characters_from,
     is_continuation,
     open_tail,
+    successor,
     valid_utf8_prefix,
 )
 
@@ -40,8 +42,8 @@ class State(NamedTuple):
 
     left: class string of the pending part's whole units (byte units: its last bytes). partial: bytes of an incomplete
     character. agree: for each way of the table (left, partial), whether the pending tokens are what it is encoded to.
-    last: last token, -1 where a cut is certain. ends: whether the tokens are a whole text. opening: the prefix space
-    is still to come. closed: ids that would complete a word which only ignore_merges makes.
+    last: last token, -1 where a cut is certain. ends: whether the tokens are a whole text. opening: nothing of the text is
+    there yet, at most the prefix space. closed: ids that would complete a word which only ignore_merges makes.
     """
 
     left: str
@@ -277,37 +279,56 @@ class NextTokensBook:
 
     def _actions_by_bytes(self, left: str, partial: bytes, opening: bool) -> np.ndarray:
         """int8 [V]. Tokens of characters are PAIR, ALWAYS behind a cut. Byte tokens spell characters without a token of their
-        own: PAIR where such a character begins with the bytes so far. opening: only tokens with the prefix space can come."""
-        action = self._blank.copy()
+        own: PAIR where such a character begins with the bytes so far. left: the bytes of `partial` among them."""
+        action, added = self._blank.copy(), self.splitter.added_texts
         for byte, token in enumerate(self.vocabulary.fallback_ids):
-            action[token] = PAIR if self._untold(partial + bytes([byte])) else NEVER
+            taken = bool(added) and any(stop > len(left) for _, stop in added.matches(left + chr(byte)))
+            taken |= opening and not left and not self.vocabulary.prefix_bytes.startswith(bytes([byte]))
+            action[token] = PAIR if self._untold(partial + bytes([byte])) and not taken else NEVER
         if partial:
             return action
         ids, heads = self._uncut
-        seam = self.segmenter.seams(left[-1])[heads] if left else np.ones(len(ids), bool)
-        action[ids] = np.where(seam, ALWAYS, PAIR)
-        pieces, prefix = self.vocabulary.token_bytes, self.vocabulary.prefix_bytes if opening else b""
-        before = left.encode("latin-1")
-        for text, token in self.vocabulary.added_text.items():
-            _, cut, stop, _ = self.splitter.locate(left, text.encode().decode("latin-1"))
-            action[token] = ALWAYS if cut and stop == len(text.encode()) else NEVER
-        spelt = [text.encode() for text in self.vocabulary.added_text]
-        if prefix or spelt:
-            for token in ids.tolist():
-                data = before + (pieces[token] or b"")
-                if not data.startswith(prefix) or any(text in data for text in spelt):
-                    action[token] = NEVER
+        matches = added.matches(left)
+        if not left or (matches and matches[-1][1] == len(left)):  # the context ends in an added text: a cut
+            action[ids] = ALWAYS
+        else:
+            assert self.splitter.never is not None  # where units are bytes
+            action[ids] = np.where(self.splitter.never[ord(left[-1])][heads], ALWAYS, PAIR)
+        if opening and not left:
+            action[self._without_prefix] = NEVER
+        action[list(self.vocabulary.added_text.values())] = (
+            NEVER if opening else ALWAYS
+        )  # no prefix stands before these
+        # no added text lies across a place where a token ends: one that began in the context would end in, or behind, these
+        pieces, order = self._sorted_pieces
+        for begin in added.coming(left):
+            for text in added.longer_than(left[begin:]):
+                rest = text[len(left) - begin :].encode("latin-1")
+                action[order[bisect_left(pieces, rest) : bisect_left(pieces, successor(rest))]] = NEVER
         return action
 
     @cached_property
+    def _sorted_pieces(self) -> tuple[list[bytes], np.ndarray]:
+        """(bytes of all tokens, rising, their ids)."""
+        pairs = sorted((piece, token) for token, piece in enumerate(self.vocabulary.token_bytes) if piece)
+        return [piece for piece, _ in pairs], np.array([token for _, token in pairs], np.int64)
+
+    @cached_property
+    def _without_prefix(self) -> np.ndarray:
+        """int64 ids of `_uncut` that do not begin with what the tokenizer puts before a text."""
+        pieces, prefix = self.vocabulary.token_bytes, self.vocabulary.prefix_bytes
+        ids = [token for token in self._uncut[0].tolist() if not (pieces[token] or b"").startswith(prefix)]
+        return np.array(ids, np.int64)
+
+    @cached_property
     def _uncut(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, first byte) of the tokens of whole characters that can be made and are not cut inside."""
-        own, apart = self.vocabulary.id_of_bytes, set(self.vocabulary.fallback_ids)
+        """(ids, first byte) of the tokens of whole characters that can be made, are not cut inside, and hold no added text."""
+        own, apart, added = self.vocabulary.id_of_bytes, set(self.vocabulary.fallback_ids), self.splitter.added_texts
         ids = [
             token
             for token, piece in enumerate(self.vocabulary.token_bytes)
             if piece and self._sort[token] == _ORDINARY and token not in apart and own.get(piece) == token
-            and len(self.splitter.pieces(piece.decode("latin-1"))) == 1
+            and len(self.splitter.pieces(text := piece.decode("latin-1"))) == 1 and not added.matches(text)
         ]  # fmt: skip
         return np.array(ids, np.int64), np.array([(self.vocabulary.token_bytes[i] or b"?")[0] for i in ids], np.int64)
 

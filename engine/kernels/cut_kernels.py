@@ -169,7 +169,9 @@ def ends_of(program, units, n, final, out):
                 else:
                     stop, may_change = match(program, np.int64(program.stage[stage]), units, i, end)
                 if may_change and not is_closed:
-                    begins2[made], stops2[made], closed2[made], whole2[made] = gap, i, False, False
+                    begins2[made], stops2[made], whole2[made] = gap, i, False
+                    # where an added text begins, and a longer one may come, the cut before it is certain all the same
+                    closed2[made] = program.stage[stage] < 0 and stop > i
                     made += 1
                     broke_off = True
                     break

@@ -17,7 +17,7 @@ from engine.scoring.stages import Stages
 from engine.targets.tables import Work
 from engine.teacher.evaluate import BEAM_DEPTH
 from engine.teacher.windows import windows_of
-from schemas.errors import BadDocument, IdentityError
+from schemas.errors import BadDocument, IdentityError, TokenizerError
 from schemas.products import BYTES, HIDDEN, TEACHER
 
 _BRANCH = 32
@@ -26,6 +26,13 @@ _BRANCH = 32
 
 def prepare(stages: Stages, document: Document) -> Work:
     """A document as what is to be scored of it. Raises BadDocument, and IdentityError where two stages disagree about it."""
+    try:
+        return _prepare(stages, document)
+    except TokenizerError as error:  # a rule that fails on this text: of this document only
+        raise BadDocument("tokenizer_fault", str(error)) from error
+
+
+def _prepare(stages: Stages, document: Document) -> Work:
     if document.problem is not None:
         raise BadDocument(*document.problem)
     if stages.chat:
@@ -58,6 +65,11 @@ def whole_passage(stages: Stages, document: Document) -> Passage:
 def _in_parts(stages: Stages, document: Document, segmented: SegmentedDocument) -> Work:
     """Each part behind all that the teacher has read before it: template, other roles, earlier parts."""
     passages, sequences = [], {**segmented.sequences, HIDDEN: segmented.sequences[TEACHER]}
+    beyond = sequences[TEACHER].ids[sequences[TEACHER].ids >= stages.vocabulary.size]
+    if len(beyond):
+        raise BadDocument(
+            "added_token", f"the teacher's template writes token {beyond[0]}, which the model has no output for"
+        )
     for i, text in enumerate(segmented.texts):
         before = sequences[TEACHER].given(sequences[TEACHER].segments[i])
         closed = {product: sequences[product].segments[i].closed for product in stages.products}

@@ -44,7 +44,7 @@ from engine.targets.pushforward import PushForward
 from engine.targets.teacher_rows import JoinedEnds, Statistics
 from engine.teacher.model import Teacher, load_teacher
 from engine.teacher.pruning import Pruner
-from schemas.errors import TeacherError
+from schemas.errors import TeacherError, TokenizerError
 from schemas.manifest import Regime
 from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
 from schemas.runfile import RunConfig
@@ -135,13 +135,12 @@ def derive_stages(
     regimes: dict[str, Regime],
     progress: Progress = silent,
 ) -> Stages:
-    """Stages from what is loaded. Raises TeacherError when the model has fewer output rows than its tokenizer has ids."""
+    """Stages from what is loaded. Raises TeacherError when the model has no output rows for tokens that texts are made of."""
+    try:
+        known = replace(known, teacher=known.teacher.within(teacher.vocab_rows))
+    except TokenizerError as error:
+        raise TeacherError(f"[teacher] {error}") from error
     vocabulary, students, targets = known.teacher, known.students, run.targets
-    if teacher.vocab_rows < vocabulary.size:
-        raise TeacherError(
-            f"[teacher] the model has {teacher.vocab_rows} output rows but its tokenizer has ids up to "
-            f"{vocabulary.size - 1}; want one row per token. Check that model and tokenizer belong together."
-        )
     is_token = [b is not None or i in vocabulary.specials for i, b in enumerate(vocabulary.token_bytes)]
     products = _products(run, students)
     real = torch.tensor(is_token, device=teacher.device)  # bool [V]: some ids below V belong to no token

@@ -387,4 +387,4 @@ def test_how_many_contexts_a_byte_has() -> None:
 
 @needs_shared
 def test_kinds_covered() -> None:
-    assert {vocabulary(name).kind for name in ALL} == {"bytelevel", "sentencepiece"} and len(BYTE_LEVEL) == 11
+    assert {vocabulary(name).kind for name in ALL} == {"bytelevel", "sentencepiece"} and len(BYTE_LEVEL) == 15

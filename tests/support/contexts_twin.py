@@ -96,8 +96,12 @@ class TwinBuilder:
             routes.append((place, base, begin, self._segments(text, place, start, unit)))
         for place, base, begin, segments in routes:
             nodes = tree.at_byte.setdefault(place, [])
-            for cuts, whole_end, _ in segments:
-                for path in self._paths(data, begin, [int(text.byte_of[c]) for c in cuts], place, whole_end):
+            for cuts, whole_end, goes_on in segments:
+                at = [int(text.byte_of[c]) for c in cuts]
+                if not (whole_end or goes_on):  # an added text lies across the place
+                    self._insert(tree, base, self._paths(data, begin, at[:-1], at[-1], True)[-1])
+                    continue
+                for path in self._paths(data, begin, at, place, whole_end):
                     node = self._insert(tree, base, path)
                     if node != NO_NODE and node not in nodes:
                         nodes.append(node)
@@ -133,17 +137,30 @@ class TwinBuilder:
         return known
 
     def _find_variants(self, pending: str, inside: bool) -> list[tuple[tuple[int, ...], bool, bool]]:
-        if self.splitter.byte_units or not pending:
+        if not pending:
             return [((), not inside, True)]
+        splitter, n = self.splitter, len(pending)
+        units = splitter.own(pending)
+        added = [a.encode().decode("latin-1") for a in splitter.added] if splitter.byte_units else splitter.added
         found: dict[tuple[int, ...], list[bool]] = {}
-        for probe in self._all_probes():
-            cuts, seam, _, _ = self.splitter.locate(pending, probe)
-            if inside:
-                cuts = tuple(c for c in cuts if c < len(pending))
-                seam = False
-            flags = found.setdefault(cuts, [False, False])
-            flags[0] |= seam
-            flags[1] |= not seam
+        i = rest = 0
+        while i < n:  # added texts up to the place, and places before it at which one may begin that ends behind it
+            here = units[i:]
+            stop = i + max((len(a) for a in added if here.startswith(a)), default=0)
+            if any(a.startswith(here) and (len(a) > len(here) or inside) for a in added) and i:
+                found.setdefault(splitter.pieces(pending[:i]), [False, False])
+            rest, i = (stop, stop) if stop > i else (rest, i + 1)
+        if rest == n:
+            if not inside:
+                found[tuple(e for e in splitter.pieces(pending) if e < n)] = [True, False]
+        else:
+            before = tuple(e for e in splitter.pieces(pending) if e <= rest) if rest else ()
+            behind = splitter.disown(splitter.join("\0", pending[rest:])[1:]) if rest else splitter.disown(pending)
+            for probe in [""] if splitter.byte_units else self._all_probes():
+                cuts, seam, _, _ = splitter.locate(behind, probe)
+                flags = found.setdefault((*before, *(rest + c for c in cuts)), [False, False])
+                flags[0] |= (seam or splitter.byte_units) and not inside
+                flags[1] |= not seam or inside or splitter.byte_units
         return [(cuts, ends, goes) for cuts, (ends, goes) in found.items()]
 
     def _all_probes(self) -> list[str]:
@@ -152,6 +169,7 @@ class TwinBuilder:
         if self._probes is None:
             heads = {b.decode("utf-8", "ignore")[:2] for b in self.vocabulary.token_bytes if b}
             pairs = {self.splitter.canonical(self.splitter.classes(h.encode())) for h in heads if h}
+            pairs = {self.splitter.disown(pair) for pair in pairs}
             singles = sorted({c for pair in pairs for c in pair})
             self._probes = ["", *sorted(pairs | set(singles) | {a + b for a in singles for b in singles})]
         return self._probes

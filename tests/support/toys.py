@@ -36,15 +36,24 @@ def alphabet(rng: random.Random) -> tuple[str, ...]:
 
 
 def toy(
-    rng: random.Random, folder: Path, style: str, chars: Sequence[str], *, whole: bool, merges: Merges
+    rng: random.Random,
+    folder: Path,
+    style: str,
+    chars: Sequence[str],
+    *,
+    whole: bool,
+    merges: Merges,
+    added: Sequence[str] = (),
 ) -> Vocabulary:
     """One random tokenizer through the real loader. `whole`: ignore_merges, and words that only it can make
-    (byte-level only). merges: how many random ones, or the list itself, as pairs of symbols."""
+    (byte-level only). merges: how many random ones, or the list itself, as pairs of symbols. added: added tokens that are
+    text."""
     tokenizer = (
         _byte_level(rng, style, chars, whole, merges)
         if style in BYTE_LEVEL
         else _sentencepiece(rng, style, chars, merges)
     )
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added])
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -112,6 +121,11 @@ def _random_merges(rng: random.Random, symbols: list[str], count: Merges) -> tup
     if rng.random() < 0.2:
         rng.shuffle(made)
     return vocab, made
+
+
+def added_texts(rng: random.Random, chars: Sequence[str]) -> list[str]:
+    """One to four texts of one to three characters, such that one may begin, end or lie in another."""
+    return sorted({"".join(rng.choices(chars, k=rng.choice((1, 2, 2, 3, 3)))) for _ in range(rng.randint(1, 4))})
 
 
 def bytes_in_use(chars: Sequence[str]) -> set[int]:

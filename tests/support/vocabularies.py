@@ -32,10 +32,12 @@ needs_shared = pytest.mark.skipif(
 )
 
 QWEN_SUBSETS = ("qwen2.5-subset-0", "qwen2.5-subset-8000", "qwen2.5-subset-32000")
+HARD = ("qwen3", "olmo1-v1_5", "refact", "cl100k-new-pattern", "yi-34b")  # added tokens that are text, odd patterns
 BYTE_LEVEL = (
     "gpt2", "gpt-neox-20b", "smollm2", "starcoder2", "deepseek-llm-7b", "llama-3", "o200k_base", "qwen2.5", *QWEN_SUBSETS,
+    *HARD[:4],
 )  # fmt: skip
-SENTENCEPIECE = ("llama-2", "mistral-v0.3", "jamba-v0.1")
+SENTENCEPIECE = ("llama-2", "mistral-v0.3", "jamba-v0.1", "yi-34b")
 TRAINED = ("stories260K", "vachan-gpt2-280K", "babyllama-tok361", "babyllama-tok105")
 ALL = (*BYTE_LEVEL, *SENTENCEPIECE, *TRAINED)
 SPELL = {byte: char for char, byte in byte_alphabet().items()}
@@ -43,7 +45,7 @@ SPELL = {byte: char for char, byte in byte_alphabet().items()}
 
 def folder(name: str) -> Path:
     """Folder of a shared tokenizer or model."""
-    return SHARED / ("models" if name in TRAINED else "tokenizers") / name
+    return SHARED / ("models" if name in TRAINED else "tokenizers_hard" if name in HARD else "tokenizers") / name
 
 
 @cache
