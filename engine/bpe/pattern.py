@@ -2,13 +2,15 @@
 
 A small backtracking matcher over class strings (bpe/pretokenizer.py). Soundness is plain: it is deterministic and reads one
 unit at a time, so a match found without ever asking for a unit at `end` is found again in every longer text (lemma 5).
-Dialect: alternatives, groups `(?:)` and `(?i:)`, look-ahead `(?=)` `(?!)`, greedy and possessive `? * + {m} {m,n}`, sets,
-escapes. That is what published BPE tokenizers use; anything else is refused by name. Equality with the tokenizers
-library is tested on every code point and on real text (tests/bpe/test_pretokenizer.py).
+Dialect: alternatives, groups `(?:)` and `(?i:)`, look-ahead `(?=)` `(?!)`, greedy `? * + {m} {m,n}`, possessive `?+ *+ ++`,
+sets, escapes. `{m,n}+` is a repeat of a repeat, as in Ruby, whose dialect the library reads. That is what published BPE
+tokenizers use; anything else is refused by name. Equality with the tokenizers library is tested on every code point and on
+real text (tests/bpe/test_pretokenizer.py), and tried when a tokenizer is loaded (bpe/compare.py).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -20,6 +22,7 @@ Predicate = tuple[str, bool]  # source of a one-character expression, whether it
 _Continue = Callable[[int], int]
 _Node = Callable[["_Scan", int, _Continue], int]
 _ONE_CHARACTER = "dDwWsShHnrtfvae"  # letters that an escape turns into a predicate on one character
+_INTERVAL = re.compile(r"\{(\d*)(,?)(\d*)\}")
 _FAIL = -1
 _MANY = 1 << 30
 _MOST_COPIES = 64  # of a repeated part in instructions
@@ -134,15 +137,25 @@ class _Parser:
 
     def _repeated(self, fold: bool) -> _Part:
         item = self._item(fold)
+        counted = self.p.startswith("{", self.i)
         low, high = self._quantifier()
+        more = self.p[self.i : self.i + 1]
+        if more == "?" and (counted or (low, high) != (1, 1)):
+            self._refuse("a lazy repeat")
+        if counted and more == "+":  # no possessive repeat in the library's dialect, but a repeat of the repeat
+            self.i += 1
+            if low > 1:
+                return self._many(self._many(item, low, high), 1, _MANY)
+            high = _MANY  # one to three, one to three ...: as many as there are
+        possessive = not counted and more == "+" and (low, high) != (1, 1)
+        if possessive:
+            self.i += 1
+        return self._many(item, low, high, possessive=possessive)
+
+    def _many(self, item: _Part, low: int, high: int, *, possessive: bool = False) -> _Part:
         self.longest_count = max(self.longest_count, low, high if high < _MANY else 1)
         if (low, high) == (1, 1):
             return item
-        possessive = self.i < len(self.p) and self.p[self.i] == "+"
-        if possessive:
-            self.i += 1
-        elif self.i < len(self.p) and self.p[self.i] == "?":
-            self._refuse("a lazy repeat")
         if high > 1:
             self.follows |= {(p, q) for p in item.last for q in item.first}
         many = _repeat_unit(item.bit, low, high, possessive) if item.bit is not None else None
@@ -156,9 +169,11 @@ class _Parser:
             self.i += 1
             return {"?": (0, 1), "*": (0, _MANY), "+": (1, _MANY)}[char]
         if char == "{":
-            stop = self.p.index("}", self.i)
-            low, comma, high = self.p[self.i + 1 : stop].partition(",")
-            self.i = stop + 1
+            found = _INTERVAL.match(self.p, self.i)
+            if found is None or found.group() in ("{}", "{,}"):
+                self._refuse("a brace that counts nothing")
+            low, comma, high = found.groups()
+            self.i = found.end()
             return int(low or 0), (int(high) if high else _MANY) if comma else int(low)
         return 1, 1
 

@@ -272,6 +272,8 @@ def test_encoding_falls_apart_at_certain_cuts(name: str) -> None:
     [
         (r"\s+?", "a lazy repeat at position 3"),
         (r"^\s+|a", "an anchor at position 0"),
+        (r"a{1}?", "a lazy repeat at position 4"),
+        (r"a{b", "a brace that counts nothing at position 1"),
         (r"a\b", r"the escape \b"),
         (r"\Aa", r"the escape \A"),
         (r"(a)\1", r"the escape \1"),
@@ -295,6 +297,7 @@ def test_patterns_outside_the_dialect_are_refused(tmp_path: Path, pattern: str, 
     [
         r"a+|b", r"(?:ab)+|c?b", r"(?i:AB|c)|.", r"a{2}|b{1,2}", r"a{2,}|b", r"a*+b|a", r"a(?=b)|b(?!a)|c", r"[^a\s]+|a\s?",
         r"[a-b&&[^b]]|c+", r"\d|\p{L}\p{N}?", r"(?:a|ab)(?:c|bcd)|d", r"a$|b+", r"(?:a?b?)+c|a|b", r"(a|b)+",
+        r"a{1,3}+b?|b", r"a{1,2}+a|b+", r"a{2,3}+|b", r"a{2}+b|a|b", r"(?:a|ab){1,2}+c|d", r"a{,2}+b|c",
     ],
 )  # fmt: skip
 def test_patterns_inside_the_dialect_cut_as_the_library_does(tmp_path: Path, pattern: str) -> None:
