@@ -8,10 +8,12 @@ Files, in the order of the data:
   vocabulary      the tokens as bytes, and an exact encoder
   merges          which tokens may stand side by side; the encodings of all beginnings of a pre-token
   pattern         the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end
+  added_texts     strings that are one token before anything else is done; where one may be coming
   pretokenizer    where a text is cut, and which cuts stay whatever follows
   continuations   all ways in which a text that is not finished may turn out to be cut
   pending         the part of a text behind the last cut that is certain, and its ways to be cut
   segmenter       vocabulary, merges and pre-tokenizer as one object: tokens of bytes that are cut in a given way
+  compare         a tokenizer held against the tokenizers library on strings that tokenizers differ on
   flatten         vocabulary and merges -> the arrays that engine/kernels asks
   successors      which tokens may not stand behind a token, remembered within a bound of bytes
   utf8            incomplete characters: what may complete them, how many do

@@ -16,17 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Regex
-from tokenizers.pre_tokenizers import Split
+from tokenizers.pre_tokenizers import Punctuation, Split
 
 from engine.bpe.added_texts import AddedTexts
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pattern import Code, Matcher, compile_pattern, predicates_of
-from engine.bpe.tokenizer_json import pattern_of, steps_of
+from engine.bpe.tokenizer_json import PUNCTUATION, pattern_of, removes_the_rest, steps_of
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
@@ -422,19 +422,53 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                     f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none"
                 )
         return Splitter(True, (*stages, _bigram_stage(never)), added=added, never=never)
-    patterns = [p for pre in steps_of(vocabulary.pre_tokenizer) if (p := pattern_of(pre, where)) is not None]
+    steps = [pre for pre in steps_of(vocabulary.pre_tokenizer) if pattern_of(pre, where) is not None]
+    patterns = [pattern_of(pre, where) or "" for pre in steps]
     predicates = predicates_of(patterns, where)
     matchers = [compile_pattern(p, predicates, where) for p in patterns]
     stages += [_pattern_stage(m) for m in matchers]
     # Each predicate is asked of the tokenizers library itself ("removed" leaves nothing of a character that matches), so
     # that both sides share one table of Unicode properties.
-    asked = tuple(Split(Regex(f"(?i:{source})" if fold else source), "removed") for source, fold in predicates)
+    asked = tuple(_asked(source, fold) for source, fold in predicates)
     longest = max((m.longest_count for m in matchers), default=1)
     known = [m.code for m in matchers if m.code is not None]
     codes = (*((None,) if added else ()), *known) if len(known) == len(matchers) else None
-    return Splitter(
+    splitter = Splitter(
         False, tuple(stages), asked, _needs_before(matchers, len(predicates)), added, codes, longest_count=longest
     )
+    _refuse_gaps(splitter, steps, matchers, where)
+    return splitter
+
+
+def _asked(source: str, fold: bool) -> Split | Punctuation:
+    if source == PUNCTUATION:
+        return Punctuation("removed")
+    return Split(Regex(f"(?i:{source})" if fold else source), "removed")
+
+
+def _refuse_gaps(splitter: Splitter, steps: list[dict[str, Any]], matchers: list[Matcher], where: str) -> None:
+    """Raises TokenizerError where a step that removes all but its matches leaves a character out. Tried on all strings of up to
+    three characters, one of each class: where a match begins at each of them, and behind each match, nothing is left out. As
+    far as patterns look, by the premise of bpe/continuations.py, that is all strings."""
+    lossy = [matcher for pre, matcher in zip(steps, matchers, strict=True) if removes_the_rest(pre)]
+    if not lossy:
+        return
+    specimens = "".join(
+        sorted(
+            {chr(code) for code in range(0x250)} | set("ǅʰͅα῀ᾈ日あ€½٣Ⅷ\u0301\u0903\u200b\u2028\u3000\ufeff😀\U000e0041")
+        )
+    )
+    of_class: dict[str, str] = {}
+    for char in specimens:
+        of_class.setdefault(splitter.classes(char.encode()), char)
+    for matcher in lossy:
+        for units in (u for size in (1, 2, 3) for u in product(of_class, repeat=size)):
+            if matcher.match("".join(units), 0, len(units), splitter._masks)[0] < 1:
+                text = "".join(of_class[u] for u in units)
+                raise TokenizerError(
+                    f"{where}: pre-tokenizer Split removes all that its pattern does not match, and it does not match the "
+                    f"beginning of {text!a}: bytes are lost. Want a pattern that matches everything, or the behaviour Isolated."
+                )
 
 
 def _needs_before(matchers: list[Matcher], count: int) -> tuple[tuple[int, int], ...]:

@@ -25,7 +25,9 @@ ROLES = ("bos", "eos", "pad", "unk")
 TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja"]  # what of a Hub repository belongs to its tokenizer
 _SECTIONS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LOSSLESS_PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace", "Sequence"}
+_LOSSLESS_PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Punctuation", "Metaspace", "Sequence"}
+PUNCTUATION = r"\p{step Punctuation}"
+"""The one-character pattern that stands for what the library's Punctuation step takes for punctuation."""
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -147,13 +149,32 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
             raise TokenizerError(
                 f"{where}: BPE option {key} = {model[key]!r} makes tokens ambiguous as bytes; want none"
             )
-    for pre in _walk(spec["pre_tokenizer"], "pretokenizers"):
-        lossy = pre["type"] == "Split" and pre.get("behavior") == "Removed"
-        if pre["type"] not in _LOSSLESS_PRE_TOKENIZERS or lossy or pre.get("add_prefix_space") is True:
+    steps = steps_of(spec["pre_tokenizer"])
+    for pre in steps:
+        if pre["type"] not in _LOSSLESS_PRE_TOKENIZERS:
             raise TokenizerError(
-                f"{where}: pre-tokenizer {pre['type']} is not known to keep every byte (add_prefix_space = "
-                f"{pre.get('add_prefix_space')}); want one of {sorted(_LOSSLESS_PRE_TOKENIZERS)} without removal"
+                f"{where}: pre-tokenizer {pre['type']} is not known to keep every byte; want one of "
+                f"{sorted(_LOSSLESS_PRE_TOKENIZERS)}"
             )
+        if pre.get("add_prefix_space") is True:
+            raise TokenizerError(
+                f"{where}: pre-tokenizer {pre['type']} puts a space before a text that begins with none (add_prefix_space "
+                "= True), so that two texts have the same tokens; want add_prefix_space = false"
+            )
+        removes = "removed" in str(pre.get("behavior")).lower() and not (pre["type"] == "Split" and pre.get("invert"))
+        if removes:
+            raise TokenizerError(
+                f"{where}: pre-tokenizer {pre['type']} removes what it matches, so that bytes are lost ({pre}); "
+                " want the behaviour Isolated, or Removed with invert = true and a pattern that matches everything"
+            )
+    names = [pre["type"] for pre in steps]
+    behind = steps[names.index("ByteLevel") + 1 :] if "ByteLevel" in names else []
+    cutting = next((pre for pre in behind if pre["type"] != "ByteLevel" or pre.get("use_regex", True)), None)
+    if cutting is not None:
+        raise TokenizerError(
+            f"{where}: the pre-tokenizer step {cutting['type']} stands behind ByteLevel, where every byte is a letter of its own: "
+            "it cuts inside characters (`²` and `½` are numbers there, in the middle of others). Want ByteLevel as the last step."
+        )
     for norm in _walk(spec["normalizer"], "normalizers"):
         fine = norm["type"] in ("NFC", "Sequence") or (norm["type"] == "Prepend" and norm["prepend"] == SPACE_MARK)
         fine |= norm["type"] == "Replace" and norm["pattern"] == {"String": " "} and norm["content"] == SPACE_MARK
@@ -185,6 +206,19 @@ def bar_added(spec: dict) -> dict[int, str]:
             out[token["id"]] = token["content"]
             token["special"] = True
     return out
+
+
+def refuse_other_ids(spec: dict, tokenizer: Tokenizer, where: str) -> None:
+    """Raises TokenizerError where the library gives an added token another id than the file: it numbers those that the model's
+    vocabulary lacks one after another, whatever the file says, so that a hole in the ids shifts all behind it."""
+    for token in spec["added_tokens"]:
+        known = tokenizer.token_to_id(token["content"])
+        if known != token["id"]:
+            raise TokenizerError(
+                f"{where}: tokenizer.json gives the added token {token['content']!r} the id {token['id']}, the tokenizers library "
+                f"reads it as {known}, so that it stands for another row of the model. Want added tokens whose ids go on from the "
+                "vocabulary without a hole: put unused ids into `model.vocab`, under any name."
+            )
 
 
 def texts_of_added(added: Iterable[dict], vocab: dict[str, int], tokenizer: Tokenizer, kind: str) -> dict[int, str]:
@@ -295,12 +329,19 @@ def pattern_of(pre: dict[str, Any], where: str) -> str | None:
         return _GPT2_PATTERN if pre.get("use_regex", True) else None
     if pre["type"] == "Digits":
         return r"\p{N}" if pre["individual_digits"] else r"\p{N}+"
-    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
+    if pre["type"] == "Punctuation" and pre["behavior"] in ("Isolated", "Contiguous"):
+        return PUNCTUATION + ("+" if pre["behavior"] == "Contiguous" else "")
+    if pre["type"] == "Split" and (pre["behavior"] == "Isolated" or removes_the_rest(pre)):
         pattern = pre["pattern"]
         return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
     raise TokenizerError(
-        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits or an isolating Split"
+        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits, Punctuation or an isolating Split"
     )
+
+
+def removes_the_rest(pre: dict[str, Any]) -> bool:
+    """Whether a step keeps its matches and removes what lies between them: lossless where its pattern matches everything."""
+    return pre["type"] == "Split" and pre["behavior"] == "Removed" and bool(pre.get("invert"))
 
 
 def has_type(node: dict | None, kind: str) -> bool:

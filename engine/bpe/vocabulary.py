@@ -36,6 +36,7 @@ from engine.bpe.tokenizer_json import (
     merges_of,
     prefix_bytes_of,
     read_spec,
+    refuse_other_ids,
     refuse_unless_exact_bpe,
     texts_of_added,
     tokenizer_folder,
@@ -233,6 +234,7 @@ def load_vocabulary(
     barred = bar_added(spec)
     added = {a["id"]: a for a in spec["added_tokens"]}
     tokenizer = compile_tokenizer(spec, f"{where} {name}")
+    refuse_other_ids(spec, tokenizer, f"{where} {name}")
     tokenizer.encode_special_tokens = True  # special strings inside documents are plain text (docs/decisions.md)
     tokenizer.no_truncation()
     tokenizer.no_padding()

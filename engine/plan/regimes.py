@@ -6,6 +6,7 @@ run file + vocabularies -> product -> regime; or RunFileError, with what to writ
 from __future__ import annotations
 
 from engine.alignment.expansion import subset_gap
+from engine.bpe.compare import refuse_where_different
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import RunFileError
@@ -62,12 +63,13 @@ def is_compiled(targets: TargetsConfig, regime: str, teacher: Vocabulary, studen
 
 
 def check_tokenizers(run: RunConfig, teacher: Vocabulary, students: dict[str, Vocabulary]) -> dict[str, Regime]:
-    """All that can be refused without the teacher's weights: regime, BOS, pre-tokenizers. Raises RunFileError.
+    """All that can be refused without the teacher's weights: regime, BOS, pre-tokenizers, and tokenizers that the library reads
+    in another way. Raises RunFileError, TokenizerError.
 
     Returns how each student's product is made, as `regimes_of`.
     """
     regimes = regimes_of(run, teacher, students)
     bos_of(run, teacher)
     for vocabulary in (teacher, *students.values()):
-        build_splitter(vocabulary)
+        refuse_where_different(vocabulary, build_splitter(vocabulary), f"tokenizer {vocabulary.name}")
     return regimes
