@@ -1,9 +1,9 @@
 """A tokenizer compared with the tokenizers library on strings that tokenizers differ on, when it is loaded.
 
 In: a vocabulary and its splitter. Out: nothing, or TokenizerError: a difference is a refusal, never a result. All that is
-computed later rests on two things: where a text is cut into pre-tokens (bpe/pretokenizer.py), and which tokens each of them has. Both are
-put together here for each string and held against the ids that the library gives. Strings that the tokenizer does not give back
-byte for byte are left out: a document that holds such a thing is refused by itself.
+computed later rests on two things: where a text is cut into pre-tokens (bpe/pretokenizer.py), and which tokens each of them
+has. Both are put together here for each string and held against the ids that the library gives. Strings that the tokenizer
+does not give back byte for byte are left out: a document that holds such a thing is refused by itself.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def refuse_where_different(vocabulary: Vocabulary, splitter: Splitter, where: st
         theirs, ours = ([name(i) for i in ids[at : at + 6]] for ids in (encoding.ids, own))
         raise TokenizerError(
             f"{where}: the tokenizers library encodes {text[:60]!a} in another way than the rules of this program: from "
-            f"token {at} on {theirs} there, {ours} here. Exact boundaries need the same. Use another tokenizer, and report this one."
+            f"token {at} on {theirs} there, {ours} here. Exact boundaries need the same. Use another "
+            "tokenizer, and report this one."
         )
 
 

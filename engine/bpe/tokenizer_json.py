@@ -165,14 +165,14 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
         if removes:
             raise TokenizerError(
                 f"{where}: pre-tokenizer {pre['type']} removes what it matches, so that bytes are lost ({pre}); "
-                " want the behaviour Isolated, or Removed with invert = true and a pattern that matches everything"
+                "want the behaviour Isolated, or Removed with invert = true and a pattern that matches everything"
             )
     names = [pre["type"] for pre in steps]
     behind = steps[names.index("ByteLevel") + 1 :] if "ByteLevel" in names else []
     cutting = next((pre for pre in behind if pre["type"] != "ByteLevel" or pre.get("use_regex", True)), None)
     if cutting is not None:
         raise TokenizerError(
-            f"{where}: the pre-tokenizer step {cutting['type']} stands behind ByteLevel, where every byte is a letter of its own: "
+            f"{where}: the step {cutting['type']} stands behind ByteLevel, where every byte is a letter of its own: "
             "it cuts inside characters (`²` and `½` are numbers there, in the middle of others). Want ByteLevel as the last step."
         )
     for norm in _walk(spec["normalizer"], "normalizers"):
@@ -215,9 +215,9 @@ def refuse_other_ids(spec: dict, tokenizer: Tokenizer, where: str) -> None:
         known = tokenizer.token_to_id(token["content"])
         if known != token["id"]:
             raise TokenizerError(
-                f"{where}: tokenizer.json gives the added token {token['content']!r} the id {token['id']}, the tokenizers library "
-                f"reads it as {known}, so that it stands for another row of the model. Want added tokens whose ids go on from the "
-                "vocabulary without a hole: put unused ids into `model.vocab`, under any name."
+                f"{where}: tokenizer.json gives the added token {token['content']!r} the id {token['id']}, the library "
+                f"reads it as {known}, so that it stands for another row of the model. Want added tokens whose ids go on from "
+                "the vocabulary without a hole: put unused ids into `model.vocab`, under any name."
             )
 
 

@@ -192,7 +192,7 @@ class Vocabulary:
         beyond = [i for i in range(rows, self.size) if self.token_bytes[i] is not None or i in self.specials]
         model = next((i for i in beyond if i not in added or self.tokenizer.model.id_to_token(i) is not None), None)
         if model is not None or self.eos_id in beyond:
-            token = self.eos_id if model is None else model
+            token = (self.eos_id or 0) if model is None else model
             raise TokenizerError(
                 f"tokenizer {self.name}: token {token} {self.tokenizer.id_to_token(token)!r} lies beyond the {rows} output rows "
                 "of the model; only added tokens may. Check that model and tokenizer belong together."
