@@ -48,6 +48,12 @@ class DocumentView:
             return self.vocabulary.tokenizer.id_to_token(token_id) or f"#{token_id}"
         return visible(piece)
 
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """What a token stands for in a text; None for specials, and where the vocabulary is not there."""
+        if self.is_bytes:
+            return bytes([token_id]) if token_id < BYTES_END else None
+        return None if self.vocabulary is None else self.vocabulary.token_bytes[token_id]
+
     def best(self, position: int, top: int) -> str:
         """The first `top` tokens with their probabilities, one per line, the true one marked."""
         if not self.row["scored"][position]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jobs.look.document_view import DocumentView
+from jobs.look.document_view import DocumentView, visible
 from schemas.target import FLAG_ANEW, FLAG_CONTEXT
 
 _BEFORE, _SCORED, _MOST = 40, 56, 40  # characters shown of what stands before and of what is scored; parts
@@ -51,4 +51,13 @@ def _runs(asked: np.ndarray, anew: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _text(view: DocumentView, begin: int, stop: int) -> str:
-    return "".join(view.token(token) for token in view.row["token_ids"][begin:stop])
+    """Tokens in visible characters; those that hold parts of a character are put together."""
+    out, waiting = [], b""
+    for token in view.row["token_ids"][begin:stop]:
+        piece = view.bytes_of(token)
+        if piece is not None:
+            waiting += piece
+            continue
+        out += [visible(waiting), view.token(token)]
+        waiting = b""
+    return "".join([*out, visible(waiting)])

@@ -71,7 +71,8 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     if shortened := manifest.stats.get("shortened_prompts"):
         console.print(
             f"{shortened:,.0f} documents with a prompt longer than the teacher's context: the oldest of it was left out "
-            "([corpus] too_long_prompt)"
+            "([corpus] too_long_prompt)",
+            markup=False,
         )
     if retried := manifest.stats.get("oom_retries"):
         console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,14 +19,17 @@ from engine.chat.template import ChatTemplate
 from engine.corpus.document import Document, Message
 from engine.dataset.invariants import check_rows
 from engine.dataset.parquet import round_rows
+from engine.reader.targets import Targets
 from engine.scoring.scorer import Scorer
+from engine.verify.output import verify
+from jobs.look.side_by_side import show_document
 from schemas.errors import BadDocument
 from schemas.products import BYTES, TEACHER
 from schemas.target import FLAG_ANEW, FLAG_CONTEXT, FLAG_END
 from tests.chat.test_conversation import document, row_of, scorer, spelled
 from tests.support.chats import CHATML, chat_teacher, with_template
 from tests.support.corpora import corpus, read
-from tests.support.runs import ASSETS, write_subset
+from tests.support.runs import ASSETS, score_here, write_subset
 from tests.support.tables import facts_of
 from tests.support.vocabularies import SHARED
 
@@ -217,3 +221,31 @@ def test_a_student_that_writes_calls_otherwise_is_named(qwen: Scorer) -> None:
     unit = qwen.score_unit(documents(["tools"]))
     assert [record["reason"] for record in unit.quarantine] == ["template_alters_content"]
     assert "[[student]] plain" in unit.quarantine[0]["detail"]  # it leaves out what the tool said
+
+
+def test_from_the_run_file_to_the_trainer(qwen: Scorer, folder: Path) -> None:
+    """Files, verify and reader: each reading is a row of its own, in every product."""
+    chat = [message.for_template() for message in TALK]
+    (folder / "chat.jsonl").write_text(
+        json.dumps({"messages": chat}) + "\n" + json.dumps({"messages": chat[:2]}) + "\n"
+    )
+    file = folder / "run.toml"
+    file.write_text(
+        'output = "out"\n[teacher]\nmodel = "./t"\n[corpus]\npaths = ["chat.jsonl"]\nmessages = "messages"\n'
+        '[[student]]\nname = "plain"\ntokenizer = "./plain"\n[targets]\nbytes = true\n'
+    )
+    out = score_here(file)
+    assert not verify(out).findings
+    targets = Targets(out, "plain", beside=("teacher", "bytes"))
+    batch = next(targets.batches(8))
+    assert batch["doc_row"].tolist() == batch["teacher"]["doc_row"].tolist() == [0, 0, 0, 1]
+    for product in (batch, batch["teacher"], batch["bytes"]):
+        ends = (product["flags"] & FLAG_END != 0).sum(1)
+        assert ends.tolist() == [1, 1, 1, 1]  # each row ends with the end of its turn
+    packed = next(Targets(out, "plain").batches(8, pack_length=int(batch["lengths"].max())))
+    assert packed["mask"].sum() == batch["mask"].sum()
+    starts = packed["segments"][:, 1:] != packed["segments"][:, :-1]
+    assert (packed["positions"][:, 1:][starts & (packed["segments"][:, 1:] > 0)] == 0).all()
+    stream = io.StringIO()
+    show_document(out, doc="0", rows="0:1", top=1, student="plain", view=None, stream=stream, near=[folder])
+    assert "read anew from row" in stream.getvalue() and "Seven␣twice." in stream.getvalue()

@@ -28,6 +28,13 @@ def test_a_part_that_is_read_anew_begins_a_part() -> None:
     assert lines[1:3] == ["  1-1  Q -> a", "  2-2  (read anew from row 2)  -> b"]
 
 
+def test_a_character_of_several_tokens_is_shown_as_one() -> None:
+    facts = facts_of(1, 257).model_copy(update={"regime": "bytes"})
+    row = {"token_ids": [*"é ".encode(), ord("b")], "flags": [FLAG_CONTEXT] * 3 + [0]}
+    lines = scored_parts(DocumentView(facts, row, None, np.zeros((0, 1)), np.zeros((0, 1)), []))
+    assert lines[1] == "  3-3  é␣ -> b"
+
+
 def test_a_document_that_is_scored_whole_has_no_parts() -> None:
     assert scored_parts(view("ab$", [0, 0, FLAG_END])) == []
 
