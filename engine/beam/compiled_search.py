@@ -4,8 +4,9 @@ r"""Which open leaves are worth a teacher evaluation, for students whose boundar
 
 An open leaf that nobody evaluates is placed as if a boundary followed. Mostly that is right; where not, the error is as large as
 its mass. How likely that is hangs on what is pending behind the leaf: white space of several characters, of which a pattern
-like `\s+(?!\S)` gives back the last one, is mostly cut by what comes next; a word that may go on is mostly not changed by it
-(measured, docs/log.md). A document's leaves are taken in the order of what they are expected to put right, summed over all
+like `\s+(?!\S)` gives back the last one, is mostly cut by what comes next; where a line break or a digit would be one token with
+what is there (`.\n` in Qwen's vocabulary, `50` in Llama-3's) it often comes; a word that may go on is mostly not changed by what
+comes (measured, docs/log.md). A document's leaves are taken in the order of what they are expected to put right, summed over all
 boundaries and students that meet them, until what is left is below `target_error` in the mean over its boundaries, or its
 budget is spent. How wide a row is certified to be plays no part; the certificate is what it is (lemma 16 holds for every
 choice).
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from engine.alignment.passage import HungContexts, Passage
+from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.walk import StudentWalk
 from engine.contexts.canonical import CanonicalNext
 from engine.contexts.illegal import IllegalLists
@@ -33,10 +35,13 @@ from engine.teacher.group import group_of
 from engine.teacher.incremental import OpenBatch
 from engine.teacher.packing import Window
 from engine.teacher.softmax import Logits, Softmax
+from schemas.errors import BadDocument
 
-RISK, RISK_OF_CUTS = 0.002, 1.0
-"""Share of an open leaf's mass that belongs to another student token than the leaf is closed to: in general, and where what comes
-next may cut inside what is pending behind it."""
+RISK, RISK_OF_GROWTH, RISK_OF_CUTS = 0.002, 0.1, 1.0
+"""Share of an open leaf's mass that belongs to another student token than the leaf is closed to: in general, where one of
+`FOLLOWERS` would be joined to its last token, and where what comes next may cut inside what is pending behind it."""
+FOLLOWERS = ("\n", "\n\n", "1")
+"""What often comes next and is one token with punctuation or digits before it in some vocabularies."""
 LEVELS = 16  # of expected error for each factor of two: what differs by less is taken in the order of the text, not by rounding
 
 
@@ -145,11 +150,12 @@ class CompiledSearch:
         return node[taken], key[taken] & 0xFFFFFFFF
 
     def _risk(self, product: str, token: np.ndarray) -> np.ndarray:
-        """float64: RISK or RISK_OF_CUTS of leaves, by their last tokens alone."""
+        """float64: RISK, RISK_OF_GROWTH or RISK_OF_CUTS of leaves, by their last tokens alone."""
         risk_V, walk = self._risk_V[product], self.students.walks[product]
         for t in np.unique(token[np.isnan(risk_V[token])]).tolist():
-            cuts = walk.may_cut_inside(self.students.token_bytes[t] or b"")
-            risk_V[t] = RISK_OF_CUTS if cuts else RISK
+            piece = self.students.token_bytes[t] or b""
+            grows = may_grow(walk.aligner.student, piece)
+            risk_V[t] = RISK_OF_CUTS if walk.may_cut_inside(piece) else RISK_OF_GROWTH if grows else RISK
         return risk_V[token]
 
     def _longer(self, hung: _Hung, known: Passage) -> Passage:
@@ -194,6 +200,16 @@ class CompiledSearch:
             illegal=illegal,
             kept=None if passage.kept is None else np.append(passage.kept, np.ones(len(node), bool)),
         )
+
+
+def may_grow(student: Vocabulary, text: bytes) -> bool:
+    """Whether one of `FOLLOWERS` behind this text changes the student's tokens of it."""
+    try:
+        alone = text.decode("utf-8")
+        ids = student.encode(alone)[0]
+        return any(student.encode(alone + more)[0][: len(ids)] != ids for more in FOLLOWERS)
+    except (UnicodeDecodeError, BadDocument):  # inside a character; what this student cannot spell
+        return False
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ import torch
 import engine.plan.regimes
 import engine.scoring.stages as stages_module
 from engine.alignment.student_view import NO_STATE
-from engine.beam.compiled_search import CompiledSearch, Spending, Students
+from engine.beam.compiled_search import CompiledSearch, Spending, Students, may_grow
 from engine.scoring.scorer import Scorer
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
@@ -29,9 +29,19 @@ from tests.scoring.test_scorer import documents
 from tests.support.beams import CONFIG
 from tests.support.pairs import STUDENT, stored
 from tests.support.table_model import TableModel
-from tests.support.vocabularies import EFFORT
+from tests.support.vocabularies import EFFORT, needs_shared, vocabulary
 
 EVERYTHING = Spending(target_error=0.0, per_token=1e6, rounds=12)
+
+
+@needs_shared
+def test_what_often_follows_may_change_the_last_token() -> None:
+    """Qwen has `.\\n` as one token and digits one by one, Llama-3 digits by three, GPT-2 cuts before a line break."""
+    asked = (b".", b"5", b"the", b"\xc3", b" a", b"?")
+    found = {name: [may_grow(vocabulary(name), text) for text in asked] for name in ("qwen2.5", "llama-3", "gpt2")}
+    assert found["qwen2.5"] == [True, False, False, False, False, True]
+    assert found["llama-3"] == [True, True, False, False, False, True]
+    assert found["gpt2"] == [False, True, False, False, False, False]
 
 
 def searched(made: Compiled, case: BeamCase, spending: Spending) -> tuple[TopK, int]:
