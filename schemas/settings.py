@@ -60,6 +60,21 @@ class TeacherConfig(SettingsTable):
         min_length=1,
         about="Branch, tag or commit of `tokenizer` on the hub, where one is named. Not given: main.",
     )
+    adapter: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        newer=True,
+        about="A LoRA adapter of peft for `model`, merged into its weights: a local folder or a hub id. Needs "
+        "`pip install 'targetsmith[adapters]'`.",
+    )
+    adapter_revision: str | None = key(
+        None,
+        semantic=True,
+        min_length=1,
+        newer=True,
+        about="Branch, tag or commit of `adapter` on the hub. Not given: main.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto",
         semantic=True,
@@ -121,6 +136,13 @@ class TeacherConfig(SettingsTable):
                     "name it by tokenizer = ..., or remove tokenizer_revision",
                 )
             )
+        return self
+
+    @model_validator(mode="after")
+    def _revision_of_an_adapter(self) -> TeacherConfig:
+        if self.adapter_revision is not None and self.adapter is None:
+            got, wanted = f"{show(self.adapter_revision)} without adapter", "the hub id of an adapter beside it"
+            raise Faults(Fault("adapter_revision", got, wanted, "name it by adapter = ..., or remove adapter_revision"))
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ these tokenizers do not allow is refused here, before anything is written.
 
 Files, in the order of the data:
   teacher_files  the files that decide what the teacher answers, and their sha256
+  adapter_files  the files of a LoRA adapter for it
   vocabularies   the tokenizers of a run, loaded in one way for everybody
   regimes        how each student's product is made: what is asked for against what its tokenizer allows
   begin_end      begin and end tokens against what transformers makes of the same files

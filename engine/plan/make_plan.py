@@ -20,6 +20,7 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import check_specials
 from engine.corpus.scan import CorpusScan
+from engine.plan.adapter_files import adapter_files
 from engine.plan.begin_end import check_ends, notes_of
 from engine.plan.regimes import COMPILED_VERSION, check_tokenizers, is_compiled
 from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
@@ -37,7 +38,15 @@ BYTES_HASH = "bytes 0..255, end 256"
 
 # Keys of the run file that only say where a thing is found, by table: its content is hashed instead.
 _PLACES = {
-    "teacher": ("model", "tokenizer", "revision", "tokenizer_revision", "chat_template"),
+    "teacher": (
+        "model",
+        "tokenizer",
+        "revision",
+        "tokenizer_revision",
+        "adapter",
+        "adapter_revision",
+        "chat_template",
+    ),
     "student": ("tokenizer", "revision", "chat_template"),
     "corpus": ("paths", "dataset", "name", "split", "revision"),
 }
@@ -63,6 +72,8 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
         "vocabularies": known.hashes,
         "corpus": scan.semantic(),
     }
+    if run.teacher.adapter is not None:
+        semantic["adapter_files"] = {file.name: sha256_of(file) for file in adapter_files(run)}
     regimes = {product: facts.regime for product, facts in products.items() if product in known.students}
     compiled = [
         p for p, regime in regimes.items() if is_compiled(run.targets, regime, known.teacher, known.students[p])
@@ -84,7 +95,7 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     for table, names in _PLACES.items():
         for part in tables[table]:
             for name in names:
-                del part[name]
+                part.pop(name, None)  # newer keys are only there where they are used
     del settings["targets"]["target_error"]  # where it counts, it is beside the compiled products
     del settings["corpus"]["unit_documents"], settings["corpus"]["unit_bytes"]  # the units themselves are in the plan
     return settings

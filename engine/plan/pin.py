@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 
 from engine.bpe.tokenizer_json import TOKENIZER_PATTERNS
 from engine.chat.template_files import template_text
+from engine.plan.adapter_files import ADAPTER_FILES
 from engine.plan.teacher_files import HUB_FILES
 from schemas.runfile import RunConfig
 
@@ -27,6 +28,9 @@ def pin(run: RunConfig) -> RunConfig:
     if run.teacher.tokenizer is not None:
         name, revision = _pinned(run, run.teacher.tokenizer, run.teacher.tokenizer_revision, TOKENIZER_PATTERNS)
         teacher |= {"tokenizer": name, "tokenizer_revision": revision}
+    if run.teacher.adapter is not None:
+        name, revision = _pinned(run, run.teacher.adapter, run.teacher.adapter_revision, ADAPTER_FILES)
+        teacher |= {"adapter": name, "adapter_revision": revision}
     students = []
     for student in run.student:
         tokenizer, revision = _pinned(run, student.tokenizer, student.revision, TOKENIZER_PATTERNS)

@@ -116,9 +116,8 @@ def _refuse_adapter(name: str, folder: Path) -> None:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         base = "its base model"
     raise TeacherError(
-        f"[teacher] model = {name!r}: {folder} is an adapter (LoRA) for {base}, not a model; want the model with the adapter in "
-        "it. Merge them once: `peft.AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)`, "
-        "save the tokenizer there too, and name NEW"
+        f"[teacher] model = {name!r}: {folder} is an adapter (LoRA) for {base}, not a model; want both: model = {base!r} and "
+        f"adapter = {name!r} under [teacher]"
     )
 
 

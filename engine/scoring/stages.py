@@ -121,7 +121,10 @@ def load_stages(run: RunConfig, progress: Progress = silent) -> Stages:
     known = load_vocabularies(run)
     progress(0, 0, "loading the teacher")
     as_it_comes = known.chat[TEACHER].full if known.chat else known.teacher
-    teacher = load_teacher(run.teacher, run.locate(run.teacher.model), tokenizer_end=as_it_comes.eos_id)
+    adapter = None if run.teacher.adapter is None else run.locate(run.teacher.adapter)
+    teacher = load_teacher(
+        run.teacher, run.locate(run.teacher.model), tokenizer_end=as_it_comes.eos_id, adapter=adapter
+    )
     if known.chat and known.teacher.eos_id is not None:  # the end of a turn is an end, too
         teacher = replace(teacher, end_ids=tuple(dict.fromkeys((*teacher.end_ids, known.teacher.eos_id))))
     progress(0, 0, "deriving tables from the tokenizers")

@@ -8,6 +8,7 @@ Files, in the order of the data:
   decoder          token trees -> last hidden states: as chains, as trees, or as one sequence for each branch
   incremental      trees scored in rounds over kept keys and values
   self_check       which of these ways a loaded model may be run, found by trying
+  adapter          a LoRA adapter merged into the weights
   model            load a teacher and check it: hidden states and logits
   windows          context trees cut into windows that fit the teacher, and put into batches
   sharing          windows of one document that begin alike, read as one

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
+from engine.teacher.adapter import with_adapter
 from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedTrees, IncrementalTrees, RescoredTrees
 from engine.teacher.packing import Window
@@ -83,8 +84,9 @@ class Teacher:
         return replace(self, _decoder=decoder, reuse=self.reuse and keep)
 
 
-def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None) -> Teacher:
-    """Load with transformers and prove the numbers. Raises TeacherError saying what is missing or what differs."""
+def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None, adapter: str | None = None) -> Teacher:
+    """Load with transformers and prove the numbers. adapter: a folder or Hub id, merged into the weights. Raises TeacherError
+    saying what is missing or what differs."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TeacherError(
             '[teacher] device: got "cuda", but torch sees no GPU here; use "auto" or "cpu", or a GPU actor'
@@ -121,6 +123,8 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None)
             f"[teacher] model {path!r}: the weights lack {len(missing)} tensor(s), such as {missing[0]}. Want the complete "
             "weights of a causal language model; fetch them again, or check that config.json belongs to them."
         )
+    if adapter is not None:
+        model = with_adapter(model, adapter, config.adapter_revision)
     return _checked(model.eval().to(device), device, config, tokenizer_end, Path(path).name)
 
 

@@ -128,7 +128,7 @@ def test_an_adapter_is_told_apart_from_a_model(content: str, tmp_path: Path) -> 
     (tmp_path / "teacher" / "config.json").unlink()
     (tmp_path / "teacher" / "adapter_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(
-        TeacherError, match=r"is an adapter \(LoRA\) for (who/base|its base model).*merge_and_unload"
+        TeacherError, match=r"is an adapter \(LoRA\) for (who/base|its base model).*want both: model = .*adapter = "
     ) as caught:
         plan_of(run_file)
     assert "Copy the missing file" not in str(caught.value)
