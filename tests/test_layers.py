@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "teacher": {"kernels", "bpe", "contexts", "alignment", "dataset"},
     "targets": {"corpus", "bpe", "chat", "contexts", "alignment", "compiled", "teacher", "dataset"},  # nothing of beam
     "push": {"kernels", "bpe", "alignment", "compiled", "teacher", "targets"},
-    "beam": {"contexts", "alignment", "compiled", "teacher", "dataset", "push", "targets"},
+    "beam": {"bpe", "contexts", "alignment", "compiled", "teacher", "dataset", "push", "targets"},
     "scoring": {
         "corpus",
         "kernels",
@@ -243,11 +243,13 @@ def test_pyproject_names_every_package() -> None:
 
 
 def test_every_dependency_is_imported_and_every_import_declared() -> None:
-    """`dependencies` for the three packages; `dev` and `s3` are for the rest."""
+    """`dependencies` for the three packages, `adapters` for what is imported where a run file asks for it; `dev` and `s3` are
+    for the rest."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"]}
     used = {top for path in MODULES for top in tops(path)} - set(sys.stdlib_module_names) - {*LAYERS, "_typeshed"}
-    assert declared == used
+    asked_for = {re.split(r"[\[<>=]", line)[0] for line in project["optional-dependencies"]["adapters"]}
+    assert asked_for == {"peft"} and declared | asked_for == used
 
 
 def test_the_top_level_holds_only_what_is_agreed() -> None:

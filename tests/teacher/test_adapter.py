@@ -91,7 +91,7 @@ def test_what_is_no_adapter_of_this_model_is_refused(tmp_path: Path) -> None:
         fingerprint(run_with(tmp_path, "lora"))
     run_file = run_with(tmp_path, "lora", '\nadapter_revision = "main"')
     run_file.write_text(run_file.read_text(encoding="utf-8").replace('adapter = "lora"\n', ""), encoding="utf-8")
-    with pytest.raises(RunFileError, match="adapter_revision.*without adapter"):
+    with pytest.raises(RunFileError, match=r"adapter_revision\s+got: .*without adapter"):
         load_run(run_file)
 
 
