@@ -57,9 +57,7 @@ class StudentWalk:
         self._kept_variants: dict[tuple[int, tuple[bool, ...]], int] = {}
         self._units = np.zeros(1, np.int32)  # of each state, 0 for simple ones; the last entry stands for NO_STATE
         self._automaton = PendingAutomaton(self.segmenter.splitter)
-        self._of_pending = np.full(
-            0, _NOT_ASKED, np.int32
-        )  # number of the automaton's pending part -> number of its state
+        self._of_pending = np.full(0, _NOT_ASKED, np.int32)  # the automaton's pending part -> number of its state
         self._doubt = np.zeros(0, np.uint8)  # of the same: `_CUT_INSIDE`, `_HOLDS_ADDED`
         self._cleared = self._automaton.cleared
         self._agreed: BoundedCache[tuple[bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(100_000)
