@@ -10,6 +10,7 @@ the slow twin, and serve the boundaries that arrays do not cover (inside a chara
   pair_kernels  the compiled functions of all these
   odd_cells     which strings of a state sums must keep apart
   words         states behind the beginning of a word that only `ignore_merges` makes
+  byte_kernels  the same for SentencePiece, whose units are bytes
   automaton     the student's pending part at every place of a text, in one pass
   walk          one passage's boundaries as arrays, each with its state
   walk_kernels  compiled: that pass, and which boundaries lie inside the next token of which context

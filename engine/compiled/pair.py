@@ -33,8 +33,9 @@ from engine.bpe.segmenter import Segmenter
 from engine.bpe.successors import Successors
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, answers_of, silent
+from engine.compiled.byte_kernels import settle_bytes
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
-from engine.compiled.pair_kernels import CUT, GROWS, JOIN, NONE, SURE, settle_bytes, settle_characters
+from engine.compiled.pair_kernels import CUT, GROWS, JOIN, NONE, SURE, settle_characters
 from engine.compiled.suffixes import Suffixes, suffixes_of
 from engine.kernels.flat import FlatTokenizer, joined
 from engine.kernels.hash_kernels import EMPTY, build_trie

@@ -8,7 +8,8 @@ Files, in the order of the data:
   compiled_push  what is kept of one student from group to group
   row_kernels    compiled: a row of probabilities -> its sums by cells
   split_kernels  compiled: what a leaf gives to which token, and how an open leaf is split
-  push_kernels   compiled: sums of rows -> what boundaries store, the top-k and the mass of the tail among it (`keep`)
+  top_k_kernels  compiled: a boundary's masses -> its top-k, tail and gold (`keep`)
+  push_kernels   compiled: sums of rows and single leaves -> the masses of boundaries
   compiled_rows  one product of one group, chunk by chunk: rows, or open leaves
 """
 
