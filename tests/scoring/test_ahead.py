@@ -13,7 +13,7 @@ from engine.scoring import ahead
 from engine.scoring.ahead import prepared_ahead
 from engine.scoring.prepare import prepare
 from schemas.errors import BadDocument
-from tests.scoring.test_scorer import HOSTILE, demo, demo_texts, documents, scorer
+from tests.scoring.test_scorer import ASSETS, HOSTILE, demo, demo_texts, documents, scorer
 from tests.support.vocabularies import SHARED, needs_shared
 
 
@@ -81,7 +81,7 @@ def test_targets_do_not_depend_on_what_is_prepared_beside_them(monkeypatch: pyte
         for most in (64, 0):
             monkeypatch.setattr(ahead, "MOST_DOCUMENTS", most)
             made = scorer(
-                demo().stages.run.locate(demo().stages.run.teacher.model),
+                ASSETS / "teacher",
                 {"nfc": asset / "qwen2.5", "words": asset / "llama-3"},
                 settings={"batch_tokens": 256},
                 regime=regime,
