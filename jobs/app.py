@@ -7,9 +7,11 @@ Exit codes: 0 all done, 1 something failed, 2 the run file or the command line i
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -80,4 +82,30 @@ def main(verbs: Sequence[str], arguments: Sequence[str]) -> None:
 
 def main_of(verb: str) -> None:
     """`python -m jobs.<verb>`: the same as `targetsmith <verb>`."""
-    main([verb], [verb, *sys.argv[1:]])
+    main_and_leave([verb], [verb, *sys.argv[1:]])
+
+
+def main_and_leave(verbs: Sequence[str], arguments: Sequence[str]) -> None:
+    """Run a command line as the only work of this process, and end the process.
+
+    Whatever is to be done at the end is done (threads are waited for, `atexit`, streams), but the interpreter is not taken
+    apart: native threads of pyarrow and torch that let go of Python's objects meanwhile abort it at times, behind the last
+    line of a command that has done all ("terminate called without an active exception", exit code 134).
+    """
+    code: Any = 0
+    try:
+        main(verbs, arguments)
+    except SystemExit as stop:
+        code = stop.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    try:
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # what Python itself does first when it ends
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BrokenPipeError:
+        pass
+    finally:
+        os._exit(code or 0)

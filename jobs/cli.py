@@ -11,8 +11,12 @@ VERBS = ("score", "show", "cat", "verify", "demo", "vendor")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script. Exits; never returns."""
-    app.main(VERBS, sys.argv[1:] if arguments is None else arguments)
+    """Entry point of the console script: with no arguments given, those of the process, which ends with the command. Exits; never
+    returns."""
+    if arguments is None:
+        app.main_and_leave(VERBS, sys.argv[1:])
+    else:
+        app.main(VERBS, arguments)
 
 
 if __name__ == "__main__":

@@ -369,3 +369,31 @@ def test_the_version_is_one() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == ENGINE_VERSION
     assert f"## {ENGINE_VERSION}" in (ROOT / "docs" / "CHANGELOG.md").read_text()
+
+
+# ---- the end of a command
+
+LEAVING = """
+import atexit, sys, threading, time
+class Apart:
+    def __del__(self):
+        print("taken apart", flush=True)
+kept = Apart()
+kept.itself = kept
+atexit.register(print, "at the end")
+threading.Thread(target=lambda: (time.sleep(0.3), print("waited for"))).start()
+sys.argv = ["targetsmith", {arguments}]
+from jobs.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [('"--help"', 0), ('"verify", "nowhere"', 1), ('"scroe"', 2)])
+def test_a_command_ends_without_taking_the_interpreter_apart(arguments: str, code: int) -> None:
+    """Native threads that let go of Python's objects while it is taken apart aborted one `verify --run` in five, exit code 134
+    behind "sound: nothing found"."""
+    command = [sys.executable, "-c", LEAVING.format(arguments=arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    lines = done.stdout.splitlines()
+    assert done.returncode == code and lines[-2:] == ["waited for", "at the end"], done
+    assert "taken apart" not in done.stdout
