@@ -56,6 +56,7 @@ class Splitter:
     added: tuple[str, ...] = ()
     codes: tuple[Code | None, ...] | None = None  # the stages as instructions (None: added texts); units are characters
     never: np.ndarray | None = None  # bool [256, 256], bytes as units: where they are cut (lemma 6)
+    cuts_spaces: bool = False  # bytes as units: before each space, whatever tokens hold
     longest_count: int = 1  # to which some pattern counts units
     _masks: list[int] = field(default_factory=lambda: [0])
     _owns: list[str] = field(default_factory=lambda: [""])
@@ -268,8 +269,14 @@ class Splitter:
         """The part of a pending class string on which later cuts depend: all of it, or its last byte (byte units)."""
         if not self.byte_units or not pending:
             return pending
-        coming = self.added_texts.coming(pending[-self.added_texts.longest :]) if self.added else ()
-        return pending[coming[0] - min(len(pending), self.added_texts.longest) :] if coming else pending[-1]
+        end = pending[-self.added_texts.longest :] if self.added else ""
+        coming = self.added_texts.coming(end)
+        if not coming:
+            return pending[-1]
+        begin = len(pending) - len(end) + coming[0]
+        # a cut that the pre-tokenizer makes before it, between bytes that tokens hold side by side, is part of what is pending
+        forced = self.cuts_spaces and begin and pending[begin] == " "
+        return pending[begin - 1 if forced else begin :]
 
     def shorten(self, pending: str) -> str:
         """A pending class string whose runs of one class are cut to so many units that one more makes no difference: what follows
@@ -411,17 +418,17 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
             raise TokenizerError(
                 f"{where}: ignore_merges beside SentencePiece tokens is not known; want ignore_merges = false"
             )
-        never = never_side_by_side(vocabulary)
+        never, cuts_spaces = never_side_by_side(vocabulary), False
         for pre in steps_of(vocabulary.pre_tokenizer):
             if pre["type"] == "Metaspace" and pre.get("split", True):
-                never[:, ord(" ")] = True
+                never[:, ord(" ")] = cuts_spaces = True
             elif pre["type"] == "Split" and pre["pattern"] == {"String": " "}:
                 continue  # the normaliser has already turned every space into the mark, so this never matches
             elif pre["type"] != "Metaspace":
                 raise TokenizerError(
                     f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none"
                 )
-        return Splitter(True, (*stages, _bigram_stage(never)), added=added, never=never)
+        return Splitter(True, (*stages, _bigram_stage(never)), added=added, never=never, cuts_spaces=cuts_spaces)
     steps = [pre for pre in steps_of(vocabulary.pre_tokenizer) if pattern_of(pre, where) is not None]
     patterns = [pattern_of(pre, where) or "" for pre in steps]
     predicates = predicates_of(patterns, where)

@@ -49,6 +49,8 @@ def with_all_bytes(vocabulary: Vocabulary, folder: Path) -> Vocabulary:
     """The same tokenizer with all 256 bytes as tokens (new ids at the end), so that it can read any text."""
     spec = json.loads(vocabulary.tokenizer.to_str())
     known = spec["model"]["vocab"]
+    for added in spec["added_tokens"]:
+        known.setdefault(added["content"], added["id"])
     if vocabulary.kind == "bytelevel":
         for char in SPELL.values():
             known.setdefault(char, len(known))
@@ -57,13 +59,17 @@ def with_all_bytes(vocabulary: Vocabulary, folder: Path) -> Vocabulary:
     return load_vocabulary(str(folder))
 
 
-def contexts_of(vocabulary: Vocabulary, text: str, chars: Sequence[str], longest: int = 2) -> dict[int, set[Tokens]]:
+def contexts_of(
+    vocabulary: Vocabulary, text: str, chars: Sequence[str], longest: int = 2
+) -> tuple[dict[int, set[Tokens]], dict[int, set[Tokens]]]:
     """byte of prefix + text -> all canonical contexts that end there: token prefixes of the encodings of every text that
-    begins with these bytes and goes on with the true text or with up to `longest` characters of the alphabet."""
+    begins with these bytes and goes on with the true text or with up to `longest` characters of the alphabet. Second, the
+    contexts behind which an added text lies across the byte."""
     prefix = vocabulary.prefix_bytes
     data, probes = prefix + text.encode(), [p.encode() for p in strings(chars, longest)]
     two_bytes = two_byte_characters(bytes_in_use(chars), bytes_in_use(chars))
     found: dict[int, set[Tokens]] = {p: set() for p in range(len(data) + 1)}
+    before: dict[int, set[Tokens]] = {p: set() for p in found}
     for place in found:
         heads = completions(data[: max(place, len(prefix))], two_bytes)
         for full in {data, *(head + probe for head in heads for probe in probes)}:
@@ -74,7 +80,9 @@ def contexts_of(vocabulary: Vocabulary, text: str, chars: Sequence[str], longest
                 n += 1
             if end == place:
                 found[place].add(tuple(ids[:n]))
-    return found
+            elif end > place and ids[n - 1] in vocabulary.added_text.values():
+                before[place].add(tuple(ids[: n - 1]))
+    return found, before
 
 
 @dataclass
@@ -100,13 +108,14 @@ class Target:
 def evaluated(
     teacher: Vocabulary, text: str, chars: Sequence[str], given: Tokens, wanted: Sequence[int]
 ) -> tuple[set[Tokens], set[Tokens]]:
-    """(contexts that the engine evaluates, all canonical contexts) after the given token: those at wanted bytes, the
-    trunk, and all their ancestors."""
+    """(contexts that the engine evaluates, all canonical contexts) after the given token: those at wanted bytes, those before
+    an added text that lies across one, the trunk, and all their ancestors."""
     ids = tuple(teacher.tokenizer.encode(text, add_special_tokens=False).ids)
-    found = contexts_of(teacher, text, chars)
+    found, before = contexts_of(teacher, text, chars)
     everything = {c for cs in found.values() for c in cs if len(c) >= len(given) and c[: len(given)] == given}
     start = sum(len(teacher.token_bytes[t] or b"") for t in given)
-    ends = [ids, *(c for place in wanted if place >= start for c in found[place] if c in everything)]
+    asked = [place for place in wanted if place >= start]
+    ends = [ids, *(c for place in asked for c in (*found[place], *before[place]) if c in everything)]
     chosen = {c[:n] for c in ends for n in range(len(given), len(c) + 1)}
     assert chosen <= everything, "a prefix of a canonical context is not canonical"
     return chosen, everything

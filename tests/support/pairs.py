@@ -35,7 +35,7 @@ from engine.targets.positions import TopK
 from engine.targets.pushforward import PushForward
 from schemas.errors import BadDocument
 from schemas.products import BYTES_END
-from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, alphabet, random_text, toy
+from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, added_texts, alphabet, random_text, toy
 
 STUDENT, BYTES = "student/toy", "bytes"
 
@@ -160,13 +160,34 @@ def path_of(tree: ContextTree, node: int, vocabulary: Vocabulary) -> tuple[int, 
     return tuple(t for t in reversed(path) if t not in vocabulary.specials)
 
 
-def random_pair(rng: random.Random, folder: Path) -> Pair:
-    """Two random tokenizers over one alphabet, of any two styles."""
+def added_pair(rng: random.Random, folder: Path) -> Pair:
+    """`random_pair` with added texts on both sides, such that one may begin, end or lie in another."""
+    return random_pair(rng, folder, added=True)
+
+
+def added_bytes(rng: random.Random, folder: Path) -> Pair:
+    """The same, with bytes as a product."""
+    pair = random_pair(rng, folder, added=True)
+    return Pair(pair.teacher, pair.student, pair.chars, bytes=True)
+
+
+def random_pair(rng: random.Random, folder: Path, *, added: bool = False) -> Pair:
+    """Two random tokenizers over one alphabet, of any two styles. added: with added texts, but where these would be barred."""
     chars = alphabet(rng)
+    if added:  # brute force reads half a character without its added texts
+        chars = tuple(c for c in chars if c.isascii())
     name = "".join(rng.choices(string.ascii_lowercase, k=12))
     styles = [rng.choice(BYTE_LEVEL * 2 + SENTENCEPIECE) for _ in range(2)]
     sides = [
-        toy(rng, folder / name / str(i), style, chars, whole=rng.random() < 0.3, merges=rng.randint(3, 10))
+        toy(
+            rng,
+            folder / name / str(i),
+            style,
+            chars,
+            whole=rng.random() < 0.3,
+            merges=rng.randint(3, 10),
+            added=added_texts(rng, chars) if added and style != "prepend" else (),
+        )
         for i, style in enumerate(styles)
     ]
     return Pair(sides[0], sides[1], chars)

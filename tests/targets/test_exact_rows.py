@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from schemas.errors import BadDocument
 from schemas.products import BYTES_END
 from schemas.target import FLAG_EXACT
 from tests.support.oracle import contexts_of, truth, with_all_bytes
-from tests.support.pairs import BYTES, STUDENT, Case, cases, path_of, stored, subset_pair
+from tests.support.pairs import BYTES, STUDENT, Case, Pair, added_bytes, cases, path_of, stored, subset_pair
 from tests.support.toys import TableTeacher, random_text
 from tests.support.vocabularies import EFFORT
 
@@ -39,7 +40,7 @@ def spell(case: Case, token: int, product: str) -> tuple[int, ...]:
 
 def all_contexts(teacher: Vocabulary, case: Case, chars: tuple[str, ...] | None = None) -> set[tuple[int, ...]]:
     """Contexts at every byte of the case's text, by encoding texts that go on with these characters."""
-    found = contexts_of(teacher, case.text, chars or case.pair.chars)
+    found = contexts_of(teacher, case.text, chars or case.pair.chars)[0]
     return {c for contexts in found.values() for c in contexts}
 
 
@@ -83,11 +84,16 @@ def brute(case: Case, product: str) -> list[tuple[np.ndarray, float] | None]:
     return [None if k < first else (mass, other[0]) for k, (mass, other) in enumerate(rows)][skip:]
 
 
-@pytest.mark.parametrize("seed", range(10 * EFFORT))
-def test_subset_and_byte_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("make_pair", "seed"),
+    [(subset_pair, s) for s in range(10 * EFFORT)] + [(added_bytes, s) for s in range(5 * EFFORT)],
+)
+def test_subset_and_byte_rows_are_what_brute_force_says(
+    make_pair: Callable[[random.Random, Path], Pair], seed: int, tmp_path: Path
+) -> None:
     """q, gold, excluded share of 110 documents a seed, for both products."""
     scored = documents = alien = 0
-    for case in cases(random.Random(seed), tmp_path, 110, subset_pair):
+    for case in cases(random.Random(seed), tmp_path, 110, make_pair):
         teacher, tree = case.pair.teacher, case.doc.tree
         nodes = {path_of(tree, node, teacher) for node in range(tree.given, len(tree.token))}
         if not nodes <= all_contexts(teacher, case):  # canonical only before characters that the alphabet lacks
@@ -98,7 +104,7 @@ def test_subset_and_byte_rows_are_what_brute_force_says(seed: int, tmp_path: Pat
             continue
         everything = case.pair.emit([case.doc], case.table)
         documents += 1
-        for product in (STUDENT, BYTES):
+        for product in (STUDENT, BYTES) if case.pair.subset else (BYTES,):
             rows, gold = everything[product], case.doc.views[product].ids
             for k, target in enumerate(brute(case, product)):
                 total = 0.0 if target is None else target[0].sum()
@@ -113,7 +119,7 @@ def test_subset_and_byte_rows_are_what_brute_force_says(seed: int, tmp_path: Pat
                 assert rows.err[k] == rows.open_mass[k] == rows.pruned_mass[k] == 0
                 assert rows.flags[k] & FLAG_EXACT
                 scored += 1
-    assert documents >= 100 and scored > 800 and alien <= 10
+    assert documents >= 100 and scored > 500 and alien <= 10
 
 
 def test_the_truth_of_whole_texts(tmp_path: Path):

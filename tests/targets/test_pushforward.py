@@ -19,8 +19,17 @@ from schemas.errors import BadDocument
 from schemas.target import FLAG_EXACT
 from tests.support.beams import score
 from tests.support.oracle import encode_closed, evaluated, targets, truth, with_all_bytes
-from tests.support.pairs import STUDENT, Pair, cases, path_of, random_pair
-from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, TableTeacher, completions, random_text, strings, toy
+from tests.support.pairs import STUDENT, Pair, added_pair, cases, path_of, random_pair
+from tests.support.toys import (
+    BYTE_LEVEL,
+    SENTENCEPIECE,
+    TableTeacher,
+    added_texts,
+    completions,
+    random_text,
+    strings,
+    toy,
+)
 from tests.support.vocabularies import EFFORT
 
 
@@ -33,11 +42,13 @@ def probabilities(rows: TopK, at: int, size: int) -> np.ndarray:
     return q
 
 
-@pytest.mark.parametrize("seed", range(10 * EFFORT))
-def test_rows_are_what_brute_force_says(seed: int, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("make_pair", "seed"), [(random_pair, s) for s in range(10 * EFFORT)] + [(added_pair, s) for s in range(5 * EFFORT)]
+)
+def test_rows_are_what_brute_force_says(make_pair: Callable[..., Pair], seed: int, tmp_path: Path) -> None:
     """q, gold, tail, excluded share and the pruned bound of 100 cases per seed, against encoding every leaf for real."""
     scored = alien = 0
-    for case in cases(random.Random(seed), tmp_path, 100, random_pair):
+    for case in cases(random.Random(seed), tmp_path, 100, make_pair):
         pair, rows = case.pair, case.pair.emit([case.doc], case.table)[STUDENT]
         ids, ends = pair.student.encode(case.text)
         shift = len(pair.teacher.prefix_bytes)
@@ -139,9 +150,12 @@ def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
     assert checked > 10_000 and open_ > 1_000
 
 
-def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callable[[str, object], None]):
+@pytest.mark.parametrize("added", [False, True])
+def test_the_certificate_holds_the_truth(
+    added: bool, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Truth by enumerating whole texts of a masked teacher: inside the certified interval for every student token, at
-    depth 0 and when leaves are split."""
+    depth 0 and when leaves are split. added: both tokenizers have added texts, such that one may begin, end or lie in another."""
     rng, distances, widths, beamed, positions = random.Random(3), [], [], [], 0
     for number in range(60 * EFFORT):
         chars = rng.choice(
@@ -156,6 +170,7 @@ def test_the_certificate_holds_the_truth(tmp_path: Path, record_property: Callab
                 (*chars, " "),
                 whole=rng.random() < 0.3,
                 merges=rng.randint(2, 6),
+                added=added_texts(rng, chars) if added and style != "prepend" else (),
             )
             for i, style in enumerate(styles)
         ]
