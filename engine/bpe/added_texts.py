@@ -77,6 +77,13 @@ class AddedTexts:
             known = self._coming[s] = self._find_coming(s)
         return known
 
+    def across(self, s: str) -> tuple[int, ...]:
+        """Those of `coming` from which one reaches past the end of s in some text: where what makes it whole does not make
+        one whole that begins earlier, which would be taken."""
+        first, *others = self.coming(s) or (None,)
+        kept = [i for i in others if any((i, i + len(a)) in self.matches(s[:i] + a) for a in self.longer_than(s[i:]))]
+        return () if first is None else (first, *kept)
+
     def _find_coming(self, s: str) -> tuple[int, ...]:
         out, i, n = [], 0, len(s)
         if self.firsts.isdisjoint(s[-self.longest :]):

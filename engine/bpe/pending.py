@@ -140,7 +140,7 @@ class PendingCuts:
 
         added, units = splitter.added_texts, splitter.own(pending) if splitter.added else ""
         matches = added.matches(units)
-        across = {begin for begin in added.coming(units) if begin < n}
+        across = {begin for begin in added.across(units) if begin < n}
         rest = matches[-1][1] if matches else 0
         if rest == n and inside:
             across.add(matches[-1][0])

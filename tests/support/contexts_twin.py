@@ -5,6 +5,7 @@ Contents and errors are those of `ContextBuilder.build`; the order of nodes is n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine.bpe.merges import MergeTable
@@ -17,6 +18,14 @@ from tests.support.vocabularies import encoding_of_prefix
 
 NO_NODE = -1
 NO_TOKEN = -1  # in a prefix tree: no tokens spell this prefix (inside a character, where there are no byte tokens)
+
+
+def begins_at(text: str, at: int, added: Iterable[str]) -> bool:
+    """Whether an added text is taken at this place of a text."""
+    i = 0
+    while i < at:
+        i += max((len(a) for a in added if text.startswith(a, i)), default=1)
+    return i == at
 
 
 @dataclass(slots=True)
@@ -147,7 +156,10 @@ class TwinBuilder:
         while i < n:  # added texts up to the place, and places before it at which one may begin that ends behind it
             here = units[i:]
             stop = i + max((len(a) for a in added if here.startswith(a)), default=0)
-            if any(a.startswith(here) and (len(a) > len(here) or inside) for a in added) and i:
+            if i and any(
+                a.startswith(here) and (len(a) > len(here) or inside) and begins_at(units[:i] + a, i, added)
+                for a in added
+            ):
                 found.setdefault(splitter.pieces(pending[:i]), [False, False])
             rest, i = (stop, stop) if stop > i else (rest, i + 1)
         if rest == n:
