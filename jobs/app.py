@@ -90,7 +90,7 @@ def main_and_leave(verbs: Sequence[str], arguments: Sequence[str]) -> None:
 
     Whatever is to be done at the end is done (threads are waited for, `atexit`, streams), but the interpreter is not taken
     apart: native threads of pyarrow and torch that let go of Python's objects meanwhile abort it at times, behind the last
-    line of a command that has done all ("terminate called without an active exception", exit code 134).
+    line of a command that has done all ("terminate called without an active exception", exit code 134). Not where Ray is loaded.
     """
     code: Any = 0
     try:
@@ -100,6 +100,8 @@ def main_and_leave(verbs: Sequence[str], arguments: Sequence[str]) -> None:
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
+    if "ray" in sys.modules:  # it ends its own processes as the interpreter ends
+        raise SystemExit(code)
     try:
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # what Python itself does first when it ends
         atexit._run_exitfuncs()
