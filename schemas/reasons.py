@@ -4,6 +4,7 @@ from __future__ import annotations
 
 REASONS: dict[str, str] = {
     "malformed_json": "the record is not valid JSON, or is not a JSON object",
+    "malformed_row": "a row of a .csv or .tsv file has more or fewer fields than the first one",
     "missing_column": "the record lacks a column that the run file names",
     "not_text": "the text column holds something that is not a string",
     "empty_text": "the text is empty",
@@ -35,6 +36,7 @@ _RECORD = "mend the record at the place that is named"
 _TEMPLATE = "name a template that keeps it by chat_template"
 REMEDIES: dict[str, str] = {
     "malformed_json": _RECORD,
+    "malformed_row": f"{_RECORD}: a field with line ends or commas stands in double quotes",
     "missing_column": f"{_RECORD}, or correct [corpus] text, template, messages or id",
     "not_text": _RECORD,
     "empty_text": _RECORD,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import string
 from typing import Literal
@@ -23,13 +24,13 @@ class CorpusConfig(SettingsTable):
         semantic=True,
         strict=False,
         about="Files or globs (`**` included), relative to the folder of the run file: .jsonl, .ndjson, .json, "
-        ".parquet, or plain text (.txt, .md, .tex ...), each also .gz or .zst.",
+        ".csv, .tsv, .parquet, .arrow, .tar, or plain text (.txt, .md, .tex ...), each also .gz, .zst, .xz or .bz2.",
     )
     dataset: str | None = key(
         None,
         semantic=True,
         min_length=1,
-        about="A Hugging Face dataset instead of `paths`: a hub id or a local folder.",
+        about="A Hugging Face dataset instead of `paths`: a hub id or a local folder, also one of `save_to_disk`.",
     )
     name: str | None = key(None, semantic=True, min_length=1, about="Configuration (subset) of `dataset`.")
     split: str = key(
@@ -173,6 +174,21 @@ class CorpusConfig(SettingsTable):
         about="Plain text only: what stands between two documents, for example `<eos>`. Not given: a file is "
         "one document.",
     )
+    encoding: str = key(
+        "utf-8",
+        semantic=True,
+        newer=True,
+        min_length=1,
+        about="Encoding of plain text, JSON and delimited tables, by a name that Python knows: `utf-16`, `latin-1`, `cp1252` ... "
+        "A byte order mark of UTF-16 or UTF-32 is recognised without it.",
+    )
+    join: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        about="What is put between the texts of a column that holds a list of them, for example `\\n`. Not given: such a "
+        "record is no text.",
+    )
     limit: int | None = key(None, semantic=True, ge=1, about="Only the first so many records of the whole corpus.")
     unit_documents: int = key(
         256,
@@ -203,6 +219,23 @@ class CorpusConfig(SettingsTable):
     def key_of_columns(self) -> str | None:
         """The key that names a column which a plain text cannot have; None: a plain text will do."""
         return next((name for name in ("messages", "completion", "input_ids") if getattr(self, name) is not None), None)
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_of_texts(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+            "".encode(value)  # LookupError for one that is not of texts
+        except LookupError as error:
+            raise Faults(
+                Fault(
+                    "encoding",
+                    show(value),
+                    "an encoding of texts that Python knows",
+                    'set for example encoding = "utf-16"',
+                )
+            ) from error
+        return value
 
     @field_validator("template", "prompt_template")
     @classmethod

@@ -5,8 +5,11 @@ streams; the same corpus is cut into the same units on every machine.
 Files, in the order of the data:
   document      a document, a unit of documents, and the quarantine record of a refused one
   files         globs -> paths, the names that doc ids give them, their sizes and hashes
-  compressed    the bytes of a file, plain, .gz or .zst; one that is cut off is an error
-  records       the records of one file, one after another: jsonl, json, parquet, plain text
+  compressed    the bytes of a file, plain, .gz, .zst, .xz, .bz2; one that is cut off is an error
+  encodings     texts in other encodings than UTF-8 -> UTF-8
+  tables        rows of .csv, .tsv and Arrow files
+  archives      samples of .tar archives
+  records       the records of one file, one after another, of any of the formats
   values        a value of a column in words, and the problem with one that cannot be used
   thinking      how many characters of an assistant's content are its thoughts
   messages      a conversation in any of the forms of data sets -> messages

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.corpus.document import Message
 from engine.corpus.messages import MessageForm, messages_of, tools_of
@@ -75,6 +76,7 @@ class Columns:
     optional: tuple[str, ...] = ()
     prompt: tuple[tuple[str, str | None], ...] = ()
     tokens: TokenColumns | None = None
+    join: str | None = None  # what is put between the texts of a list
 
     @classmethod
     def of(cls, config: CorpusConfig) -> Columns:
@@ -87,10 +89,11 @@ class Columns:
             return cls((), False, config.id, tokens=TokenColumns(config.input_ids, config.labels, *config.ids_source))
         if config.completion is not None:
             prompt = (("", config.prompt),) if config.prompt_template is None else _pieces(config.prompt_template)
-            return cls((("", config.completion),), config.prompt_template is not None, config.id, prompt=prompt)
+            numbers = config.prompt_template is not None
+            return cls((("", config.completion),), numbers, config.id, prompt=prompt, join=config.join)
         if config.template is None:
-            return cls((("", config.text),), False, config.id)
-        return cls(_pieces(config.template), True, config.id)
+            return cls((("", config.text),), False, config.id, join=config.join)
+        return cls(_pieces(config.template), True, config.id, join=config.join)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,11 +104,11 @@ class Columns:
 
     def there(self, present: Sequence[str]) -> list[str]:
         """The columns to be read of a table that has those `present`."""
-        return [*self.names, *(name for name in self.optional if name in present)]
+        return [*(_column_of(name, present) for name in self.names), *(n for n in self.optional if n in present)]
 
     def check(self, present: list[str], where: str) -> None:
         """CorpusError when a table (`where`) lacks a column, so that every record would, or has two of the name."""
-        wrong = [name for name in self.names if present.count(name) != 1]
+        wrong = [name for name in self.names if present.count(_column_of(name, present)) != 1]
         if wrong:
             raise CorpusError(
                 f"{where}: got the columns {listed(present)}; wanted {listed(wrong)} once, as the run file says. "
@@ -123,8 +126,12 @@ class Columns:
     def of_arrow(self, row: int, batch: pa.RecordBatch) -> Iterator[Record]:
         """Records from Arrow rows; `row` is the number of the first one in its file."""
         nested = (self.messages, self.tools, *((self.tokens.ids, self.tokens.labels) if self.tokens else ()))
-        names = self.there(batch.schema.names)
-        values = {name: (_nested if name in nested else _values)(batch.column(name)) for name in names}
+        present = batch.schema.names
+        values = {name: _nested(batch.column(name)) for name in nested if name is not None and name in present}
+        for name in dict.fromkeys(self.names).keys() - values.keys():
+            column = _inner(batch, name)
+            is_list = self.join is not None and not pa.types.is_map(column.type) and pa.types.is_nested(column.type)
+            values[name] = (_nested if is_list else _values)(column)
         for offset in range(batch.num_rows):
             item = {name: column[offset] for name, column in values.items()}
             yield self._of_mapping(row + offset, f"row {row + offset}", item)
@@ -161,7 +168,7 @@ class Columns:
     def _joined(self, item: Mapping[str, object], pieces: Sequence[tuple[str, str | None]]) -> str | Problem:
         text = []
         for words, name in pieces:
-            value = "" if name is None else _text(item, name, numbers=self.numbers)
+            value = "" if name is None else _text(item, name, numbers=self.numbers, join=self.join)
             if isinstance(value, Problem):
                 return value
             text += [words, value]
@@ -178,11 +185,44 @@ def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((words, name) for words, name, _, _ in string.Formatter().parse(template))
 
 
-def _text(item: Mapping[str, object], name: str, *, numbers: bool) -> str | Problem:
-    """The text in column `name`; whole numbers too where `numbers` is true (templates and ids)."""
-    if name not in item:
+def _column_of(name: str, present: Sequence[str]) -> str:
+    """The column that a name means: `doc.text` is the field `text` of the column `doc`, where no column is called so."""
+    return name if name in present else name.partition(".")[0]
+
+
+def _inner(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column, or a field in one. Null where a field is missing."""
+    root = _column_of(name, batch.schema.names)
+    column = batch.column(root)
+    for field in name[len(root) :].split(".")[1:]:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(field) < 0:
+            return pa.nulls(batch.num_rows)
+        column = pc.struct_field(column, field)
+    return column
+
+
+def _found(item: Mapping[str, object], name: str) -> object:
+    """The value of a column, or of a field in one. Raises KeyError."""
+    if name in item:
+        return item[name]
+    value: object = item
+    for field in name.split("."):
+        if not isinstance(value, Mapping):
+            raise KeyError(field)
+        value = value[field]
+    return value
+
+
+def _text(item: Mapping[str, object], name: str, *, numbers: bool, join: str | None = None) -> str | Problem:
+    """The text in column `name`; whole numbers too where `numbers` is true (templates and ids). join: what is put between the
+    texts of a list."""
+    try:
+        value = _found(item, name)
+    except KeyError:
         return Problem("missing_column", f"no column {json.dumps(name)}; got {listed(list(item))}")
-    value = item[name]
+    if isinstance(value, list) and join is not None:
+        parts = [_text({name: part}, name, numbers=numbers) for part in value]
+        return next((part for part in parts if isinstance(part, Problem)), join.join(str(part) for part in parts))
     if isinstance(value, bytes):
         value = decode(value)
         if isinstance(value, Problem):

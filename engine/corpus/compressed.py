@@ -1,12 +1,14 @@
-"""The bytes of a corpus file, decompressed as they are read: plain, .gz or .zst. A file that is cut off is never just short.
+"""The bytes of a corpus file, decompressed as they are read: .gz, .zst, .xz, .bz2. One that is cut off is never just short.
 
 path + codec -> a stream of bytes, which raises one of DAMAGE where the file ends too early or is not what its suffix says
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import shutil
 import tempfile
 import zlib
@@ -18,7 +20,7 @@ import zstandard
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-CODECS = (".gz", ".zst")
+CODECS = (".gz", ".zst", ".xz", ".bz2")
 CHUNK_BYTES = 1 << 20
 ZST_BYTES = (32, 4096)
 """Compressed bytes decompressed at a time, least and most: few where much comes of them (4 bytes may hold 128 KiB), so that
@@ -28,7 +30,7 @@ READ_AHEAD = 1 << 16
 LARGEST_WINDOW = 1 << 31
 """Bytes that a .zst file may make the decompressor remember: `zstd --long=31`. Only what its frames ask for is taken."""
 
-DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError, lzma.LZMAError)
 """What these streams raise for damaged bytes."""
 
 
@@ -36,6 +38,10 @@ def open_bytes(path: Path, codec: str) -> IO[bytes]:
     """The decompressed bytes of a file as a buffered stream. codec: one of CODECS, or "". Raises OSError."""
     if codec == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
+    if codec == ".xz":
+        return cast(IO[bytes], lzma.open(path, "rb"))
+    if codec == ".bz2":
+        return cast(IO[bytes], bz2.open(path, "rb"))
     if codec == ".zst":
         return io.BufferedReader(_ZstandardFile(open(path, "rb", buffering=CHUNK_BYTES)), READ_AHEAD)
     return open(path, "rb", buffering=CHUNK_BYTES)

@@ -34,8 +34,15 @@ def open_dataset(config: CorpusConfig, base_dir: Path, columns: Columns) -> Data
         raise CorpusError(f"{where}: got the file {place}; wanted a folder or a hub id. Give files by paths = [...].")
     if os.path.isabs(place) and not os.path.isdir(place):
         raise CorpusError(f"{where}: got no folder {place}. Correct the path, or give a hub id.")
+    saved = _saved(place, config, where) if os.path.isabs(place) else None
     try:
-        data = datasets.load_dataset(place, config.name, split=config.split, revision=config.revision, streaming=False)
+        data = (
+            saved
+            if saved is not None
+            else datasets.load_dataset(
+                place, config.name, split=config.split, revision=config.revision, streaming=False
+            )
+        )
     except (OSError, ValueError, DatasetsError) as error:
         # `datasets` wraps the cause of a damaged file; the innermost message is the one that says what is wrong.
         cause = error.__cause__ or error
@@ -47,6 +54,30 @@ def open_dataset(config: CorpusConfig, base_dir: Path, columns: Columns) -> Data
         raise CorpusError(f"{where}: got {type(data).__name__}; wanted one table. Give [corpus] split one split.")
     columns.check(data.column_names, where)
     return data.select_columns(columns.there(data.column_names)).with_format("arrow")
+
+
+def _saved(place: str, config: CorpusConfig, where: str) -> Dataset | None:
+    """What `save_to_disk` has written into a folder; None for a folder with other files. CorpusError where it cannot be read."""
+    import datasets
+
+    folder = Path(place)
+    is_several = (folder / "dataset_dict.json").is_file()
+    if not is_several and not (folder / "state.json").is_file():
+        return None
+    try:
+        data = datasets.load_from_disk(place)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise CorpusError(f"{where}: cannot be read ({error}). Save the folder again by save_to_disk.") from error
+    if isinstance(data, datasets.DatasetDict):
+        if config.split not in data:
+            raise CorpusError(f"{where}: got the splits {', '.join(data)}; wanted one of these as [corpus] split.")
+        return data[config.split]
+    if "split" in config.model_fields_set and config.split != str(data.split):
+        raise CorpusError(
+            f"{where}: the folder holds one table, saved without splits (or as {data.split}). Remove [corpus] split; "
+            "limit takes the first records only."
+        )
+    return data
 
 
 def read_dataset(data: Dataset, columns: Columns, spans: Sequence[Span]) -> Generator[Record, None, None]:

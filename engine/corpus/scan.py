@@ -143,7 +143,7 @@ def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
                     f"Convert it to .jsonl, or remove {key}."
                 )
             n_bytes, sha256, stamp = raw_facts(path)
-            with closing(read_records(source, columns, config.delimiter, [(0, left)])) as records:
+            with closing(read_records(source, columns, config.delimiter, [(0, left)], config.encoding)) as records:
                 rows, text_bytes = _cut(records, config, None, label, problems)
             stamps.append(stamp)
             left -= sum(rows)
@@ -174,7 +174,7 @@ def read_units(config: CorpusConfig, scan: CorpusScan, wanted: Container[int]) -
             records = hub.read_dataset(hub.open_dataset(config, scan.base_dir, columns), columns, spans)
         else:
             _check_same(path, file, stamp)
-            records = read_records(Source.of(path), columns, config.delimiter, spans)
+            records = read_records(Source.of(path), columns, config.delimiter, spans, config.encoding)
         with closing(records):
             for unit in units:
                 documents = _documents(records, unit, file)

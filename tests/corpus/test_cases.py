@@ -19,9 +19,7 @@ CASES = SHARED / "cases"
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
-        ("utf16.jsonl", {}, "first bytes are those of UTF-16 text"),
-        ("table.csv", {}, "got the suffix '.csv'; wanted one of .jsonl"),
-        ("pretty_objects.jsonl", {}, "not one can be used"),
+        ("latin1.jsonl", {}, "(?s)not one can be used.*invalid_utf8"),
         ("prompt_completion.jsonl", {}, "(?s)not one can be used.*missing_column"),
     ],
 )

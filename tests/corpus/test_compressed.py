@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import tracemalloc
 from pathlib import Path
@@ -55,15 +57,18 @@ def test_every_cut_of_a_zst_file_is_noticed(tmp_path_factory: pytest.TempPathFac
             read_all(path, ".zst", step)
 
 
+PACKED = {"": bytes, ".gz": gzip.compress, ".zst": frame, ".xz": lzma.compress, ".bz2": bz2.compress}
+
+
 @pytest.mark.parametrize("lost", [1, 3, 4, 8, 2000])
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_corpus_that_is_cut_off_names_its_file(tmp_path: Path, codec: str, lost: int) -> None:
     """Also where all documents are there and only the last bytes of the format are not."""
     data = jsonl([os.urandom(2000).hex() for _ in range(50)])
-    packed = gzip.compress(data) if codec == ".gz" else frame(data, checksum=True)
+    packed = PACKED[codec](data) if codec != ".zst" else frame(data, checksum=True)
     (tmp_path / f"a.jsonl{codec}").write_bytes(packed[:-lost])
     message = refused(corpus(), tmp_path)
-    assert f"a.jsonl{codec}: damaged after line" in message and f"Wanted a complete {codec} jsonl file" in message
+    assert f"a.jsonl{codec}: damaged {'before' if codec == '.bz2' else 'after line'}" in message and f"Wanted a complete {codec} jsonl file" in message
 
 
 def test_a_long_window_is_read(tmp_path: Path) -> None:
@@ -101,7 +106,7 @@ def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", ["", *CODECS])
 def test_a_seekable_stream_has_the_same_bytes(tmp_path: Path, codec: str) -> None:
     text = os.urandom(100_000)
-    packed = {"": bytes, ".gz": gzip.compress, ".zst": frame}[codec](text)
+    packed = PACKED[codec](text)
     (tmp_path / "a").write_bytes(packed)
     with open_seekable(tmp_path / "a", codec) as stream:
         stream.seek(-1000, os.SEEK_END)

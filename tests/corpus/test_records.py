@@ -195,7 +195,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert "got no file" in refused(corpus(paths=["da*"]), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a", "a.jsonl.bz2", "a.gz"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a", "a.jsonl.lz4", "a.gz"])
 def test_an_unknown_suffix(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(jsonl(["x"]))
     message = refused(corpus(paths=[name]), tmp_path)
@@ -268,7 +268,7 @@ def test_a_damaged_page_of_parquet_names_the_row(tmp_path: Path) -> None:
     assert "a.parquet: damaged after row 99" in refused(corpus(), tmp_path)
 
 
-@pytest.mark.parametrize("data", [b'[{"text": "x"},\n}', b'{"text": "x"}\n{"text": "y"}\n'])
+@pytest.mark.parametrize("data", [b'[{"text": "x"},\n}', b'{"text": "x"}\n["y"]\n'])
 def test_json_that_is_not_json_names_the_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.json").write_bytes(data)
     message = refused(corpus(), tmp_path)
