@@ -68,7 +68,8 @@ def test_a_corpus_that_is_cut_off_names_its_file(tmp_path: Path, codec: str, los
     packed = PACKED[codec](data) if codec != ".zst" else frame(data, checksum=True)
     (tmp_path / f"a.jsonl{codec}").write_bytes(packed[:-lost])
     message = refused(corpus(), tmp_path)
-    assert f"a.jsonl{codec}: damaged {'before' if codec == '.bz2' else 'after line'}" in message and f"Wanted a complete {codec} jsonl file" in message
+    place = "damaged before" if codec == ".bz2" and lost == 2000 else "damaged after line"  # its blocks are large
+    assert f"a.jsonl{codec}: {place}" in message and f"Wanted a complete {codec} jsonl file" in message
 
 
 def test_a_long_window_is_read(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 from engine.losses.bytes_head import REACH, SYMBOLS, ByteHead, byte_loss, byte_rows
 from engine.losses.chunked_head import chunked
@@ -177,3 +179,15 @@ def test_the_byte_kl_is_forward_kl_on_bytes() -> None:
     logits, _, _, byte_ids, ids, logp, tail = byte_case()
     one = byte_loss(logits[:1], ints([4]), ints([1]), byte_ids, ids, logp, tail, lambda_b=0.0, lambda_kl=1.0)
     torch.testing.assert_close(one, forward_kl(logits[0, :1], ids[4:5], logp[4:5], tail[4:5]))
+
+
+def test_byte_rows_of_a_student_without_bpe() -> None:
+    """docs/train.md, students without BPE: ends by the offsets that a Unigram tokenizer gives."""
+    tokenizer = Tokenizer(Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.2), ("ab", -1.1), ("é", -2.0)], 0, False))
+    text = "abéab"
+    own = tokenizer.encode(text)
+    ends = torch.tensor([len(text[:stop].encode()) for _, stop in own.offsets])
+    data = text.encode()
+    byte_ids, byte_end = torch.tensor([*data, 256]), torch.tensor([*range(1, len(data) + 1), len(data)])
+    first, length = byte_rows(torch.tensor(own.ids), ends, byte_ids, byte_end, end_id=None)
+    assert first.tolist() == [0, 2, 4] and length.tolist() == [2, 2, 2]
