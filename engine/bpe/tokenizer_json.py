@@ -141,10 +141,10 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
     model = spec.get("model") or {}
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise TokenizerError(
-            f"{where}: the model is {model.get('type')!r}, want 'BPE'. WordPiece and Unigram have no exact boundary rule here. A student "
-            "with such a tokenizer learns from bytes: leave its [[student]] out, set [targets] bytes = true, which is exact whatever "
-            "the student, and train it by a byte head (docs/train.md, students without BPE). A teacher must have a BPE tokenizer "
-            "(GPT-2, Llama, Mistral, Qwen, Gemma and most others)."
+            f"{where}: the model is {model.get('type')!r}, want 'BPE'. WordPiece and Unigram have no exact boundary rule here. "
+            "A student with such a tokenizer learns from bytes: leave its [[student]] out, set [targets] bytes = true, which is "
+            "exact whatever the student, and train it by a byte head (docs/train.md, students without BPE). A teacher must have "
+            "a BPE tokenizer (GPT-2, Llama, Mistral, Qwen, Gemma and most others)."
         )
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
