@@ -22,7 +22,9 @@ MOST_CHARACTERS = 1 << 20
 """Documents, and characters of their texts, that wait prepared at most; the next one always is."""
 
 
-def prepared_ahead(stages: Stages, documents: Sequence[Document]) -> Generator[tuple[Document, Future[Work]], None, None]:
+def prepared_ahead(
+    stages: Stages, documents: Sequence[Document]
+) -> Generator[tuple[Document, Future[Work]], None, None]:
     """All documents in order, each with its Work; its `result` raises what `prepare` raises. Ends its thread when closed."""
     waiting: deque[tuple[Document, Future[Work]]] = deque()
     waiting_characters, stop = 0, threading.Event()

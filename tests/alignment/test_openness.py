@@ -88,9 +88,11 @@ def changed(student: Vocabulary, change: str, chars: tuple[str, ...], rng: rando
         spec["normalizer"] = {"type": "NFC"}
     else:
         ids = spec["model"]["vocab"]
+        for hole in sorted(set(range(len(ids))) - set(ids.values())):  # the library numbers added tokens by their count
+            ids[f"<hole{hole}>"] = hole
         text = "".join(rng.choices(chars, k=rng.choice((2, 3))))
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-        spec["added_tokens"].append({"id": max(ids.values()) + 1, "content": text, **flags})
+        spec["added_tokens"].append({"id": ids.get(text, max(ids.values()) + 1), "content": text, **flags})
     return load_vocabulary(save(spec, to, {"bos_token": "<s>", "eos_token": "</s>"}))
 
 
