@@ -30,7 +30,7 @@ from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
 from schemas.redact import redacted
 from schemas.runfile import RunConfig, TokenizerSource
 
-ENGINE_VERSION = "0.6.0"
+ENGINE_VERSION = "0.7.0"
 """Raised whenever the numbers that the engine writes may change; the same as the version in pyproject.toml."""
 
 BYTES_HASH = "bytes 0..255, end 256"
