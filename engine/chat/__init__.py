@@ -4,6 +4,7 @@ model has read before it.
 
 Files, in the order of the data:
   segments        token sequences with their scored segments, and how one is put together
+  marks           marks in place of contents, and what is left between them
   template        a chat template: a conversation -> text, and where each message's content lies in it
   readings        what a model has read when it writes each scored message
   template_files  which chat template each product has

@@ -74,6 +74,10 @@ class ChatEncoder:
                 builder.anew()
             self._read(builder, reading, said, shifts, floor, end=end)
             floor = max([floor, *(shifts[part.message + 1] for part in reading.parts if part.scored)])
+        reached = builder.finish(shifts[-1])
+        if reached < shifts[-1]:  # nothing stands behind the last text; what a template has stripped off it is context
+            rest = "".join(said).encode()[reached:].decode()
+            builder.text(*self.full.bare.encode(rest), reached)
         return builder.build()
 
     def _read(

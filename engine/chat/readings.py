@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
-from engine.chat.template import ASSISTANT, ChatTemplate, Rendering, unthinking
+from engine.chat.marks import unthinking
+from engine.chat.template import ASSISTANT, ChatTemplate, Rendering
 from engine.corpus.document import CALLS, REASONING, Message
 from engine.corpus.thinking import thinking_end
 from schemas.errors import BadDocument
 
-_NO_THOUGHTS = re.compile(r"(?:<think(?:ing)?>\s*</think(?:ing)?>|\[THINK\]\s*\[/THINK\])\s*")
+_NO_THOUGHTS = re.compile(r"\s*(?:<think(?:ing)?>\s*</think(?:ing)?>|\[THINK\]\s*\[/THINK\])\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,9 @@ def see(template: ChatTemplate, messages: Sequence[Message], i: int, *, score_th
     kept = (*range(fixed(messages)), *range(fixed(messages) + omitted, i + 1))
     upto, message = [messages[k] for k in kept], messages[i]
     if message.role == ASSISTANT and writes_more(message, score_thoughts=score_thoughts):
-        return _all_that_is_written(template, upto, i, kept)
+        seen = _all_that_is_written(template, upto, i, kept)
+        if seen.said.strip() != message.content.strip():
+            return seen  # else the template writes nothing but the content
     last = len(upto) - 1
     try:
         made = template.found(upto, {last: 0})
@@ -145,10 +148,9 @@ def _all_that_is_written(template: ChatTemplate, upto: list[Message], i: int, ke
     if begin < len(unthinking(asked)):
         raise template.rewrites(i, "it is not what add_generation_prompt writes")
     end = len(text) - len(closing)
-    if nothing_thought := _NO_THOUGHTS.match(
-        text, begin, end
-    ):  # an answer without thoughts: the block is given, as for a content
-        begin = nothing_thought.end()
+    without = _NO_THOUGHTS.match(text, len(unthinking(text[:begin])), end)
+    if without:  # the empty block is given, as it is before a content
+        begin = max(begin, without.end())
     message = upto[-1]
     if not text.endswith(closing) or end < begin or not _stands_in(message, text[begin:end]):
         raise template.alters(len(upto) - 1, upto, " together with its calls or thoughts")
@@ -170,7 +172,8 @@ def _behind_what_asks(template: ChatTemplate, upto: list[Message], i: int, kept:
 
 
 def _check_history_is_there(template: ChatTemplate, history: Sequence[Message], text: str) -> None:
-    """Every content of the history must stand in what is read, maybe without its thinking. Raises BadDocument."""
+    """Every content of the history must stand in what is read, maybe without its thinking, and what it calls. Raises
+    BadDocument."""
     for k, message in enumerate(history):
         if not _stands_in(message, text):
             raise template.alters(k, history, " where a later message is written")
@@ -178,6 +181,8 @@ def _check_history_is_there(template: ChatTemplate, history: Sequence[Message], 
 
 def _stands_in(message: Message, text: str) -> bool:
     content = message.content[thinking_end(message.content) if message.role == ASSISTANT else 0 :].strip()
+    if not all(name in text for name in message.called):
+        return False
     return content in text or json.dumps(content)[1:-1] in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
 
 

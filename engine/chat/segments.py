@@ -85,6 +85,14 @@ class SequenceBuilder:
         if len(self.ids) > last.stop + last.closed:
             self.ends[-1] = end
 
+    def finish(self, end: int) -> int:
+        """Let what stands behind the last text reach the end of the document's: white space that a template strips off the last
+        message belongs to its end. Where nothing stands there, the byte that is reached, else `end`."""
+        rises = [i for i, (a, b) in enumerate(zip([0, *self.ends], self.ends, strict=False)) if b > a]
+        first = rises[-1] + 1 if rises else 0
+        self.ends[first:] = [end] * (len(self.ids) - first)
+        return self.ends[-1] if self.ids else 0
+
     def text(self, ids: list[int], ends: list[int], shift: int) -> None:
         """Add tokens of a text that is not scored. ends: bytes of that text; it begins at byte `shift` of the document's."""
         self.ids += ids

@@ -13,8 +13,8 @@ they are. What is found so must again be the real rendering letter by letter.
 
 from __future__ import annotations
 
+import copy
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,21 +23,14 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from engine.chat.marks import LEFT_PAD, MARK, RIGHT_PAD, between, ends_kept, kept_spans, unthinking, with_words_masked
 from engine.corpus.document import Message
 from schemas.errors import BadDocument, RunFileError
 
 ASSISTANT = "assistant"
-# Private use characters around a number: in no template, and no white space. The pads differ in length, so that what is left
-# of them is told apart by length alone.
-_MARK = "\ue0f0{}\ue0f1"
-_LEFT_PAD, _RIGHT_PAD = " \t", "\t\n "
 # Stands for today's date, which no target may depend on.
 _TODAY = "\ue0f0today\ue0f1"
 _TRIED = (Message("user", "a"), Message(ASSISTANT, "b"))
-# What templates look for in contents, left as it is when words are marked; what stands between is words and white space.
-_TAG = re.compile(r"(<[^<>\n]{1,60}>|\[/?[A-Z_]+\]|\s+)")
-# What opens and closes thinking, at the end of a text.
-_THINKING = re.compile(r"(?:\s|</?think(?:ing)?>|\[/?THINK\])*\Z")
 # What a template may raise: by itself, and by an operation on a value that is not what it expects.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
@@ -120,14 +113,14 @@ class ChatTemplate:
     def _by_marks(self, messages: Sequence[Message], plain: str, leads: Mapping[int, int], prompt: bool) -> Rendering:
         """With one mark in place of each content. Raises BadDocument."""
         of = sorted(leads)
-        marks = [_MARK.format(i) for i in of]
+        marks = [MARK.format(i) for i in of]
         before = [messages[i].content[: leads[i]] for i in of]
         frames = self._frames(messages, of, before, marks, prompt)
         kept = [(True, True)] * len(of)
         if any(messages[i].content[leads[i] :] != messages[i].content[leads[i] :].strip() for i in of):
-            pads = [lead + _LEFT_PAD + mark + _RIGHT_PAD for lead, mark in zip(before, marks, strict=True)]
+            pads = [lead + LEFT_PAD + mark + RIGHT_PAD for lead, mark in zip(before, marks, strict=True)]
             padded = self.written(_replaced(messages, of, pads), prompt=prompt)
-            kept = _kept(_between(padded, marks), frames)
+            kept = ends_kept(between(padded, marks), frames)
         spans = []
         for i, (left, right) in zip(of, kept, strict=True):
             lead, content = leads[i], messages[i].content[leads[i] :]
@@ -142,16 +135,14 @@ class ChatTemplate:
     def _by_words(self, messages: Sequence[Message], plain: str, of: list[int], prompt: bool) -> Rendering | None:
         """With a mark in place of each word of each content, between the same tags and white space. None where the parts do not
         make up the real rendering: the template alters contents."""
-        masked = [_masked(messages[i].content, i) for i in of]
+        masked = [with_words_masked(messages[i].content, i) for i in of]
         try:
             text = self.written(_replaced(messages, of, masked), prompt=prompt)
         except BadDocument:
             return None
         frames, spans, at = [], [], 0
         for content in masked:
-            start, stop = next(
-                (span for span in _kept_spans(content) if text.count(content[slice(*span)]) == 1), (0, 0)
-            )
+            start, stop = next((span for span in kept_spans(content) if text.count(content[slice(*span)]) == 1), (0, 0))
             place = text.find(content[start:stop], at)
             if stop == start or place < 0:
                 return None
@@ -192,7 +183,7 @@ class ChatTemplate:
     def closing(self, messages: Sequence[Message]) -> str:
         """What the template writes behind the last message when that is a plain content. Raises BadDocument."""
         *before, last = messages
-        mark = _MARK.format("end")
+        mark = MARK.format("end")
         text = self.written([*before, Message(last.role, mark)])
         if text.count(mark) != 1:
             raise self.alters(len(before), messages)
@@ -210,7 +201,7 @@ class ChatTemplate:
         places = [marked.index(mark) for mark in marks]
         if places != sorted(places):
             raise BadDocument("template_alters_content", f"{self.where}: its chat template reorders the messages")
-        return _between(marked, marks)
+        return between(marked, marks)
 
     def alters(self, i: int, messages: Sequence[Message], why: str = "") -> BadDocument:
         """The refusal of a template that does not keep message i."""
@@ -230,7 +221,7 @@ class ChatTemplate:
     @cached_property
     def _wants_parts(self) -> bool:
         """Whether the template writes a content only when it is a list of parts."""
-        mark, found = _MARK.format("parts"), []
+        mark, found = MARK.format("parts"), []
         for content in (mark, [{"type": "text", "text": mark}]):
             try:
                 found.append(mark in self._raw([{"role": "user", "content": content}], False))
@@ -238,8 +229,23 @@ class ChatTemplate:
                 found.append(False)
         return found == [False, True]
 
+    @cached_property
+    def _wants_arguments_as_text(self) -> bool:
+        """Whether the template writes a tool call only where its arguments are JSON in a text (DeepSeek-V3)."""
+        found = []
+        for arguments in ({"a": 1}, '{"a": 1}'):
+            call = {"id": "c00000000", "type": "function", "function": {"name": "f", "arguments": arguments}}
+            chat = [{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "", "tool_calls": [call]}]
+            try:
+                found.append(bool(self._raw(chat, False)))
+            except _TEMPLATE_ERRORS:
+                found.append(False)
+        return found == [False, True]
+
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         chat = [message.for_template() for message in messages]
+        if any("tool_calls" in one for one in chat) and self._wants_arguments_as_text:
+            chat = [_with_arguments_as_text(one) for one in chat]
         if self._wants_parts:
             chat = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in chat]
         return self._raw(chat, prompt)
@@ -259,26 +265,20 @@ class ChatTemplate:
         return rendered[0]
 
 
+def _with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    calls = copy.deepcopy(message.get("tool_calls"))
+    for call in calls if isinstance(calls, list) else []:
+        inner = call.get("function") if isinstance(call, dict) else None
+        if isinstance(inner, dict) and isinstance(inner.get("arguments"), dict):
+            inner["arguments"] = json.dumps(inner["arguments"], ensure_ascii=False)
+    return {**message, "tool_calls": calls} if calls else message
+
+
 def _replaced(messages: Sequence[Message], of: Sequence[int], contents: Sequence[str]) -> list[Message]:
     out = list(messages)
     for i, content in zip(of, contents, strict=True):
         out[i] = out[i]._replace(content=content)
     return out
-
-
-def _masked(content: str, i: int) -> str:
-    """The content of message i with a mark in place of each word; tags and white space as they are. White space alone, and
-    nothing: a mark."""
-    if not content.strip():
-        return _MARK.format(i)
-    parts = _TAG.split(content)
-    return "".join(part if k % 2 or not part else _MARK.format(f"{i}.{k}") for k, part in enumerate(parts))
-
-
-def _kept_spans(content: str) -> list[tuple[int, int]]:
-    """What a template may keep of a content: all, or all but white space at one end or both."""
-    start, stop = len(content) - len(content.lstrip()), len(content.rstrip())
-    return [(0, len(content)), (start, len(content)), (0, stop), (start, stop)]
 
 
 def _first_difference(messages: Sequence[Message], made: Rendering) -> int | None:
@@ -291,40 +291,6 @@ def _first_difference(messages: Sequence[Message], made: Rendering) -> int | Non
             return made.of[min(k, len(made.of) - 1)] if made.of else len(messages) - 1
         at += len(said)
     return None if at == len(made.text) else len(messages) - 1
-
-
-def unthinking(text: str) -> str:
-    """A prompt without what opens and closes thinking at its end."""
-    return _THINKING.sub("", text)
-
-
-def _between(text: str, marks: list[str]) -> list[str]:
-    """What stands before, between and behind the marks; [] when they are not all there in this order."""
-    out, at = [], 0
-    for mark in marks:
-        place = text.find(mark, at)
-        if place < 0:
-            return []
-        out.append(text[at:place])
-        at = place + len(mark)
-    return [*out, text[at:]]
-
-
-def _kept(padded: list[str], frames: list[str]) -> list[tuple[bool, bool]]:
-    """Of each content: whether white space at its left and right end is kept. Where that cannot be seen: kept; whether it was
-    is then seen when all is put together."""
-    left, right = [True] * (len(frames) - 1), [True] * (len(frames) - 1)
-    for i, frame in enumerate(frames if len(padded) == len(frames) else []):
-        for before in (True, False):  # what is behind content i - 1 and before content i
-            for after in (True, False):
-                whole = (_RIGHT_PAD if before and i else "") + frame
-                whole += _LEFT_PAD if after and i < len(left) else ""
-                if whole == padded[i]:
-                    if i:
-                        right[i - 1] = before
-                    if i < len(left):
-                        left[i] = after
-    return list(zip(left, right, strict=True))
 
 
 def _first(error: Exception) -> str:

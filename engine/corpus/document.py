@@ -36,6 +36,16 @@ class Message(NamedTuple):
         return bool(self.more) and any(key in json.loads(self.more) for key in keys)
 
     @property
+    def called(self) -> list[str]:
+        """The names of the tools that the message calls."""
+        if not self.has(CALLS):
+            return []
+        more = json.loads(self.more)
+        calls = more.get("tool_calls") or [more.get("function_call")]
+        inner = [call.get("function", call) for call in calls if isinstance(call, dict)]
+        return [call["name"] for call in inner if isinstance(call, dict) and isinstance(call.get("name"), str)]
+
+    @property
     def parts_of_name(self) -> tuple[str, ...]:
         """What tells the message from others, for hashes; of one with role and content alone, these."""
         return (

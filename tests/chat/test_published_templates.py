@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.chat.marks import unthinking
 from engine.chat.readings import Seen, see
-from engine.chat.template import ChatTemplate, unthinking
+from engine.chat.template import ChatTemplate
 from engine.corpus.document import Message
 from schemas.errors import BadDocument
 from tests.support.corpora import corpus, read

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from engine.chat.readings import see, together
+from engine.chat.segmenting import ChatSettings, segment_conversation
 from engine.chat.template import ChatTemplate
 from engine.corpus.document import Document, Message
 from engine.dataset.invariants import check_rows
@@ -249,3 +250,48 @@ def test_from_the_run_file_to_the_trainer(qwen: Scorer, folder: Path) -> None:
     stream = io.StringIO()
     show_document(out, doc="0", rows="0:1", top=1, student="plain", view=None, stream=stream, near=[folder])
     assert "read anew from row" in stream.getvalue() and "Seven␣twice." in stream.getvalue()
+
+
+def with_call(arguments: str = '{"city": "Rome"}', name: str = "weather_of") -> Message:
+    call = {"type": "function", "id": "abcdefghi", "function": {"name": name, "arguments": json.loads(arguments)}}
+    return Message("assistant", "", json.dumps({"tool_calls": [call]}))
+
+
+def test_a_template_that_knows_no_calls_is_refused_where_there_are_some() -> None:
+    """ChatML drops the call without a word: an empty answer would be scored, and later ones behind a history without it."""
+    chat = ChatTemplate(CHATML.replace("'user'", "'user', 'tool'"), {}, "[teacher]")
+    with pytest.raises(BadDocument, match="message 2.*calls or thoughts"):
+        see(chat, (TALK[0], with_call()), 1, score_thoughts=True)
+    simple = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    chat = ChatTemplate(simple + "{% if add_generation_prompt %}<assistant>{% endif %}", {}, "[teacher]")
+    with pytest.raises(BadDocument, match="message 2.*later message"):
+        see(
+            chat, (TALK[0], with_call(), Message("tool", "rain"), Message("assistant", "Rain.")), 3, score_thoughts=True
+        )
+
+
+def test_arguments_are_given_as_a_text_where_a_template_wants_that() -> None:
+    text = (TRL / "chat_templates" / "deepseekv3.jinja").read_text(encoding="utf-8")
+    one = see(ChatTemplate(text, {"bos_token": "<s>"}, "[teacher]"), (TALK[0], with_call()), 1, score_thoughts=True)
+    assert "weather_of" in one.said and '{"city": "Rome"}' in one.said
+
+
+def test_an_empty_block_of_thoughts_before_a_call_is_given() -> None:
+    for name in ("qwen3", "qwen3_5_think", "nemotron_3_nano"):
+        text = (TRL / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        one = see(ChatTemplate(text, {}, "[teacher]"), (TALK[0], with_call()), 1, score_thoughts=True)
+        assert one.said.startswith("<tool_call>") and "think" not in one.said, name
+
+
+@pytest.mark.parametrize("behind", ["<end>", ""])
+def test_white_space_that_is_stripped_off_the_last_message_ends_the_text(alone: Scorer, behind: str) -> None:
+    """The last byte_end is the end of the text, whether something stands behind the last message or nothing."""
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content.strip() }}" + behind + "{% endfor %}"
+    encoder = dataclasses.replace(alone.stages.chat[TEACHER], template=ChatTemplate(template, {}, "[teacher]"))
+    talk = document((Message("user", "Hi"), Message("assistant", " Hello \n")))
+    settings = ChatSettings(("assistant",), "score", True, False)
+    made = segment_conversation({TEACHER: encoder}, talk, settings)
+    sequence = made.sequences[TEACHER]
+    (segment,) = sequence.segments
+    assert made.texts == ["Hello"] and sequence.ends[segment.stop - 1] == len("Hi Hello")
+    assert sequence.ends[-1] == len(talk.text) and len(sequence.ids) > segment.stop
