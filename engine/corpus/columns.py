@@ -197,7 +197,7 @@ def _inner(batch: pa.RecordBatch, name: str) -> pa.Array:
     for field in name[len(root) :].split(".")[1:]:
         if not pa.types.is_struct(column.type) or column.type.get_field_index(field) < 0:
             return pa.nulls(batch.num_rows)
-        column = pc.struct_field(column, field)
+        column = pc.struct_field(column, field)  # pyright: ignore[reportAttributeAccessIssue] - made when pyarrow is imported
     return column
 
 

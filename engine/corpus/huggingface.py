@@ -70,7 +70,9 @@ def _saved(place: str, config: CorpusConfig, where: str) -> Dataset | None:
         raise CorpusError(f"{where}: cannot be read ({error}). Save the folder again by save_to_disk.") from error
     if isinstance(data, datasets.DatasetDict):
         if config.split not in data:
-            raise CorpusError(f"{where}: got the splits {', '.join(data)}; wanted one of these as [corpus] split.")
+            raise CorpusError(
+                f"{where}: got the splits {', '.join(map(str, data))}; wanted one of these as [corpus] split."
+            )
         return data[config.split]
     if "split" in config.model_fields_set and config.split != str(data.split):
         raise CorpusError(
