@@ -215,7 +215,7 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
                 continue
             asked, settled = v0, False
             if certain:  # no cut behind the boundary: its pre-token goes on into the token
-                asked, settled = ask_string(s, t, table, n, token, True, memo, w)
+                asked, settled = ask_string(s, t, table, n, token, np.bool_(True), memo, w)
             if asked < 0:
                 hard += p
             elif settled:
