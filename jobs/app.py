@@ -107,7 +107,9 @@ def main_and_leave(verbs: Sequence[str], arguments: Sequence[str]) -> None:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader has enough
         pass
+    except OSError:  # a full disk: what was printed is not all there
+        code = code or 1
     finally:
         os._exit(code or 0)
