@@ -28,26 +28,31 @@ HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
 
 def teacher_folder(run: RunConfig) -> Path:
     """The local folder of the teacher; fetched from the Hub when `model` is an id. Raises TeacherError."""
-    name, revision = run.teacher.model, run.teacher.revision
+    return local_folder(
+        run, "model", run.teacher.model, run.teacher.revision, HUB_FILES, "config.json, weights and tokenizer"
+    )
+
+
+def local_folder(run: RunConfig, key: str, name: str, revision: str | None, patterns: list[str], holds: str) -> Path:
+    """The folder that a key of [teacher] names; fetched from the Hub when it is an id. patterns: what of a Hub repository
+    belongs to it; holds: the same in words. Raises TeacherError."""
     folder = Path(run.locate(name))
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise TeacherError(
-            f"[teacher] model = {name!r} is a file; want the folder that holds config.json and the weights"
-        )
+        raise TeacherError(f"[teacher] {key} = {name!r} is a file; want the folder that holds {holds}")
     if folder.is_absolute():
         raise TeacherError(
-            f"[teacher] model = {name!r}: there is no folder {folder}. Want one with config.json, weights, tokenizer; "
-            f"correct the path (relative ones start at the folder of the run file)."
+            f"[teacher] {key} = {name!r}: there is no folder {folder}. Want one with {holds}; correct the path (relative ones "
+            "start at the folder of the run file)."
         )
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TeacherError(
-            f"[teacher] model = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging "
-            f"Face Hub did not give it ({type(error).__name__}). Want a folder with config.json, weights and "
-            f"tokenizer, or a Hub id: check the spelling, the network, and HF_TOKEN if the model is gated."
+            f"[teacher] {key} = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging Face Hub did "
+            f"not give it ({type(error).__name__}). Want a folder with {holds}, or a Hub id: check the spelling, the network, and "
+            "HF_TOKEN if it is gated."
         ) from error
 
 

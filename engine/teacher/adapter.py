@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
+
 from schemas.errors import TeacherError
 
 
@@ -25,6 +27,8 @@ def with_adapter(model: Any, path: str, revision: str | None) -> Any:
             warnings.filterwarnings("error", message="Found missing adapter keys")  # else they stay at zero in silence
             made = PeftModel.from_pretrained(model, path, revision=revision)
         return made.merge_and_unload(safe_merge=True)
+    except (torch.OutOfMemoryError, MemoryError):  # says nothing about the adapter
+        raise
     except Exception as error:  # peft and the files of strangers raise anything
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TeacherError(
