@@ -50,9 +50,9 @@ def local_folder(run: RunConfig, key: str, name: str, revision: str | None, patt
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TeacherError(
-            f"[teacher] {key} = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging Face Hub "
-            f"did not give it ({type(error).__name__}). Want a folder with {holds}, or a Hub id: check the spelling, the network, and "
-            "HF_TOKEN if it is gated."
+            f"[teacher] {key} = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging "
+            f"Face Hub did not give it ({type(error).__name__}). Want a folder with {holds}, or a Hub id: check the "
+            "spelling, the network, and HF_TOKEN if it is gated."
         ) from error
 
 
