@@ -17,6 +17,11 @@ import tokenizers
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from engine.corpus.scan import scan_corpus
+from engine.plan.make_plan import make_plan
+from jobs.demo import demo_run
+from jobs.look.document_view import document_view
+
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "jobs" / "demo_assets"
 BYTE_LEVEL, ALL = ("teacher", "student_bl"), ("teacher", "student_bl", "student_sp")
@@ -165,3 +170,12 @@ def test_the_tokenizers_are_what_the_script_trains(monkeypatch: pytest.MonkeyPat
     texts = [t for i in range(make.TOKENIZER_DOCUMENTS + 100) if (t := corpus.document("train", i)) not in held_out]
     for name, tokenizer in make.make_tokenizers(texts[: make.TOKENIZER_DOCUMENTS]).items():
         assert json.loads(tokenizer.to_str()) == json.loads((ASSETS / name / "tokenizer.json").read_text("utf-8")), name
+
+
+def test_show_finds_the_tokenizers_of_the_demo_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = demo_run(Path("demo_out"))
+    plan = make_plan(run, scan_corpus(run.corpus, run.base_dir))
+    for product, facts in plan.products.items():
+        row = {"byte_end": [1], "topk_ids": [0] * facts.top_k, "topk_logps": [0.0] * facts.top_k}
+        assert document_view(row, facts, [tmp_path]).vocabulary is not None, product
