@@ -61,9 +61,9 @@ class TokenColumns:
 
     def _inexact(self, tokenizer: Tokenizer, specials: frozenset[int], ids: Sequence[int]) -> Problem | None:
         size, where = tokenizer.get_vocab_size(with_added_tokens=True), f"column {json.dumps(self.ids)}"
-        if wrong := next((i for i in ids if not 0 <= i < size), None):
+        if (wrong := next((i for i in ids if not 0 <= i < size), None)) is not None:
             return Problem("tokens_not_text", f"{where}: token {wrong}, wanted ids below {size} (input_ids_of)")
-        if inside := next((i for i in ids if i in specials), None):
+        if (inside := next((i for i in ids if i in specials), None)) is not None:
             name = tokenizer.id_to_token(inside)
             return Problem("tokens_not_text", f"{where}: the special token {name!a} stands inside the text")
         again = tokenizer.encode(tokenizer.decode(ids, skip_special_tokens=False), add_special_tokens=False).ids

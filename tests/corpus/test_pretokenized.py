@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from engine.corpus.columns import Columns, Record
 from engine.corpus.document import Message
@@ -101,6 +101,15 @@ def test_what_is_no_text_says_why(item: dict[str, Any], told: str) -> None:
     labels = {"labels": "y"} if "y" in item else {}
     problem = one(item, input_ids="ids", **labels).problem
     assert problem is not None and problem.reason == "tokens_not_text" and told in problem.detail
+
+
+def test_a_special_token_with_the_id_0_is_seen_inside_a_text(tmp_path: Path) -> None:
+    """As `<unk>` in Llama-2's vocabulary, or `<|endoftext|>` in GPT-NeoX's."""
+    tokenizer = Tokenizer(models.BPE(vocab={"<e>": 0, "a": 1, "b": 2}, merges=[]))
+    tokenizer.add_special_tokens(["<e>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = TokenColumns("ids", None, str(tmp_path), None).read({"ids": [1, 0, 2]})
+    assert isinstance(found, Problem) and "special token '<e>' stands inside" in found.detail
 
 
 def test_a_label_that_changes_inside_a_character_is_refused() -> None:
