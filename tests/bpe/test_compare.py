@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,7 @@ def checked(spec: dict[str, Any], folder: Path) -> None:
 @needs_shared
 @pytest.mark.parametrize("name", ALL)
 def test_real_tokenizers_are_read_as_the_library_reads_them(name: str) -> None:
-    vocab, cuts = vocabulary(name), splitter(name)
-    began = time.process_time()
-    refuse_where_different(vocab, cuts, name)
-    assert time.process_time() - began < 5  # a tenth of a second, but for a busy machine
+    refuse_where_different(vocabulary(name), splitter(name), name)
 
 
 def test_a_difference_is_a_refusal(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
 
+from engine.contexts.builder import ContextBuilder
+from engine.contexts.tree import ContextTree
 from engine.corpus.document import Document
 from engine.scoring import ahead
 from engine.scoring.ahead import prepared_ahead
 from engine.scoring.prepare import prepare
-from schemas.errors import BadDocument
+from schemas.errors import BadDocument, TokenizerError
 from tests.scoring.test_scorer import ASSETS, HOSTILE, demo, demo_texts, documents, scorer
 from tests.support.vocabularies import SHARED, needs_shared
 
@@ -69,6 +72,24 @@ def test_a_fault_of_the_teacher_ends_the_thread(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="the device is gone"):
         made.score_unit(documents(demo_texts(60)))
     assert not threads()
+
+
+def test_a_fault_of_a_tokenizer_is_of_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found when a rule is asked about a text that nobody thought of: the run goes on without this document."""
+    made, docs = demo(), documents(demo_texts(4))
+    build = type(made.stages.builder).build
+
+    def broken(builder: ContextBuilder, data: bytes, *given: Any, **more: Any) -> ContextTree:
+        if data == docs[2].text.encode():
+            raise TokenizerError("no token ends at byte 7")
+        return build(builder, data, *given, **more)
+
+    monkeypatch.setattr(type(made.stages.builder), "build", broken)
+    result = made.score_unit(docs)
+    assert [(r["doc_row"], r["reason"], r["detail"]) for r in result.quarantine] == [
+        (2, "tokenizer_fault", "no token ends at byte 7")
+    ]
+    assert all(table["doc_row"].to_pylist() == [0, 1, 3] for table in result.products.values())
 
 
 @needs_shared
