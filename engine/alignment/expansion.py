@@ -65,8 +65,8 @@ def subset_expansion(teacher: Vocabulary, student: Vocabulary) -> Expansion:
             pieces.append([student.added_text[added[token]]])
         elif by_bytes:
             pieces.append([student.id_of_bytes[piece[i : i + 1]] for i in range(len(piece))])
-        elif token in fallback:
-            pieces.append([student.fallback_ids[piece[0]]])
+        elif token in fallback and piece[0] in student.byte_tokens:
+            pieces.append([student.byte_tokens[piece[0]]])
         else:
             pieces.append(student.bpe(piece, whole=not merges.reachable(token)))
     start = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int64)

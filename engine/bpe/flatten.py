@@ -53,8 +53,7 @@ def flatten(vocabulary: Vocabulary, merges: MergeTable) -> FlatTokenizer:
     length = np.zeros(vocabulary.size, np.int32)
     length[ids] = [len(p) for p in pieces]
     byte_token = np.full(256, -1, np.int32)
-    if vocabulary.fallback_ids:
-        byte_token[:] = vocabulary.fallback_ids
+    byte_token[list(vocabulary.byte_tokens)] = vocabulary.fallback_ids
     return FlatTokenizer(
         ids_R=ids[ordinary],
         rank_V=rank,

@@ -195,7 +195,7 @@ class MergeTable:
     def _prefix_tree_of_characters(self, piece: bytes) -> tuple[list[int], list[int]]:
         """Symbols are characters, so lemma 4 holds for the ends of characters. A character without a token is spelt in byte
         tokens, which merge with nothing; so, by convention, is each beginning of a character. -1 without byte tokens."""
-        fallback = self.vocabulary.fallback_ids
+        fallback = self.vocabulary.byte_tokens
         bounds = [0]
         whole = valid_utf8_prefix(piece)
         for char in piece[:whole].decode("utf-8"):
@@ -215,7 +215,9 @@ class MergeTable:
         self._spell_bytes(piece, range(whole + 1, len(piece) + 1), fallback, last, parent)
         return last, parent
 
-    def _spell_bytes(self, piece: bytes, ends: range, fallback: list[int], last: list[int], parent: list[int]) -> None:
+    def _spell_bytes(
+        self, piece: bytes, ends: range, fallback: dict[int, int], last: list[int], parent: list[int]
+    ) -> None:
         """Entries of places that are reached with the byte token of the byte before them."""
         for i in ends:
             if fallback:

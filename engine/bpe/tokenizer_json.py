@@ -255,12 +255,8 @@ def bytes_of_tokens(
 ) -> list[bytes | None]:
     """Bytes of every id (None: special or unused), by the alphabet or the marks of its kind. added: as `texts_of_added`."""
     alphabet = byte_alphabet()
-    missing = [b for b in range(256) if f"<0x{b:02X}>" not in vocab]
-    if fallback and 0 < len(missing) < 256:
-        raise TokenizerError(
-            f"{where}: byte_fallback is on, but the vocabulary lacks the byte token <0x{missing[0]:02X}> (and "
-            f"{len(missing) - 1} more); want all 256 of them. Add them, or switch byte_fallback off."
-        )
+    if fallback:
+        _refuse_without_bytes(vocab, where)
     out: list[bytes | None] = [None] * size
     for text, token_id in vocab.items():
         if token_id in added or token_id in specials:
@@ -280,6 +276,24 @@ def bytes_of_tokens(
     for token_id, text in added.items():
         out[token_id] = text.encode()
     return out
+
+
+def _refuse_without_bytes(vocab: dict[str, int], where: str) -> None:
+    """Raises TokenizerError where byte_fallback lacks the byte token of a byte that a character without a token can hold. A byte
+    that is a character by itself is in no other one: with a token for that character (Gemma 1 has a tab, and no <0x09>) its
+    byte token is never asked for. Nor is one of a byte that no UTF-8 text holds. A vocabulary with no byte token at all has no
+    fallback: characters without a token are unknown there."""
+    missing = [b for b in range(256) if f"<0x{b:02X}>" not in vocab]
+    if len(missing) == 256:
+        return
+    unicode = [b for b in missing if b not in (0xC0, 0xC1, *range(0xF5, 0x100))]
+    needed = [b for b in unicode if b >= 0x80 or chr(b).replace(" ", SPACE_MARK) not in vocab]
+    if needed:
+        raise TokenizerError(
+            f"{where}: byte_fallback is on, but the vocabulary has neither the byte token <0x{needed[0]:02X}> nor a token for "
+            f"the character with that byte ({len(needed)} such bytes), so that texts with it lose characters. Want one or the "
+            "other for each byte, as in the model's own repository; fetch tokenizer.json there again."
+        )
 
 
 def prefix_bytes_of(spec: dict) -> bytes:

@@ -96,11 +96,18 @@ class Vocabulary:
         return frozenset(i for text, i in self.added_text.items() if token_to_id(self.spell(text.encode())) != i)
 
     @cached_property
-    def fallback_ids(self) -> list[int]:
-        """Ids of the `<0xNN>` tokens, by byte (empty for byte-level vocabularies)."""
+    def byte_tokens(self) -> dict[int, int]:
+        """Byte -> id of its `<0xNN>` token (empty for byte-level vocabularies). All bytes that a character without a token of its
+        own can hold are there (`bytes_of_tokens`)."""
         if not self.byte_fallback:
-            return []
-        return [i for i in (self.tokenizer.token_to_id(f"<0x{b:02X}>") for b in range(256)) if i is not None]
+            return {}
+        ids = ((b, self.tokenizer.token_to_id(f"<0x{b:02X}>")) for b in range(256))
+        return {b: i for b, i in ids if i is not None}
+
+    @cached_property
+    def fallback_ids(self) -> list[int]:
+        """Ids of the `<0xNN>` tokens, by rising byte."""
+        return list(self.byte_tokens.values())
 
     @cached_property
     def bare(self) -> Vocabulary:
@@ -148,7 +155,7 @@ class Vocabulary:
         for byte in piece[whole_chars:]:
             if not self.byte_fallback:
                 return [*ids, self.unk_id] if self.unk_id is not None else ids
-            ids.append(self.fallback_ids[byte])
+            ids.append(self.byte_tokens[byte])
         return ids
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:

@@ -281,7 +281,7 @@ class NextTokensBook:
         """int8 [V]. Tokens of characters are PAIR, ALWAYS behind a cut. Byte tokens spell characters without a token of their
         own: PAIR where such a character begins with the bytes so far. left: the bytes of `partial` among them."""
         action, added = self._blank.copy(), self.splitter.added_texts
-        for byte, token in enumerate(self.vocabulary.fallback_ids):
+        for byte, token in self.vocabulary.byte_tokens.items():
             taken = bool(added) and any(stop > len(left) for _, stop in added.matches(left + chr(byte)))
             taken |= opening and not left and not self.vocabulary.prefix_bytes.startswith(bytes([byte]))
             action[token] = PAIR if self._untold(partial + bytes([byte])) and not taken else NEVER

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.bpe.merges import build_merge_table
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.vocabulary import Vocabulary, byte_alphabet, load_vocabulary
 from schemas.errors import BadDocument, TokenizerError
@@ -347,6 +349,30 @@ def test_ids_beyond_the_rows_of_the_model(tmp_path: Path) -> None:
         TokenizerError, match=f"lies beyond the {rows - 1} output rows of the model; only added tokens may"
     ):
         vocab.within(rows - 1)
+
+
+def sentencepiece(characters: str, *, without: str = "", merges: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """A SentencePiece-like tokenizer.json with byte fallback. without: characters whose byte token is left out."""
+    names = ["<unk>", *(f"<0x{b:02X}>" for b in range(256) if chr(b) not in without), *characters]
+    names += [a + b for a, b in merges]
+    fixed = {"dropout": None, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "ignore_merges": False}
+    model = {**fixed, "type": "BPE", "vocab": {n: i for i, n in enumerate(names)}, "merges": [list(m) for m in merges]}
+    marks = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    return {**TOY, "normalizer": marks, "pre_tokenizer": None, "decoder": None, "model": model}
+
+
+def test_a_byte_whose_character_has_a_token_needs_no_byte_token(tmp_path: Path) -> None:
+    """Gemma 1 and 2 have a tab and runs of tabs, and no <0x09>; no other character holds that byte."""
+    vocab = load_vocabulary(save(sentencepiece("\ta\u2581", without="\t ", merges=[("\t", "\t")]), tmp_path))
+    assert 9 not in vocab.byte_tokens and len(vocab.byte_tokens) == 254
+    text = "a\t\t\té a"
+    ids, ends = vocab.encode(text)
+    assert b"".join(vocab.token_bytes[i] or b"" for i in ids) == text.encode() and ends == [1, 3, 4, 5, 6, 7, 8]
+    last, _ = build_merge_table(vocab).prefix_tree(text.encode())
+    assert last[-1] == vocab.id_of_bytes[b"a"] and last[3] == vocab.id_of_bytes[b"\t\t"]
+    message = refused(sentencepiece("a\u2581", without="\t"), tmp_path / "lost")
+    assert "has neither the byte token <0x09> nor a token for the character with that byte" in message
+    assert "fetch tokenizer.json there again" in message and "switch" not in message
 
 
 def test_merges_must_name_tokens(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def spell(case: Case, token: int, product: str) -> tuple[int, ...]:
     if product == BYTES:
         return tuple(piece)
     if token in teacher.fallback_ids:
-        return (student.fallback_ids[piece[0]],)
+        return (student.byte_tokens[piece[0]],)
     # a token that merges make is made of merges in the student, too; a whole word may be one there
     whole = teacher.bpe(piece, whole=False) != [token]
     return tuple(student.bpe(piece, whole=whole))
