@@ -244,5 +244,7 @@ class RuleBook:
             whole = len(r) >= size and valid_utf8_prefix(r[:size]) == size
             known = whole and self.student.id_of_bytes.get(r[:size]) is not None
             action[i] = NONE if known else CUT
-            first[i] = -1 if known or not self.student.byte_fallback else self.student.byte_tokens[r[len(partial)]]
+            first[i] = (
+                -1 if known or not self.student.byte_fallback else self.student.byte_tokens.get(r[len(partial)], -1)
+            )
             open_[i] = not whole

@@ -3,7 +3,10 @@ stand side by side, where a text is cut into pre-tokens, which of these cuts sta
 that are cut in a given way. Teacher and student are each one of these. docs/design.md, section 2, has the lemmas.
 
 Files, in the order of the data:
-  tokenizer_json  the file tokenizer.json: read, checked, taken apart; what is not exact BPE is refused
+  trial_texts     short texts on which tokenizers differ
+  rank_lists      a tokenizer that is a list of tokens by rank (tekken.json), as a tokenizer.json
+  tokenizer_files a folder or Hub id -> the object of its tokenizer.json, made of other files where there is none
+  tokenizer_json  that object checked and taken apart; what is not exact BPE is refused
   roles           which special token begins a text, ends it, stands for what is not known
   vocabulary      the tokens as bytes, and an exact encoder
   merges          which tokens may stand side by side; the encodings of all beginnings of a pre-token

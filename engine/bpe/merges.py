@@ -218,10 +218,10 @@ class MergeTable:
     def _spell_bytes(
         self, piece: bytes, ends: range, fallback: dict[int, int], last: list[int], parent: list[int]
     ) -> None:
-        """Entries of places that are reached with the byte token of the byte before them."""
+        """Entries of places that are reached with the byte token of the byte before them; -1 where it has none."""
         for i in ends:
-            if fallback:
-                last[i], parent[i] = fallback[piece[i - 1]], i - 1
+            token = fallback.get(piece[i - 1], -1)
+            last[i], parent[i] = token, i - 1 if token >= 0 else -1
 
     def _is_symbol(self, char: bytes) -> bool:
         """Whether BPE starts from this character as one symbol, not from its bytes."""

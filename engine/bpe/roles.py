@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.bpe.rank_lists import TEKKEN, TEKKEN_ROLES
 from engine.bpe.tokenizer_json import ROLES, read_json, token_name
 
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -59,6 +60,8 @@ def auto_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def _said(folder: Path, where: str) -> dict:
     """What the files say by name; a key that is absent was left to the class."""
     config = _optional(folder / "tokenizer_config.json", where)
+    if (folder / TEKKEN).is_file() and not (folder / "tokenizer.json").is_file():
+        config = TEKKEN_ROLES | config
     if "added_tokens_decoder" in config:
         return config
     return config | _optional(folder / "special_tokens_map.json", where)

@@ -1,4 +1,4 @@
-"""The file `tokenizer.json`: read, checked and taken apart into what the package needs. What cannot be seen exactly as bytes is
+"""The object of a `tokenizer.json`: checked and taken apart into what the package needs. What cannot be seen exactly as bytes is
 refused here.
 
 Raises TokenizerError only; every message begins with where (which table of the run file) and the tokenizer's name.
@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Container, Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,17 @@ from schemas.errors import TokenizerError
 SPACE_MARK = "▁"  # SentencePiece writes the space as U+2581
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ROLES = ("bos", "eos", "pad", "unk")
-TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja"]  # what of a Hub repository belongs to its tokenizer
-_SECTIONS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LOSSLESS_PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Punctuation", "Metaspace", "Sequence"}
 PUNCTUATION = r"\p{step Punctuation}"
 """The one-character pattern that stands for what the library's Punctuation step takes for punctuation."""
+
+
+INSTEAD_OF_BPE = (
+    "A student with such a tokenizer learns from bytes: leave its [[student]] out, set [targets] bytes = true, which is exact "
+    "whatever the student, and train it by a byte head (docs/train.md, students without BPE). A teacher must have a BPE "
+    "tokenizer (GPT-2, Llama, Mistral, Qwen, Gemma and most others)."
+)
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -43,64 +47,6 @@ def byte_alphabet() -> dict[str, int]:
             "the byte-level alphabet of this `tokenizers` version differs from GPT-2's rule; report this"
         )
     return alphabet
-
-
-def read_spec(folder: Path, trust_remote_code: bool, where: str) -> dict:
-    """The tokenizer.json of a folder as an object; slow tokenizers are converted by transformers. Raises TokenizerError."""
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        spec = read_json(file, where)
-    else:
-        _refuse_without_sentencepiece(folder, where)
-        from transformers import AutoTokenizer
-
-        try:
-            slow = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, use_fast=True)
-            spec = json.loads(slow.backend_tokenizer.to_str())
-        except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
-            raise TokenizerError(
-                f"{where}: {folder} has no tokenizer.json and transformers cannot make a fast tokenizer from it "
-                f"({type(error).__name__}: {error}). Want tokenizer.json; save one with `AutoTokenizer...save_pretrained`."
-            ) from error
-    missing = [key for key in _SECTIONS if key not in spec]
-    if missing:
-        raise TokenizerError(
-            f"{where}: {file} lacks {missing[0]!r}; want a tokenizer.json as `save_pretrained` writes it"
-        )
-    return spec
-
-
-def _refuse_without_sentencepiece(folder: Path, where: str) -> None:
-    """Raises TokenizerError where the folder has a SentencePiece model alone and the library that reads it is missing;
-    transformers would ask for another one."""
-    models = [
-        file for file in sorted(folder.glob("*.model")) if file.read_bytes()[:1] == b"\n"
-    ]  # else text, of tiktoken
-    if not models or (folder / "vocab.json").is_file() or find_spec("sentencepiece") is not None:
-        return
-    raise TokenizerError(
-        f"{where}: {folder} has no tokenizer.json, only {models[0].name}, which is SentencePiece's; the library that reads it is "
-        "not installed. Install it on every node: pip install sentencepiece protobuf (or 'targetsmith[sentencepiece]'); or save "
-        "a tokenizer.json elsewhere with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
-    )
-
-
-def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
-    """The local folder of a tokenizer; fetched from the Hub when it is an id. Raises TokenizerError."""
-    path = Path(path_or_id).expanduser()
-    folder = path.parent if path.name == "tokenizer.json" else path
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=TOKENIZER_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise TokenizerError(
-            f"{where}: {path_or_id!r} is neither a folder here nor a model on the Hugging Face Hub that can be reached "
-            f"({type(error).__name__}). Want a folder with tokenizer.json, or a Hub id; check the spelling."
-        ) from error
 
 
 def read_json(file: Path, where: str) -> dict:
@@ -141,10 +87,8 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
     model = spec.get("model") or {}
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise TokenizerError(
-            f"{where}: the model is {model.get('type')!r}, want 'BPE'. WordPiece and Unigram have no exact boundary rule here. "
-            "A student with such a tokenizer learns from bytes: leave its [[student]] out, set [targets] bytes = true, which is "
-            "exact whatever the student, and train it by a byte head (docs/train.md, students without BPE). A teacher must have "
-            "a BPE tokenizer (GPT-2, Llama, Mistral, Qwen, Gemma and most others)."
+            f"{where}: the model is {model.get('type') or _kind_of(model)!r}, want 'BPE'. WordPiece and Unigram have no exact "
+            f"boundary rule here. {INSTEAD_OF_BPE}"
         )
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
@@ -158,7 +102,15 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
                 f"{where}: pre-tokenizer {pre['type']} is not known to keep every byte; want one of "
                 f"{sorted(_LOSSLESS_PRE_TOKENIZERS)}"
             )
-        if pre.get("add_prefix_space") is True:
+        if (
+            pre["type"] == "Metaspace"
+        ):  # what it puts before a text is known (`prefix_bytes_of`), by whatever key it says so
+            if pre.get("replacement", SPACE_MARK) != SPACE_MARK:
+                raise TokenizerError(
+                    f"{where}: pre-tokenizer Metaspace writes a space as {pre['replacement']!r}, so that texts with that "
+                    f"character lose it; want replacement = {SPACE_MARK!r}"
+                )
+        elif pre.get("add_prefix_space") is True:
             raise TokenizerError(
                 f"{where}: pre-tokenizer {pre['type']} puts a space before a text that begins with none (add_prefix_space "
                 "= True), so that two texts have the same tokens; want add_prefix_space = false"
@@ -184,6 +136,13 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
             raise TokenizerError(
                 f"{where}: normaliser {norm} changes bytes that cannot be given back; want none, NFC, or the ▁ of SentencePiece"
             )
+
+
+def _kind_of(model: dict) -> str:
+    """The kind of a model that does not say it: files of old versions of the library, which went by the keys."""
+    if isinstance(model.get("vocab"), list):
+        return "Unigram"
+    return "WordPiece" if "max_input_chars_per_word" in model else "BPE" if "merges" in model else "WordLevel"
 
 
 def bar_added(spec: dict) -> dict[int, str]:
@@ -351,7 +310,8 @@ def pattern_of(pre: dict[str, Any], where: str) -> str | None:
         pattern = pre["pattern"]
         return pattern["Regex"] if "Regex" in pattern else "".join(escape(c) for c in pattern["String"])
     raise TokenizerError(
-        f"{where}: pre-tokenizer {pre['type']} ({pre}) is not known; want ByteLevel, Digits, Punctuation or an isolating Split"
+        f"{where}: pre-tokenizer {pre['type']} ({pre}) beside ByteLevel is not known; want Digits, Punctuation or an isolating "
+        "Split before it"
     )
 
 

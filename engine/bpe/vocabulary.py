@@ -23,6 +23,12 @@ from tokenizers import Tokenizer
 
 from engine.bpe.added_texts import AddedTexts
 from engine.bpe.roles import end_by_id, roles_of
+from engine.bpe.tokenizer_files import (
+    hold_against_sentencepiece,
+    read_spec,
+    sentencepiece_file,
+    tokenizer_folder,
+)
 from engine.bpe.tokenizer_json import (
     ROLES,
     SPACE_MARK,
@@ -35,11 +41,9 @@ from engine.bpe.tokenizer_json import (
     has_type,
     merges_of,
     prefix_bytes_of,
-    read_spec,
     refuse_other_ids,
     refuse_unless_exact_bpe,
     texts_of_added,
-    tokenizer_folder,
     without_prefix,
 )
 from engine.bpe.utf8 import valid_utf8_prefix
@@ -155,7 +159,8 @@ class Vocabulary:
         for byte in piece[whole_chars:]:
             if not self.byte_fallback:
                 return [*ids, self.unk_id] if self.unk_id is not None else ids
-            ids.append(self.byte_tokens[byte])
+            known = self.byte_tokens.get(byte)
+            ids.append(self.id_of_bytes[bytes([byte])] if known is None else known)
         return ids
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
@@ -272,7 +277,7 @@ def load_vocabulary(
     if unk is not None and unk in ids and not added_text.get(unk):
         specials.setdefault(ids[unk], "unk")
         token_bytes[ids[unk]] = None
-    return Vocabulary(
+    made = Vocabulary(
         name=name,
         kind=kind,
         size=size,
@@ -293,3 +298,6 @@ def load_vocabulary(
         content_hash=content_hash_of(spec, by_role),
         tokenizer=tokenizer,
     )
+    if (model_file := sentencepiece_file(folder)) is not None:
+        hold_against_sentencepiece(made.encode, model_file, f"{where} {name}")
+    return made

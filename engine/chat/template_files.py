@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from engine.bpe.roles import roles_of
-from engine.bpe.tokenizer_json import token_name, tokenizer_folder
+from engine.bpe.tokenizer_files import tokenizer_folder
+from engine.bpe.tokenizer_json import token_name
 from engine.chat.template import ChatTemplate
 from schemas.errors import RunFileError
 from schemas.runfile import RunConfig

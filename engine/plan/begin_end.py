@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.bpe.roles import auto_tokenizer
-from engine.bpe.tokenizer_json import find_within, read_json, tokenizer_folder
+from engine.bpe.tokenizer_files import tokenizer_folder
+from engine.bpe.tokenizer_json import find_within, read_json
 from engine.bpe.vocabulary import Vocabulary
 from engine.plan.regimes import bos_of
 from engine.plan.vocabularies import Vocabularies

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from engine.bpe.tokenizer_json import TOKENIZER_PATTERNS
+from engine.bpe.tokenizer_files import TOKENIZER_PATTERNS
 from engine.chat.template_files import template_text
 from engine.plan.adapter_files import ADAPTER_FILES
 from engine.plan.teacher_files import HUB_FILES

@@ -14,13 +14,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from engine.bpe.tokenizer_json import TOKENIZER_PATTERNS
+from engine.bpe.tokenizer_files import TOKENIZER_PATTERNS
 from schemas.errors import TeacherError
 from schemas.runfile import RunConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
-"""What transformers makes a fast tokenizer from where there is no tokenizer.json."""
+SLOW_TOKENIZER_FILES = ("tekken.json", "tokenizer.model", "vocab.json", "merges.txt")
+"""What a tokenizer is made of where there is no tokenizer.json (bpe/tokenizer_files.py)."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks for them
 HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
 """What of a Hub repository belongs to a teacher, as patterns."""

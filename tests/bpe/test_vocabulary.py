@@ -281,6 +281,36 @@ def test_models_other_than_exact_bpe_are_refused(tmp_path: Path) -> None:
     assert "dropout = 0.1" in refused(model(dropout=0.1), tmp_path)
 
 
+def test_old_files_do_not_say_what_their_model_is(tmp_path: Path) -> None:
+    """T5's, XLNet's and BERT's files of the library's first versions have no `type`."""
+    unigram = {"unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}
+    words = {
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": {"a": 0},
+    }
+    for model_of, kind in (
+        (unigram, "Unigram"),
+        (words, "WordPiece"),
+        ({"vocab": {"a": 0}, "unk_token": "a"}, "WordLevel"),
+    ):
+        message = refused({**TOY, "model": model_of}, tmp_path)
+        assert f"the model is '{kind}', want 'BPE'" in message and "set [targets] bytes = true" in message
+
+
+def test_metaspace_of_old_files(tmp_path: Path) -> None:
+    """`add_prefix_space` is its old word for prepend_scheme = "always"; what it puts there is known."""
+    spec = sentencepiece("a\u2581", merges=[("\u2581", "a")])
+    spec["normalizer"] = None
+    for known, prefix in (({"add_prefix_space": True}, b" "), ({"prepend_scheme": "never"}, b"")):
+        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", **known}
+        vocab = load_vocabulary(save(spec, tmp_path))
+        assert vocab.prefix_bytes == prefix and vocab.encode("a a")[1] == ([1, 3] if prefix else [1, 3])
+    message = refused({**spec, "pre_tokenizer": {"type": "Metaspace", "replacement": "_"}}, tmp_path)
+    assert "Metaspace writes a space as '_'" in message
+
+
 @pytest.mark.parametrize(
     "normalizer",
     [
@@ -406,20 +436,6 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path, monkeypatch: py
     assert str(caught.value).startswith("[teacher]: ") and "check the spelling" in str(caught.value)
     with pytest.raises(TokenizerError, match="neither a folder here nor a model"):
         load_vocabulary("nobody-at-all/no-such-tokenizer", where="[teacher]")
-
-
-def test_a_sentencepiece_file_alone_names_the_library_that_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    monkeypatch.setattr("engine.bpe.tokenizer_json.find_spec", lambda name: None)
-    with pytest.raises(TokenizerError, match=r"pip install sentencepiece protobuf") as caught:
-        load_vocabulary(str(tmp_path), where="[teacher]")
-    assert "tiktoken" not in str(caught.value) and "tokenizer.model" in str(caught.value)
-    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # tiktoken's own: transformers says what it wants
-    with pytest.raises(TokenizerError, match="transformers cannot make a fast tokenizer") as caught:
-        load_vocabulary(str(tmp_path), where="[teacher]")
-    assert "sentencepiece protobuf" not in str(caught.value)
 
 
 def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
