@@ -3,25 +3,25 @@ stand side by side, where a text is cut into pre-tokens, which of these cuts sta
 that are cut in a given way. Teacher and student are each one of these. docs/design.md, section 2, has the lemmas.
 
 Files, in the order of the data:
-  trial_texts     short texts on which tokenizers differ
-  rank_lists      a tokenizer that is a list of tokens by rank (tekken.json), as a tokenizer.json
-  tokenizer_files a folder or Hub id -> the object of its tokenizer.json, made of other files where there is none
-  tokenizer_json  that object checked and taken apart; what is not exact BPE is refused
-  roles           which special token begins a text, ends it, stands for what is not known
-  vocabulary      the tokens as bytes, and an exact encoder
-  merges          which tokens may stand side by side; the encodings of all beginnings of a pre-token
-  pattern         the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end
-  added_texts     strings that are one token before anything else is done; where one may be coming
-  pretokenizer    where a text is cut, and which cuts stay whatever follows
-  continuations   all ways in which a text that is not finished may turn out to be cut
-  pending         the part of a text behind the last cut that is certain, and its ways to be cut
-  segmenter       vocabulary, merges and pre-tokenizer as one object: tokens of bytes that are cut in a given way
-  compare         a tokenizer held against the tokenizers library on strings that tokenizers differ on
-  flatten         vocabulary and merges -> the arrays that engine/kernels asks
-  successors      which tokens may not stand behind a token, remembered within a bound of bytes
-  utf8            incomplete characters: what may complete them, how many do
-  nfc             what the normal form NFC may change
-  bounded_cache   the one cache for answers about text: it forgets all when it is full
+  trial_texts      short texts on which tokenizers differ
+  rank_lists       a tokenizer that is a list of tokens by rank (tekken.json), as a tokenizer.json
+  tokenizer_files  a folder or Hub id -> the object of its tokenizer.json, made of other files where there is none
+  tokenizer_json   that object checked and taken apart; what is not exact BPE is refused
+  roles            which special token begins a text, ends it, stands for what is not known
+  vocabulary       the tokens as bytes, and an exact encoder
+  merges           which tokens may stand side by side; the encodings of all beginnings of a pre-token
+  pattern          the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end
+  added_texts      strings that are one token before anything else is done; where one may be coming
+  pretokenizer     where a text is cut, and which cuts stay whatever follows
+  continuations    all ways in which a text that is not finished may turn out to be cut
+  pending          the part of a text behind the last cut that is certain, and its ways to be cut
+  segmenter        vocabulary, merges and pre-tokenizer as one object: tokens of bytes that are cut in a given way
+  compare          a tokenizer held against the tokenizers library on strings that tokenizers differ on
+  flatten          vocabulary and merges -> the arrays that engine/kernels asks
+  successors       which tokens may not stand behind a token, remembered within a bound of bytes
+  utf8             incomplete characters: what may complete them, how many do
+  nfc              what the normal form NFC may change
+  bounded_cache    the one cache for answers about text: it forgets all when it is full
 """
 
 from importlib import import_module

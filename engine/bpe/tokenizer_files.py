@@ -144,7 +144,8 @@ def _check_sentencepiece(model: Path, where: str) -> None:
         )
     from transformers.convert_slow_tokenizer import import_protobuf
 
-    proto: Any = import_protobuf().ModelProto()
+    formats: Any = import_protobuf()
+    proto = formats.ModelProto()
     try:
         proto.ParseFromString(model.read_bytes())
     except Exception as error:  # protobuf's own class, which moves between its versions
