@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from engine.corpus.scan import read_units, sample, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units, sample
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.plan.make_plan import ENGINE_VERSION, make_plan

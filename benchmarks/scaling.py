@@ -27,7 +27,8 @@ import numpy as np
 import ray
 
 from benchmarks.simulation import Costs, simulate
-from engine.corpus.scan import read_units, sample, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units, sample
 from engine.dataset.commit import open_output
 from engine.plan.make_plan import make_plan
 from engine.plan.pin import pin

@@ -4,10 +4,11 @@ by itself, so that `targetsmith --help` needs two of them and no more.
 
   errors            every error that a person can meet, as one tree with exit codes
   redact            secrets out of texts, before they are written or shown
-  address           a path or the URL of an object store: which ones an output may have
+  address           a path or the URL of a store: which ones outputs and corpus files may have
   products          the names of products, and the id that ends a text in the byte product
   runfile_errors    what was found, what was wanted, what to do, for every wrong key of a run file
   settings          the tables of the run file, each key with its meaning and whether it changes results
+  corpus_faults     which keys of [corpus], and which [[corpus]] tables, do not go together
   settings_corpus   the table [corpus]: which documents a run has, and how they are taken from records
   settings_targets  the table [targets]: what is stored, and how far the teacher is asked for it
   runfile           run.toml -> RunConfig

@@ -1,4 +1,4 @@
-"""Where an output lies: a path, or the URL of an object store. What a URL may look like."""
+"""Where outputs and corpus files lie: a path, or the URL of a store. What a URL may look like."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from urllib.parse import urlsplit
 STORES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """Kinds of URL that can be written, with the fsspec library of each: the ones whose put can be told to create only."""
 
+SOURCES = {**STORES, "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp", "memory": "fsspec"}
+"""Kinds of URL that a corpus is read from, with the fsspec library of each."""
+
+WEB = ("http", "https")
 _LOCAL = ("file:///", "file://localhost/")
 
 
@@ -39,3 +43,26 @@ def url_fault(url: str) -> tuple[str, str] | None:
     if not parts.netloc or not parts.path.strip("/"):
         return f"{kind}://bucket/prefix", "add a prefix of its own: its files are managed"
     return None
+
+
+def source_fault(url: str) -> tuple[str, str] | None:
+    """What is wrong with the URL of a corpus file, or a glob of such: (what is wanted, what to do); None when it can be used."""
+    kind, _, rest = url.partition("://")
+    if kind not in SOURCES or "::" in rest:
+        known = ", ".join(f"{name}://" for name in SOURCES)
+        return f"a path, or one URL of {known}", "use one of these, or copy the files to a disk"
+    netloc = rest.partition("/")[0]
+    if kind != "hf" and ("@" in netloc or re.search(":.*@", rest.partition("?")[0])):
+        return (
+            f"{kind}://place/path without user and password",
+            "credentials belong into the environment or the store's own configuration (docs/operations.md)",
+        )
+    if kind not in WEB and ("#" in rest or not rest.strip("/")):
+        return f"{kind}://place/path", "correct it"
+    return None
+
+
+def without_query(url: str) -> str:
+    """A URL of the web without what follows the path, which may hold a signature; others as they are."""
+    kind, _, rest = url.partition("://")
+    return f"{kind}://{re.split('[?#]', rest, maxsplit=1)[0]}" if kind in WEB else url

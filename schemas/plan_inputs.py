@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from schemas.errors import OutputError
@@ -20,11 +20,22 @@ class PlannedFile:
     """A file of the corpus, or a Hugging Face dataset as one file."""
 
     label: str  # its name in doc ids
-    sha256: str  # hex, of the raw file; for a dataset, of its texts, names and problems
+    sha256: str  # hex, of the raw file, or of what its store says of its content; for a dataset, of texts, names and problems
     n_bytes: int  # of the raw file; for a dataset, 0
     n_rows: int  # records taken
     text_bytes: int  # UTF-8 bytes of the texts of these records
     unit_rows: tuple[int, ...]  # records of each unit, in order; they add up to n_rows
+    unit_marks: tuple[tuple[int, int], ...] = ()  # (byte, line from 1) where each unit begins: of lines on a store
+    source: str = ""  # of a mixture: the name of its [[corpus]] table
+    share: tuple[int, int, int] | None = (
+        None  # of a weighted mixture: records taken of the source, records of the source, and
+    )
+    # which of them is the file's first
+
+    def as_json(self) -> dict[str, Any]:
+        """As a plan has it: without what a corpus of one table on a disk does not have."""
+        given = asdict(self)
+        return {f.name: given[f.name] for f in fields(self) if f.default is MISSING or given[f.name] != f.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +58,21 @@ def retry_of(semantic: Mapping[str, Any]) -> Retry | None:
 
 def corpus_files_of(semantic: Mapping[str, Any]) -> tuple[PlannedFile, ...]:
     """The corpus files of a plan, in order. OutputError when there are none or they are not in that form."""
-    names = [field.name for field in fields(PlannedFile)]
+    names = {field.name for field in fields(PlannedFile) if field.default is MISSING}
+    more = {field.name for field in fields(PlannedFile)} - names
     files = setting(semantic, "corpus", "files")
     if not isinstance(files, list):
         raise _damaged("semantic.corpus.files", files, "a list of objects")
     found = []
     for file in files:
-        if not isinstance(file, dict) or file.keys() != set(names) or not isinstance(file["unit_rows"], list):
-            raise _damaged("semantic.corpus.files", file, f"objects with {', '.join(names)}")
-        found.append(PlannedFile(**{**file, "unit_rows": tuple(file["unit_rows"])}))
+        if not isinstance(file, dict) or file.keys() - more != names or not isinstance(file["unit_rows"], list):
+            raise _damaged("semantic.corpus.files", file, f"objects with {', '.join(sorted(names))}")
+        found.append(PlannedFile(**{key: _as_tuple(value) for key, value in file.items()}))
     return tuple(found)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 def setting(semantic: Mapping[str, Any], *keys: str) -> Any:

@@ -13,15 +13,16 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from schemas.address import is_url, path_of, url_fault
+from schemas.corpus_faults import MIXTURE_KEYS, mixture_faults
 from schemas.errors import RunFileError
 from schemas.products import TEACHER, student_product
 from schemas.redact import redacted
-from schemas.runfile_errors import Fault, Faults, explain, show
+from schemas.runfile_errors import Fault, Faults, explain, listed, show
 from schemas.settings import QuarantineConfig, RayConfig, SettingsTable, StudentConfig, TeacherConfig, key
 from schemas.settings_corpus import CorpusConfig
 from schemas.settings_targets import TargetsConfig
@@ -164,7 +165,17 @@ class RunConfig(SettingsTable):
         """JSON-able settings that change bytes or meaning, defaults included. Students by name: their order is free."""
         settings = _semantic(self)
         settings["student"] = sorted(settings["student"], key=lambda student: student["name"])
+        if self.corpus.parts:
+            settings["corpus"] = [_semantic(part) for part in self.corpus.parts]
         return settings
+
+
+class _MixtureRun(RunConfig):
+    """The run file with several [[corpus]] tables."""
+
+    corpus: tuple[CorpusConfig, ...] = key(  # pyright: ignore[reportIncompatibleVariableOverride]
+        semantic=True, strict=False, min_length=1, about="The documents, from several sources."
+    )
 
 
 def _semantic(table: BaseModel) -> dict[str, Any]:
@@ -224,22 +235,41 @@ def load_run(path: str | os.PathLike[str]) -> RunConfig:
 
 def parse_run(table: dict[str, Any], *, base_dir: Path, source: str = "run file") -> RunConfig:
     """A RunConfig from an already parsed TOML `table`; messages call it `source`. RunFileError as in `load_run`."""
-    base = Path(os.path.abspath(base_dir))
+    base, parts = Path(os.path.abspath(base_dir)), tuple[CorpusConfig, ...]()
+    root = _MixtureRun if isinstance(table.get("corpus"), list) else RunConfig
     try:
-        run = RunConfig.model_validate(table)
+        run = root.model_validate(table)
     except ValidationError as error:
-        raise RunFileError(explain(error, RunConfig, source)) from None  # pydantic's words help nobody here
+        raise RunFileError(explain(error, root, source)) from None  # pydantic's words help nobody here
+    if isinstance(run, _MixtureRun):
+        parts = tuple(
+            part if part.source else part.model_copy(update={"source": f"corpus{number}"})
+            for number, part in enumerate(cast(tuple[CorpusConfig, ...], run.corpus), start=1)
+        )
+        run = RunConfig.model_validate({**table, "corpus": table["corpus"][0]}).model_copy(update={"corpus": parts[0]})
+        run.corpus._parts = parts
+        faults = list(mixture_faults(parts))
+    else:
+        wanted = "this key only in a mixture, whose tables are headed [[corpus]]"
+        faults = [
+            ("[corpus]", Fault(name, show(getattr(run.corpus, name)), wanted, f"remove {name}, or write [[corpus]]"))
+            for name in MIXTURE_KEYS
+            if name in run.corpus.model_fields_set
+        ]
+    if faults:
+        raise RunFileError(listed(faults, source))
     if isinstance(run.output, Path):
         run = run.model_copy(update={"output": Path(os.path.normpath(base / run.output.expanduser()))})
     run._base_dir = base
-    if run.corpus.input_ids is not None:
-        run.corpus._ids_source = _ids_source(run, source)
+    for part in parts or (run.corpus,):
+        if part.input_ids is not None:
+            part._ids_source = _ids_source(run, part, source)
     return run
 
 
-def _ids_source(run: RunConfig, file: str) -> tuple[str, str | None]:
-    """(place, revision) of the tokenizer that [corpus] input_ids are of. Raises RunFileError."""
-    asked = run.corpus.input_ids_of
+def _ids_source(run: RunConfig, part: CorpusConfig, file: str) -> tuple[str, str | None]:
+    """(place, revision) of the tokenizer that the input_ids of a [corpus] table are of. Raises RunFileError."""
+    asked = part.input_ids_of
     for tokenizer in run.tokenizers:
         if tokenizer.product in (asked, student_product(asked)):
             return tokenizer.place, tokenizer.revision

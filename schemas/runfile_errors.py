@@ -10,7 +10,7 @@ import difflib
 import inspect
 import json
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
@@ -90,8 +90,13 @@ def _kind(annotation: Any, limits: Sequence[object]) -> str:
 
 def explain(error: ValidationError, root: type[BaseModel], source: str) -> str:
     """One message for all findings of `error`, met while the file `source` was read into `root`."""
+    return listed(_faults(error, root), source)
+
+
+def listed(faults: Iterable[tuple[str, Fault]], source: str) -> str:
+    """One message for faults of the file `source`, each with the header of its table."""
     blocks: dict[tuple[str, str, str], str] = {}
-    for place, fault in _faults(error, root):
+    for place, fault in faults:
         # Each member of a union reports by itself; they share one place and key, and one block is enough.
         where = f"{place} {fault.key}".strip()
         text = f"  {where}\n    got:    {fault.got}\n    wanted: {fault.wanted}\n    fix:    {fault.fix}"

@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from schemas.address import is_url, source_fault
+from schemas.corpus_faults import corpus_faults
+from schemas.redact import redacted
 from schemas.runfile_errors import Fault, Faults, show
-from schemas.settings import SettingsTable, key
-
-CHAT_KEYS = ("roles", "tools", "role_key", "content_key", "role_names", "system", "thinking")
-"""Keys that mean something for conversations only."""
+from schemas.settings import STUDENT_NAME, SettingsTable, key
 
 
 class CorpusConfig(SettingsTable):
@@ -23,8 +23,9 @@ class CorpusConfig(SettingsTable):
         (),
         semantic=True,
         strict=False,
-        about="Files or globs (`**` included), relative to the folder of the run file: .jsonl, .ndjson, .json, "
-        ".csv, .tsv, .parquet, .arrow, .tar, or plain text (.txt, .md, .tex ...), each also .gz, .zst, .xz or .bz2.",
+        about="Files or globs (`**` included), relative to the folder of the run file, or URLs and their globs (`s3://`, "
+        "`gs://`, `az://`, `hf://datasets/...`, `https://`): .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .tar, or "
+        "plain text (.txt, .md, .tex ...), each also .gz, .zst, .xz or .bz2.",
     )
     dataset: str | None = key(
         None,
@@ -38,6 +39,28 @@ class CorpusConfig(SettingsTable):
     )
     revision: str | None = key(
         None, semantic=True, min_length=1, about="Branch, tag or commit of `dataset` on the hub. Not given: main."
+    )
+    streaming: bool = key(
+        False,
+        semantic=True,
+        newer=True,
+        about="`dataset` only: its files are read where they lie, file by file, and not downloaded first.",
+    )
+    source: str | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        pattern=STUDENT_NAME,
+        wanted='a text of letters, digits, ".", "_" and "-" that begins with a letter or digit',
+        about="Mixtures only: name of this [[corpus]] table, stored with each document. Not given: `corpus1`, `corpus2` ...",
+    )
+    weight: float | None = key(
+        None,
+        semantic=True,
+        newer=True,
+        gt=0,
+        wanted="a number above 0",
+        about="Mixtures only: how many documents of this table there are beside those of the others. Not given: all of them.",
     )
     text: str = key("text", semantic=True, min_length=1, about="Column that holds the text. Plain text has no columns.")
     messages: str | None = key(
@@ -189,7 +212,12 @@ class CorpusConfig(SettingsTable):
         about="What is put between the texts of a column that holds a list of them, for example `\\n`. Not given: such a "
         "record is no text.",
     )
-    limit: int | None = key(None, semantic=True, ge=1, about="Only the first so many records of the whole corpus.")
+    limit: int | None = key(
+        None,
+        semantic=True,
+        ge=1,
+        about="Only the first so many records of the whole corpus; in a mixture, of this table.",
+    )
     unit_documents: int = key(
         256,
         semantic=True,
@@ -204,11 +232,17 @@ class CorpusConfig(SettingsTable):
     )
 
     _ids_source: tuple[str, str | None] | None = PrivateAttr(None)
+    _parts: tuple[CorpusConfig, ...] = PrivateAttr(())
 
     @property
     def ids_source(self) -> tuple[str, str | None] | None:
         """(place, revision) of the tokenizer of `input_ids`; schemas.runfile finds it."""
         return self._ids_source
+
+    @property
+    def parts(self) -> tuple[CorpusConfig, ...]:
+        """The [[corpus]] tables of a mixture, of which this is the first; () for a single [corpus]. schemas.mixture sets them."""
+        return self._parts
 
     @property
     def in_parts(self) -> bool:
@@ -219,6 +253,18 @@ class CorpusConfig(SettingsTable):
     def key_of_columns(self) -> str | None:
         """The key that names a column which a plain text cannot have; None: a plain text will do."""
         return next((name for name in ("messages", "completion", "input_ids") if getattr(self, name) is not None), None)
+
+    @field_validator("paths")
+    @classmethod
+    def _readable_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        faults = [
+            Fault("paths", show(redacted(path)), *fault)
+            for path in value
+            if is_url(path) and (fault := source_fault(path))
+        ]
+        if faults:
+            raise Faults(*faults)
+        return value
 
     @field_validator("encoding")
     @classmethod
@@ -266,78 +312,6 @@ class CorpusConfig(SettingsTable):
 
     @model_validator(mode="after")
     def _one_source(self) -> CorpusConfig:
-        given = self.model_fields_set
-        faults: list[Fault] = []
-        if self.dataset is not None and self.paths:
-            faults.append(
-                Fault("paths", "both paths and dataset", "one of the two", "remove paths or remove dataset"),
-            )
-        elif self.dataset is None and not self.paths:
-            faults.append(
-                Fault(
-                    "paths", "neither paths nor dataset", "one of the two", 'add for example paths = ["data/*.jsonl"]'
-                )
-            )
-        if self.dataset is None:
-            faults += [
-                Fault(key, show(getattr(self, key)), "this key only together with dataset", f"remove {key}")
-                for key in ("name", "split", "revision")
-                if key in given
-            ]
-        elif self.delimiter is not None:
-            faults.append(
-                Fault("delimiter", show(self.delimiter), "this key only for plain text files", "remove delimiter")
-            )
-        if self.template is not None and "text" in given:
-            faults.append(Fault("template", "both text and template", "one of the two", "remove text or template"))
-        faults += self._chat_faults(given) + self._prompt_faults(given)
-        if faults:
+        if faults := corpus_faults(self):
             raise Faults(*faults)
         return self
-
-    def _chat_faults(self, given: set[str]) -> list[Fault]:
-        if self.messages is None:
-            return [
-                Fault(name, show(_shown(getattr(self, name))), "this key only together with messages", f"remove {name}")
-                for name in CHAT_KEYS
-                if name in given
-            ]
-        faults = [
-            Fault("messages", f"both messages and {name}", "one of the two", f"remove messages or {name}")
-            for name in ("text", "template", "delimiter")
-            if name in given
-        ]
-        if self.specials == "boundary":
-            wanted = "contents are plain text: the specials of a conversation are those of its chat template"
-            faults.append(Fault("specials", '"boundary" with messages', wanted, "remove specials"))
-        return faults
-
-    def _prompt_faults(self, given: set[str]) -> list[Fault]:
-        """Of prompt, prompt_template and completion, and of input_ids and labels."""
-        faults = []
-        prompts = [name for name in ("prompt", "prompt_template") if name in given]
-        if len(prompts) != int("completion" in given):
-            named = [name for name in (*prompts, "completion") if name in given]
-            wanted, fix = (
-                "completion, and one of prompt and prompt_template",
-                'write prompt = "prompt", completion = "completion"',
-            )
-            faults.append(Fault(named[0], f"{' and '.join(named)} alone", wanted, fix))
-        faults += [
-            Fault(name, show(getattr(self, name)), "this key only together with input_ids", f"remove {name}")
-            for name in ("labels", "input_ids_of")
-            if name in given and "input_ids" not in given
-        ]
-        texts = [
-            name for name in ("input_ids", "completion", "messages", "text", "template", "delimiter") if name in given
-        ]
-        if len(texts) > 1 and texts[0] in ("input_ids", "completion"):
-            got = f"both {texts[0]} and {texts[1]}"
-            faults.append(Fault(texts[0], got, "one of the two", f"remove {texts[0]} or {texts[1]}"))
-        if self.specials == "boundary" and texts and texts[0] in ("input_ids", "completion"):
-            faults.append(Fault("specials", f'"boundary" with {texts[0]}', "texts, for this key", "remove specials"))
-        return faults
-
-
-def _shown(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import http.server
 import io
 import json
 import os
@@ -10,7 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -267,19 +270,21 @@ def command(*arguments: object, **secrets: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.ray
 def test_a_run_with_secrets_leaves_no_trace_of_them(tmp_path: Path) -> None:
-    """Corpus and tokenizer are named by URLs with a password and a token (folders that are called so); more lies in the
-    environment. Nothing of it is in any file of the output, nor in what the command prints."""
+    """The corpus has a signed URL, the tokenizer lies in a folder that is called like a URL with a password and a token; more
+    lies in the environment. Nothing of it is in any file of the output, nor in what the command prints."""
     place = f"https://user:{PASSWORD}@hub.example"
     run_file = write_run(tmp_path, lines='{"text": ""}\n', students={}, extra="[ray]\nactors = 1")
     folder = tmp_path / "https:" / f"user:{PASSWORD}@hub.example" / TOKEN
     folder.mkdir(parents=True)
     shutil.copytree(ASSETS / "student_sp", folder / "tokenizer")
-    (tmp_path / "corpus.jsonl").rename(folder / "corpus.jsonl")
-    text = (
-        run_file.read_text()
-        .replace('"corpus.jsonl"', json.dumps(f"{place}/{TOKEN}/*.jsonl"))
-        .replace('id = "id"\n', "")
-    )
+    (folder / TOKEN).mkdir()
+    (tmp_path / "corpus.jsonl").rename(folder / TOKEN / "corpus.jsonl")
+    serve = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    served = f"http://127.0.0.1:{server.server_port}"
+    signed = json.dumps(f"{served}/{TOKEN}/corpus.jsonl?X-Amz-Signature={PASSWORD}")
+    text = run_file.read_text().replace('"corpus.jsonl"', signed).replace('id = "id"\n', "")
     student = f'[[student]]\nname = "sp"\ntokenizer = "{place}/{TOKEN}/tokenizer"\n'
     run_file.write_text(text.replace("[targets]", f"{student}[targets]"))
     done = command("score", run_file, HF_TOKEN=TOKEN, AWS_SECRET_ACCESS_KEY=KEY)
@@ -287,14 +292,16 @@ def test_a_run_with_secrets_leaves_no_trace_of_them(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert load_plan(out).products["student/sp"].tokenizer == "https://***@hub.example/***/tokenizer"
     (record,) = [r for unit in sealed_units(out) for r in read_quarantine(out, unit)]
-    assert record["source"] == "https:/***@hub.example/***/corpus.jsonl" and record["doc_id"] == f"{record['source']}#5"
+    assert record["source"] == "corpus.jsonl" and record["doc_id"] == "corpus.jsonl#5"
     for secret in (PASSWORD, TOKEN, KEY):
         assert not [name for name, data in everything(out).items() if secret.encode() in data]
         assert secret not in done.stdout + done.stderr
     shown = "".join(document.doc_id for document in Targets(out, "sp").documents())
     assert PASSWORD not in shown and TOKEN not in shown
 
-    (folder / "corpus.jsonl").unlink()  # and errors name the place without them
+    (folder / TOKEN / "corpus.jsonl").unlink()  # and errors name the place without them
     failed = command("score", run_file, HF_TOKEN=TOKEN, AWS_SECRET_ACCESS_KEY=KEY)
-    assert failed.returncode == 2 and "https://***@hub.example/***/*.jsonl" in failed.stderr
+    assert failed.returncode == 2 and f"{served}/***/corpus.jsonl: the file is gone" in failed.stderr
+    server.shutdown()
+    server.server_close()
     assert PASSWORD not in failed.stderr and TOKEN not in failed.stderr and "Traceback" not in failed.stderr

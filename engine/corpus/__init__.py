@@ -1,22 +1,28 @@
 """The documents of a run: files or a Hugging Face dataset go in, as the table [corpus] names them; out come work units and their
 documents, each a text or a conversation with its name, or the problem why it cannot be scored. Files are read as
-streams; the same corpus is cut into the same units on every machine.
+streams, from disks and stores; the same corpus is cut into the same units on every machine.
 
 Files, in the order of the data:
   document      a document, a unit of documents, and the quarantine record of a refused one
-  files         globs -> paths, the names that doc ids give them, their sizes and hashes
+  remote        files of object stores, the Hub and web servers: what tells their versions apart, and streams
   compressed    the bytes of a file, plain, .gz, .zst, .xz, .bz2; one that is cut off is an error
+  source        a file as its name tells: where it lies, its format and compression
+  files         globs -> paths and URLs, the names that doc ids give them, their sizes and hashes
   encodings     texts in other encodings than UTF-8 -> UTF-8
-  tables        rows of .csv, .tsv and Arrow files
+  tables        rows of .csv, .tsv, Parquet and Arrow files
   archives      samples of .tar archives
-  records       the records of one file, one after another, of any of the formats
   values        a value of a column in words, and the problem with one that cannot be used
   thinking      how many characters of an assistant's content are its thoughts
   messages      a conversation in any of the forms of data sets -> messages
   pretokenized  ids of tokens, maybe with labels -> their text, and which of it is scored
   columns       one record -> text or conversation, and its name, or a problem
-  huggingface   a Hugging Face dataset as a corpus file
-  scan          the whole corpus -> units -> documents; the first documents as a sample
+  json_files    objects of JSON files: lines, objects over several lines, lists
+  records       the records of one file, one after another, of any of the formats
+  huggingface   a Hugging Face dataset as a corpus file, or as the files that it consists of
+  mixture       several sources: which records of each are taken
+  cut           the sizes of records -> work units
+  scan          the whole corpus, read once -> its files and units
+  units         units -> documents; the first documents as a sample
 """
 
 from importlib import import_module
@@ -24,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.corpus.document import Document, Message, Unit, refusal
-    from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
+    from engine.corpus.scan import CorpusScan, scan_corpus
+    from engine.corpus.units import read_units, sample
 
 __all__ = ["CorpusScan", "Document", "Message", "Unit", "read_units", "refusal", "sample", "scan_corpus"]
 
@@ -33,9 +40,9 @@ _FILE_OF = {
     "Document": "document",
     "Message": "document",
     "Unit": "document",
-    "read_units": "scan",
+    "read_units": "units",
     "refusal": "document",
-    "sample": "scan",
+    "sample": "units",
     "scan_corpus": "scan",
 }
 

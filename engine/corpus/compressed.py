@@ -1,6 +1,6 @@
 """The bytes of a corpus file, decompressed as they are read: .gz, .zst, .xz, .bz2. One that is cut off is never just short.
 
-path + codec -> a stream of bytes, which raises one of DAMAGE where the file ends too early or is not what its suffix says
+stream + codec -> a stream of bytes, which raises one of DAMAGE where the file ends too early or is not what its suffix says
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import lzma
 import shutil
 import tempfile
 import zlib
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import zstandard
@@ -34,26 +33,28 @@ DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError, lzma.LZMAError)
 """What these streams raise for damaged bytes."""
 
 
-def open_bytes(path: Path, codec: str) -> IO[bytes]:
-    """The decompressed bytes of a file as a buffered stream. codec: one of CODECS, or "". Raises OSError."""
+def open_bytes(stream: IO[bytes], codec: str) -> IO[bytes]:
+    """The decompressed bytes of a file as a buffered stream. stream: its bytes as they lie there, to be closed by the caller.
+    codec: one of CODECS, or ""."""
     if codec == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
+        return cast(IO[bytes], gzip.open(stream, "rb"))
     if codec == ".xz":
-        return cast(IO[bytes], lzma.open(path, "rb"))
+        return cast(IO[bytes], lzma.open(stream, "rb"))
     if codec == ".bz2":
-        return cast(IO[bytes], bz2.open(path, "rb"))
+        return cast(IO[bytes], bz2.open(stream, "rb"))
     if codec == ".zst":
-        return io.BufferedReader(_ZstandardFile(open(path, "rb", buffering=CHUNK_BYTES)), READ_AHEAD)
-    return open(path, "rb", buffering=CHUNK_BYTES)
+        return io.BufferedReader(_ZstandardFile(stream), READ_AHEAD)
+    return stream
 
 
-def open_seekable(path: Path, codec: str) -> IO[bytes]:
-    """The same, for readers that begin at the end: a compressed file is first unpacked into an unnamed temporary one."""
-    if not codec:
-        return open(path, "rb")
+def open_seekable(stream: IO[bytes], codec: str) -> IO[bytes]:
+    """The same, for readers that begin at the end: a compressed file, or one that cannot seek, is first unpacked into an unnamed
+    temporary one."""
+    if not codec and stream.seekable():
+        return stream
     unpacked = tempfile.TemporaryFile()
-    with open_bytes(path, codec) as stream:
-        shutil.copyfileobj(stream, unpacked, CHUNK_BYTES)
+    with open_bytes(stream, codec) as packed:
+        shutil.copyfileobj(packed, unpacked, CHUNK_BYTES)
     unpacked.seek(0)
     return unpacked
 

@@ -68,6 +68,7 @@ class Document:
     problem: tuple[str, str] | None = None
     messages: tuple[Message, ...] = ()  # of a conversation; `text` is then their contents put together
     tools: str = ""  # of a conversation: what its assistant may call, a JSON list; "" for none
+    part: str = ""  # of a mixture: the name of its [[corpus]] table
 
     @property
     def is_written_by_template(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which files a corpus has: globs -> paths, the names that doc ids give them, their sizes and hashes."""
+"""Which files a corpus has: globs -> paths and URLs, the names that doc ids give them, the sizes and hashes of files on disks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.corpus.remote import matches
+from schemas.address import is_url, path_of, without_query
 from schemas.errors import CorpusError
 from schemas.redact import redacted
 
 
 def list_files(patterns: Sequence[str], base_dir: Path) -> list[str]:
-    """Absolute paths of the files that `patterns` name, sorted by path, each once. CorpusError: see `scan_corpus`."""
+    """Absolute paths, and URLs, of the files that `patterns` name, sorted, each once. CorpusError: see `scan_corpus`."""
     found: set[str] = set()
-    for pattern in patterns:
+    for given in patterns:
+        if is_url(given):
+            found |= set(matches(given))
+            continue
+        pattern = str(path_of(given)) if given.startswith("file://") else given
         whole = os.path.join(base_dir, os.path.expanduser(pattern))
         if os.path.isdir(whole):
             raise CorpusError(
@@ -24,11 +30,11 @@ def list_files(patterns: Sequence[str], base_dir: Path) -> list[str]:
                 f'Write for example "{pattern.rstrip("/")}/*.jsonl".'
             )
         if os.path.exists(whole):  # also a file whose very name has "*" or "[" in it
-            matches = [whole]
+            named = [whole]
         else:
             root = glob.escape(str(base_dir))
-            matches = glob.glob(os.path.join(root, os.path.expanduser(pattern)), recursive=True)
-        files = {os.path.abspath(match) for match in matches if not os.path.isdir(match)}
+            named = glob.glob(os.path.join(root, os.path.expanduser(pattern)), recursive=True)
+        files = {os.path.abspath(path) for path in named if not os.path.isdir(path)}
         if not files:
             raise CorpusError(
                 f"[corpus] paths {pattern!r}: got no file; wanted at least one in {base_dir}. Correct the path; "
@@ -46,27 +52,27 @@ def labels(paths: Sequence[str], base_dir: Path) -> list[str]:
         except UnicodeEncodeError as error:
             raise CorpusError(f"{path!a}: got a file name that is not UTF-8; wanted UTF-8. Rename the file.") from error
     inside = {path: Path(os.path.relpath(path, base_dir)).as_posix() for path in paths if is_inside(path, base_dir)}
-    outside = {path: Path(path).parts for path in paths if path not in inside}
+    outside = {path: Path(without_query(path)).parts for path in paths if path not in inside}
     # Every end of every path, counted: the shortest end that only one path has is its label.
     taken = set(inside.values())
     ends = Counter(parts[-n:] for parts in outside.values() for n in range(1, len(parts) + 1))
     chosen = dict(inside)
     for path, parts in outside.items():
         candidates = (Path(*parts[-n:]).as_posix() for n in range(1, len(parts) + 1) if ends[parts[-n:]] == 1)
-        chosen[path] = next(label for label in candidates if label not in taken)
+        chosen[path] = next((label for label in candidates if label not in taken), Path(*parts).as_posix())
     named = [redacted(chosen[path]) for path in paths]  # labels are written to files
     if len(set(named)) < len(named):
         twice = next(label for label, count in Counter(named).items() if count > 1)
         raise CorpusError(
-            f"[corpus] paths: got several files that are called {twice} once credentials are left out; wanted names that "
-            "differ. Rename the folders."
+            f"[corpus] paths: got several files that are called {twice} once credentials and queries are left out; wanted "
+            "names that differ. Rename the folders."
         )
     return named
 
 
 def is_inside(path: str, base_dir: Path) -> bool:
     """Whether an absolute path lies below the folder of the run file."""
-    return Path(path).is_relative_to(base_dir)
+    return not is_url(path) and Path(path).is_relative_to(base_dir)
 
 
 def raw_facts(path: str) -> tuple[int, str, int]:

@@ -1,8 +1,10 @@
-"""A Hugging Face dataset as a corpus file: opened by the `datasets` library, read in slices from its memory map."""
+"""A Hugging Face dataset as a corpus file: opened by the `datasets` library, read in slices from its memory map; or, where it is
+not to be downloaded, as the files that it consists of."""
 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import pyarrow as pa
 
 from engine.corpus.columns import Columns, Record
-from engine.corpus.records import BATCH_ROWS, Span
+from engine.corpus.tables import BATCH_ROWS, Span
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig, locate
 
@@ -54,6 +56,36 @@ def open_dataset(config: CorpusConfig, base_dir: Path, columns: Columns) -> Data
         raise CorpusError(f"{where}: got {type(data).__name__}; wanted one table. Give [corpus] split one split.")
     columns.check(data.column_names, where)
     return data.select_columns(columns.there(data.column_names)).with_format("arrow")
+
+
+def data_files(config: CorpusConfig, base_dir: Path) -> list[str]:
+    """Paths or URLs of the files of [corpus] dataset, name, split and revision, in the library's order; on the Hub those of the
+    commit that the revision is now. CorpusError when they cannot be had."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    assert config.dataset is not None
+    where, place = f"[corpus] dataset {config.dataset!r}, split {config.split!r}", locate(config.dataset, base_dir)
+    if os.path.isabs(place) and any(Path(place, name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise CorpusError(
+            f"{where}: a folder of save_to_disk is not downloaded in any case. Remove [corpus] streaming."
+        )
+    try:
+        builder = datasets.load_dataset_builder(place, config.name, revision=config.revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        told = textwrap.shorten(str(error.__cause__ or error), 300)
+        raise CorpusError(
+            f"{where}: its files cannot be listed: {told}. Correct [corpus] dataset, name or revision; a hub id needs the "
+            "network."
+        ) from error
+    splits = builder.config.data_files or {}
+    found = next((files for split, files in splits.items() if str(split) == config.split), None)
+    if not found:
+        told = ", ".join(map(str, splits)) or "no files"
+        raise CorpusError(
+            f"{where}: got the splits {told}; wanted one of these as [corpus] split, whole: limit takes less."
+        )
+    return [str(path) if "://" in str(path) else os.path.abspath(str(path)) for path in found]
 
 
 def _saved(place: str, config: CorpusConfig, where: str) -> Dataset | None:

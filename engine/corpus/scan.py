@@ -1,7 +1,7 @@
-"""The corpus files -> work units -> documents; and the first documents as a sample.
+"""The corpus files, read once from end to end -> their sizes and hashes, and how they are cut into work units.
 
     scan = scan_corpus(run.corpus, run.base_dir)                    # reads everything once: counts, sizes, sha256
-    for unit, documents in read_units(run.corpus, scan, wanted):    # streams only the wanted units, in order
+    for unit, documents in read_units(run.corpus, scan, wanted):    # engine/corpus/units.py
 
 Files are sorted by path; a unit is a run of records of one file. Both depend on nothing but the files and [corpus], so
 that the same corpus is cut in the same way on every machine and a unit number always means the same documents.
@@ -12,28 +12,29 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Container, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields
-from itertools import groupby
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from engine.corpus import huggingface as hub
-from engine.corpus.columns import Columns, Record
-from engine.corpus.document import Document, Unit
+from engine.corpus.cut import observed, split_units
+from engine.corpus.document import Unit
 from engine.corpus.files import is_inside, labels, list_files, raw_facts
-from engine.corpus.records import Source, Span, read_records
-from engine.corpus.values import Problem
+from engine.corpus.json_files import Marks
+from engine.corpus.mixture import Share, label_of, parts_of, shares_of
+from engine.corpus.records import Reading, read_records
+from engine.corpus.remote import Facts, RemoteFile
+from engine.corpus.source import Source
 from schemas.errors import CorpusError
 from schemas.plan_inputs import PlannedFile
 from schemas.redact import redacted
 from schemas.runfile import CorpusConfig
 
-SAMPLE_CHARACTERS = 1_000_000
-"""A sample takes no more documents once it holds more than this."""
-LONGEST_CHARACTERS = 100_000
-"""A longer document is no part of a sample."""
+FACTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,20 @@ class CorpusFile:
     """A file, or a Hugging Face dataset as one file.
 
     `label` names it in doc ids: the path relative to the run file's folder, or for a file elsewhere its name, with as
-    many parent folders as tell it from the others. `path` opens it: relative to the run file's folder where possible.
+    many parent folders as tell it from the others; in a mixture behind the name of its source. `path` opens it: relative to the
+    run file's folder where possible, or a URL.
     """
 
     label: str
     path: str
-    sha256: str  # of the raw file; for a dataset, of its texts, names and problems
+    sha256: str  # of the raw file, or what its store says of it; for a dataset, of its texts, names and problems
     n_bytes: int  # of the raw file; for a dataset, 0
     n_rows: int  # records taken; fewer than the file has when [corpus] limit ends in it
     text_bytes: int  # UTF-8 bytes of the texts of these records
     unit_rows: tuple[int, ...]  # records of each unit, in order; they add up to n_rows
+    unit_marks: tuple[tuple[int, int], ...] = ()  # (byte, line) where each unit begins: lines on a store, else ()
+    source: str = ""  # of a mixture: the name of its [[corpus]] table
+    share: tuple[int, int, int] | None = None  # of a weighted mixture, see engine/corpus/mixture.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,9 @@ class CorpusScan:
 
     files: tuple[CorpusFile, ...]
     base_dir: Path  # opens files
-    stamps: tuple[int, ...] = field(
+    stamps: tuple[int | str, ...] = field(
         default=(), compare=False
-    )  # st_mtime_ns of each file at the scan; () where not known
+    )  # st_mtime_ns of each file at the scan, or the version that its store tells, "" for none; () where not known
     problems: dict[str, tuple[int, str]] = field(
         default_factory=dict, compare=False
     )  # reason -> how many records have it, the first one's place and detail; empty where not known
@@ -106,203 +111,185 @@ class CorpusScan:
 
     def semantic(self) -> dict[str, Any]:
         """The part of a plan that says what the corpus is."""
-        return {"files": [asdict(file) for file in self.planned()]}
+        return {"files": [file.as_json() for file in self.planned()]}
 
 
-def scan_corpus(config: CorpusConfig, base_dir: Path) -> CorpusScan:
-    """Read the whole corpus once and cut it into units.
+def scan_corpus(config: CorpusConfig, base_dir: Path, known: Sequence[PlannedFile] = ()) -> CorpusScan:
+    """Read the whole corpus once and cut it into units. known: the files as an output's plan has them, made with the same
+    settings: where all lie on stores that say that they are the same still, nothing is read.
 
     Raises CorpusError for a path or glob without files, a folder, a file of an unknown format, an empty or damaged file,
     a table without the columns named, and a corpus without records. A bad record is no error: it is counted.
     """
     base_dir = Path(os.path.abspath(base_dir))
+    parts = [
+        _Part(part, base_dir) for part in parts_of(config)
+    ]  # all are listed before minutes go into reading the first
+    if known and (same := _as_known(parts, known)) is not None:
+        return CorpusScan(same, base_dir, tuple(stamp for part in parts for stamp in part.versions)[: len(same)])
+    for part in parts:
+        part.read()
+    shares = shares_of([(part.config, part.n_rows) for part in parts])
+    found = [file for part, share in zip(parts, shares, strict=True) for file in part.cut(share)]
     problems: dict[str, tuple[int, str]] = {}
-    columns, left = Columns.of(config), sys.maxsize if config.limit is None else config.limit
-    found, stamps = list[CorpusFile](), list[int]()
-    if config.dataset is not None:
-        data = hub.open_dataset(config, base_dir, columns)
-        digest = hashlib.sha256()
-        rows, text_bytes = _cut(
-            hub.read_dataset(data, columns, [(0, left)]), config, digest, redacted(config.dataset), problems
-        )
-        name, sha256 = redacted(config.dataset), digest.hexdigest()
-        found.append(CorpusFile(name, config.dataset, sha256, 0, sum(rows), text_bytes, rows))
-    else:
-        paths = list_files(config.paths, base_dir)
-        sources = [
-            Source.of(Path(path)) for path in paths
-        ]  # all of them, before minutes go into reading the first ones
-        for source in sources:
-            source.check_content()
-        for path, source, label in zip(paths, sources, labels(paths, base_dir), strict=True):
-            if left == 0:
-                break
-            if source.format == "text" and (key := config.key_of_columns):
-                raise CorpusError(
-                    f"{path}: got plain text; wanted a file with the column {getattr(config, key)!r}, as [corpus] {key} says. "
-                    f"Convert it to .jsonl, or remove {key}."
-                )
-            n_bytes, sha256, stamp = raw_facts(path)
-            with closing(read_records(source, columns, config.delimiter, [(0, left)], config.encoding)) as records:
-                rows, text_bytes = _cut(records, config, None, label, problems)
-            stamps.append(stamp)
-            left -= sum(rows)
-            opens = os.path.relpath(path, base_dir) if is_inside(path, base_dir) else path
-            found.append(CorpusFile(label, Path(opens).as_posix(), sha256, n_bytes, sum(rows), text_bytes, rows))
+    for part in parts:
+        for reason, (count, first) in part.problems.items():
+            before, told = problems.get(reason, (0, first))
+            problems[reason] = (before + count, told)
     if not any(file.n_rows for file in found):
-        names = ", ".join(file.path for file in found[:3]) + (" ..." if len(found) > 3 else "")
+        names = ", ".join(redacted(file.path) for file in found[:3]) + (" ..." if len(found) > 3 else "")
         raise CorpusError(
             f"[corpus] {names}: got no record at all; wanted at least one document. Correct [corpus] paths."
         )
-    return CorpusScan(tuple(found), base_dir, tuple(stamps), problems)
+    return CorpusScan(tuple(found), base_dir, tuple(stamp for part in parts for stamp in part.stamps), problems)
 
 
-def read_units(config: CorpusConfig, scan: CorpusScan, wanted: Container[int]) -> Iterator[tuple[Unit, list[Document]]]:
-    """The units whose index is in `wanted`, in order, each with all its documents; one unit in memory at a time.
-
-    Other units are passed over without parsing, and Parquet row groups and whole files without reading. An id that
-    occurred before in the same unit makes a problem "duplicate_id". CorpusError when a file is no longer what was
-    scanned: another size, written since, or fewer records.
-    """
-    columns = Columns.of(config)
-    chosen = (unit for unit in scan.units() if unit.index in wanted)
-    for file_index, group in groupby(chosen, key=lambda unit: unit.file_index):
-        file, path, units = scan.files[file_index], scan.base_dir / scan.files[file_index].path, list(group)
-        spans = _merged(units)
-        stamp = scan.stamps[file_index] if scan.stamps else None
-        if config.dataset is not None:
-            records = hub.read_dataset(hub.open_dataset(config, scan.base_dir, columns), columns, spans)
-        else:
-            _check_same(path, file, stamp)
-            records = read_records(Source.of(path), columns, config.delimiter, spans, config.encoding)
-        with closing(records):
-            for unit in units:
-                documents = _documents(records, unit, file)
-                if len(documents) != unit.n_rows:
-                    raise _changed(file, f"{unit.first_row + len(documents)} records", f"{file.n_rows} or more")
-                if config.dataset is None:  # after the reading: nothing that was written since the scan is handed out
-                    _check_same(path, file, stamp)
-                yield unit, documents
-
-
-def _documents(records: Iterator[Record], unit: Unit, file: CorpusFile) -> list[Document]:
-    """The next records as the documents of a unit; fewer when the file ends before."""
-    documents: list[Document] = []
-    seen: set[str] = set()
-    for _ in range(unit.n_rows):
-        record = next(records, None)
-        if record is None:
-            break
-        doc_row, fallback = unit.doc_row + len(documents), f"{file.label}#{record.row}"
-        doc_id, problem = fallback if record.doc_id is None else record.doc_id, record.problem
-        if doc_id in seen and problem is None:
-            problem = Problem("duplicate_id", f"the id {doc_id!a} occurred before in unit {unit.index}")
-        if problem is None:
-            parts = {"messages": record.messages, "tools": record.tools}
-            documents.append(Document(doc_id, doc_row, record.text, file.label, record.place, **parts))
-        else:
-            told = (problem.reason, problem.detail)
-            documents.append(Document(fallback, doc_row, "", file.label, record.place, told))
-        seen.add(documents[-1].doc_id)
-    return documents
-
-
-# ==== units
-
-
-def split_units(text_bytes: Iterable[int], unit_documents: int, unit_bytes: int) -> Iterator[int]:
-    """Records per unit. `text_bytes` are the sizes of the records in order; a unit holds at most `unit_documents` of
-    them and at most `unit_bytes` bytes, except that one larger record is a unit by itself."""
-    n_rows = filled = 0
-    for size in text_bytes:
-        if n_rows and (n_rows == unit_documents or filled + size > unit_bytes):
-            yield n_rows
-            n_rows = filled = 0
-        n_rows, filled = n_rows + 1, filled + size
-    if n_rows:
-        yield n_rows
-
-
-def _cut(
-    records: Iterable[Record],
-    config: CorpusConfig,
-    digest: hashlib._Hash | None,
-    label: str,
-    problems: dict[str, tuple[int, str]],
-) -> tuple[tuple[int, ...], int]:
-    """Records per unit, and text bytes of all `records`; a `digest` takes in their content, `problems` what is wrong in them."""
-    total = 0
-
-    def sizes() -> Iterator[int]:
-        nonlocal total
-        for record in records:
-            total += record.n_bytes
-            if record.problem is not None:
-                first = f"{label}, {record.place}: {record.problem.detail}"
-                count, first = problems.get(record.problem.reason, (0, first))
-                problems[record.problem.reason] = (count + 1, first)
-            if digest is not None:
-                reason = record.problem.reason if record.problem else ""
-                said = [part for message in record.messages for part in message.parts_of_name]
-                tools = [record.tools] if record.tools else []
-                for part in (record.doc_id or "", record.text, reason, *said, *tools):
-                    raw = part.encode("utf-8")
-                    digest.update(len(raw).to_bytes(8, "big") + raw)
-            yield record.n_bytes
-
-    rows = tuple(split_units(sizes(), config.unit_documents, config.unit_bytes))
-    return rows, total
-
-
-def _merged(units: Sequence[Unit]) -> list[Span]:
-    """Rows of `units` of one file, neighbours joined."""
-    spans: list[Span] = []
-    for unit in units:
-        stop = unit.first_row + unit.n_rows
-        if spans and spans[-1][1] == unit.first_row:
-            spans[-1] = (spans[-1][0], stop)
-        else:
-            spans.append((unit.first_row, stop))
-    return spans
-
-
-# ==== files
-
-
-def _check_same(path: Path, file: CorpusFile, stamp: int | None) -> None:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read any more ({error.strerror}). Put the file back.") from error
-    if found.st_size != file.n_bytes or stamp not in (None, found.st_mtime_ns):
-        since = " written since" if found.st_size == file.n_bytes else ""
-        raise _changed(file, f"{found.st_size:,} bytes{since}", f"{file.n_bytes:,} bytes")
-
-
-def _changed(file: CorpusFile, got: str, wanted: str) -> CorpusError:
-    return CorpusError(
-        f"{file.path}: changed since the corpus was scanned: got {got}, wanted {wanted}. Put the file back as it was, "
-        f"or score the new corpus into another output folder."
+def _as_known(parts: Sequence[_Part], known: Sequence[PlannedFile]) -> tuple[CorpusFile, ...] | None:
+    """The files of the plan, where those of the stores are the same ones; None where that is not certain."""
+    places = [place for part in parts for place in part.listed()]
+    limited = any(part.config.limit is not None for part in parts)  # the plan has no files behind the last record taken
+    if len(places) < len(known) or (len(places) > len(known) and (len(parts) > 1 or not limited)):
+        return None
+    for (_, label, facts), file in zip(places, known, strict=False):
+        if facts is None or facts.sha256 is None or (label, facts.sha256) != (file.label, file.sha256):
+            return None
+    return tuple(
+        CorpusFile(path=place.url, **asdict(file))
+        for (place, _, _), file in zip(places, known, strict=False)
+        if isinstance(place, RemoteFile)
     )
 
 
-# ==== the sample
+class _Part:
+    """One [corpus] table while its files are read."""
+
+    def __init__(self, config: CorpusConfig, base_dir: Path) -> None:
+        self.config, self._base_dir = config, base_dir
+        self.problems: dict[str, tuple[int, str]] = {}
+        self.stamps: list[int | str] = []
+        self.n_rows = 0  # records that were read
+        self._files: list[tuple[CorpusFile, array[int], Marks]] = []
+        self._sources, self._labels, self._facts = list[Source](), list[str](), list[Facts | None]()
+        if config.dataset is None or config.streaming:
+            paths = hub.data_files(config, base_dir) if config.dataset else list_files(config.paths, base_dir)
+            self._sources = [Source.of(path) for path in paths]
+            self._labels = [label_of(config, label) for label in labels(paths, base_dir)]
+            for source in self._sources:
+                if source.format == "text" and (key := config.key_of_columns):
+                    raise CorpusError(
+                        f"{source.name}: got plain text; wanted a file with the column {getattr(config, key)!r}, as [corpus] "
+                        f"{key} says. Convert it to .jsonl, or remove {key}."
+                    )
+                if isinstance(source.place, Path):
+                    source.check_content()
+            with ThreadPoolExecutor(FACTS_AT_ONCE) as threads:  # an answer takes long
+                self._facts = list(threads.map(_facts, self._sources))
+
+    def listed(self) -> Iterator[tuple[Path | RemoteFile, str, Facts | None]]:
+        """(place, label, what its store tells of it) of each file."""
+        for source, label, facts in zip(self._sources, self._labels, self._facts, strict=True):
+            yield source.place, label, facts
+
+    @property
+    def versions(self) -> list[int | str]:
+        return ["" if facts is None else facts.version for facts in self._facts]
+
+    def read(self) -> None:
+        """All files, up to `limit` records. Raises CorpusError."""
+        left = sys.maxsize if self.config.limit is None else self.config.limit
+        if self.config.dataset is not None and not self.config.streaming:
+            self._read_table(left)
+        for source, label, facts in zip(self._sources, self._labels, self._facts, strict=True):
+            if self.n_rows == left:
+                break
+            self._read_file(source, label, facts, left - self.n_rows)
+
+    def _read_table(self, left: int) -> None:
+        reading, name = Reading.of(self.config), redacted(str(self.config.dataset))
+        data, digest = hub.open_dataset(self.config, self._base_dir, reading.columns), hashlib.sha256()
+        sizes = observed(
+            hub.read_dataset(data, reading.columns, [(0, left)]), digest, label_of(self.config, name), self.problems
+        )
+        self._cut_or_keep(CorpusFile(label_of(self.config, name), str(self.config.dataset), "", 0, 0, 0, ()), sizes)
+        self._files[-1] = (replace(self._files[-1][0], sha256=digest.hexdigest()), *self._files[-1][1:])
+        self.stamps.append("")
+
+    def _read_file(self, source: Source, label: str, facts: Facts | None, left: int) -> None:
+        marks = Marks()
+        if isinstance(source.place, RemoteFile):
+            assert facts is not None
+            if facts.sha256 is None:
+                stream, n_bytes, sha256 = source.place.fetched()
+            else:
+                stream, n_bytes, sha256 = source.open(), int(facts.n_bytes or 0), facts.sha256
+            if n_bytes == 0:
+                raise CorpusError(f"{source.name}: got an empty file; wanted documents. Take it out of [corpus] paths.")
+            if stream.seekable():
+                source.check_content(stream)
+            stamp, opens = facts.version, source.place.url
+            records = read_records(source, Reading.of(self.config), [(0, left)], stream=stream, marks=marks)
+        else:
+            n_bytes, sha256, stamp = raw_facts(str(source.place))
+            inside = is_inside(str(source.place), self._base_dir)
+            opens = Path(os.path.relpath(source.place, self._base_dir) if inside else source.place).as_posix()
+            records = read_records(source, Reading.of(self.config), [(0, left)])
+        with closing(records):
+            self._cut_or_keep(
+                CorpusFile(label, opens, sha256, n_bytes, 0, 0, ()),
+                observed(records, None, label, self.problems),
+                marks,
+            )
+        if isinstance(source.place, RemoteFile) and source.place.facts() != facts:
+            raise CorpusError(f"{source.name}: written to while it was read. Run again when it is complete.")
+        self.stamps.append(stamp)
+
+    def _cut_or_keep(self, file: CorpusFile, sizes: Iterator[int], marks: Marks | None = None) -> None:
+        """Cut a file as it is read; where only a share of its records is taken, keep their sizes until that is known."""
+        file, marks = replace(file, source=self.config.source or ""), marks or Marks()
+        kept = array("q")
+        if self.config.weight is not None:
+            kept = array("q", sizes)
+            n_rows = len(kept)
+        else:
+            file = _cut(file, sizes, marks, self.config)
+            n_rows, marks = file.n_rows, Marks()
+        self.n_rows += n_rows
+        self._files.append((file, kept, marks))
+
+    def cut(self, share: Share | None) -> Iterator[CorpusFile]:
+        """The files, of a weighted source with the records that its share takes."""
+        first = 0
+        for file, sizes, marks in self._files:
+            if share is None:
+                yield file
+                continue
+            mine = share.of_file(first)
+            rows = [row for row in range(len(sizes)) if mine.takes(row)]
+            taken = replace(file, share=mine.as_tuple)
+            yield _cut(taken, (sizes[row] for row in rows), marks, self.config, rows)
+            first += len(sizes)
 
 
-def sample(config: CorpusConfig, scan: CorpusScan, count: int) -> list[Document]:
-    """The first `count` documents of the corpus that are not too long, bad ones included; fewer where they hold more than
-    SAMPLE_CHARACTERS. Raises CorpusError as `read_units`."""
-    units, rows = set(), 0
-    for unit in scan.units():
-        if rows >= count:
-            break
-        units.add(unit.index)
-        rows += unit.n_rows
-    found, characters = list[Document](), 0
-    for document in (one for _, documents in read_units(config, scan, units) for one in documents):
-        if len(found) == count or characters > SAMPLE_CHARACTERS:
-            break
-        if len(document.text) <= LONGEST_CHARACTERS:
-            found.append(document)
-            characters += len(document.text)
-    return found
+def _cut(
+    file: CorpusFile, sizes: Iterator[int], marks: Marks, config: CorpusConfig, rows: Sequence[int] | None = None
+) -> CorpusFile:
+    """The file with its units. rows: of the file, of the records with these sizes; None: all of them."""
+    total = 0
+
+    def counted() -> Iterator[int]:
+        nonlocal total
+        for size in sizes:
+            total += size
+            yield size
+
+    unit_rows = tuple(split_units(counted(), config.unit_documents, config.unit_bytes))
+    begins, places = 0, []
+    for count in unit_rows:
+        mark = marks.at(begins if rows is None else rows[begins])
+        places += [(mark.offset, mark.line)] if mark is not None else []
+        begins += count
+    return replace(file, n_rows=sum(unit_rows), text_bytes=total, unit_rows=unit_rows, unit_marks=tuple(places))
+
+
+def _facts(source: Source) -> Facts | None:
+    return source.place.facts() if isinstance(source.place, RemoteFile) else None

@@ -1,4 +1,4 @@
-"""The rows of a table as records: .csv and .tsv with the names of their columns in the first row, and Arrow IPC files.
+"""The rows of a table as records: .csv and .tsv with the names of their columns in the first row, Parquet and Arrow IPC files.
 
 In: a stream of bytes. Out: the numbered rows that are asked for; nothing behind the last one is read.
 """
@@ -8,13 +8,19 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from engine.corpus.columns import Columns, Record
 from engine.corpus.values import Problem
+
+BATCH_ROWS = 128  # rows of Arrow data turned into Python objects at a time; documents may be large
+
+Span = tuple[int, int]
+"""Rows `start <= row < stop` of a file."""
 
 _FILE_MAGIC = b"ARROW1"
 """First bytes of an Arrow file that can be read from its end; `datasets` writes streams, which begin otherwise."""
@@ -57,3 +63,47 @@ def arrow_batches(stream: IO[bytes]) -> Iterable[pa.RecordBatch]:
     file = pa.ipc.open_file(stream)
     for number in range(file.num_record_batches):
         yield file.get_batch(number)
+
+
+def parquet_rows(stream: IO[bytes], where: str, columns: Columns, spans: Sequence[Span]) -> Iterator[Record]:
+    """Row groups outside `spans` are not read at all."""
+    # Damage can decompress into wrong text without an error; pages that carry a checksum are checked.
+    with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+        columns.check(file.schema_arrow.names, where)
+        names = columns.there(file.schema_arrow.names)
+        first = 0
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            if any(start < last and first < stop for start, stop in spans):
+                row = first
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=names):
+                    yield from _of_batch(batch, row, columns, spans)
+                    row += batch.num_rows
+            first = last
+
+
+def arrow_rows(stream: IO[bytes], where: str, columns: Columns, spans: Sequence[Span]) -> Iterator[Record]:
+    row, stop = 0, max((stop for _, stop in spans), default=0)
+    for whole in arrow_batches(stream):
+        if not row:
+            columns.check(whole.schema.names, where)
+        for at in range(0, whole.num_rows, BATCH_ROWS):
+            batch = whole.slice(at, BATCH_ROWS)
+            yield from _of_batch(batch, row, columns, spans)
+            row += batch.num_rows
+        if row >= stop:
+            return
+
+
+def _of_batch(batch: pa.RecordBatch, row: int, columns: Columns, spans: Sequence[Span]) -> Iterator[Record]:
+    """The rows of a batch that lie in `spans`; `row` is the number of its first one."""
+    for start, stop in spans:
+        low, high = max(start, row), min(stop, row + batch.num_rows)
+        if low < high:
+            yield from columns.of_arrow(low, batch.slice(low - row, high - low))
+
+
+def most_rows(stream: IO[bytes]) -> int:
+    """Rows of the largest row group of a Parquet file: what has to be fetched for any of them."""
+    with pq.ParquetFile(stream) as file:
+        return max((file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)), default=0)

@@ -10,6 +10,7 @@ schema and engine versions. Outside: where things lie and run, and how fast (pat
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -20,12 +21,16 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import check_specials
 from engine.corpus.scan import CorpusScan
+from engine.dataset.layout import load_plan
 from engine.plan.adapter_files import adapter_files
 from engine.plan.begin_end import check_ends, notes_of
 from engine.plan.regimes import COMPILED_VERSION, check_tokenizers, is_compiled
 from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
-from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime
+from schemas.address import is_url
+from schemas.errors import OutputError
+from schemas.manifest import Plan, PlanUnit, ProductFacts, Regime, canonical_json
+from schemas.plan_inputs import PlannedFile, setting
 from schemas.products import BYTES, BYTES_END, HIDDEN, TEACHER
 from schemas.redact import redacted
 from schemas.runfile import RunConfig, TokenizerSource
@@ -48,7 +53,7 @@ _PLACES = {
         "chat_template",
     ),
     "student": ("tokenizer", "revision", "chat_template"),
-    "corpus": ("paths", "dataset", "name", "split", "revision"),
+    "corpus": ("paths", "dataset", "name", "split", "revision", "streaming"),
 }
 
 
@@ -91,14 +96,30 @@ def make_plan(run: RunConfig, scan: CorpusScan) -> Plan:
 def _settings(run: RunConfig) -> dict[str, Any]:
     """The semantic settings without _PLACES."""
     settings = run.semantic()
-    tables = {"teacher": [settings["teacher"]], "corpus": [settings["corpus"]], "student": settings["student"]}
+    corpus = settings["corpus"] if isinstance(settings["corpus"], list) else [settings["corpus"]]
+    tables = {"teacher": [settings["teacher"]], "corpus": corpus, "student": settings["student"]}
     for table, names in _PLACES.items():
         for part in tables[table]:
             for name in names:
                 part.pop(name, None)  # newer keys are only there where they are used
     del settings["targets"]["target_error"]  # where it counts, it is beside the compiled products
-    del settings["corpus"]["unit_documents"], settings["corpus"]["unit_bytes"]  # the units themselves are in the plan
+    for table in corpus:
+        del table["unit_documents"], table["unit_bytes"]  # the units themselves are in the plan
     return settings
+
+
+def known_files(run: RunConfig) -> tuple[PlannedFile, ...]:
+    """The corpus files as the output's plan has them, where it was made with the same [corpus] and they lie on stores: they need
+    not be read again while their stores say that they are the same. () where there is no such plan."""
+    parts = run.corpus.parts or (run.corpus,)
+    if not any(part.streaming or any(is_url(path) for path in part.paths) for part in parts):
+        return ()
+    try:
+        plan = load_plan(run.output)
+        is_same = setting(plan.semantic, "settings", "corpus") == json.loads(canonical_json(_settings(run)["corpus"]))
+        return plan.corpus_files if is_same and plan.engine_version == ENGINE_VERSION else ()
+    except OutputError:  # none yet, or a damaged one: whoever opens the output says so
+        return ()
 
 
 def _seen(encoder: ChatEncoder) -> dict[str, Any]:

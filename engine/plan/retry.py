@@ -11,13 +11,14 @@ place of each in the corpus. doc_id, source and place are as before, and so are 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
 from engine.corpus.document import Document, Unit
-from engine.corpus.scan import CorpusScan, read_units
+from engine.corpus.scan import CorpusScan
+from engine.corpus.units import read_units
 from engine.dataset.layout import MANIFEST, PLAN, load_manifest, load_plan, sealed_quarantine
 from engine.dataset.store import Out, Store, open_store
 from engine.dataset.unit_result import UnitResult
@@ -96,7 +97,7 @@ def _units(scan: CorpusScan, rows: list[int]) -> Iterator[tuple[Unit, list[int]]
 
 def read_retried(
     config: CorpusConfig, scan: CorpusScan, rows: list[int], wanted: Container[int]
-) -> Iterator[tuple[Unit, list[Document]]]:
+) -> Iterator[tuple[Unit, Sequence[Document]]]:
     """As `engine.corpus.scan.read_units`, for the units of a retry; the documents keep their rows of the corpus."""
     mine = {unit.index: (number, set(found)) for number, (unit, found) in enumerate(_units(scan, rows))}
     asked = {index for index, (number, _) in mine.items() if number in wanted}

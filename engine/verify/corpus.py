@@ -13,7 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.corpus.document import Document, refusal
-from engine.corpus.scan import read_units, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units
 from engine.dataset.layout import claim_name, load_plan, read_quarantine
 from engine.dataset.parquet import open_shard
 from engine.dataset.store import Out, Store, open_store

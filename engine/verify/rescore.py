@@ -16,7 +16,8 @@ from safetensors.torch import load
 
 from engine.beam.calibration_file import read_calibration
 from engine.corpus.document import Document
-from engine.corpus.scan import CorpusScan, read_units, scan_corpus
+from engine.corpus.scan import CorpusScan, scan_corpus
+from engine.corpus.units import read_units
 from engine.dataset.layout import load_plan
 from engine.dataset.parquet import open_shard
 from engine.dataset.sidecars import LM_HEAD, has_calibration

@@ -62,7 +62,7 @@ class _Shell:
     def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
         self._worker.calibrate(documents, last, lost)
 
-    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+    def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         return self._worker.score(unit, documents)
 
     def score_alone(self, document: Document) -> Any:
@@ -96,7 +96,7 @@ class Pool:
         self._asked_at = -math.inf  # when `_fits` was
         self._schedule = Schedule(iter(()), 0, config.max_in_flight)
 
-    def run(self, tasks: Iterator[tuple[Unit, list[Document]]], count: int) -> Generator[Event, None, None]:
+    def run(self, tasks: Iterator[tuple[Unit, Sequence[Document]]], count: int) -> Generator[Event, None, None]:
         """Score all `count` tasks. Yields as things happen; closing the iterator kills the actors.
 
         `tasks` is read only as fast as actors take work. Raises WorkError when the work cannot go on (running again

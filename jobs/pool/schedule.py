@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any, Literal
 
 from engine.corpus.document import Document, Unit
+from engine.corpus.units import UnreadUnit
 from jobs.pool.events import Death, Done, Event, Notice, Ready, Salvaged
 from schemas.errors import WorkError
 
@@ -36,7 +37,7 @@ class Task:
     """A unit on its way through the pool. size: characters."""
 
     unit: Unit
-    documents: list[Document]
+    documents: Sequence[Document]
     deaths: int = 0
     outcomes: list[tuple[Document, Any]] = field(default_factory=list)  # when scored one by one
     held: int = 0  # calls that actors have of it, copies included
@@ -45,7 +46,10 @@ class Task:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size = 1 + sum(len(document.text) for document in self.documents)
+        if isinstance(self.documents, UnreadUnit):
+            self.size = 1 + self.documents.characters
+        else:
+            self.size = 1 + sum(len(document.text) for document in self.documents)
 
 
 @dataclass(slots=True, eq=False)

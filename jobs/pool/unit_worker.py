@@ -73,7 +73,7 @@ class UnitWorker:
             self._scorer.use_calibration(*read_calibration(self._store, self._plan, self._scorer.head_counts))
             self._lacks_calibration = False
 
-    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+    def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         """Score and publish a unit. Returns its sums only: the targets never travel through Ray.
 
         A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
@@ -89,7 +89,7 @@ class UnitWorker:
             self._report(Step("scoring", done, len(documents), unit.index, tokens))
 
         report(0, 0)
-        return _sums(publish(self._store, self._plan, unit, self._scorer.score_unit(documents, report)))
+        return _sums(publish(self._store, self._plan, unit, self._scorer.score_unit(list(documents), report)))
 
     def score_alone(self, document: Document) -> UnitResult:
         """Score one document without publishing it: for units in which some document kills its process."""

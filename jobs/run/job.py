@@ -8,20 +8,21 @@ Safe to kill at any moment and to run again: published units stay, only the rest
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from engine.corpus.document import Document, Unit
-from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
+from engine.corpus.scan import CorpusScan, scan_corpus
+from engine.corpus.units import read_units, sample
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, load_plan, unsealed_units
 from engine.dataset.sidecars import CALIBRATION, has_calibration
 from engine.dataset.store import PosixStore, Store, open_store
-from engine.plan.make_plan import ENGINE_VERSION, make_plan
+from engine.plan.make_plan import ENGINE_VERSION, known_files, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.plan.vocabularies import load_teacher_vocabulary
@@ -79,7 +80,7 @@ def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | N
 def _planned(run: RunConfig, display: Display) -> tuple[CorpusScan, Plan]:
     """The corpus is read once from end to end, and so are the teacher's files: both may take minutes."""
     with display.stepping("reading the corpus"):
-        scan = scan_corpus(run.corpus, run.base_dir)
+        scan = scan_corpus(run.corpus, run.base_dir, known_files(run))
     scan.check_some_readable()
     with display.stepping("reading the teacher's files and the tokenizers"):
         return scan, make_plan(run, scan)
@@ -95,9 +96,9 @@ class _Job:
     store: Store
     rows: list[int] | None = None
 
-    def units(self, missing: set[int]) -> Iterator[tuple[Unit, list[Document]]]:
+    def units(self, missing: set[int]) -> Iterator[tuple[Unit, Sequence[Document]]]:
         if self.rows is None:
-            return read_units(self.run.corpus, self.scan, missing)
+            return read_units(self.run.corpus, self.scan, missing, unread=True)
         return read_retried(self.run.corpus, self.scan, self.rows, missing)
 
     def budget(self) -> Budget:

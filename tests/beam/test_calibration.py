@@ -15,7 +15,8 @@ import pytest
 import jobs.run.job as verb
 from engine.beam.calibration_file import LEFT_OUT, parse_calibration, publish_calibration, read_calibration
 from engine.corpus.document import Document
-from engine.corpus.scan import read_units, sample, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units, sample
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, load_plan, load_seals, seal_name

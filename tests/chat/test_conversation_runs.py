@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.corpus.document import Message
-from engine.corpus.scan import read_units, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units
 from engine.plan.make_plan import make_plan
 from engine.plan.pin import pin
 from engine.reader.targets import Targets

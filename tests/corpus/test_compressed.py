@@ -31,7 +31,7 @@ def frame(data: bytes, *, size: bool = True, checksum: bool = False, **parameter
 
 
 def read_all(path: Path, codec: str, step: int = -1) -> bytes:
-    with open_bytes(path, codec) as stream:
+    with open_bytes(path.open("rb"), codec) as stream:
         return b"".join(iter(lambda: stream.read(step), b""))
 
 
@@ -97,7 +97,7 @@ def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
     text = b" ".join(b"%d" % number for number in range(3_000_000))
     (tmp_path / "a.zst").write_bytes(frame(text))
     tracemalloc.start()
-    with open_bytes(tmp_path / "a.zst", ".zst") as stream:
+    with open_bytes((tmp_path / "a.zst").open("rb"), ".zst") as stream:
         size = sum(map(len, iter(lambda: stream.read(1 << 16), b"")))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -109,7 +109,7 @@ def test_a_seekable_stream_has_the_same_bytes(tmp_path: Path, codec: str) -> Non
     text = os.urandom(100_000)
     packed = PACKED[codec](text)
     (tmp_path / "a").write_bytes(packed)
-    with open_seekable(tmp_path / "a", codec) as stream:
+    with open_seekable((tmp_path / "a").open("rb"), codec) as stream:
         stream.seek(-1000, os.SEEK_END)
         assert stream.read() == text[-1000:]
         stream.seek(0)

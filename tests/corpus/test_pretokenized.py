@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models
 from engine.corpus.columns import Columns, Record
 from engine.corpus.document import Message
 from engine.corpus.pretokenized import TokenColumns
-from engine.corpus.scan import read_units, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units
 from engine.corpus.values import Problem
 from schemas.errors import CorpusError, RunFileError
 from schemas.runfile import RunConfig, parse_run

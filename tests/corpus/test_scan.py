@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.corpus.cut import split_units
 from engine.corpus.files import labels
-from engine.corpus.scan import CorpusScan, read_units, scan_corpus, split_units
+from engine.corpus.scan import CorpusScan, scan_corpus
+from engine.corpus.units import read_units
 from schemas.errors import CorpusError
 from schemas.plan_inputs import corpus_files_of
 from tests.support.corpora import PACK, TEXTS, WRITE, corpus, jsonl, parquet, problems, read, refused, zst
@@ -128,7 +130,7 @@ def test_unwanted_units_are_passed_over_without_parsing(tmp_path: Path, monkeypa
     scan = scan_corpus(config, tmp_path)
     parsed = []
     loads = json.loads
-    monkeypatch.setattr("engine.corpus.records.json.loads", lambda text: parsed.append(text) or loads(text))
+    monkeypatch.setattr("engine.corpus.json_files.json.loads", lambda text: parsed.append(text) or loads(text))
     assert [unit.index for unit, _ in read_units(config, scan, {1, 5})] == [1, 5]
     assert len(parsed) == 4
 

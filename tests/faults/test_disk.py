@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from engine.corpus.document import Unit
-from engine.corpus.scan import read_units, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.unit_result import UnitResult

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.corpus.scan import read_units, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units
 from engine.dataset.layout import load_manifest, sealed_units
 from engine.reader.targets import Targets
 from schemas.errors import CorpusError

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.corpus.document import Document
-from engine.corpus.scan import read_units, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
 

@@ -8,7 +8,8 @@ from collections.abc import Container
 from pathlib import Path
 
 from engine.corpus.document import Document
-from engine.corpus.scan import CorpusScan, read_units, sample, scan_corpus
+from engine.corpus.scan import CorpusScan, scan_corpus
+from engine.corpus.units import read_units, sample
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import load_plan

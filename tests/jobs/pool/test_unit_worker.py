@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engine.corpus.document import refusal
-from engine.corpus.scan import read_units, scan_corpus
+from engine.corpus.scan import scan_corpus
+from engine.corpus.units import read_units
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.layout import claim_name, read_quarantine, sealed_units
 from engine.dataset.store import open_store
