@@ -25,6 +25,7 @@ from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION, Codec, ro
 COLUMNS: dict[str, str] = {
     "doc_id": "name of the document, unique in the corpus",
     "doc_row": "position of the document in the corpus, counted over all input files",
+    "source": "name of the [[corpus]] table that the document is of",
     "text": "the text; empty when the run stores none",
     "token_ids": "[T] the document's tokens, end token included",
     "byte_end": "[T] byte offset in the text's UTF-8 at which the token ends",
@@ -108,6 +109,9 @@ class ProductFacts(_Frozen):
     draws: int = Field(default=0, description="codec sample: tokens drawn per position")
     hidden_size: int = Field(default=0, description="codec hidden: numbers per state")
     statistics: bool = Field(default=False, description="the teacher's statistics stand beside its rows")
+    sources: bool = Field(
+        default=False, description="a mixture: the column `source` is there; without one there is no such key"
+    )
     bos_id: int | None = Field(default=None, description="begin token, if the vocabulary has one")
     eos_id: int | None = Field(default=None, description="token that closes a document, if one is appended")
     regime: Regime = Field(description="a word of REGIMES")
@@ -121,14 +125,15 @@ class ProductFacts(_Frozen):
     @model_serializer(mode="wrap")
     def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content = dump(self)
-        if not self.notes:
-            content.pop("notes", None)
+        for key in ("notes", "sources"):
+            if not getattr(self, key):
+                content.pop(key, None)
         return content
 
     @property
     def schema_of_rows(self) -> pa.Schema:
         """The columns of the product's files."""
-        return row_schema(self.codec, self.statistics)
+        return row_schema(self.codec, self.statistics, self.sources)
 
 
 class Plan(_Frozen):
@@ -176,6 +181,11 @@ class Plan(_Frozen):
     def corpus_files(self) -> tuple[PlannedFile, ...]:
         """The files of the corpus, in order, as they were when the plan was made. OutputError: absent or damaged."""
         return corpus_files_of(self.semantic)
+
+    def source_of(self, unit: PlanUnit) -> str:
+        """The [[corpus]] table that the documents of a unit are of; "" where there is no mixture."""
+        files = setting(self.semantic, "corpus", "files")
+        return str(files[unit.file_index].get("source", "")) if isinstance(files, list) else ""
 
     @property
     def engine_version(self) -> str | None:

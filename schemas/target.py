@@ -52,9 +52,12 @@ def _field(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-_HEAD = (
+_NAMES = (
     _field("doc_id", pa.string()),
     _field("doc_row", pa.int64()),  # position of the document in the corpus, counted over all input files
+)
+_SOURCE = (_field("source", pa.string()),)  # of a mixture: the name of the document's [[corpus]] table
+_HEAD = (
     _field("text", pa.string()),  # "" when the run file says store_text = false
     _field("token_ids", _list(pa.int32())),  # [T]
     _field("byte_end", _list(pa.int32())),  # [T] byte of the text's UTF-8 at which token i ends
@@ -99,10 +102,12 @@ ROLES = {"text": 0, "begin": 1, "end": 2, "template": 3}
 
 
 @cache
-def row_schema(codec: Codec, statistics: bool = False) -> pa.Schema:
-    """The columns of a product. statistics: with those of the teacher's own rows (`[targets] teacher_stats`)."""
+def row_schema(codec: Codec, statistics: bool = False, sources: bool = False) -> pa.Schema:
+    """The columns of a product. statistics: with those of the teacher's own rows (`[targets] teacher_stats`). sources: of a
+    mixture."""
     middle = () if codec == "hidden" else _MEASURES
-    return pa.schema([*_HEAD, *_CODECS[codec], *middle, *_FLAGS, *(_STATISTICS if statistics else ())])
+    head = (*_NAMES, *(_SOURCE if sources else ()), *_HEAD)
+    return pa.schema([*head, *_CODECS[codec], *middle, *_FLAGS, *(_STATISTICS if statistics else ())])
 
 
 ROW_SCHEMA = row_schema("topk")

@@ -165,6 +165,7 @@ def matches(pattern: str) -> list[str]:
                 f'{asked.name.rstrip("/")}/*.parquet".'
             )
         return [pattern]
+    system.invalidate_cache()
     found = asked._try(lambda: system.glob(pattern, detail=True))
     names = [name for name, facts in found.items() if facts.get("type") != "directory" and not name.endswith("/")]
     if not names:

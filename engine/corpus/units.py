@@ -82,7 +82,7 @@ def read_units(
     for file_index, group in groupby(chosen, key=lambda unit: unit.file_index):
         file, units = scan.files[file_index], list(group)
         part, stamp = part_of(config, file.source), scan.stamps[file_index] if scan.stamps else ""
-        if unread and is_url(file.path) and _is_read_in_parts(file):
+        if unread and is_url(file.path) and _is_read_in_parts(file, stamp):
             yield from ((unit, UnreadUnit(part, file, scan.base_dir, stamp, unit)) for unit in units)
         else:
             yield from _of_file(part, file, scan.base_dir, stamp, units)
@@ -122,11 +122,12 @@ def _begin(file: CorpusFile, unit: Unit, spans: Sequence[Span]) -> Mark:
     return Mark(spans[0][0], *file.unit_marks[first])
 
 
-def _is_read_in_parts(file: CorpusFile) -> bool:
-    """Whether fetching one unit of a file fetches little else."""
+def _is_read_in_parts(file: CorpusFile, stamp: int | str) -> bool:
+    """Whether fetching one unit of a file fetches little else. Raises CorpusError where the file has changed."""
     source = Source.of(file.path)
     if not file.unit_marks and (source.format != "parquet" or source.codec):
         return False
+    _check_same(file.path, file, stamp)
     with source.open() as stream:
         if file.unit_marks or not stream.seekable():
             return stream.seekable()

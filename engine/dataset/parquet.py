@@ -276,6 +276,8 @@ def encodings(schema: pa.Schema) -> dict[str, Any]:
     dictionary = [f"{name}.list.element" for name in lists if name in DICTIONARY_COLUMNS]
     plain = {name for name in lists if pa.types.is_boolean(schema.field(name).type.value_type)}
     others = {name: "DELTA_BINARY_PACKED" if name in DELTA_COLUMNS else "BYTE_STREAM_SPLIT" for name in lists}
+    if "source" in schema.names:
+        dictionary.append("source")
     return {
         "use_dictionary": dictionary,
         "column_encoding": {

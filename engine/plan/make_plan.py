@@ -149,7 +149,8 @@ def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:
         products[HIDDEN] = own.model_copy(update=stored)
     notes = notes_of(run, known)
     told = {product: (*notes[TEACHER], *(notes.get(product, ()) if product != TEACHER else ())) for product in products}
-    return {product: facts.model_copy(update={"notes": told[product]}) for product, facts in products.items()}
+    more = {"sources": bool(run.corpus.parts)}
+    return {product: facts.model_copy(update={"notes": told[product], **more}) for product, facts in products.items()}
 
 
 def _facts(

@@ -40,7 +40,7 @@ NARROW: dict[str, tuple[str, type[np.generic], float]] = {
 }
 _SHARES = ("open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass")
 _TYPES: dict[str, pa.DataType] = {
-    "doc_id": pa.string(), "doc_row": pa.int64(), "text": pa.string(), "scored": pa.list_(pa.bool_()),
+    "doc_id": pa.string(), "doc_row": pa.int64(), "source": pa.string(), "text": pa.string(), "scored": pa.list_(pa.bool_()),
     **dict.fromkeys(("token_ids", "byte_end", "topk_ids", "sample_ids"), pa.list_(pa.int32())),
     **dict.fromkeys(("flags", "roles", "sample_sizes", "sample_counts"), pa.list_(pa.uint8())),
     **dict.fromkeys(("topk_logps", "tail_logp", "gold_logp", "err", *_SHARES, *STATISTICS), pa.list_(pa.float32())),

@@ -61,6 +61,7 @@ class Document:
     flags: npt.NDArray[np.uint8]  # [T]
     left_out: int  # positions that only `max_width` made unscored
     extra: dict[str, npt.NDArray[Any]]
+    source: str = ""  # of a mixture: the name of its [[corpus]] table
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,4 +342,5 @@ def _documents(group: RowGroup) -> Iterator[Document]:
             left_out=int(cut.pop(LEFT_OUT).sum()),
             **{name: cut.pop(name, np.empty(0, np.float32)) for name in _LISTS},
             extra=cut,
+            source=group.columns["source"][i] if "source" in group.columns else "",
         )

@@ -225,9 +225,9 @@ def _products(run: RunConfig, students: Sequence[str] | dict[str, Vocabulary]) -
 
 def _schema(run: RunConfig, product: str) -> pa.Schema:
     if product == HIDDEN:
-        return row_schema("hidden")
+        return row_schema("hidden", sources=bool(run.corpus.parts))
     codec = "topk" if product in (TEACHER, BYTES) else run.targets.codec
-    return row_schema(codec, product == TEACHER and run.targets.teacher_stats)
+    return row_schema(codec, product == TEACHER and run.targets.teacher_stats, bool(run.corpus.parts))
 
 
 # ---- how each product is made ----------------------------------------------------------------------------------------

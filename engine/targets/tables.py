@@ -104,6 +104,7 @@ def table_of(
     columns: dict[str, Any] = {
         "doc_id": pa.array([group[i].document.doc_id for i in good], pa.string()),
         "doc_row": pa.array([group[i].document.doc_row for i in good], pa.int64()),
+        "source": pa.array([group[i].document.part for i in good], pa.string()),
         "text": pa.array([_text_of(group[i]) if keep_text else "" for i in good], pa.string()),
     }
     for column in schema:

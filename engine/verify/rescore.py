@@ -187,7 +187,8 @@ class Rescorer:
             by_row = {document.doc_row: document for document in documents}
             return [by_row[row] for row in rows if row in by_row]
         names, texts = stored.column("doc_id").to_pylist(), stored.column("text").to_pylist()
-        return [Document(*one, "", "") for one in zip(names, rows, texts, strict=True)]
+        part = self.plan.source_of(self.plan.units[unit])
+        return [Document(*one, "", "", part=part) for one in zip(names, rows, texts, strict=True)]
 
     # ---- files
 

@@ -192,6 +192,11 @@ class FileCheck:
             self._add("misfit", f"in row group {group}, {wrong}", "lists as docs/format.md, section 3, has them")
             raise ValueError("its lists do not fit each other")
         rows, ids = table.column("doc_row").to_pylist(), table.column("doc_id").to_pylist()
+        if facts.sources and expected.plan.has_corpus:
+            source, named = expected.plan.source_of(expected.unit), table.column("source").to_pylist()
+            for row in [row for row, name in enumerate(named) if name != source][:1]:
+                wanted = f"{source!r}, the table that the unit is of"
+                self._add("source", repr(named[row]), wanted, document=ids[row], column="source")
         if table.num_rows > MAX_GROUP_ROWS:
             self._add("group", f"{table.num_rows} documents in row group {group}", f"at most {MAX_GROUP_ROWS}")
         for column, values in (("doc_id", ids), ("doc_row", rows)):

@@ -61,6 +61,7 @@ def as_json(document: Document) -> dict[str, Any]:
     """The document as JSON values: the keys and meanings that docs/format.md promises."""
     whole = {
         "doc_id": document.doc_id,
+        **({"source": document.source} if document.source else {}),
         "text": document.text,
         "token_ids": document.token_ids.tolist(),
         "byte_end": document.byte_end.tolist(),

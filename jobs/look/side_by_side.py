@@ -81,7 +81,8 @@ def show_document(
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     console.print(
-        f"[bold]{escape(row['doc_id'].translate(CONTROLS))}[/]  document {row['doc_row']} of the corpus, {_title(product, ours)}"
+        f"[bold]{escape(row['doc_id'].translate(CONTROLS))}[/]  document {row['doc_row']} of the corpus"
+        f"{', of ' + escape(row['source']) if row.get('source') else ''}, {_title(product, ours)}"
     )
     console.print(_table(ours, theirs, window, top))
     console.print(_legend(ours, window), markup=False)

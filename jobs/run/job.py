@@ -128,7 +128,7 @@ def _score(job: _Job, address: str | None, counts: Counts, display: Display) -> 
     if len(sealed) < len(plan.units):
         _work(job, {unit.index for unit in plan.units} - sealed, budget, counts, display, address)
     with display.stepping("checking the units and writing the manifest"):
-        return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts)
+        return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts, plan)
 
 
 def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display: Display, address: str | None) -> None:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from engine.dataset.layout import sealed_quarantine
 from engine.dataset.store import Store
 from jobs.run.progress import Counts, clock
-from schemas.manifest import REGIMES, Manifest
+from schemas.manifest import REGIMES, Manifest, Plan
 from schemas.reasons import REASONS, REMEDIES
 
 _PIPE_WIDTH = 110  # columns where the output is not a terminal
@@ -27,6 +27,7 @@ class Outcome:
     store: Store
     manifest: Manifest
     counts: Counts
+    plan: Plan
 
 
 def print_summary(outcome: Outcome, stream: TextIO) -> None:
@@ -65,6 +66,9 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     console.print(
         f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
     )
+    for source, (documents, refused) in documents_by_source(outcome.plan, manifest).items():
+        told = f" and {refused:,} in quarantine" if refused else ""
+        console.print(f"  {source}: {documents - refused:,} documents{told}", markup=False)
     for reason, count in quarantined_by_reason(store, manifest).most_common():
         console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
         console.print(f"          do: {REMEDIES[reason]}", markup=False)
@@ -83,6 +87,17 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
         console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
     else:
         console.print("this command: nothing to do, the run had ended")
+
+
+def documents_by_source(plan: Plan, manifest: Manifest) -> dict[str, tuple[int, int]]:
+    """Name of a [[corpus]] table -> its documents, and those of them that are in quarantine; empty without a mixture."""
+    refused = {shard.unit: shard.quarantined for shard in manifest.shards}
+    found: dict[str, tuple[int, int]] = {}
+    for unit in plan.units:
+        if source := plan.source_of(unit):
+            documents, bad = found.get(source, (0, 0))
+            found[source] = (documents + unit.n_rows, bad + refused.get(unit.index, 0))
+    return found
 
 
 def quarantined_by_reason(store: Store, manifest: Manifest) -> Counter[str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.dataset.layout import load_manifest
+from engine.dataset.layout import load_manifest, load_plan
 from engine.dataset.store import open_store
 from engine.losses.chunked_head import chunked
 from engine.losses.sampled import sampled_ce
@@ -85,7 +85,7 @@ def test_show_draws_and_refuses_hidden_states(everything: Path, drawn: Path) -> 
 def test_the_summary_and_the_card_name_every_product(everything: Path, drawn: Path) -> None:
     for out, words in ((everything, ("hidden", "bytes", "128 numbers", "top 16")), (drawn, ("sample", "20 draws"))):
         stream = io.StringIO()
-        print_summary(Outcome(open_store(out), load_manifest(out), Counts(3, 3)), stream)
+        print_summary(Outcome(open_store(out), load_manifest(out), Counts(3, 3), load_plan(out)), stream)
         card = (out / "README.md").read_text(encoding="utf-8")
         for word in words:
             assert word in stream.getvalue() or word in card
