@@ -58,7 +58,7 @@ class ObservedWorker(UnitWorker):
         self._real_score = self._scorer.score_unit
         self._scorer.score_unit = self._score_unit  # type: ignore[method-assign]
 
-    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+    def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         self._unit, self._working = unit.index, False
         stats = super().score(unit, documents)
         if self._working:

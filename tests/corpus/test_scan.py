@@ -145,7 +145,7 @@ def test_unwanted_row_groups_and_files_are_not_read(tmp_path: Path) -> None:
     start = at.dictionary_page_offset or at.data_page_offset
     data[start : start + 400] = bytes(400)  # its header, so that no reader could go on
     (tmp_path / "a.parquet").write_bytes(data)
-    os.utime(tmp_path / "a.parquet", ns=(0, scan.stamps[0]))  # as damage of a disk
+    os.utime(tmp_path / "a.parquet", ns=(0, int(scan.stamps[0])))  # as damage of a disk
     assert [unit.index for unit, _ in read_units(config, scan, {0, 2, 3})] == [0, 2, 3]
     with pytest.raises(CorpusError, match="damaged"):
         list(read_units(config, scan, {1}))
@@ -177,7 +177,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     file.write_bytes(jsonl(["a"]).ljust(32))  # as many bytes, fewer records
     with pytest.raises(CorpusError, match="changed .* got 32 bytes written since"):
         list(read_units(config, scan, {0}))
-    os.utime(file, ns=(0, scan.stamps[0]))
+    os.utime(file, ns=(0, int(scan.stamps[0])))
     with pytest.raises(CorpusError, match="changed .* got 1 records, wanted 2"):
         list(read_units(config, scan, {0}))
     file.unlink()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import datasets.config
 import fsspec
 import huggingface_hub
 import pytest

@@ -49,7 +49,7 @@ class Killer(UnitWorker):
         _look(documents)
         super().calibrate(documents, last, lost)
 
-    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+    def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         _look(documents)
         return super().score(unit, documents)
 

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class SlowWorker:
     def __init__(self, folder: Path, *, report: Report = silent) -> None:
         self.folder = folder
 
-    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+    def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         if documents[0].text == "freeze" and not (marker := self.folder / "frozen").exists():
             marker.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)

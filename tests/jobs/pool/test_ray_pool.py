@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -37,7 +37,7 @@ class ScriptedWorker:
         with self.log.with_suffix(".calibrated").open("a") as stream:
             stream.write(" ".join(["calibrated", *(document.text for document in documents), *["all"] * last]) + "\n")
 
-    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+    def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         for document in documents:
             self.score_alone(document)
         with self.log.open("a") as stream:
@@ -63,7 +63,7 @@ class CountingWorker(ScriptedWorker):
         report(Step("loading", 1, 2))
         time.sleep(1.5)
 
-    def score(self, unit: Unit, documents: list[Document]) -> dict[str, float]:
+    def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         for done, document in enumerate(documents):
             self.report(Step("scoring", done, len(documents), unit.index, tokens=10 * done))
             time.sleep(0.5)
