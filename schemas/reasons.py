@@ -12,7 +12,8 @@ REASONS: dict[str, str] = {
     "invalid_utf8": "the bytes of the record are not valid UTF-8, or the text holds a lone surrogate",
     "not_reversible": "a tokenizer or its normaliser changes the text, so token boundaries have no place in it",
     "unknown_token": "a tokenizer can only write this text with its unknown token",
-    "added_token": "the text holds an added token that strips what is beside it, or that the teacher has no output for",
+    "added_token": "the text holds an added token that strips what is beside it, that the teacher has no output for, or that a "
+    "subset student spells by itself",
     "tokenizer_fault": "a tokenizer's rules do not hold for this text, such as a byte that no token has",
     "nonfinite_logprob": "the teacher gave NaN or infinity for this document",
     "identity": "a probability identity does not hold for this document (sums, signs)",
@@ -44,7 +45,8 @@ REMEDIES: dict[str, str] = {
     "invalid_utf8": f"{_RECORD}: convert the file to UTF-8",
     "not_reversible": "normalise the corpus (NFC, white space), or give that student a run of its own",
     "unknown_token": "normalise the corpus, or give that student a run of its own",
-    "added_token": "take the string out of the text, or do without the document",
+    "added_token": 'take the string out of the text, or do without the document; for a subset student [targets] regime = "beam" '
+    "scores it",
     "tokenizer_fault": "do without the document, and report it with the detail",
     "nonfinite_logprob": 'try [teacher] dtype = "float32" (overflow in half precision); else the teacher is broken',
     "identity": "a bug, or a broken teacher: report it with the detail",

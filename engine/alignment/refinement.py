@@ -17,7 +17,7 @@ import numpy as np
 from engine.alignment.expansion import Expansion
 from engine.alignment.token_trie import Trie
 from engine.contexts.tree import ContextTree
-from schemas.errors import IdentityError
+from schemas.errors import BadDocument, IdentityError
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,9 @@ def exact_pairs(
 ) -> ExactPairs:
     """The pairs of one document. unit_n, end_n: int [n], units and the bytes of prefix + text where they end, rising.
 
-    skip: units that have no row (the teacher's prefix, for bytes). Raises IdentityError when the document's own
-    tokenization does not expand to the units: then the pair of tokenizers is not what lemma 12 asks for.
+    skip: units that have no row (the teacher's prefix, for bytes). Raises BadDocument where the text holds an added text of the
+    teacher alone, and IdentityError when the document's own tokenization does not expand to the units: then the pair of
+    tokenizers is not what lemma 12 asks for.
     """
     parent, token = np.asarray(tree.parent, np.int64), np.asarray(tree.token, np.int64)
     places = np.concatenate([[0], np.asarray(end_n, np.int64)])
@@ -52,6 +53,12 @@ def exact_pairs(
     at_N[places[np.minimum(at_N, len(places) - 1)] != np.asarray(tree.end)] = -1
     agrees_N = _agrees(tree, parent, token, at_N, expansion, np.asarray(unit_n))
     trunk = np.asarray(tree.trunk, np.int64)
+    if len(apart := trunk[expansion.lengths[token[trunk]] == 0]):
+        raise BadDocument(
+            "added_token",
+            f"the teacher's token {token[apart[0]]} that ends at byte {tree.end[apart[0]]} (of prefix and text) is an added text "
+            "that the student spells by itself",
+        )
     if not agrees_N[trunk].all():
         node = int(trunk[np.argmin(agrees_N[trunk])])
         raise IdentityError(

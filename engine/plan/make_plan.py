@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from engine.alignment.expansion import apart
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import check_specials
@@ -149,8 +150,22 @@ def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:
         products[HIDDEN] = own.model_copy(update=stored)
     notes = notes_of(run, known)
     told = {product: (*notes[TEACHER], *(notes.get(product, ()) if product != TEACHER else ())) for product in products}
+    for product in (name for name, regime in regimes.items() if regime == "subset"):
+        told[product] += _left_out(product, known)
     more = {"sources": bool(run.corpus.parts)}
     return {product: facts.model_copy(update={"notes": told[product], **more}) for product, facts in products.items()}
+
+
+def _left_out(product: str, known: Vocabularies) -> tuple[str, ...]:
+    """What a person is told where a subset student lacks added texts of the teacher."""
+    texts = sorted(apart(known.teacher, known.students[product]).values())
+    if not texts:
+        return ()
+    shown = ", ".join(repr(text) for text in texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
+    return (
+        f"{product}: exact for texts without {shown}, which {known.teacher.name} takes whole and the student spells: documents "
+        'whose scored text holds one go to quarantine (added_token). [targets] regime = "beam" scores them, too',
+    )
 
 
 def _facts(

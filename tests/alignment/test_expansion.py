@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 import engine.alignment.token_trie as trie_module
-from engine.alignment.expansion import byte_expansion, subset_expansion, subset_gap
+from engine.alignment.expansion import apart, byte_expansion, subset_expansion, subset_gap
+from engine.alignment.refinement import exact_pairs
 from engine.alignment.token_trie import build_trie
+from engine.bpe.segmenter import build_segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.contexts.builder import ContextBuilder
 from schemas.errors import BadDocument, TokenizerError
 from tests.support.pairs import BYTES, STUDENT, Pair, stored, subset_pair
 from tests.support.toys import TableTeacher, alphabet, random_text, toy
-from tests.support.vocabularies import EFFORT, SPELL, needs_shared, texts, vocabulary
+from tests.support.vocabularies import EFFORT, HARD, SPELL, needs_shared, texts, vocabulary
 
 
 def save_vocabulary(spec: dict[str, Any], folder: Path, texts: Sequence[dict[str, Any]] = ()) -> Vocabulary:
@@ -74,6 +77,31 @@ def test_real_subsets_are_proven_and_expand(name: str):
         assert got == wanted, text[:80]
         compared += 1
     assert compared > 100
+
+
+@needs_shared
+def test_added_texts_of_the_teacher_alone_are_no_text():
+    """Qwen3 takes `</think>` whole, a student of Qwen2.5's merges spells it: exact for all other texts."""
+    teacher, student = vocabulary(HARD[0]), vocabulary("qwen2.5-subset-8000")
+    assert "qwen3" in HARD[0] and subset_gap(teacher, student) is None
+    assert subset_gap(vocabulary("qwen2.5-subset-8000"), teacher) is not None
+    left_out = apart(teacher, student)
+    assert set(left_out.values()) == set(teacher.added_text) - set(student.added_text) >= {"<think>", "</think>"}
+    expansion, compared = subset_expansion(teacher, student), 0
+    assert not expansion.lengths[list(left_out)].any()
+    for text in [*texts()[:60], "a </think", "<tool_call>{}</tool_call>"]:
+        try:
+            ids, wanted = teacher.encode(text)[0], student.encode(text)[0]
+        except BadDocument:
+            continue
+        assert [int(u) for t in ids for u in expansion.unit[expansion.start[t] : expansion.start[t + 1]]] == wanted
+        compared += 1
+    assert compared > 30
+    ids, ends = teacher.encode("a <think> b")
+    tree = ContextBuilder(build_segmenter(teacher)).build(b"a <think> b", ids, ends, (151643,))
+    units, places = (np.array(x) for x in student.encode("a <think> b"))
+    with pytest.raises(BadDocument, match="added_token: the teacher's token 151667 that ends at byte 9"):
+        exact_pairs(tree, build_trie(expansion), expansion, units, places)
 
 
 @needs_shared

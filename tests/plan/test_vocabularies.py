@@ -107,3 +107,22 @@ def test_the_chat_template_is_the_one_of_the_tokenizers_commit(tmp_path: Path, h
     known = load_vocabularies(pinned)
     assert known.chat["teacher"].template.text == CHATML
     assert known.hashes["teacher"] == load_vocabulary(str(ASSETS / "teacher")).content_hash
+
+
+def test_added_texts_that_a_subset_student_lacks_are_told(tmp_path: Path) -> None:
+    """Documents that hold one go to quarantine; the start, plan.json and the card say which they are."""
+    folder, spec = tmp_path / "other", json.loads((ASSETS / "teacher" / "tokenizer.json").read_text(encoding="utf-8"))
+    shutil.copytree(ASSETS / "teacher", folder)
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    size = max([*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"])]) + 1
+    spec["added_tokens"].append({"id": size, "content": "<think>", **plain})
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    run_file = write_run(tmp_path, students={"s": ASSETS / "teacher"})
+    text = run_file.read_text(encoding="utf-8").replace(
+        "[teacher]", f"[teacher]\ntokenizer = {json.dumps(str(folder))}", 1
+    )
+    run_file.write_text(text, encoding="utf-8")
+    run = load_run(run_file)
+    facts = make_plan(run, scan_corpus(run.corpus, run.base_dir)).products["student/s"]
+    assert facts.regime == "subset"
+    assert "exact for texts without '<think>'" in facts.notes[-1] and 'regime = "beam"' in facts.notes[-1]
