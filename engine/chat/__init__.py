@@ -10,6 +10,7 @@ Files, in the order of the data:
   template_files  which chat template each product has
   special_tokens  special tokens inside a text as boundaries of parts
   conversation    how one product's tokenizer reads conversations
+  lead            the first token of a text without a template, where a tokenizer puts a space before it
   shortened       what is left out of a prompt that the teacher has no room for
   segmenting      messages -> the sequence of every product
 """

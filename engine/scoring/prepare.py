@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.alignment.passage import Passage, ProductView
 from engine.alignment.refinement import exact_pairs
+from engine.chat.lead import with_lead
 from engine.chat.segmenting import ChatSettings, segment_conversation, without_long_prompts
 from engine.chat.segments import SegmentedDocument
 from engine.corpus.document import Document
@@ -38,6 +39,8 @@ def _prepare(stages: Stages, document: Document) -> Work:
     if stages.chat:
         corpus = stages.run.corpus
         settings = ChatSettings(corpus.roles, corpus.thinking, stages.run.targets.end, corpus.messages is None)
+        if settings.plain:
+            document = with_lead(stages.chat, document, corpus.roles)
         try:
             return _in_parts(stages, document, segment_conversation(stages.chat, document, settings))
         except BadDocument as error:

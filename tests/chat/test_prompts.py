@@ -90,3 +90,20 @@ def test_labels_say_what_is_scored(tmp_path: Path) -> None:
     assert unit.quarantine == []
     row = row_of(unit.products[TEACHER])
     assert row["token_ids"] == [*flat, 2047] and row["scored"] == [*(i != -100 for i in labels), True]
+
+
+def test_a_beginning_that_is_scored_gives_up_its_first_token(tmp_path: Path) -> None:
+    """The student sp puts a space before a text: its first token is read only, for every product, and all else is as behind a
+    prompt. Before, all such records were not_reversible."""
+    ready, text = scorer(tmp_path, input_ids="ids", labels="y"), "Anna buys 4 — naïve."
+    ids = tokens(text)
+    unit = ready.score_unit([document(ready, ids=[2046, *ids], y=[-100, *ids])])
+    assert unit.quarantine == [] and ids[0] == tokens("A")[0]
+    for product, table in unit.products.items():
+        row, vocabulary = row_of(table), None if product == BYTES else ready.stages.chat[product].full
+        at = np.flatnonzero(row["scored"])[:-1]
+        assert row["text"] == text and spelled(vocabulary, np.array(row["token_ids"])[at]) == text[1:].encode()
+        if vocabulary is not None:
+            assert row["token_ids"][:-1] == vocabulary.encode(text)[0]
+    short = ready.score_unit([document(ready, ids=tokens("A"), y=tokens("A"))]).quarantine
+    assert [found["reason"] for found in short] == ["no_scored_message"]
