@@ -2,10 +2,10 @@
 
 What targets/beam_rows.py does one boundary at a time, for all boundaries that have compiled tables (compiled/walk.py says which
 have not; these go through beam_rows.py). A boundary is pushed forward when every context that it may need has its row: its own
-leaves, and those behind its open leaves up to where the student's pre-token ends or `HORIZON_BYTES` later. Rows that a later
-boundary needs are carried to the next chunk.
+leaves, and those behind its open leaves up to where the student's pre-token ends or `HORIZON_BYTES` later. What a later
+boundary needs of a row is carried to the next chunk.
 
-Letters: P passages, N contexts of a passage, K boundaries of a passage, R rows of the window, Vt teacher ids.
+Letters: P passages, N contexts of a passage, K boundaries of a passage, X its leaves, R rows of the window, Vt teacher ids.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from engine.alignment.student_view import StudentView
 from engine.push.compiled_push import CompiledPush, Window
 from engine.push.push_arrays import NOTED, Bounds, Nodes, Stored
 from engine.push.push_kernels import push
-from engine.push.row_kernels import add_up_rows
+from engine.push.sums_on_device import SumsOnDevice
+from engine.push.sums_on_host import Kids, SumsOnHost
 from engine.targets.positions import SLACK, TargetRows
 from engine.teacher.group import Group
 from engine.teacher.softmax import Chunk
 from schemas.errors import IdentityError
 from schemas.target import FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_NO_MASS
 
+OWN_ROW, UNKNOWN = -1, -2
 HORIZON_BYTES = 256
 """A leaf whose string is longer than this stays open."""
 
@@ -34,7 +36,11 @@ HORIZON_BYTES = 256
 @dataclass(eq=False)
 class _Passage:
     """One passage's arrays, and how far it is done. order: its evaluated contexts by end; need_K, from_K: places in that
-    order, of the last and the first context that a boundary may need; place_N: int64, each context's place in it."""
+    order, of the last and the first context that a boundary may need; place_N: int64, each context's place in it.
+
+    inside: int64, the leaves that are contexts before their boundary, by context, and inside_start_N: int64 [N+1]. at_X: int64,
+    from where on `pool` (float64) has the probabilities of such a leaf's range; OWN_ROW for other leaves, UNKNOWN before its
+    context's row came."""
 
     nodes: Nodes
     bounds: Bounds
@@ -42,8 +48,29 @@ class _Passage:
     need_K: np.ndarray
     from_K: np.ndarray
     place_N: np.ndarray
+    inside: np.ndarray
+    inside_start_N: np.ndarray
+    at_X: np.ndarray
+    pool: np.ndarray
     given: int = 0
     next_k: int = 0
+
+    def add_inside(self, x: np.ndarray, size: np.ndarray, values: np.ndarray) -> None:
+        """Keep the ranges of leaves `x`, and forget those of boundaries that are done."""
+        bounds = self.bounds
+        known = self.inside[(self.at_X[self.inside] >= 0) & (self.inside >= bounds.leaf_start[self.next_k])]
+        kept = bounds.leaf_hi[known].astype(np.int64) - bounds.leaf_lo[known]
+        self.pool = np.concatenate([self.pool[_ranges(self.at_X[known], self.at_X[known] + kept)], values])
+        at = np.concatenate([kept, size])
+        self.at_X[np.concatenate([known, x])] = np.cumsum(at) - at
+
+    def check_inside(self, begin: int, end: int) -> None:
+        """Raises IdentityError when the row of a leaf of boundaries begin .. end came and its range was not kept."""
+        a, b = self.bounds.leaf_start[begin], self.bounds.leaf_start[end]
+        lost = (self.at_X[a:b] == UNKNOWN) & (self.nodes.row_N[self.bounds.leaf_node[a:b]] >= 0)
+        lost &= np.repeat(self.bounds.table_K[begin:end] >= 0, np.diff(self.bounds.leaf_start[begin : end + 1]))
+        if lost.any():
+            raise IdentityError(f"push-forward: {int(lost.sum())} ranges of rows that came are not there; want all")
 
 
 @dataclass(eq=False)
@@ -145,20 +172,37 @@ class CompiledRows:
             lead=np.frombuffer(bytearray(store.pair.vocabulary.prefix_bytes), np.uint8),
             begin_K=view.begin_K.astype(np.int32),
         )
-        return _Passage(nodes, bounds, order, need[:positions], from_K[:positions], place_in_order)
+        of_leaf = np.repeat(np.arange(len(place)), np.diff(view.leaf_start))
+        own = (view.leaf_depth == 0) & (table_N[view.leaf_node] == table_K[of_leaf])
+        inside = np.flatnonzero(~own & (table_K[of_leaf] >= 0))
+        inside = inside[np.argsort(view.leaf_node[inside], kind="stable")]
+        starts = np.searchsorted(view.leaf_node[inside], np.arange(last - first + 1)).astype(np.int64)
+        at_X = np.where(own, OWN_ROW, UNKNOWN).astype(np.int64)
+        return _Passage(
+            nodes,
+            bounds,
+            order,
+            need[:positions],
+            from_K[:positions],
+            place_in_order,
+            inside,
+            starts,
+            at_X,
+            np.empty(0),
+        )
 
     def take(self, chunk: Chunk) -> None:
         """Push the boundaries that have all they need now."""
-        group = self.group
-        prob_RV = chunk.prob.detach().cpu().numpy()
-        window = self.compiled.window(self._left + len(chunk.nodes), prob_RV.dtype)
+        group, compiled = self.group, self.compiled
+        prob_RV, sums = chunk.prob.detach(), compiled.sums(chunk.prob.device)
         begin, end = self._left, self._left + len(chunk.nodes)
+        window = compiled.window(end)
         window.number[begin:end] = chunk.nodes
-        window.prob[begin:end] = prob_RV
-        self._add_up(window, begin, end)
         numbers = window.number[:end]
         of = group.passage_of[numbers]
-        stay = np.zeros(end, bool)
+        sums.add_up(prob_RV, begin, *self._asked(chunk.nodes, of[begin:]), window.rows)
+        self._take_inside(prob_RV, chunk.nodes, of[begin:])
+        stay, made = np.zeros(end, bool), []
         for i in np.unique(of).tolist():
             rows = np.flatnonzero(of == i)
             passage = self._passages[i]
@@ -167,77 +211,95 @@ class CompiledRows:
             passage.nodes.row_N[local] = rows
             passage.given += int((rows >= begin).sum())
             if group.passages[i].bad is None:
-                self._push(i, passage, window)
+                made += self._push(i, passage, window, sums)
             left = passage.from_K[passage.next_k :]
             if len(left):
                 stay[rows] = passage.place_N[local] >= left.min()
+        sums.finish()
+        for i, passage, k, out in made:
+            if self.leaves is None:
+                self._write(i, self.rows.start[i] + k, k, passage, out)
+            else:
+                self._list(i, k, out, self.leaves)
         kept = np.flatnonzero(stay)
-        for array in (window.number, window.prob, *window.sums):
+        for array in (window.number, *window.rows):
             array[: len(kept)] = array[kept]
+        sums.keep(kept)
         self._left = len(kept)
 
-    def _add_up(self, window: Window, begin: int, end: int) -> None:
-        """Sums of new rows by cells."""
-        compiled, group, numbers = self.compiled, self.group, window.number
-        of = group.passage_of[numbers[begin:end]]
-        counts = np.zeros(end, np.int64)
-        table_R = np.full(end, -1, np.int32)
-        kid_lists, kid_tokens = [], []
-        for i in np.unique(of).tolist():
-            rows, passage = begin + np.flatnonzero(of == i), self._passages[i]
-            local = numbers[rows] - group.first_node[i]
+    def _asked(self, nodes_R: np.ndarray, of_R: np.ndarray) -> tuple[np.ndarray, Kids]:
+        """The table and the children of every context of a chunk."""
+        counts, table_R = np.zeros(len(nodes_R), np.int64), np.full(len(nodes_R), -1, np.int32)
+        nodes, tokens = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+        for i in np.unique(of_R).tolist():
+            rows, passage = np.flatnonzero(of_R == i), self._passages[i]
+            local = nodes_R[rows] - self.group.first_node[i]
             table_R[rows] = passage.nodes.table_N[local]
             first, last = passage.nodes.kid_start[local], passage.nodes.kid_start[local + 1]
             counts[rows] = last - first
-            kids = passage.nodes.kid_node[_ranges(first, last)]
-            kid_lists.append(kids)
-            kid_tokens.append(passage.nodes.token_N[kids])
-        kid_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        kid_node = np.concatenate([np.empty(0, np.int32), *kid_lists])
-        kid_token = np.concatenate([np.empty(0, np.int32), *kid_tokens])
-        tables, top_k = compiled.store.tables(), self._top_k
-        for thread in range(compiled.threads):
-            compiled.scratch(thread, top_k)
+            nodes.append(passage.nodes.kid_node[_ranges(first, last)])
+            tokens.append(passage.nodes.token_N[nodes[-1]])
+        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return table_R, Kids(start, np.concatenate(tokens), np.concatenate(nodes))
 
-        def job(thread: int, start: int, stop: int) -> None:
-            _, _, cells = compiled.scratch(thread, top_k)
-            add_up_rows(
-                tables, window.prob, np.int64(start), np.int64(stop), table_R, compiled.special_ids, kid_start, kid_token,
-                kid_node, compiled.least, cells, window.sums,
-            )  # fmt: skip
-
-        compiled.each(job, begin, end)
+    def _take_inside(self, prob_RV: torch.Tensor, nodes_R: np.ndarray, of_R: np.ndarray) -> None:
+        """Of the chunk's rows, the tokens that reach past a boundary behind their context: all that later boundaries need."""
+        asked, rows = [], []
+        for i in np.unique(of_R).tolist():
+            here, passage = np.flatnonzero(of_R == i), self._passages[i]
+            local = nodes_R[here] - self.group.first_node[i]
+            first, last = passage.inside_start_N[local], passage.inside_start_N[local + 1]
+            asked.append((passage, passage.inside[_ranges(first, last)]))
+            rows.append(np.repeat(here, last - first))
+        lo, hi = (
+            np.concatenate([getattr(passage.bounds, name)[x] for passage, x in asked]).astype(np.int64)
+            for name in ("leaf_lo", "leaf_hi")
+        )
+        taken = self.compiled.sums(prob_RV.device).take_ranges(prob_RV, np.concatenate(rows), lo, hi)
+        at = 0
+        for passage, x in asked:
+            size = passage.bounds.leaf_hi[x].astype(np.int64) - passage.bounds.leaf_lo[x]
+            total = int(size.sum())
+            passage.add_inside(x, size, taken[at : at + total])
+            at += total
 
     @property
     def _top_k(self) -> int:
         return max(1, self.rows.wanted_tokens)
 
-    def _push(self, i: int, passage: _Passage, window: Window) -> None:
+    def _push(
+        self, i: int, passage: _Passage, window: Window, sums: SumsOnHost | SumsOnDevice
+    ) -> list[tuple[int, _Passage, np.ndarray, Stored]]:
+        """The boundaries of a passage whose rows are there: (passage's number, passage, boundaries int64, their results), once
+        the sums have finished."""
         begin = end = passage.next_k
         while end < len(passage.need_K) and passage.need_K[end] < passage.given:
             end += 1
         if begin == end:
-            return
+            return []
         passage.next_k = end
-        compiled, rows = self.compiled, self.rows
+        compiled = self.compiled
         self._bound_pruned(i, passage, begin, end)
+        passage.check_inside(begin, end)
         top_k, out = self._top_k, self._room(len(passage.need_K))
         tables, pair = compiled.store.tables(), compiled.store.pair
+        for thread in range(compiled.threads):
+            compiled.scratch(thread, top_k)
 
         def job(thread: int, start: int, stop: int) -> None:
-            work, memo, _ = compiled.scratch(thread, top_k)
-            push(
-                pair.student, tables, passage.nodes, passage.bounds, window.prob, window.sums, compiled.end_ids,
-                compiled.other_ids, np.int64(compiled.end_id), np.int64(start), np.int64(stop), compiled.least,
-                pair.has_words, memo, work, out,
-            )  # fmt: skip
+            work, memo, parts = compiled.scratch(thread, top_k)
+            while start < stop:
+                done = push(
+                    pair.student, tables, passage.nodes, passage.bounds, window.rows, passage.pool, passage.at_X,
+                    np.int64(compiled.end_id), np.int64(start), np.int64(stop), compiled.least, pair.has_words, memo, work,
+                    parts, out,
+                )  # fmt: skip
+                if self.leaves is None:
+                    sums.add_parts(thread, passage.bounds, start, done, parts, out)
+                start = done
 
         compiled.each(job, begin, end)
-        chosen = begin + np.flatnonzero(passage.bounds.table_K[begin:end] >= 0)
-        if self.leaves is None:
-            self._write(i, rows.start[i] + chosen, chosen, passage, out)
-        else:
-            self._list(i, chosen, out, self.leaves)
+        return [(i, passage, begin + np.flatnonzero(passage.bounds.table_K[begin:end] >= 0), out)]
 
     def _room(self, count: int) -> Stored:
         """For the results of a passage's boundaries."""
@@ -260,7 +322,7 @@ class CompiledRows:
 
     def _list(self, i: int, k: np.ndarray, out: Stored, leaves: OpenLeaves) -> None:
         """The noted leaves of some boundaries, with their shares."""
-        total = out.valid[k] + out.excluded[k] + out.pruned[k]
+        total = out.live[k] + out.pruned[k]
         k, total = k[total > 0], total[total > 0]
         leaves.boundaries[i] = leaves.boundaries.get(i, 0) + len(k)
         row, column = np.nonzero(out.note_node[k] >= 0)

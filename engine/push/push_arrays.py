@@ -65,39 +65,111 @@ TABLES = types.NamedTuple(
 )  # fmt: skip
 
 
-class Sums(NamedTuple):
-    """What `add_up_rows` makes of each row, in the precision of the rows.
+class Rows(NamedTuple):
+    """What the host keeps of each row of probabilities; the sums by columns stay where the rows were (push/sums_on_host.py).
 
-    decided_RC, all_RC: light mass on each column, decided, and decided or open. none_R2: float64 [R, 2], on no token, decided
-    and open. odd_RO: float64, light mass on the odd cells. share_R5: float64 [R, 5], light mass on columns that CUT, that
-    JOIN and are decided, that JOIN and are open; light open mass, odd cells and none included; light decided mass on columns.
-    total_R, text_R: float64 [R], the whole row, and without ids that are no text. heavy_RH: int32, tokens; kid_RH: int32, the
-    node behind each, -1 for none; heavy_R: int32 [R], how many. Rows whose table is -1 have sums of no meaning.
+    Light mass is that of tokens which are not listed as heavy. none_R2: float64 [R, 2], light mass on no token, decided and
+    open. odd_RO: float64, light mass on the odd cells. share_R5: float64 [R, 5], light mass on columns that CUT, that JOIN and
+    are decided, that JOIN and are open; light open mass, odd cells and none included; light decided mass on columns. total_R,
+    text_R: float64 [R], the whole row, and without ids that are no text. ends_R, others_R: float64 [R], on the ids that end a
+    text, and on other specials. heavy_RH: int32, tokens in the order of their ids; heavy_p_RH: float64, their probabilities;
+    kid_RH: int32, the node behind each, -1 for none; heavy_R: int32 [R], how many. Rows whose table is -1 have sums of no
+    meaning.
     """
 
-    decided_RC: np.ndarray
-    all_RC: np.ndarray
     none_R2: np.ndarray
     odd_RO: np.ndarray
     share_R5: np.ndarray
     total_R: np.ndarray
     text_R: np.ndarray
+    ends_R: np.ndarray
+    others_R: np.ndarray
     heavy_RH: np.ndarray
+    heavy_p_RH: np.ndarray
     kid_RH: np.ndarray
     heavy_R: np.ndarray
 
 
-def sums_type(real: Any) -> Any:
-    """The numba type of `Sums` for rows of this precision."""
-    return types.NamedTuple(
-        [
-            real[:, ::1], real[:, ::1], float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1],
-            float64[::1], int32[:, ::1],
-        int32[:, ::1],
-            int32[::1],
-        ],
-        Sums,
-    )  # fmt: skip
+ROWS = types.NamedTuple(
+    [
+        float64[:, ::1], float64[:, ::1], float64[:, ::1], float64[::1], float64[::1], float64[::1], float64[::1],
+        int32[:, ::1], float64[:, ::1], int32[:, ::1], int32[::1],
+    ],
+    Rows,
+)  # fmt: skip
+
+
+def new_rows(rows: int, odd: int, most_heavy: int) -> Rows:
+    """Room for some rows."""
+    heavy = (rows, most_heavy)
+    return Rows(
+        none_R2=np.zeros((rows, 2)),
+        odd_RO=np.zeros((rows, odd)),
+        share_R5=np.zeros((rows, 5)),
+        total_R=np.zeros(rows),
+        text_R=np.zeros(rows),
+        ends_R=np.zeros(rows),
+        others_R=np.zeros(rows),
+        heavy_RH=np.zeros(heavy, np.int32),
+        heavy_p_RH=np.zeros(heavy),
+        kid_RH=np.zeros(heavy, np.int32),
+        heavy_R=np.zeros(rows, np.int32),
+    )
+
+
+class Parts(NamedTuple):
+    """What boundaries are made of: listed by `push`, added up where the sums by columns are. Each list is in the order of the
+    boundaries.
+
+    own_k, own_row, own_table: int32, own_weight: float64: `weight` times the light mass of a row by columns belongs to boundary k,
+    but for columns that JOIN there and may not follow its last token: these are excluded. fold_k, fold_row, fold_table,
+    fold_token: int32, fold_scale: float64, fold_lost: uint8: of an open leaf that a row splits, `scale` times the row's light
+    decided mass on columns that JOIN and may not follow `token` was counted as decided, and is open. lost: the leaf is excluded,
+    and nothing of it was counted as decided. add_k, add_at: int32, add_mass: float64: mass on a column, or at C + v on the
+    student token v that has no column; each once for a boundary. used: int64 [3], how many of each list.
+    """
+
+    own_k: np.ndarray
+    own_row: np.ndarray
+    own_table: np.ndarray
+    own_weight: np.ndarray
+    fold_k: np.ndarray
+    fold_row: np.ndarray
+    fold_table: np.ndarray
+    fold_token: np.ndarray
+    fold_scale: np.ndarray
+    fold_lost: np.ndarray
+    add_k: np.ndarray
+    add_at: np.ndarray
+    add_mass: np.ndarray
+    used: np.ndarray
+
+
+PARTS = types.NamedTuple(
+    [
+        int32[::1], int32[::1], int32[::1], float64[::1], int32[::1], int32[::1], int32[::1], int32[::1], float64[::1],
+        uint8[::1], int32[::1], int32[::1], float64[::1], int64[::1],
+    ],
+    Parts,
+)  # fmt: skip
+OWN, FOLDS, ADDS = 0, 1, 2  # places in `used`
+
+
+def new_parts(student_ids: int, *, own: int = 1 << 14, folds: int = 1 << 16, adds: int = 1 << 18) -> Parts:
+    """Room for the parts of some boundaries, at least for one."""
+    adds = max(adds, 2 * student_ids)
+    ints = [np.zeros(own, np.int32) for _ in range(3)], [np.zeros(folds, np.int32) for _ in range(4)]
+    return Parts(
+        *ints[0],
+        np.zeros(own),
+        *ints[1],
+        np.zeros(folds),
+        np.zeros(folds, np.uint8),
+        np.zeros(adds, np.int32),
+        np.zeros(adds, np.int32),
+        np.zeros(adds),
+        np.zeros(3, np.int64),
+    )
 
 
 class Nodes(NamedTuple):
@@ -163,16 +235,18 @@ BOUNDS = types.NamedTuple(
 
 
 class Work(NamedTuple):
-    """Scratch of one thread, made by `new_work`. mass_C: float64, all 0 between boundaries. spill_id int64, spill float64:
-    tokens without a column, and their mass; spill_at: int32 [Vs], where a token is among them, -1 between boundaries.
+    """Scratch of one thread, made by `new_work`. mass_C: float64, all 0 between boundaries; touched: int32, columns that are not.
+    spill_id int64, spill float64: tokens without a column, and their mass; spill_at: int32 [Vs], where a token is among
+    them, -1 between boundaries.
     illegal_at, illegal_end: int64 [Vs], where in `illegal` the columns lie that may not follow a token, -1: not listed yet.
-    counts: int64 [5], used part of `illegal`, spilt tokens, folds and listed tokens so far, open leaves noted of this
-    boundary (-1: none is to be). note_node, note_token: int64, note_mass: float64, these. kept: int32, room for a copy of
+    counts: int64 [6], used part of `illegal`, spilt tokens, folds and listed tokens so far, open leaves noted of this
+    boundary (-1: none is to be), `touched` columns. note_node, note_token: int64, note_mass: float64, these. kept: int32, room for a copy of
     `first`. mine: columns that may not follow the boundary's last token, is_illegal_C marks them. stack: int64 [.., 3],
     leaves to be split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open,
     excluded, live."""
 
     mass_C: np.ndarray
+    touched: np.ndarray
     old_C: np.ndarray
     spill_id: np.ndarray
     spill: np.ndarray
@@ -202,8 +276,8 @@ class Work(NamedTuple):
 
 WORK = types.NamedTuple(
     [
-        float64[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int32[::1], int64[::1], int64[::1],
-        uint64[::1], int32[::1], uint8[::1],
+        float64[::1], int32[::1], float64[::1], int64[::1], float64[::1], int32[::1], int32[::1], int32[::1], int64[::1],
+        int64[::1], uint64[::1], int32[::1], uint8[::1],
         int64[::1], int32[::1], int32[::1], int32[::1], uint8[::1], int64[:, ::1], float64[::1], float64[::1],
         int64[::1], float64[::1], int64[::1], int64[::1], float64[::1], int32[::1],
     ],
@@ -215,6 +289,7 @@ def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 2
     """Scratch for a student. listed: numbers kept of lists of tokens that may not follow another."""
     return Work(
         mass_C=np.zeros(columns),
+        touched=np.empty(columns, np.int32),
         old_C=np.zeros(columns),
         spill_id=np.zeros(max(student_ids - columns, 1), np.int64),
         spill=np.zeros(max(student_ids - columns, 1)),
@@ -226,7 +301,7 @@ def new_work(columns: int, student_ids: int, top_k: int, *, listed: int = 1 << 2
         bits=np.zeros(student_ids // 64 + 1, np.uint64),
         ids=np.empty(student_ids, np.int32),
         is_illegal_C=np.zeros(columns, np.uint8),
-        counts=np.zeros(5, np.int64),
+        counts=np.zeros(6, np.int64),
         last=np.empty(2 * LONGEST + 2, np.int32),
         parent=np.empty(2 * LONGEST + 2, np.int32),
         first=np.empty(2 * LONGEST + 2, np.int32),

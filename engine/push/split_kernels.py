@@ -7,14 +7,14 @@ docs/design.md, definitions 7 and 8, lemmas 2, 15, 16 and 21; the slow twins are
 from __future__ import annotations
 
 import numpy as np
-from numba import boolean, float32, float64, int32, int64, uint8
+from numba import boolean, float64, int32, int64, uint8
 
 from engine.compiled.pair_kernels import GROWS, SURE
 from engine.kernels.flat import FLAT
 from engine.kernels.hash_kernels import node_of
 from engine.kernels.jit import kernel
 from engine.kernels.merge_kernels import MEMO, decided, illegal_after, pair_is_canonical, prefix_tree
-from engine.push.push_arrays import NODES, TABLES, WORK, sums_type
+from engine.push.push_arrays import FOLDS, NODES, PARTS, ROWS, TABLES, WORK
 
 
 @kernel(FLAT, TABLES, int64, WORK)
@@ -51,12 +51,23 @@ def decode(t, table, cell):
     return np.int64(t.odd_column[o]), t.odd_open[o] == 1, t.odd_join[o] == 1, t.odd_doubt[o] == 1
 
 
+@kernel(int64, float64, WORK, inline=True)
+def give(column, mass, w):
+    """Mass on a column."""
+    if w.mass_C[column] == 0.0:
+        if mass == 0.0:
+            return
+        w.touched[w.counts[5]] = column
+        w.counts[5] += 1
+    w.mass_C[column] += mass
+
+
 @kernel(TABLES, int64, float64, WORK, inline=True)
 def spill(t, token, mass, w):
     """Mass on a student token, by column or in the list of those without one."""
-    column = t.column_of_V[token]
+    column = np.int64(t.column_of_V[token])
     if column >= 0:
-        w.mass_C[column] += mass
+        give(column, mass, w)
         return
     at = np.int64(w.spill_at[token])
     if at >= 0:
@@ -67,16 +78,21 @@ def spill(t, token, mass, w):
     w.counts[1] += 1
 
 
+@kernel(FLAT, TABLES, int64, int64, boolean, WORK, inline=True)
+def is_barred(s, t, last, token, joined, w):
+    """bool: whether a token may not be joined to `last`, the token before the boundary at hand (lemma 2)."""
+    if token < 0 or not joined or last < 0:
+        return False
+    column = t.column_of_V[token]
+    return w.is_illegal_C[column] == 1 if column >= 0 else not pair_is_canonical(s, last, token)
+
+
 @kernel(FLAT, TABLES, int64, int64, boolean, boolean, float64, WORK)
 def put(s, t, last, token, joined, opened, mass, w):
     """Give a leaf's mass to the student token that it begins, or to none: excluded (definitions 7 and 8)."""
     if opened:
         w.share[1] += mass
-    if token >= 0 and joined and last >= 0:
-        column = t.column_of_V[token]
-        if w.is_illegal_C[column] == 1 if column >= 0 else not pair_is_canonical(s, last, token):
-            token = np.int64(-1)
-    if token < 0:
+    if token < 0 or is_barred(s, t, last, token, joined, w):
         w.share[2] += mass
         return
     if not opened:
@@ -165,7 +181,10 @@ def ask_string(s, t, table, n, token, sure, memo, w):
     return v, settled and sure
 
 
-def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, memo, waiting, w):
+@kernel(
+    FLAT, TABLES, NODES, ROWS, int64, int64, int64, float64, boolean, int64, float64, boolean, MEMO, int64, WORK
+)  # fmt: skip
+def split_apart(s, t, nodes, rows, last, horizon, kid, mass, joined, n, least, words, memo, waiting, w):
     """`_split` where what comes next may cut inside the pending part: "\n\n" is one pre-token at the end, two before a letter.
 
     y is w.text[:n], and w.first its first tokens by length (lemma 4). Where a next token certainly cuts, the pre-token behind the
@@ -174,9 +193,9 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
     else, the end of the text (which may cut in its own way) among it, and closed to y's answer.
     """
     r, table = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid])
-    v0, total, first = np.int64(w.first[n]), sums.total_R[r], t.odd_start_S[table]
+    v0, total, first = np.int64(w.first[n]), rows.total_R[r], t.odd_start_S[table]
     scale, whole_V, cells = mass / total, t.whole_SV[t.of_S6[table, 0]], 2 * len(t.columns) + 2
-    hard, characters, first_of = total - sums.text_R[r], 0, w.kept
+    hard, characters, first_of = total - rows.text_R[r], 0, w.kept
     for i in range(n + 1):  # w.first is used again for the strings that are asked
         first_of[i] = w.first[i]
     for i in range(n):
@@ -197,16 +216,16 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
         told = certain and back < 62 and cuts >> back & 1 == 1
         v = np.int64(first_of[c]) if told else np.int64(-1)
         told = told and v >= 0 and not (words and _is_word(s, w.text, c))
-        tied, light = joined and not fresh, sums.odd_RO[r, o]
+        tied, light = joined and not fresh, rows.odd_RO[r, o]
         if told:
             put(s, t, last, v, tied, np.bool_(False), scale * light, w)
         else:
             hard += light
-        for h in range(sums.heavy_R[r]):
-            token = np.int64(sums.heavy_RH[r, h])
+        for h in range(rows.heavy_R[r]):
+            token = np.int64(rows.heavy_RH[r, h])
             if np.int64(whole_V[token]) != cells + o:
                 continue
-            p, behind = np.float64(prob_RV[r, token]), np.int64(sums.kid_RH[r, h])
+            p, behind = rows.heavy_p_RH[r, h], np.int64(rows.kid_RH[r, h])
             if told:
                 put(s, t, last, v, tied, np.bool_(False), scale * p, w)
                 continue
@@ -228,17 +247,10 @@ def _split_apart(s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n
     return waiting
 
 
-def _apart_types(real):
-    return (
-        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), int64, int64, int64, float64, boolean, int64, float64, boolean,
-        MEMO, int64, WORK,
-    )  # fmt: skip
-
-
-split_apart = kernel(*_apart_types(float32), also=_apart_types(float64))(_split_apart)
-
-
-def _split(s, t, nodes, prob_RV, sums, lead, place, pending, last, horizon, at, least, words, memo, w):
+@kernel(
+    FLAT, TABLES, NODES, ROWS, int64, uint8[::1], int64, int64, int64, int64, int64, float64, boolean, MEMO, WORK, PARTS
+)  # fmt: skip
+def split(s, t, nodes, rows, k, lead, place, pending, last, horizon, at, least, words, memo, w, parts):
     """Split the waiting leaf `at`, the last one, by the row behind it (lemmas 16 and 21). Returns how many leaves wait then.
 
     lead: uint8, the student's prefix at the very start of a text, else empty. pending: byte where the pending part begins at the
@@ -251,10 +263,17 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, pending, last, horizon, at, 
     waiting = at
     r, table, end = np.int64(nodes.row_N[kid]), np.int64(nodes.table_N[kid]), np.int64(nodes.end_N[kid])
     ahead, shift = len(lead), nodes.shift_N[kid]
-    n, total = ahead + end - place, sums.total_R[r]
+    n, total, f = ahead + end - place, rows.total_R[r], parts.used[FOLDS]
     # a cut that has become certain before the boundary, inside what was pending there: other tokens may stand before it
     inside = nodes.begin_N[kid] < place and nodes.begin_N[kid] != pending
-    if table < 0 or inside or nodes.begin_N[kid] > place or 2 * n > len(w.text) - 2 or not total > 0.0:
+    if (
+        table < 0
+        or inside
+        or nodes.begin_N[kid] > place
+        or 2 * n > len(w.text) - 2
+        or not total > 0.0
+        or f == len(parts.fold_k)
+    ):
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
     for i in range(ahead):
@@ -268,21 +287,16 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, pending, last, horizon, at, 
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
     if t.of_S6[table, 5] == 1:
-        return split_apart(
-            s, t, nodes, prob_RV, sums, last, horizon, kid, mass, joined, n, least, words, memo, waiting, w
-        )
+        return split_apart(s, t, nodes, rows, last, horizon, kid, mass, joined, n, least, words, memo, waiting, w)
     begin, stop = illegal_of(s, t, l0, w)
-    join_C, decided_C = t.join_SC[t.of_S6[table, 4]], sums.decided_RC[r]
-    broken = 0.0
-    for i in range(begin, stop):
-        if join_C[w.illegal[i]]:
-            broken += np.float64(decided_C[w.illegal[i]])
-    share = sums.share_R5[r]
-    sure = share[0] + share[1] - broken + total - sums.text_R[r]
-    hard = share[2] + broken + sums.none_R2[r, 0] + sums.none_R2[r, 1]
+    share = rows.share_R5[r]
+    # light decided mass that JOINs where the pair with l0 is not canonical is hard, too: it goes to v0 all the same, and
+    # is taken out of what is decided when the parts are added up
+    sure = share[0] + share[1] + total - rows.text_R[r]
+    hard = share[2] + rows.none_R2[r, 0] + rows.none_R2[r, 1]
     first = t.odd_start_S[table]
     for o in range(first, t.odd_start_S[table + 1]):
-        light = sums.odd_RO[r, o - first]
+        light = rows.odd_RO[r, o - first]
         column = np.int64(t.odd_column[o])
         keeps = not t.odd_doubt[o] and (
             not t.odd_join[o] or (not t.odd_open[o] and not _holds(w.illegal, begin, stop, column))
@@ -293,9 +307,9 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, pending, last, horizon, at, 
             hard += light
     scale = mass / total
     w.counts[2] += 1
-    for h in range(sums.heavy_R[r]):
-        token = np.int64(sums.heavy_RH[r, h])
-        p, behind = np.float64(prob_RV[r, token]), np.int64(sums.kid_RH[r, h])
+    for h in range(rows.heavy_R[r]):
+        token = np.int64(rows.heavy_RH[r, h])
+        p, behind = rows.heavy_p_RH[r, h], np.int64(rows.kid_RH[r, h])
         column, opened, joins_here, doubt = decode(t, table, np.int64(t.whole_SV[t.of_S6[table, 0], token]))
         if not doubt and column >= 0:
             if not joins_here or (not opened and not _holds(w.illegal, begin, stop, column)):
@@ -318,15 +332,8 @@ def _split(s, t, nodes, prob_RV, sums, lead, place, pending, last, horizon, at, 
                 s, t, nodes, last, horizon, kid, token, behind, v, scale * p, joined, np.bool_(True), waiting, w
             )  # fmt: skip
     put(s, t, last, v0, joined, np.bool_(False), scale * sure, w)
+    parts.fold_k[f], parts.fold_row[f], parts.fold_table[f], parts.fold_token[f] = k, r, table, l0
+    parts.fold_scale[f], parts.fold_lost[f] = scale, is_barred(s, t, last, v0, joined, w)
+    parts.used[FOLDS] += 1
     put(s, t, last, v0, joined, np.bool_(True), scale * hard, w)
     return waiting
-
-
-def _split_types(real):
-    return (
-        FLAT, TABLES, NODES, real[:, ::1], sums_type(real), uint8[::1], int64, int64, int64, int64, int64, float64, boolean,
-        MEMO, WORK,
-    )  # fmt: skip
-
-
-split = kernel(*_split_types(float32), also=_split_types(float64))(_split)

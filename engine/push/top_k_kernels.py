@@ -1,6 +1,6 @@
 """Compiled: the masses of one boundary, in the scratch -> what is stored of them: the heaviest, their tail, the gold token's.
 
-In: `Work` with the mass of every student token that got some (push/push_kernels.py). Out: one row of `Stored`. The heaviest are
+In: `Work` with the mass of every student token that got some (push/sum_kernels.py). Out: one row of `Stored`. The heaviest are
 found in one pass over the columns with a heap of k; the tail is summed over what is left, so that stored + tail = valid can fail.
 """
 
@@ -72,7 +72,6 @@ def keep(t, k, gold, top_k, w, out):
         out.gold[k] = mass_C[column]
     for i in range(spilt):
         valid += w.spill[i]
-        w.spill_at[w.spill_id[i]] = -1
         if w.spill_id[i] == gold:
             out.gold[k] = w.spill[i]
     out.valid[k] = valid
@@ -124,12 +123,6 @@ def keep(t, k, gold, top_k, w, out):
 
 @kernel(int64, WORK, STORED)
 def keep_notes(k, w, out):
-    """Take the noted leaves of a boundary out of the scratch, and the sum of its masses. Leaves the scratch at 0."""
-    out.valid[k] = _sum_of(w.mass_C)
-    for i in range(w.counts[1]):
-        out.valid[k] += w.spill[i]
-        w.spill_at[w.spill_id[i]] = -1
-    w.mass_C[:] = 0.0
-    w.counts[1] = 0
+    """Take the noted leaves of a boundary out of the scratch."""
     for i in range(w.counts[4]):
         out.note_node[k, i], out.note_token[k, i], out.note_mass[k, i] = w.note_node[i], w.note_token[i], w.note_mass[i]
