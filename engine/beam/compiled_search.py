@@ -29,7 +29,8 @@ from engine.compiled.walk import StudentWalk
 from engine.contexts.canonical import CanonicalNext
 from engine.contexts.illegal import IllegalLists
 from engine.push.compiled_push import CompiledPush
-from engine.push.compiled_rows import HORIZON_BYTES, CompiledRows, OpenLeaves
+from engine.push.compiled_rows import CompiledRows, OpenLeaves
+from engine.push.passage_arrays import HORIZON_BYTES
 from engine.targets.positions import TopK
 from engine.teacher.group import group_of
 from engine.teacher.incremental import OpenBatch

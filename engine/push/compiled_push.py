@@ -5,21 +5,17 @@ Letters: R rows of the window.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from engine.compiled.odd_cells import MOST_ODD
-from engine.kernels.merge_kernels import Memo, new_memo
-from engine.push.push_arrays import Parts, Rows, Work, new_parts, new_rows, new_work
+from engine.push.push_arrays import Rows, new_rows
 from engine.push.push_tables import TableStore
 from engine.push.sums_on_device import SumsOnDevice
 from engine.push.sums_on_host import SumsOnHost
+from engine.push.workers import Workers
 
 LEAST_SHARE = 1e-4
 """Tokens below this share of a boundary are not asked one by one when a leaf is split."""
@@ -33,14 +29,6 @@ class Window:
 
     number: np.ndarray
     rows: Rows
-
-
-class Scratch(NamedTuple):
-    """What one thread works in."""
-
-    work: Work
-    memo: Memo
-    parts: Parts
 
 
 @dataclass(eq=False)
@@ -61,12 +49,10 @@ class CompiledPush:
     threads: int = field(default_factory=lambda: torch.get_num_threads())
     on_device: bool | None = None
     _sums: SumsOnHost | SumsOnDevice | None = field(default=None, repr=False)
-    _scratch: list[Scratch] = field(default_factory=list, repr=False)
     _window: Window | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.threads = max(1, min(self.threads, os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(self.threads)
+        self.workers = Workers(self.store, self.threads)
         end = self.store.pair.vocabulary.eos_id
         self.end_id = -1 if end is None else end
 
@@ -78,20 +64,9 @@ class CompiledPush:
         """Where rows on this device are added up."""
         if self._sums is None or self._sums.device != device:
             asked = self.on_device if self.on_device is not None else device.type != "cpu"
-            self._sums = SumsOnDevice(self, device) if asked else SumsOnHost(self, device)
+            kind = SumsOnDevice if asked else SumsOnHost
+            self._sums = kind(self.workers, self.end_ids, self.other_ids, self.least, device)
         return self._sums
-
-    def scratch(self, thread: int, top_k: int) -> Scratch:
-        """Of one thread; grows with top_k."""
-        pair = self.store.pair
-        while len(self._scratch) <= thread or len(self._scratch[thread].work.heap_value) <= top_k:
-            made = Scratch(
-                new_work(len(pair.columns), pair.vocabulary.size, top_k),
-                new_memo(pair.vocabulary.size, answers=1 << 18, listed=1 << 21),
-                new_parts(pair.vocabulary.size),
-            )
-            self._scratch[thread : thread + 1] = [made]
-        return self._scratch[thread]
 
     def window(self, rows: int) -> Window:
         """Room for some rows; what it held before stays."""
@@ -104,13 +79,3 @@ class CompiledPush:
             self._window = made
         assert self._window is not None
         return self._window
-
-    def each(self, job: Callable[[int, int, int], None], begin: int, end: int) -> None:
-        """job(thread, from, to) for slices of begin .. end, side by side."""
-        cuts = np.linspace(begin, end, self.threads + 1).astype(int).tolist()
-        slices = [(i, a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)) if a < b]
-        if len(slices) == 1:
-            job(*slices[0])
-            return
-        for done in [self._pool.submit(job, *one) for one in slices]:
-            done.result()

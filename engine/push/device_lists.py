@@ -6,15 +6,11 @@ device once; when there is no more room for lists, all are forgotten.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from engine.push.split_kernels import illegal_of
-
-if TYPE_CHECKING:
-    from engine.push.compiled_push import CompiledPush
+from engine.push.workers import Workers
 
 MOST_COLUMNS = 1 << 26
 """int32 each."""
@@ -30,9 +26,9 @@ def spread(start: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch
 class IllegalColumns:
     """The lists of one student."""
 
-    def __init__(self, push: CompiledPush, device: torch.device) -> None:
-        self._push, self._device = push, device
-        size = push.store.pair.vocabulary.size
+    def __init__(self, workers: Workers, device: torch.device) -> None:
+        self._workers, self._device = workers, device
+        size = workers.store.pair.vocabulary.size
         self._start_V, self._size_V = np.full(size, -1, np.int64), np.zeros(size, np.int64)
         self._columns, self._used = torch.zeros(1 << 16, dtype=torch.int32, device=device), 0
 
@@ -63,6 +59,6 @@ class IllegalColumns:
 
     def _list(self, token: int) -> np.ndarray:
         """int32, rising."""
-        store, work = self._push.store, self._push.scratch(0, 1).work
+        store, work = self._workers.store, self._workers.scratch(0).work
         begin, end = illegal_of(store.pair.student, store.tables(), np.int64(token), work)
         return work.illegal[begin:end].copy()

@@ -19,7 +19,8 @@ from numba import boolean, float64, int64
 from engine.kernels.flat import FLAT
 from engine.kernels.jit import kernel
 from engine.kernels.merge_kernels import MEMO
-from engine.push.push_arrays import ADDS, BOUNDS, FOLDS, NODES, OWN, PARTS, ROWS, STORED, TABLES, WORK
+from engine.push.push_arrays import BOUNDS, NODES, ROWS, STORED, TABLES
+from engine.push.scratch_arrays import ADDS, FOLDS, OWN, PARTS, WORK
 from engine.push.split_kernels import decode, give, illegal_of, note, put, settle_leaf, spill, split
 from engine.push.top_k_kernels import keep_notes
 

@@ -14,7 +14,8 @@ from engine.kernels.flat import FLAT
 from engine.kernels.hash_kernels import node_of
 from engine.kernels.jit import kernel
 from engine.kernels.merge_kernels import MEMO, decided, illegal_after, pair_is_canonical, prefix_tree
-from engine.push.push_arrays import FOLDS, NODES, PARTS, ROWS, TABLES, WORK
+from engine.push.push_arrays import NODES, ROWS, TABLES
+from engine.push.scratch_arrays import FOLDS, PARTS, WORK
 
 
 @kernel(FLAT, TABLES, int64, WORK)

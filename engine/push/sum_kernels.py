@@ -1,7 +1,7 @@
 """Compiled: the parts of boundaries -> their masses by columns -> what is stored of them.
 
-In: `Parts` (push/push_kernels.py) and the sums of rows by columns (push/row_kernels.py). Out: top-k, tail and gold of each boundary
-(push/top_k_kernels.py), and the masses of definition 8 put right by what only these sums tell. The twin on a device is
+In: `Parts` (push/push_kernels.py) and the sums of rows by columns (push/row_kernels.py). Out: top-k, tail and gold of each
+boundary (push/top_k_kernels.py), and the masses of definition 8 put right by what only these sums tell. The twin on a device is
 push/sums_on_device.py.
 """
 
@@ -12,7 +12,8 @@ from numba import float32, float64, int64
 
 from engine.kernels.flat import FLAT
 from engine.kernels.jit import kernel
-from engine.push.push_arrays import ADDS, BOUNDS, FOLDS, OWN, PARTS, STORED, TABLES, WORK
+from engine.push.push_arrays import BOUNDS, STORED, TABLES
+from engine.push.scratch_arrays import ADDS, FOLDS, OWN, PARTS, WORK
 from engine.push.split_kernels import illegal_of
 from engine.push.top_k_kernels import keep
 

@@ -1,4 +1,4 @@
-"""Rows of probabilities on the teacher's device -> their sums by columns, and what boundaries store of them; by tensor operations.
+"""Rows of probabilities on a device -> their sums by columns, and what boundaries store of them; by tensor operations.
 
 In: chunks of probabilities, and the `Parts` that push/push_kernels.py makes of boundaries. Out: `Rows`, and `Stored`. The rows
 never leave the device: of each the host gets its heavy tokens, some sums, and the ranges of tokens that reach past a later
@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from engine.compiled.odd_cells import MOST_ODD
 from engine.push.device_lists import IllegalColumns, spread
-from engine.push.push_arrays import ADDS, FOLDS, OWN, Bounds, Parts, Rows, Stored, Tables
+from engine.push.push_arrays import Bounds, Rows, Stored, Tables
+from engine.push.scratch_arrays import ADDS, FOLDS, OWN, Parts
 from engine.push.sums_on_host import Kids
-
-if TYPE_CHECKING:
-    from engine.push.compiled_push import CompiledPush
+from engine.push.workers import Workers
 
 BLOCK = 128
 """Boundaries that are added up at once: float64 [K, C] and some like it."""
@@ -43,8 +41,10 @@ class _Waiting:
 class SumsOnDevice:
     """One student's sums of the rows of a window; the methods are those of `SumsOnHost`."""
 
-    def __init__(self, push: CompiledPush, device: torch.device) -> None:
-        self.device, self._push, pair = device, push, push.store.pair
+    def __init__(
+        self, workers: Workers, end_ids: np.ndarray, other_ids: np.ndarray, least: float, device: torch.device
+    ) -> None:
+        self.device, self._store, self._least, pair = device, workers.store, least, workers.store.pair
         self._columns, self._lock = len(pair.columns), threading.Lock()
         self._decided_RC = self._all_RC = torch.zeros((0, self._columns), device=device)
         self._whole: dict[int, torch.Tensor] = {}  # int64 [Vt], by row of Tables.whole_SV
@@ -52,9 +52,9 @@ class SumsOnDevice:
         self._joined: Tables | None = None  # those that they are of
         self._column_ids = self._on(pair.columns)
         self._sorted_ids = self._on(pair.teacher.ids_R)
-        self._ends, self._others = self._on(push.end_ids), self._on(push.other_ids)
-        self._is_text = self._on(push.store.is_special_V) == 0
-        self._illegal = IllegalColumns(push, device)
+        self._ends, self._others = self._on(end_ids), self._on(other_ids)
+        self._is_text = self._on(workers.store.is_special_V) == 0
+        self._illegal = IllegalColumns(workers, device)
         self._waiting: list[_Waiting] = []
 
     def _on(self, array: np.ndarray) -> torch.Tensor:
@@ -65,10 +65,10 @@ class SumsOnDevice:
 
     def add_up(self, prob_RV: torch.Tensor, at: int, table_R: np.ndarray, kids: Kids, rows: Rows) -> None:
         """Add up a chunk. Its rows become rows at .. of the window."""
-        tables, size, count = self._push.store.tables(), self._columns, len(prob_RV)
+        tables, size, count = self._store.tables(), self._columns, len(prob_RV)
         heavy = self._heavy(prob_RV, table_R, kids, rows.heavy_RH.shape[1])
         light = prob_RV.masked_fill(heavy, 0.0)
-        acc = torch.zeros((count, self._push.store.cells), dtype=torch.float64, device=self.device)
+        acc = torch.zeros((count, self._store.cells), dtype=torch.float64, device=self.device)
         join_R = np.zeros(count, np.int64)
         for table in np.unique(table_R[table_R >= 0]).tolist():
             of_table, (whole, _, _, _, join, _) = np.flatnonzero(table_R == table), tables.of_S6[table].tolist()
@@ -104,7 +104,7 @@ class SumsOnDevice:
 
     def _heavy(self, prob_RV: torch.Tensor, table_R: np.ndarray, kids: Kids, most: int) -> torch.Tensor:
         """bool [R, Vt]: the tokens that are listed, heavy ones and those behind which there is a context; the first `most`."""
-        heavy = (prob_RV > self._push.least) & self._is_text
+        heavy = (prob_RV > self._least) & self._is_text
         of_kid = np.repeat(np.arange(len(table_R)), np.diff(kids.start))
         heavy[self._on(of_kid), self._on(kids.token)] = True
         heavy &= self._on(table_R >= 0)[:, None] > 0
@@ -167,11 +167,11 @@ class SumsOnDevice:
         self._add_own(waiting, own, begin, mass_KC)
         mass_KC.index_put_((self._on(k_A), self._on(at_A)), self._float(parts.add_mass[add]), accumulate=True)
         self._settle_folds(waiting, fold)
-        self._store(waiting, begin, end, mass_KC, more_KM)
+        self._put(waiting, begin, end, mass_KC, more_KM)
         if len(out.dense_KV):
             dense = np.zeros((count, out.dense_KV.shape[1]))
             found = mass_KC.cpu().numpy()
-            dense[:, self._push.store.pair.columns] = found[:, :size]
+            dense[:, self._store.pair.columns] = found[:, :size]
             row, m = np.nonzero(more_KM >= 0)
             dense[row, more_KM[row, m]] = found[row, size + m]
             out.dense_KV[begin:end] = dense
@@ -203,10 +203,10 @@ class SumsOnDevice:
         np.add.at(out.open, parts.fold_k[fold], broken)
         np.subtract.at(out.decided, parts.fold_k[fold][kept], broken[kept])
 
-    def _store(self, waiting: _Waiting, begin: int, end: int, mass_KC: torch.Tensor, more_KM: np.ndarray) -> None:
+    def _put(self, waiting: _Waiting, begin: int, end: int, mass_KC: torch.Tensor, more_KM: np.ndarray) -> None:
         """The heaviest tokens, the sum of all others, the gold token's mass."""
         out, size, gold = waiting.out, self._columns, waiting.bounds.gold_K[begin:end]
-        column = self._push.store.pair.column_of_V[np.maximum(gold, 0)].astype(np.int64)
+        column = self._store.pair.column_of_V[np.maximum(gold, 0)].astype(np.int64)
         if more_KM.shape[1]:
             spilt = more_KM == gold[:, None]
             column = np.where(spilt.any(1), size + spilt.argmax(1), column)
@@ -229,11 +229,11 @@ class SumsOnDevice:
 
     def _join_of(self, table: np.ndarray) -> torch.Tensor:
         """int64, rows of `_join_JC` for tables."""
-        return self._on(self._push.store.tables().of_S6[table, 4])
+        return self._on(self._store.tables().of_S6[table, 4])
 
     def _joins(self, join_R: np.ndarray) -> torch.Tensor:
         """bool [R, C]: whether a column JOINs, by row of Tables.join_SC."""
-        tables = self._push.store.tables()
+        tables = self._store.tables()
         if tables is not self._joined:  # there are more states than before
             self._join_JC, self._joined = torch.from_numpy(tables.join_SC.astype(bool)).to(self.device), tables
         return self._join_JC[self._on(join_R)]

@@ -10,7 +10,8 @@ import numpy as np
 from numba import float64, int64
 
 from engine.kernels.jit import kernel
-from engine.push.push_arrays import STORED, TABLES, WORK
+from engine.push.push_arrays import STORED, TABLES
+from engine.push.scratch_arrays import WORK
 
 
 @kernel(float64[::1], int64[::1], int64, float64, int64)

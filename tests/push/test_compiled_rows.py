@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import engine.push.compiled_rows as compiled_rows
+import engine.push.passage_arrays as passage_arrays
 import engine.scoring.stages as stages_module
 from engine.beam.search import BeamSearch
 from engine.scoring.scorer import Scorer
@@ -62,7 +62,7 @@ def is_slow(made: Scorer, product: str) -> np.ndarray:
 def test_rows_without_splits_are_those_of_the_slow_rules(
     monkeypatch: pytest.MonkeyPatch, targets: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(compiled_rows, "HORIZON_BYTES", 0)  # no leaf is followed
+    monkeypatch.setattr(passage_arrays, "HORIZON_BYTES", 0)  # no leaf is followed
     fast = scorer(monkeypatch, compiled=True, **targets)
     new = fast.score_unit(documents(TEXTS))
     monkeypatch.setattr(BeamSearch, "search", lambda self, docs, *rest: np.zeros(len(docs), np.int64))

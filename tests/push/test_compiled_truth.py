@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.push.compiled_rows as compiled_rows
+import engine.push.passage_arrays as passage_arrays
 from engine.alignment.passage import Passage
 from engine.bpe.segmenter import build_segmenter
 from engine.compiled.pair import compile_pair
@@ -50,7 +50,7 @@ class Compiled:
     @property
     def folds(self) -> np.ndarray:
         """int64 [2]: folds, and tokens that were asked one by one, so far."""
-        return sum((work.counts[2:4] for work, _, _ in self.push._scratch), np.zeros(2, np.int64))
+        return sum((made.work.counts[2:4] for made in self.push.workers.made), np.zeros(2, np.int64))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -86,7 +86,7 @@ def test_intervals_hold_the_truth(seed: int, mode: str, tmp_path: Path) -> None:
 def test_rows_without_splits_are_those_of_the_slow_rules(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled_rows, "HORIZON_BYTES", 0)
+    monkeypatch.setattr(passage_arrays, "HORIZON_BYTES", 0)
     rng = random.Random(f"rows {seed}")
     made, quick = None, 0
     for case in cases(rng, tmp_path, 120, random_pair):
