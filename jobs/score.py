@@ -44,6 +44,9 @@ def score(
         print_summary(outcome, sys.stdout)
         if not retry_quarantined:  # its documents are known to be bad
             budget.check_finished(outcome.store, outcome.manifest)
+        print(
+            f"look at a document: targetsmith show {outcome.store}; check the files: targetsmith verify {outcome.store}"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,10 @@ from jobs.look.options import OutArgument, StudentOption, ViewOption
 def show(
     out: OutArgument,
     doc: Annotated[str, typer.Option(help="Which document: its doc_id, or its number in the corpus from 0.")] = "",
-    rows: Annotated[str, typer.Option(help="Which positions, from:to, as Python slices count them.")] = "0:12",
+    rows: Annotated[
+        str,
+        typer.Option(help="Which positions, from:to, as Python slices count them. Not given: the first scored ones."),
+    ] = "",
     top: Annotated[int, typer.Option(min=1, help="How many tokens of each top-k.")] = 5,
     widest: Annotated[
         int, typer.Option(min=0, help="Instead: positions by width, and so many documents that are widest on average.")

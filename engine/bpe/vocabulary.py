@@ -176,14 +176,18 @@ class Vocabulary:
                 f"tokenizer {self.name}: the text holds {text[slice(*found[0])]!a}, an added token "
                 "beside which bytes are not certain, or that the model cannot write",
             )
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = encoding.ids
         raw = text.encode("utf-8")
         pieces = [p for i in ids if (p := self.token_bytes[i]) is not None]
         if len(pieces) < len(ids):
             index = next(k for k, i in enumerate(ids) if self.token_bytes[i] is None)
             what = "unknown_token" if ids[index] == self.unk_id else "not_reversible"
+            at = slice(*encoding.offsets[index])
             raise BadDocument(
-                what, f"tokenizer {self.name}: token {index} of the text is the special {ids[index]}, not text"
+                what,
+                f"tokenizer {self.name}: {text[at]!a} at character {at.start} has no token of its own: token {index} of the text "
+                f"is the special {ids[index]}",
             )
         joined = b"".join(pieces)
         if joined != self.prefix_bytes + raw:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from engine.corpus.document import Message
 from engine.corpus.messages import MessageForm, messages_of, tools_of
 from engine.corpus.pretokenized import TokenColumns
-from engine.corpus.values import MapValue, NotText, Problem, decode, described, listed, without_nulls
+from engine.corpus.values import MapValue, NotText, Problem, advice, decode, described, listed, without_nulls
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
 
@@ -111,8 +111,8 @@ class Columns:
         wrong = [name for name in self.names if present.count(_column_of(name, present)) != 1]
         if wrong:
             raise CorpusError(
-                f"{where}: got the columns {listed(present)}; wanted {listed(wrong)} once, as the run file says. "
-                f"Correct [corpus] text, template, messages, id, or what else names a column."
+                f"{where}: got the columns {listed(present)}; wanted {listed(wrong)} once, as the run file says."
+                f"{advice(present)} Correct [corpus] text, template, messages, id, or what else names a column."
             )
 
     def of_object(self, row: int, place: str, item: object) -> Record:
@@ -177,7 +177,7 @@ class Columns:
     def _conversation(self, item: Mapping[str, object]) -> tuple[Message, ...] | Problem:
         assert self.messages is not None and self.form is not None
         if self.messages not in item:
-            return Problem("missing_column", f"no column {json.dumps(self.messages)}; got {listed(list(item))}")
+            return _missing(self.messages, list(item))
         return messages_of(item[self.messages], f"column {json.dumps(self.messages)}", self.form)
 
 
@@ -213,13 +213,20 @@ def _found(item: Mapping[str, object], name: str) -> object:
     return value
 
 
+def _missing(name: str, present: list[str]) -> Problem:
+    more = advice(present)
+    return Problem("missing_column", f"no column {json.dumps(name)}; got {listed(present)}{'.' if more else ''}{more}")
+
+
 def _text(item: Mapping[str, object], name: str, *, numbers: bool, join: str | None = None) -> str | Problem:
     """The text in column `name`; whole numbers too where `numbers` is true (templates and ids). join: what is put between the
     texts of a list."""
     try:
         value = _found(item, name)
     except KeyError:
-        return Problem("missing_column", f"no column {json.dumps(name)}; got {listed(list(item))}")
+        return Problem(
+            "missing_column", f"no column {json.dumps(name)}; got {listed(list(item))}.{advice(list(item))}".rstrip(".")
+        )
     if isinstance(value, list) and join is not None:
         parts = [_text({name: part}, name, numbers=numbers) for part in value]
         return next((part for part in parts if isinstance(part, Problem)), join.join(str(part) for part in parts))

@@ -59,6 +59,21 @@ def described(value: object) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+"""Columns in which data sets have conversations."""
+
+
+def advice(present: Sequence[str]) -> str:
+    """What to write in [corpus] where a column is missing and these are there; "" where they say nothing. Begins with a space."""
+    if found := next((name for name in CONVERSATIONS if name in present), None):
+        return f' For conversations write messages = "{found}" in [corpus].'
+    if {"prompt", "completion"} <= set(present):
+        return ' To score completions behind their prompts write prompt = "prompt" and completion = "completion" in [corpus].'
+    if "input_ids" in present:
+        return ' For tokens instead of texts write input_ids = "input_ids" in [corpus].'
+    return ""
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in quotes, ASCII, the first few of them."""
     shown = ", ".join(json.dumps(name) for name in names[:SHOWN_COLUMNS])

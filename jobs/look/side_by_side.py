@@ -46,6 +46,9 @@ FLAG_WORDS = {
     FLAG_CONTEXT: "context",
     FLAG_ANEW: "read anew",
 }
+_SHOWN = 12
+_BEFORE = 2
+"""Positions shown where nobody asks for some: so many, from so many before the first scored one on."""
 _PIPE_WIDTH = 130  # columns where the output is not a terminal
 
 
@@ -60,8 +63,9 @@ def show_document(
     stream: TextIO,
     near: Sequence[Path] = (),
 ) -> None:
-    """Print one document. `near`: more folders in which the tokenizers' relative paths may start."""
-    window, store = _window(rows), open_store(out)
+    """Print one document. rows: from:to, or "" for those from the first scored one on. `near`: more folders in which the
+    tokenizers' relative paths may start."""
+    window, store = _window(rows), open_store(out)  # refused before anything is read
     plan = load_plan(store)
     product = choose(store, list(plan.products), student, view, first=True)
     if plan.products[product].codec == "hidden":
@@ -72,6 +76,9 @@ def show_document(
     places = [*near, Path.cwd()]
     if isinstance(store, PosixStore):
         places += [store.root.resolve(), *store.root.resolve().parents]
+    if not rows and any(row["scored"]):
+        first = max(0, row["scored"].index(True) - _BEFORE)
+        window = slice(first, first + _SHOWN)
     ours = document_view(row, plan.products[product], places)
     theirs = None
     if TEACHER in plan.products and product != TEACHER:
@@ -173,7 +180,9 @@ def _covering(view: DocumentView, start: int, end: int, is_end: bool) -> list[in
 
 
 def _window(rows: str) -> slice:
-    """`--rows from:to` as a slice. Raises RunFileError."""
+    """`--rows from:to` as a slice; "" for the first few. Raises RunFileError."""
+    if not rows:
+        return slice(0, _SHOWN)
     first, colon, last = rows.partition(":")
     try:
         window = slice(int(first) if first else None, int(last) if last else None)

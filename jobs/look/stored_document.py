@@ -18,10 +18,16 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
     """
     seals = load_seals(store, plan)
     if doc is None:
+        ready = 0
         for seal in seals:
+            ready += 1
             if found := _read(store, plan, product, seal, None):
                 return found
-        raise OutputError(f"{store}: no document is ready yet (or all are in quarantine); run targetsmith score")
+        if ready == len(plan.units):
+            raise OutputError(
+                f"{store}: every document is in quarantine, each with its reason in {store.place('_engine/quarantine')}/*.jsonl"
+            )
+        raise OutputError(f"{store}: no document is ready yet; run targetsmith score")
     if not doc.isdecimal():
         doc_id = doc.removeprefix("id:")
         for seal in seals:

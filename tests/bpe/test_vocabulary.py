@@ -248,6 +248,7 @@ def test_a_normaliser_that_changes_the_text_is_named_with_its_byte() -> None:
 def test_a_character_without_a_token_is_unknown() -> None:
     error = bad(vocabulary("babyllama-tok105"), "Once 猫")
     assert error.reason == "unknown_token" and "special 0" in error.detail
+    assert r"'\u732b' at character 5 has no token of its own" in error.detail
     assert vocabulary("babyllama-tok361").encode("Once 猫")[1][-1] == 8
 
 

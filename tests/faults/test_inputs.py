@@ -126,7 +126,7 @@ def test_a_run_without_a_good_document(tmp_path: Path, call: Call) -> None:
     assert call("verify", out)[0] == 0
     assert call("cat", out, "--student", "sp") == (0, "", "")
     code, _, err = call("show", out, "--student", "sp")
-    assert code == 1 and "no document is ready yet (or all are in quarantine)" in err
+    assert code == 1 and "every document is in quarantine, each with its reason in" in err
     assert list(Targets(out, "sp").documents()) == [] and list(Targets(out, "sp").batches(2)) == []
 
 
