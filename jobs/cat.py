@@ -16,6 +16,9 @@ def cat(
     out: OutArgument,
     student: StudentOption = None,
     view: ViewOption = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Tokens as texts beside their ids: token_texts, id_texts.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents.")] = None,
     max_width: Annotated[
         float | None, typer.Option(help="Only rows with a certified width of at most this; 0: only exact rows.")
@@ -30,7 +33,14 @@ def cat(
     if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 wherever it goes
         sys.stdout.reconfigure(encoding="utf-8")
     write_documents(
-        out, student=student, view=view, limit=limit, max_width=max_width, stream=sys.stdout, notes=sys.stderr
+        out,
+        student=student,
+        view=view,
+        limit=limit,
+        max_width=max_width,
+        with_texts=text,
+        stream=sys.stdout,
+        notes=sys.stderr,
     )
 
 

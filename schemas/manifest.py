@@ -313,10 +313,13 @@ class Manifest(_Frozen):
     continuations: Sidecar | None = Field(
         default=None, description="the calibration file, only where there is one; else there is no such key"
     )
+    vocabularies: dict[str, Sidecar] | None = Field(
+        default=None, description="product -> the file of its tokens; before 0.7.0 there is no such key"
+    )
 
     @model_serializer(mode="wrap")
     def _without_null(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _dropped(dump(self), "head", "continuations")
+        return _dropped(dump(self), "head", "continuations", "vocabularies")
 
 
 def _dropped(content: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from engine.dataset.layout import MANIFEST, REMAKE, load_manifest, own_seal, sea
 from engine.dataset.repair import lacking_units
 from engine.dataset.sidecars import CALIBRATION, LM_HEAD, check_calibration, lm_head_fault, sidecars_of
 from engine.dataset.store import Out, Store, open_store
+from engine.dataset.token_tables import token_records
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, Sidecar, add_stats
 
@@ -38,7 +39,14 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
         check_calibration(store, seals, sidecars[CALIBRATION].sha256)
     if store.exists(MANIFEST):
         found = load_manifest(store)
-        made = _manifest(plan, seals, found.engine_version, found.versions, sidecars)
+        tokens = token_records(store, plan, found)
+        for product, record in (found.vocabularies or {}).items():
+            if (tokens or {}).get(product) != record:
+                raise OutputError(
+                    f"{store.place(record.name)}: not the file that {MANIFEST} lists: damaged, or made again by other "
+                    f"libraries; {REMAKE}"
+                )
+        made = _manifest(plan, seals, found.engine_version, found.versions, sidecars, tokens)
         for name, wanted in ((LM_HEAD, found.head), (CALIBRATION, found.continuations)):
             if wanted is not None and sidecars.get(name) != wanted:
                 raise OutputError(
@@ -54,7 +62,10 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
             )
         store.put_if_absent("README.md", dataset_card(found).encode())
         return found
-    manifest = _manifest(plan, seals, engine_version, versions if versions is not None else _installed(), sidecars)
+    tokens = token_records(store, plan, None)
+    manifest = _manifest(
+        plan, seals, engine_version, versions if versions is not None else _installed(), sidecars, tokens
+    )
     store.put_if_absent("README.md", dataset_card(manifest).encode())
     store.put_if_absent(MANIFEST, manifest.to_bytes())
     return load_manifest(store)
@@ -96,6 +107,7 @@ def _manifest(
     engine_version: str,
     versions: Mapping[str, str],
     sidecars: Mapping[str, Sidecar],
+    tokens: dict[str, Sidecar] | None,
 ) -> Manifest:
     totals = {}
     for product in plan.products:
@@ -121,6 +133,7 @@ def _manifest(
         shards=tuple(ShardRecord(unit=seal.unit, quarantined=seal.quarantined, files=seal.files) for seal in seals),
         head=sidecars.get(LM_HEAD),
         continuations=sidecars.get(CALIBRATION),
+        vocabularies=tokens,
     )
 
 

@@ -10,6 +10,7 @@ Files, in the order of the data:
   begin_end      begin and end tokens against what transformers makes of the same files
   make_plan      run file, corpus, files and tokenizers -> plan and fingerprint
   pin            the run file with absolute paths and commits, for actors
+  token_files     the tokens of every product put into the output
   retry          the quarantined documents of a finished run as a run of their own
 
 `make_plan` and `pin` bear the names of their files, so they are imported from there, not from here.

@@ -32,7 +32,7 @@ class Vocabularies:
 def load_vocabularies(run: RunConfig) -> Vocabularies:
     """Every tokenizer that the run file names. Raises TokenizerError, and RunFileError for a chat template that is missing
     or that cannot be used."""
-    loaded = {source.product: _load(source) for source in run.tokenizers}
+    loaded = {source.product: load_tokenizer(source) for source in run.tokenizers}
     hashes = {product: vocabulary.content_hash for product, vocabulary in loaded.items()}
     chat = chat_encoders(run, loaded)
     if chat:
@@ -42,10 +42,11 @@ def load_vocabularies(run: RunConfig) -> Vocabularies:
 
 def load_teacher_vocabulary(run: RunConfig) -> Vocabulary:
     """The teacher's tokenizer alone, as it comes. Raises TokenizerError."""
-    return _load(run.tokenizers[0])
+    return load_tokenizer(run.tokenizers[0])
 
 
-def _load(source: TokenizerSource) -> Vocabulary:
+def load_tokenizer(source: TokenizerSource) -> Vocabulary:
+    """One of them, as it comes. Raises TokenizerError."""
     return load_vocabulary(
         source.place, revision=source.revision, trust_remote_code=source.trust_remote_code, where=source.where
     )

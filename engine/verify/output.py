@@ -21,6 +21,7 @@ from engine.verify.findings import Report, short
 from engine.verify.records import manifest_findings, plan_findings, quarantine_of
 from engine.verify.shard_file import ExpectedFile, FileCheck, FileContents, compare, same_tokens
 from engine.verify.sidecars import sidecar_findings
+from engine.verify.tokens import token_findings
 from schemas.errors import OutputError
 from schemas.manifest import MAXIMUM, Manifest, Plan, PlanUnit, Seal, ShardRecord
 from schemas.products import HIDDEN, TEACHER
@@ -63,6 +64,7 @@ class _Verifier:
         if manifest is not None:
             self.report.extend(manifest_findings(plan, seals, manifest))
         self.report.extend(sidecar_findings(self.store, plan, manifest, seals, report.notes))
+        self.report.extend(token_findings(self.store, plan, manifest))
         report.seconds = time.perf_counter() - began
         return report
 

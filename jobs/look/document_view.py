@@ -11,9 +11,11 @@ import numpy as np
 from rich.markup import escape
 
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.dataset.store import PosixStore, Store
+from engine.dataset.token_tables import TokenTable, read_tokens
+from engine.plan.token_files import token_table
 from schemas.errors import TokenizerError
 from schemas.manifest import ProductFacts
-from schemas.products import BYTES_END
 from schemas.target import PAD_ID
 
 # A text must not be able to move the cursor or colour the terminal: control characters are spelled out.
@@ -23,36 +25,27 @@ _VISIBLE = CONTROLS | str.maketrans({" ": "␣", "\n": "⏎", "\r": "␍", "\t":
 
 @dataclass(frozen=True, slots=True)
 class DocumentView:
-    """One document of one product, with its vocabulary if that could be found. Shapes as in docs/format.md."""
+    """One document of one product, with its tokens where they are known. Shapes as in docs/format.md."""
 
     facts: ProductFacts
     row: dict[str, Any]
-    vocabulary: Vocabulary | None
+    tokens: TokenTable | None
     ids_TK: np.ndarray
     probs_TK: np.ndarray
     starts_T: list[int]  # bytes; a token reaches from here to byte_end
 
-    @property
-    def is_bytes(self) -> bool:
-        """Ids are bytes, and need no vocabulary."""
-        return self.facts.regime == "bytes"
-
     def token(self, token_id: int) -> str:
-        """A token in visible characters; `<name>` for specials, `#id` without the vocabulary."""
-        if self.is_bytes:
-            return visible(bytes([token_id])) if token_id < BYTES_END else "<end>"
-        if self.vocabulary is None:
+        """A token in visible characters; `<name>` for specials, `#id` where tokens are not known."""
+        if self.tokens is None:
             return f"#{token_id}"
-        piece = self.vocabulary.token_bytes[token_id]
+        piece = self.tokens.pieces[token_id]
         if piece is None:
-            return self.vocabulary.tokenizer.id_to_token(token_id) or f"#{token_id}"
+            return self.tokens.names[token_id] or f"#{token_id}"
         return visible(piece)
 
     def bytes_of(self, token_id: int) -> bytes | None:
-        """What a token stands for in a text; None for specials, and where the vocabulary is not there."""
-        if self.is_bytes:
-            return bytes([token_id]) if token_id < BYTES_END else None
-        return None if self.vocabulary is None else self.vocabulary.token_bytes[token_id]
+        """What a token stands for in a text; None for specials, and where tokens are not known."""
+        return None if self.tokens is None else self.tokens.pieces[token_id]
 
     def best(self, position: int, top: int) -> str:
         """The first `top` tokens with their probabilities, one per line, the true one marked."""
@@ -71,11 +64,22 @@ def visible(piece: bytes) -> str:
     return piece.decode("utf-8", errors="backslashreplace").translate(_VISIBLE)
 
 
-def document_view(row: dict[str, Any], facts: ProductFacts, places: Sequence[Path]) -> DocumentView:
-    """A row as it was read from a shard. places: folders in which the tokenizer's relative path may start."""
+def document_view(row: dict[str, Any], facts: ProductFacts, tokens: TokenTable | None) -> DocumentView:
+    """A row as it was read from a shard."""
     ids, probs = _drawn(row, facts) if facts.codec == "sample" else _likeliest(row, facts)
-    vocabulary = None if facts.regime == "bytes" else _vocabulary(facts, places)
-    return DocumentView(facts, row, vocabulary, ids, probs, [0, *row["byte_end"][:-1]])
+    return DocumentView(facts, row, tokens, ids, probs, [0, *row["byte_end"][:-1]])
+
+
+def tokens_of(store: Store, product: str, facts: ProductFacts, near: Sequence[Path] = ()) -> TokenTable | None:
+    """The tokens of a product: those in the output, else (made before 0.7.0) those of its tokenizer, where that can be found.
+    near: more folders in which the tokenizer's relative path may start. Raises OutputError for a damaged file."""
+    if (tokens := read_tokens(store, product, facts)) is not None:
+        return tokens
+    places = [*near, Path.cwd()]
+    if isinstance(store, PosixStore):
+        places += [store.root.resolve(), *store.root.resolve().parents]
+    vocabulary = _vocabulary(facts, places)
+    return None if vocabulary is None else token_table(vocabulary, facts)
 
 
 def _likeliest(row: dict[str, Any], facts: ProductFacts) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ infinity is null (JSON has no infinities).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, TextIO
 
@@ -16,6 +17,7 @@ import torch
 from engine.dataset.layout import load_plan
 from engine.dataset.store import Out, open_store
 from engine.reader.targets import PAD_ID, Document, Targets, TargetsError
+from jobs.look.document_view import tokens_of
 from jobs.look.options import View
 from jobs.look.products import choose
 from schemas.errors import OutputError, RunFileError
@@ -29,22 +31,33 @@ def write_documents(
     view: View | None,
     limit: int | None,
     max_width: float | None,
+    with_texts: bool = False,
     stream: TextIO,
     notes: TextIO,
 ) -> None:
     """Write the documents of one product to `stream`, in corpus order; of an unfinished run, those that are ready.
 
+    with_texts: tokens as texts beside their ids.
     max_width: only the scored rows whose certified width is at most this; how many those are is said on `notes`.
     """
     if max_width is not None and not max_width >= 0:  # NaN too
         raise RunFileError(f"--max-width {max_width}: a width is a probability; give a number >= 0, such as 0.05")
     store = open_store(out)
-    product = choose(store, list(load_plan(store).products), student, view)
+    products = load_plan(store).products
+    product = choose(store, list(products), student, view)
+    tokens = tokens_of(store, product, products[product]) if with_texts else None
+    if with_texts and tokens is None:
+        raise OutputError(
+            f"{store}: made before outputs had their tokens, and the tokenizer {products[product].tokenizer!r} was not found; "
+            "run this in the folder of the run file, or without --text"
+        )
     try:
         kept = left_out = 0
         targets = Targets(store.url, product, allow_partial=True, max_width=max_width)
         for document in islice(targets.documents(), limit):
             record = as_json(document)
+            if tokens is not None:
+                record = _with_texts(record, tokens.names)
             if max_width is not None:
                 record = only_scored(record)
                 kept, left_out = kept + len(record["rows"]), left_out + document.left_out
@@ -92,6 +105,14 @@ def as_json(document: Document) -> dict[str, Any]:
         "flags": document.flags.tolist(),
         **{name: _finite(values) for name, values in extra.items()},
     }
+
+
+def _with_texts(record: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The same with the texts of token_ids, and of ids where there are any."""
+    more: dict[str, Any] = {"token_texts": [names[token] for token in record["token_ids"]]}
+    if "ids" in record:
+        more["id_texts"] = [[names[token] for token in row] for row in record["ids"]]
+    return {**record, **more}
 
 
 def only_scored(record: dict[str, Any]) -> dict[str, Any]:

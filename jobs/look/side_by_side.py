@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine.dataset.layout import load_plan
-from engine.dataset.store import Out, PosixStore, open_store
-from jobs.look.document_view import CONTROLS, DocumentView, document_view, visible
+from engine.dataset.store import Out, open_store
+from jobs.look.document_view import CONTROLS, DocumentView, document_view, tokens_of, visible
 from jobs.look.options import View
 from jobs.look.products import choose
 from jobs.look.scored_parts import scored_parts
@@ -73,17 +73,16 @@ def show_document(
             f"{store}: hidden states are no distributions to look at; `targetsmith cat --view hidden` prints them"
         )
     row = find_document(store, plan, product, doc)
-    places = [*near, Path.cwd()]
-    if isinstance(store, PosixStore):
-        places += [store.root.resolve(), *store.root.resolve().parents]
     if not rows and any(row["scored"]):
         first = max(0, row["scored"].index(True) - _BEFORE)
         window = slice(first, first + _SHOWN)
-    ours = document_view(row, plan.products[product], places)
+    ours = document_view(row, plan.products[product], tokens_of(store, product, plan.products[product], near))
     theirs = None
     if TEACHER in plan.products and product != TEACHER:
         of_teacher = find_document(store, plan, TEACHER, str(row["doc_row"]))
-        theirs = document_view(of_teacher, plan.products[TEACHER], places)
+        theirs = document_view(
+            of_teacher, plan.products[TEACHER], tokens_of(store, TEACHER, plan.products[TEACHER], near)
+        )
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -126,7 +125,7 @@ def _table(ours: DocumentView, theirs: DocumentView | None, window: slice, top: 
     for i in range(*window.indices(len(row["token_ids"]))):
         start, end = ours.starts_T[i], row["byte_end"][i]
         piece = ours.token(row["token_ids"][i])
-        if ours.vocabulary is None and row["text"] and end > start:
+        if ours.tokens is None and row["text"] and end > start:
             piece = visible(row["text"].encode()[start:end]) or piece
         cells = [str(i), f"{start}-{end}", escape(piece)]
         if theirs:
@@ -166,7 +165,7 @@ def _legend(view: DocumentView, window: slice) -> str:
         )
         if shares["pruned"]:
             lines[-1] += f"; mean pruned mass at most {shares['pruned']:.2e}"
-    if view.vocabulary is None and not view.is_bytes:
+    if view.tokens is None:
         lines.append("The tokenizer was not found, so tokens are shown as #id: run this in the folder of the run file.")
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ from engine.dataset.store import PosixStore, Store, open_store
 from engine.plan.make_plan import ENGINE_VERSION, known_files, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
+from engine.plan.token_files import publish_tokens
 from engine.plan.vocabularies import load_teacher_vocabulary
 from jobs.pool.events import Done, Notice, Ready, Salvaged, Tick
 from jobs.pool.ray_cluster import address_of, connect
@@ -111,6 +112,7 @@ class _Job:
 def _score(job: _Job, address: str | None, counts: Counts, display: Display) -> Outcome:
     run, plan, store = job.run, job.plan, job.store
     sealed = set(open_output(store, plan))
+    publish_tokens(store, run, plan)
     counts.units_total, counts.units_before = len(plan.units), len(sealed)
     counts.documents_left = sum(unit.n_rows for unit in plan.units if unit.index not in sealed)
     display.say(f"run {plan.fingerprint[:12]} -> {store}")

@@ -20,6 +20,8 @@ from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import load_plan
 from engine.dataset.parquet import round_rows
+from engine.dataset.store import open_store
+from engine.dataset.token_tables import TokenTable, token_file
 from engine.reader import Targets, TargetsError, run_files
 from engine.reader import row_groups as row_groups_module
 from engine.reader import targets as targets_module
@@ -40,6 +42,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         without = (150, 151) if unit.index == 1 else ()
         bad = [quarantine_record(row) for row in without]
         publish_unit(out, plan, unit.index, unit_tables(plan, unit.index, without=without), bad, {})
+    facts = plan.products["student/small"]
+    count = facts.vocab_size
+    tokens = TokenTable([b"a"] * count, ["a"] * count, ["text"] * count).to_bytes(facts.tokenizer_hash)
+    open_store(out).put_if_absent(token_file("student/small"), tokens)
     finish(out, plan, engine_version="test")
     return out
 
@@ -248,7 +254,7 @@ def test_unit_without_rows_is_skipped_by_all_readers(tmp_path: Path) -> None:
 def test_the_examples_of_the_format_page_run_as_they_stand(finished: Path) -> None:
     page = (ROOT / "docs" / "format.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     card = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
     code = (
         "\n".join(blocks)

@@ -13,10 +13,11 @@ from engine.corpus.units import read_units, sample
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import load_plan
-from engine.dataset.store import PosixStore
+from engine.dataset.store import PosixStore, open_store
 from engine.plan.make_plan import ENGINE_VERSION, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import find_retry, read_retried, retry_plan
+from engine.plan.token_files import publish_tokens
 from jobs.pool.events import Death
 from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
 from schemas.manifest import Manifest
@@ -104,6 +105,7 @@ def score_run(run: RunConfig, died: Container[str] = ()) -> Manifest:
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     missing = {unit.index for unit in plan.units} - set(open_output(run.output, plan))
+    publish_tokens(open_store(run.output), run, plan)
     if missing:
         worker = UnitWorker(pin(run), plan, _learned(run, scan))
         for unit, documents in read_units(run.corpus, scan, missing):
@@ -124,6 +126,7 @@ def retry_here(run_file: Path) -> Path:
     plan = retry_plan(make_plan(run, scan), base.fingerprint, scan, rows)
     run = run.model_copy(update={"output": store.root})
     open_output(run.output, plan)
+    publish_tokens(store, run, plan)
     worker = UnitWorker(pin(run), plan, _learned(run, scan))
     for unit, documents in read_retried(run.corpus, scan, rows, range(len(plan.units))):
         worker.score(unit, documents)
