@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.dataset.token_tables import TokenTable
 from jobs.look.document_view import DocumentView
 from jobs.look.scored_parts import scored_parts
 from schemas.target import FLAG_ANEW, FLAG_CONTEXT, FLAG_END
@@ -13,7 +14,7 @@ from tests.support.tables import facts_of
 def view(text: str, flags: list[int]) -> DocumentView:
     facts = facts_of(1, 257).model_copy(update={"regime": "bytes"})
     row = {"token_ids": [256 if c == "$" else ord(c) for c in text], "flags": flags}
-    return DocumentView(facts, row, None, np.zeros((0, 1)), np.zeros((0, 1)), [])
+    return DocumentView(facts, row, TokenTable.of_bytes(), np.zeros((0, 1)), np.zeros((0, 1)), [])
 
 
 def test_a_line_a_part_with_what_stands_before() -> None:
@@ -31,7 +32,7 @@ def test_a_part_that_is_read_anew_begins_a_part() -> None:
 def test_a_character_of_several_tokens_is_shown_as_one() -> None:
     facts = facts_of(1, 257).model_copy(update={"regime": "bytes"})
     row = {"token_ids": [*"é ".encode(), ord("b")], "flags": [FLAG_CONTEXT] * 3 + [0]}
-    lines = scored_parts(DocumentView(facts, row, None, np.zeros((0, 1)), np.zeros((0, 1)), []))
+    lines = scored_parts(DocumentView(facts, row, TokenTable.of_bytes(), np.zeros((0, 1)), np.zeros((0, 1)), []))
     assert lines[1] == "  3-3  é␣ -> b"
 
 
