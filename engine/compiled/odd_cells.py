@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.compiled.pair import State
 
-MOST_ODD = 4096
+MOST_ODD = 16_384
 """Odd cells of one state at most; boundaries in a state with more go by the slow rules."""
 MOST_BACK = 30
 """Characters before the end of a pending part at which a cut is told."""
