@@ -6,7 +6,7 @@ Row k (0..n) predicts student token k, given tokens < k; its boundary is byte e_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,7 +15,9 @@ import numpy as np
 from engine.alignment.rules import Rule, RuleBook
 from engine.alignment.strings import BoundaryStrings, StringRules
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.pending import cut_text
+from engine.bpe.folding import fold_unit, run_begins, unfold
+from engine.bpe.pending import CutText, PendingPart, cut_text
+from engine.bpe.spelling import LONG_BYTES, Spelling
 from engine.bpe.utf8 import is_continuation
 from engine.contexts.tree import ContextTree
 
@@ -58,18 +60,19 @@ class Boundary:
 
 @dataclass(slots=True, eq=False)
 class _Left:
-    """What the student has read before a boundary, as far as it matters: the pending part. There is one object for each, so that
-    what was found out about it is found again without asking for all four.
+    """What the student has read before a boundary, as far as it matters: the pending part. Of short ones there is one object for
+    each, so that what was found out about it is found again.
 
-    classes: class string of its whole units, reduced (`Splitter.reduce`). partial: bytes of the incomplete character that the
-    boundary cuts. pending: its bytes, `partial` included. tokens: the student's own tokens of them; (-1,) where none begins
-    there. rules: (z, lead) -> rule. allowed: (cuts, seam) -> `Aligner._allowed`. may_end: `Aligner._may_end`.
+    classes: class string of its whole units, reduced (`Splitter.reduce`, `Splitter.fold`). partial: bytes of the incomplete
+    character that the boundary cuts. words: `RuleBook.whole_words_after`, in units of `classes`. agrees: (cuts, seam) -> whether
+    the pending bytes, cut like this, encode to the student's own tokens; remembered in `allowed`. rules: (z, lead) -> rule.
+    may_end: `Aligner._may_end`.
     """
 
     classes: str
     partial: bytes
-    pending: bytes
-    tokens: tuple[int, ...]
+    words: tuple[tuple[int, bytes], ...]
+    agrees: Callable[[tuple[int, ...], bool], bool]
     rules: dict[tuple[bytes, bytes], Rule] = field(default_factory=dict)
     allowed: dict[tuple[tuple[int, ...], bool], bool] = field(default_factory=dict)
     may_end: bool | None = None
@@ -122,32 +125,80 @@ class Aligner:
         return {k: out[k] for k in chosen}
 
     def _strings_at(self, rules: StringRules, k: int, left: _Left, last: int) -> BoundaryStrings:
-        words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
         lead = self.student.prefix_bytes if k == 0 else b""
-        strings = rules.strings(lead, left.partial, left.classes, words)
+        strings = rules.strings(lead, left.partial, left.classes, left.words)
         return BoundaryStrings(strings, partial(self._allowed, left), last)
 
     def _lefts(self, text: bytes, ids: list[int]) -> list[_Left]:
         """The pending part at each boundary, in the student's own byte string."""
         data = self.student.prefix_bytes + text
-        cut = cut_text(self.book.splitter, data)
-        unit_at, byte_of, reduce = cut.unit_at.tolist(), cut.byte_of.tolist(), self.book.splitter.reduce
-        own_ends = [0]
+        splitter, segmenter = self.book.splitter, self.book.segmenter
+        cut = cut_text(splitter, data)
+        byte_of, own_ends = cut.byte_of.tolist(), [0]
         for token in ids:
             own_ends.append(own_ends[-1] + len(self.student.token_bytes[token] or b""))
         index_of = {e: i for i, e in enumerate(own_ends)}
+        row: Spelling | None = None
         lefts: list[_Left] = []
-        for k, (start, unit, begin) in enumerate(cut.pendings(own_ends)):
+        for k, part in enumerate(cut.parts(own_ends)):
             place = own_ends[k]
-            partial = self._partial(data, place, byte_of[unit])
-            classes = reduce(cut.units[start : unit_at[place - len(partial)]])
-            tokens = tuple(ids[index_of[begin] : k]) if begin in index_of else (-1,)
-            key = (classes, partial, data[begin:place], tokens)
+            partial = self._partial(data, place, byte_of[part.unit])
+            whole, classes = place - len(partial), part.left
+            if splitter.byte_units:
+                classes = splitter.reduce(cut.units[max(part.start, whole - splitter.added_texts.longest - 1) : whole])
+            if place - part.begin > LONG_BYTES:
+                row = row or Spelling(segmenter, data, list(ids), list(range(-1, len(ids) - 1)), own_ends[1:])
+                lefts.append(self._long_left(cut, part, classes, partial, whole, row, k - 1))
+                continue
+            tokens = tuple(ids[index_of[part.begin] : k]) if part.begin in index_of else (-1,)
+            key = (classes, partial, data[part.begin : place], tokens)
             left = self._known.get(key)
             if left is None:
-                left = self._known[key] = _Left(*key)
+                left = self._known[key] = self._left(*key, cut.units[part.start : part.unit])
             lefts.append(left)
         return lefts
+
+    def _left(self, classes: str, partial: bytes, pending: bytes, tokens: tuple[int, ...], units: str) -> _Left:
+        """units: the classes of all that is pending, where runs are not cut short."""
+        splitter, segmenter, count = self.book.splitter, self.book.segmenter, len(units)
+        is_folded = not splitter.byte_units and len(classes) < count
+        begins = (
+            run_begins(splitter, np.frombuffer(units.encode("utf-32-le"), np.uint32))
+            if is_folded
+            else np.empty(0, np.int64)
+        )
+
+        def agrees(cuts: tuple[int, ...], seam: bool) -> bool:
+            if is_folded:
+                cuts = unfold(splitter, classes, cuts, 0, count, begins)
+            return segmenter.agrees(pending, partial, cuts, seam, tokens, units=len(classes))
+
+        words = self.book.whole_words_after(pending, partial, count if is_folded else len(classes))
+        if is_folded:
+            placed = [(fold_unit(splitter, classes, unit, 0, count, begins), rest) for unit, rest in words]
+            words = tuple((unit, rest) for unit, rest in placed if unit is not None)
+        return _Left(classes, partial, words, agrees)
+
+    def _long_left(
+        self, cut: CutText, part: PendingPart, classes: str, partial: bytes, whole: int, row: Spelling, node: int
+    ) -> _Left:
+        """The same, without a look at all that is pending. row: the student's tokens; node: the one before the boundary."""
+
+        def agrees(cuts: tuple[int, ...], seam: bool) -> bool:
+            if self.book.splitter.byte_units:
+                bounds = [whole - len(classes) + c for c in cuts]
+            else:
+                bounds = [int(cut.byte_of[u]) for u in cut.true_units(classes, cuts, part.start, part.unit)]
+            return row.agrees(node, part.begin, bounds, whole, seam)
+
+        words, begin = [], max(whole - self.book.segmenter.longest_apart, part.begin)
+        if self.book.segmenter.whole_words:  # only their beginnings at the end of what is pending can go on
+            first = int(np.searchsorted(cut.byte_of, begin))
+            pending = cut.data[int(cut.byte_of[first]) : whole] + partial
+            for unit, rest in self.book.whole_words_after(pending, partial, part.unit - first):
+                at = cut.folded_unit(classes, first + unit, part.start, part.unit)
+                words += [] if at is None else [(at, rest)]
+        return _Left(classes, partial, tuple(words), agrees)
 
     def _partial(self, data: bytes, place: int, unit_begin: int) -> bytes:
         """The bytes before `place` of the character that it cuts, b"" at a border of characters."""
@@ -199,8 +250,7 @@ class Aligner:
 
     def _restricted_rule(self, z: bytes, lead: bytes, left: _Left) -> Rule:
         """The rule for these classes, less what the student's own tokens contradict (definition 7, NONE)."""
-        words = self.book.whole_words_after(left.pending, left.partial, len(left.classes))
-        rule = self.book.rule(z, lead, left.partial, left.classes, words)
+        rule = self.book.rule(z, lead, left.partial, left.classes, left.words)
         if len(rule.variants) == 1 and not rule.variants[0][0]:
             return self.book.restricted(rule, (self._allowed(left, *rule.variants[0]),))
         return self.book.restricted(rule, tuple(self._allowed(left, cuts, seam) for cuts, seam in rule.variants))
@@ -209,9 +259,7 @@ class Aligner:
         """Whether the pending bytes, cut like this, encode to the student's own tokens."""
         known = left.allowed.get((cuts, seam))
         if known is None:
-            known = left.allowed[cuts, seam] = self.book.segmenter.agrees(
-                left.pending, left.partial, cuts, seam, left.tokens, units=len(left.classes)
-            )
+            known = left.allowed[cuts, seam] = left.agrees(cuts, seam)
         return known
 
     def _may_end(self, left: _Left) -> bool:

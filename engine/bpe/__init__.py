@@ -13,8 +13,10 @@ Files, in the order of the data:
   pattern          the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end
   added_texts      strings that are one token before anything else is done; where one may be coming
   pretokenizer     where a text is cut, and which cuts stay whatever follows
+  folding          where the cuts of a part whose long runs were cut short lie in the text
   continuations    all ways in which a text that is not finished may turn out to be cut
   pending          the part of a text behind the last cut that is certain, and its ways to be cut
+  spelling         whether tokens along a tree are what their bytes are encoded to, however many they are
   segmenter        vocabulary, merges and pre-tokenizer as one object: tokens of bytes that are cut in a given way
   compare          a tokenizer held against the tokenizers library on strings that tokenizers differ on
   flatten          vocabulary and merges -> the arrays that engine/kernels asks

@@ -153,7 +153,8 @@ class MergeTable:
         return BoundedCache(_MOST_IDS, weight=len)
 
     @cached_property
-    def _longest_bytes(self) -> int:
+    def longest_bytes(self) -> int:
+        """Bytes of the longest token that merges make."""
         return max(map(len, self._reachable_ids), default=1)
 
     @cached_property
@@ -167,16 +168,24 @@ class MergeTable:
         Entry 0 is the empty prefix (-1, -1). Exactly one token can end each prefix; anything else raises TokenizerError.
         Inside a character that BPE treats whole (SentencePiece), prefixes are spelt with byte tokens.
         """
-        if self.vocabulary.kind == "sentencepiece":
-            return self._prefix_tree_of_characters(piece)
-        last, parent = [-1], [-1]
-        longest = self._longest_bytes
-        for i in range(1, len(piece) + 1):  # candidates for the last token: the shortest first
-            self._extend(piece, i, range(i - 1, max(-1, i - longest - 1), -1), last, parent)
-        return last, parent
+        tree = [-1], [-1]
+        self.lengthen(piece, tree)
+        return tree
 
-    def _extend(self, piece: bytes, i: int, starts: Iterable[int], last: list[int], parent: list[int]) -> None:
-        """Append the last token of enc(piece[:i]) and where it begins. By lemma 4 exactly one start j fits: a reachable token has
+    def lengthen(self, piece: bytes, tree: tuple[list[int], list[int]]) -> None:
+        """Make the prefix tree of a beginning of the piece that of all of it, in place."""
+        last, parent = tree
+        if self.vocabulary.kind == "sentencepiece":
+            last[:], parent[:] = self._prefix_tree_of_characters(piece)
+            return
+        longest = self.longest_bytes
+        for i in range(len(last), len(piece) + 1):  # candidates for the last token: the shortest first
+            token, begin = self._last_token(piece, i, range(i - 1, max(-1, i - longest - 1), -1), last)
+            last.append(token)
+            parent.append(begin)
+
+    def _last_token(self, piece: bytes, i: int, starts: Iterable[int], last: list[int]) -> tuple[int, int]:
+        """The last token of enc(piece[:i]) and where it begins. By lemma 4 exactly one start j fits: a reachable token has
         the bytes piece[j:i] and may follow enc(piece[:j]) (lemma 2); so the first that fits is the one."""
         ids = self._reachable_ids
         for j in starts:
@@ -184,9 +193,7 @@ class MergeTable:
             if token is None or (j and last[j] < 0):
                 continue
             if j == 0 or self.pair_is_canonical(last[j], token):
-                last.append(token)
-                parent.append(j)
-                return
+                return token, j
         raise TokenizerError(
             f"tokenizer {self.vocabulary.name}: no canonical token ends at byte {i} of the pre-token {piece[:40]!r}; "
             "the vocabulary lacks single bytes or its merge list is not a BPE merge list"
@@ -204,10 +211,9 @@ class MergeTable:
         for index in range(1, len(bounds)):
             begin, end = bounds[index - 1], bounds[index]
             if self._is_symbol(piece[begin:end]):
-                lasts, parents = last[:end], parent[:end]
-                starts = [b for b in reversed(bounds[:index]) if end - b <= self._longest_bytes]
-                self._extend(piece, end, starts, lasts, parents)
-                last[end], parent[end] = lasts[-1], parents[-1]
+                near = bounds[max(index - self.longest_bytes, 0) : index]
+                starts = [b for b in reversed(near) if end - b <= self.longest_bytes]
+                last[end], parent[end] = self._last_token(piece, end, starts, last)
                 inner = range(begin + 1, end)
             else:
                 inner = range(begin + 1, end + 1)

@@ -7,7 +7,7 @@ Teacher and student use the first, the teacher's contexts the second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,17 +16,30 @@ import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Probe, Probes, units_of_tokens
+from engine.bpe.folding import fold_unit, run_begins, unfold
 from engine.bpe.pretokenizer import NO_UNIT, Splitter
 from engine.bpe.utf8 import characters_from, is_continuation
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument
 
-LONGEST_PENDING = 4096  # units; one pre-token longer than this has quadratic cost and is nobody's training text
+
+def too_long(splitter: Splitter, at: int) -> BadDocument:
+    """The error for a pending part that begins at this byte of its document and is longer than the splitter's bound."""
+    return BadDocument(
+        "too_long",
+        f"what is not cut for certain from byte {at} on is longer than {splitter.longest_pending} units, with long runs of one "
+        "kind counted as short ones",
+    )
 
 
-def too_long(at: int) -> BadDocument:
-    """The error for a pending part that begins at this byte of its document and is longer than LONGEST_PENDING."""
-    return BadDocument("too_long", f"one pre-token is longer than {LONGEST_PENDING} units at byte {at}")
+class PendingPart(NamedTuple):
+    """What is pending at a byte. start: the unit where it begins; unit: how many whole units lie before the byte; begin: its
+    first byte. left: its classes as far as they matter (`Splitter.that_matters`): long runs are cut short."""
+
+    start: int
+    unit: int
+    begin: int
+    left: str
 
 
 class PendingWay(NamedTuple):
@@ -51,22 +64,40 @@ class CutText:
     shift: int = 0  # of `data` in the document, for messages
 
     def pendings(self, places: Iterable[int]) -> list[tuple[int, int, int]]:
-        """For each byte (rising): (unit where the pending part begins, unit count before the byte, its first byte).
+        """For each byte (rising): (unit where the pending part begins, unit count before the byte, its first byte)."""
+        return [part[:3] for part in self.parts(places)]
 
-        All cuts up to the pending part are certain whatever follows data[:byte].
-        """
+    def parts(self, places: Iterable[int]) -> list[PendingPart]:
+        """What is pending at each byte (rising): all cuts up to it are certain whatever follows data[:byte]. O(1) a byte, however
+        much is pending. Raises BadDocument("too_long")."""
         asked = np.fromiter(places, np.int64)
-        out, start = [], 0
+        splitter, out, start, at, left = self.splitter, list[PendingPart](), 0, 0, ""
         for unit in self.unit_at[asked].tolist():
-            while True:
-                if unit - start > LONGEST_PENDING:
-                    raise too_long(self.shift + int(self.byte_of[start]))
-                ends = self.splitter.certain(self.units[start:unit])
-                if not ends:
-                    break
-                start += ends[-1]
-            out.append((start, unit, int(self.byte_of[start])))
+            left, at = left + self.units[at:unit], unit
+            while ends := splitter.certain(left):
+                start = self.true_units(left, ends[-1:], start, unit)[0]
+                left = left[ends[-1] :]
+            left = splitter.that_matters(left)
+            if len(left) > splitter.longest_pending:
+                raise too_long(splitter, self.shift + int(self.byte_of[start]))
+            out.append(PendingPart(start, unit, int(self.byte_of[start]), left))
         return out
+
+    def true_units(self, left: str, cuts: Sequence[int], start: int, unit: int) -> tuple[int, ...]:
+        """Units of the text for units of a pending part (start, unit, left as in `PendingPart`)."""
+        if self.splitter.byte_units:  # the end of what is pending, as it is
+            return tuple(unit - len(left) + c for c in cuts)
+        if unit - start == len(left):
+            return tuple(start + c for c in cuts)
+        return unfold(self.splitter, left, cuts, start, unit, self._run_begins)
+
+    def folded_unit(self, left: str, place: int, start: int, unit: int) -> int | None:
+        """The unit of a pending part's classes for a unit of the text, None where no cut of it can lie (bpe/folding.py)."""
+        return fold_unit(self.splitter, left, place, start, unit, self._run_begins)
+
+    @cached_property
+    def _run_begins(self) -> np.ndarray:
+        return run_begins(self.splitter, np.frombuffer(self.units.encode("utf-32-le"), np.uint32))
 
 
 def cut_text(splitter: Splitter, data: bytes, *, before: str | None = None, shift: int = 0) -> CutText:
@@ -104,13 +135,18 @@ class PendingCuts:
         """Empty the cache that grows with the text."""
         self._ways.clear()
 
-    def ways(self, text: CutText, place: int, start: int, unit: int) -> list[PendingWay]:
+    def ways(self, text: CutText, place: int, start: int, unit: int, left: str | None = None) -> list[PendingWay]:
         """Ways in which the pending part may turn out to be cut, the cuts as units of the text. Arguments: a byte, and of
-        `CutText.pendings` for it where the pending part begins and how many whole units lie before the byte."""
+        `CutText.parts` for it where the pending part begins, how many whole units lie before the byte, and its classes (None: all
+        of them)."""
         rest = int(text.byte_of[unit])
-        pending = text.units[start:unit]
+        pending = text.units[start:unit] if left is None else left
+
+        def true_units(cuts: tuple[int, ...]) -> tuple[int, ...]:
+            return text.true_units(pending, cuts, start, unit)
+
         if rest == place:
-            return [PendingWay(tuple(start + c for c in w.cuts), *w[1:]) for w in self._known(pending, False)]
+            return [PendingWay(true_units(w.cuts), *w[1:]) for w in self._known(pending, False)]
         found: dict[tuple[int, ...], tuple[bool, bool]] = {}
         # the byte lies inside a character: its unit belongs to what is pending, and its bytes so far begin characters of
         # other classes too
@@ -119,7 +155,7 @@ class PendingCuts:
             for cuts, ends, goes in self._known(whole, True):
                 before = found.get(cuts, (False, False))
                 found[cuts] = (before[0] or ends, before[1] or goes)
-        return [PendingWay(tuple(start + c for c in cuts), *flags) for cuts, flags in found.items()]
+        return [PendingWay(true_units(cuts), *flags) for cuts, flags in found.items()]
 
     def _known(self, pending: str, inside: bool) -> list[PendingWay]:
         known = self._ways.get((pending, inside))

@@ -13,6 +13,7 @@ and a cut is certain between two bytes that no token of the vocabulary holds sid
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 _BROKEN_OWN = "\ufdd0"  # a code point that is no character; keeps the class below apart from U+FFFD itself
 _MOST_BITS = 62  # of a class's answers in compiled code
+LONGEST_PENDING = 256
+"""Units of a pending part whose long runs are cut short (`Splitter.fold`), where a run file says nothing else. How each of them
+may be cut takes milliseconds to find out, once."""
 NO_UNIT = "\0"  # the class of no character: answers no predicate, belongs to no added text
 _BROKEN = "\ufffd"  # stands for a character whose bytes are not all known yet
 
@@ -58,6 +62,7 @@ class Splitter:
     never: np.ndarray | None = None  # bool [256, 256], bytes as units: where they are cut (lemma 6)
     cuts_spaces: bool = False  # bytes as units: before each space, whatever tokens hold
     longest_count: int = 1  # to which some pattern counts units
+    longest_pending: int = LONGEST_PENDING  # units of a folded pending part; a longer one is too_long
     _masks: list[int] = field(default_factory=lambda: [0])
     _owns: list[str] = field(default_factory=lambda: [""])
     _pieces: BoundedCache[str, tuple[int, ...]] = field(default_factory=BoundedCache[str, tuple[int, ...]])
@@ -180,6 +185,15 @@ class Splitter:
         owned = {ord(u) for u in classes if self._owns[ord(u)] not in ("", _BROKEN_OWN)}
         return classes.translate({code: self._class_with(self._masks[code], "") for code in owned})
 
+    def disowned(self, codes: np.ndarray) -> np.ndarray:
+        """The same for classes as numbers."""
+        if not self.added or self.byte_units or not len(codes):
+            return codes
+        table = np.arange(int(codes.max()) + 1)
+        for code in (ord(unit) for unit in self._named if ord(unit) < len(table)):
+            table[code] = ord(self.disown(chr(code)))
+        return table[codes]
+
     def join(self, left: str, right: str) -> str:
         """left + right, both canonical, as one canonical string: only the first units of right can still change."""
         before, changed = left[-1:], []
@@ -292,6 +306,47 @@ class Splitter:
             if len(out) < most or any(unit != seen for seen in out[-most:]):
                 out.append(unit)
         return "".join(out)
+
+    def fold(self, pending: str) -> str:
+        """A pending class string whose runs of one class are cut to `kept_run` units: the same premise as `shorten`, also for
+        cuts inside the pending part. Such a cut goes by what stands near it, so that it keeps its distance to the nearer end of
+        the run that it lies in; `unfold` (bpe/folding.py) finds it in the whole string. Characters as units.
+        """
+        if self.byte_units or len(pending) <= self.kept_run:
+            return pending
+        return self._long_run.sub(self._cut_run, self._without_past(pending))
+
+    def _without_past(self, pending: str) -> str:
+        """A pending class string whose characters are like any others where no added text lies or may be coming: what follows
+        cannot make one of them."""
+        if not self.added or self._named.isdisjoint(pending):
+            return pending
+        own = self.own(pending)
+        if self.added_texts.matches(own):
+            return pending
+        begin = next(iter(self.added_texts.coming(own)), len(own))
+        return self.disown(pending[:begin]) + pending[begin:]
+
+    @cached_property
+    def kept_run(self) -> int:
+        """Units that are kept of a run of one class: twice what a pattern can count, or an added text has side by side, and a
+        few more."""
+        return 2 * (max(self.longest_count, self._longest_added_run, 3) + 1)
+
+    @cached_property
+    def _long_run(self) -> re.Pattern[str]:
+        return re.compile(rf"(.)\1{{{self.kept_run},}}", re.DOTALL)
+
+    def _cut_run(self, run: re.Match[str]) -> str:
+        return run[1] * self.kept_run
+
+    def that_matters(self, rest: str) -> str:
+        """The end of a pending part on which later cuts depend. Bytes as units: from the byte before the first place where an
+        added text may be coming; what lies before is cut by pairs of bytes that are there already (lemma 6). Characters as
+        units: `fold`."""
+        if not self.byte_units:
+            return self.fold(rest)
+        return rest[max(next(iter(self.added_texts.coming(rest)), len(rest)) - 1, 0) :]
 
     def holds_added(self, own: str) -> bool:
         """Whether an added text lies in these units; characters (`own`), or bytes as units."""
@@ -406,7 +461,7 @@ def never_side_by_side(vocabulary: Vocabulary) -> np.ndarray:
     return never
 
 
-def build_splitter(vocabulary: Vocabulary) -> Splitter:
+def build_splitter(vocabulary: Vocabulary, longest_pending: int = LONGEST_PENDING) -> Splitter:
     """The splitter of a vocabulary. Raises TokenizerError for a pre-tokenizer or pattern that it does not know."""
     where = f"tokenizer {vocabulary.name}"
     stages: list[_Stage] = []
@@ -428,7 +483,15 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
                 raise TokenizerError(
                     f"{where}: pre-tokenizer {pre} beside SentencePiece tokens is not known; want Metaspace or none"
                 )
-        return Splitter(True, (*stages, _bigram_stage(never)), added=added, never=never, cuts_spaces=cuts_spaces)
+        stages = [*stages, _bigram_stage(never)]
+        return Splitter(
+            True,
+            tuple(stages),
+            added=added,
+            never=never,
+            cuts_spaces=cuts_spaces,
+            longest_pending=longest_pending,
+        )
     steps = [pre for pre in steps_of(vocabulary.pre_tokenizer) if pattern_of(pre, where) is not None]
     patterns = [pattern_of(pre, where) or "" for pre in steps]
     predicates = predicates_of(patterns, where)
@@ -441,7 +504,14 @@ def build_splitter(vocabulary: Vocabulary) -> Splitter:
     known = [m.code for m in matchers if m.code is not None]
     codes = (*((None,) if added else ()), *known) if len(known) == len(matchers) else None
     splitter = Splitter(
-        False, tuple(stages), asked, _needs_before(matchers, len(predicates)), added, codes, longest_count=longest
+        False,
+        tuple(stages),
+        asked,
+        _needs_before(matchers, len(predicates)),
+        added,
+        codes,
+        longest_count=longest,
+        longest_pending=longest_pending,
     )
     _refuse_gaps(splitter, steps, matchers, where)
     return splitter

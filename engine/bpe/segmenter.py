@@ -8,6 +8,7 @@ and a student's boundaries alike. Everything about one tokenizer that is asked f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -42,6 +43,12 @@ class Segmenter:
         self._part: BoundedCache[bytes, tuple[int, ...]] = BoundedCache()
 
     # ==== pieces
+
+    @cached_property
+    def longest_apart(self) -> int:
+        """Bytes of the longest piece that may be no work of merges: an added text, a word of `ignore_merges`."""
+        words = self.vocabulary.token_bytes if self.vocabulary.ignore_merges else ()
+        return max((len(p) for p in (*(a.encode() for a in self.vocabulary.added_text), *words) if p), default=0)
 
     def added_id(self, piece: bytes) -> int | None:
         """Id of the added text with these bytes: matched before pre-tokenization, never spelt by merges. None: there is none."""

@@ -10,9 +10,11 @@ Letters: S pending parts met so far, C classes of units.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 
-from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
+from engine.bpe.pending import starts_of_units, too_long
 from engine.bpe.pretokenizer import Splitter
 from engine.compiled.walk_kernels import forget_units, walk_units
 
@@ -41,9 +43,9 @@ class PendingAutomaton:
         self._size = np.zeros((64, 32), np.int32)  # its units, SAME where it only grew
         self.cleared += 1
 
-    def walk(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """int32 [n+1] each, for a text of n units: number of the pending part before each unit, and the unit where it begins.
-        Raises BadDocument("too_long")."""
+    def walk(self, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int32 [n+1], [n+1], [n] for a text of n units: number of the pending part before each unit, the unit where it begins;
+        the units. Raises BadDocument("too_long")."""
         if self._next.size > _MOST_ENTRIES:
             self.clear()
         units = np.frombuffer(data, np.uint8).astype(np.int32) if self.splitter.byte_units else self._units(data)
@@ -52,12 +54,14 @@ class PendingAutomaton:
         while True:
             at = walk_units(units, self._next, self._size, at, state, begin)
             if at < 0:
-                return state, begin
-            if (
-                at - begin[at] >= LONGEST_PENDING and not self.splitter.byte_units
-            ):  # new parts would be made without end
-                raise too_long(int(starts_of_units(self.splitter, data)[begin[at]]))
-            self._fill(int(state[at]), int(units[at]))
+                last = int(state[-1])  # no unit behind it asks
+                if len(self.strings[last]) > self.splitter.longest_pending:
+                    raise too_long(self.splitter, int(starts_of_units(self.splitter, data)[begin[-1]]))
+                return state, begin, units
+            is_followed = self._fill(int(state[at]), int(units[at]))
+            # new parts would be made without end
+            if len(self.strings[int(state[at])]) > self.splitter.longest_pending or not is_followed:
+                raise too_long(self.splitter, int(starts_of_units(self.splitter, data)[begin[at]]))
 
     def _units(self, data: bytes) -> np.ndarray:
         """int32 [n]: what `Splitter.canonical` makes of the classes of a text."""
@@ -75,13 +79,17 @@ class PendingAutomaton:
             self._forget[before, unit] = left
             self._forget = _fitted(self._forget, left, left)
 
-    def _fill(self, state: int, unit: int) -> None:
-        """One entry of the table: the splitter is asked."""
-        pending = self.strings[state] + chr(unit)
-        rest = pending
-        while ends := self.splitter.certain(rest):
+    def _fill(self, state: int, unit: int) -> bool:
+        """One entry of the table: the splitter is asked. False where a cut lies between two runs that were cut short, so that
+        nobody can say where: no pattern that is known does that."""
+        splitter = self.splitter
+        rest = pending = self.strings[state] + chr(unit)
+        while ends := splitter.certain(rest):
             rest = rest[ends[-1] :]
-        kept = self._that_matters(rest)
+        kept = splitter.that_matters(rest)
+        size = SAME if len(rest) == len(pending) else self._size_of(pending, len(pending) - len(rest))
+        if size is None:
+            return False
         number = self._number.get(kept)
         if number is None:
             number = self._number[kept] = len(self.strings)
@@ -89,15 +97,21 @@ class PendingAutomaton:
         self._next = _fitted(self._next, max(number, state), unit)
         self._size = _fitted(self._size, max(number, state), unit)
         self._next[state, unit] = number
-        self._size[state, unit] = SAME if len(rest) == len(pending) else len(rest)
+        self._size[state, unit] = size
+        return True
 
-    def _that_matters(self, rest: str) -> str:
-        """The end of a pending part on which later cuts depend. Bytes as units: from the byte before the first place where an
-        added text may be coming; what lies before is cut by pairs of bytes that are there already (lemma 6)."""
-        if not self.splitter.byte_units:
-            return rest
-        coming = self.splitter.added_texts.coming(rest)
-        return rest[max((coming[0] if coming else len(rest)) - 1, 0) :]
+    def _size_of(self, pending: str, cut: int) -> int | None:
+        """What `_size` holds where a pending part is cut at this unit, the last one that is certain."""
+        kept, at, before, behind = self.splitter.kept_run, 0, False, False
+        for _, run in groupby("" if self.splitter.byte_units else self.splitter.disown(pending)):
+            size = len(list(run))
+            if size >= kept:  # perhaps longer in the text
+                is_behind = cut - at <= kept // 2
+                before, behind = before or not is_behind, behind or is_behind
+            at += size
+        if before and behind:
+            return None
+        return -2 - cut if behind else len(pending) - cut
 
 
 def _fitted(table: np.ndarray, row: int, column: int) -> np.ndarray:

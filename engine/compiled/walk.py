@@ -12,7 +12,8 @@ Letters: K boundaries, N contexts, L leaves, C class strings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,10 @@ from engine.alignment.boundaries import Aligner
 from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.pending import LONGEST_PENDING, starts_of_units, too_long
+from engine.bpe.folding import fold_unit, run_begins, unfold
+from engine.bpe.pending import starts_of_units
+from engine.bpe.segmenter import Segmenter
+from engine.bpe.spelling import LONG_BYTES, Spelling
 from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
 from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.odd_cells import MOST_ODD, odd_cells
@@ -31,6 +35,8 @@ from engine.compiled.words import Words
 from engine.contexts.tree import ContextTree
 
 _NOT_ASKED = -2
+LONGEST_HUNG = 512
+"""Bytes of what is pending behind a context that was hung off the tree; behind a longer one it has no state."""
 _CUT_INSIDE, _HOLDS_ADDED = 1, 2
 """Why the student's tokens may not be what the merges make of a pending part: it is cut inside if the text ends there; it
 holds an added text."""
@@ -38,12 +44,43 @@ holds an added text."""
 
 class _Pending(NamedTuple):
     """What is pending at each of some bytes. state_I: int32, number of its state, NO_STATE where none holds. begin_I: int64, the
-    byte where it begins. part_I: int32, the automaton's number. doubt_I: uint8."""
+    byte where it begins. part_I: int32, the automaton's number. doubt_I: uint8. unit_I, first_I: int64, whole units before the
+    byte, and before where it begins. runs_U: int64 [units], `run_begins` of the text. byte_of: int64 [units + 1]."""
 
     state_I: np.ndarray
     begin_I: np.ndarray
     part_I: np.ndarray
     doubt_I: np.ndarray
+    unit_I: np.ndarray
+    first_I: np.ndarray
+    runs_U: np.ndarray
+    byte_of: np.ndarray
+
+
+@dataclass(eq=False)
+class _Row:
+    """A student's tokens of a text, and what is pending at its boundaries. own_K: bytes of the student's own string."""
+
+    segmenter: Segmenter
+    data: bytes
+    ids: list[int]
+    own_K: np.ndarray
+    pending: _Pending
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The tokens as a tree without branches."""
+        return Spelling(
+            self.segmenter, self.data, self.ids, list(range(-1, len(self.ids) - 1)), self.own_K[1:].tolist()
+        )
+
+    def index_of(self, byte: int) -> int | None:
+        """The boundary at a byte."""
+        return self._index_of.get(byte)
+
+    @cached_property
+    def _index_of(self) -> dict[int, int]:
+        return {e: k for k, e in enumerate(self.own_K.tolist())}
 
 
 class StudentWalk:
@@ -62,7 +99,7 @@ class StudentWalk:
         self._cleared = self._automaton.cleared
         self._agreed: BoundedCache[tuple[bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(100_000)
         self._words = Words(pair, aligner.book)
-        self._of_words: BoundedCache[tuple[int, bytes], int] = BoundedCache(100_000)
+        self._of_words: BoundedCache[tuple[int, bytes, bytes, str], int] = BoundedCache(100_000)
 
     def view(self, tree: ContextTree, text: bytes, ids: Sequence[int], ends: Sequence[int]) -> StudentView:
         """ids [n], ends [n]: the student's tokens and their byte ends in the text. Raises BadDocument("too_long")."""
@@ -80,8 +117,9 @@ class StudentWalk:
         if lead:
             state_K[0] = self._numbered("", lead)
         apart = self._units[state_K] > 0
-        self._settle_cuts(lead + text, ids, own_K, pending, state_K)
-        end_counts = self._check_pending(lead + text, ids, own_K, pending, state_K, apart)
+        row = _Row(self.segmenter, lead + text, list(ids), own_K, pending)
+        self._settle_cuts(row, state_K)
+        end_counts = self._check_pending(row, state_K, apart)
         if lead:  # not where the student's prefix stands alone: the empty text has no tokens
             end_counts[1:] &= ends_K[1:] > 0
         slow_K = state_K == NO_STATE
@@ -134,7 +172,7 @@ class StudentWalk:
             while node >= count:
                 node = int(tree.parent[node])
             leaves, since, moved = int(tree.end[node]), int(view.node_begin_N[node]), int(hung.shift[i])
-            if view.node_state_N[node] == NO_STATE or since < int(hung.begin[i]) or size - since > LONGEST_PENDING:
+            if view.node_state_N[node] == NO_STATE or since < int(hung.begin[i]) or size - since > LONGEST_HUNG:
                 continue
             own = text[since + shift : leaves + shift] + strings[moved + leaves : moved + size]
             if valid_utf8_prefix(own) < len(own):
@@ -162,39 +200,32 @@ class StudentWalk:
 
     def _pending(self, data: bytes, own_K: np.ndarray, own_N: np.ndarray) -> _Pending:
         """What is pending at bytes of the student's own string: at its boundaries, then at the ends of contexts."""
-        splitter, own_I, K = self.segmenter.splitter, np.concatenate([own_K, own_N]), len(own_K)
-        state_U, begin_U = self._automaton.walk(data)
+        splitter, own_I = self.segmenter.splitter, np.concatenate([own_K, own_N])
+        state_U, begin_U, units = self._automaton.walk(data)
         if self._cleared != self._automaton.cleared:
             self._of_pending, self._doubt = np.full(0, _NOT_ASKED, np.int32), np.zeros(0, np.uint8)
             self._cleared = self._automaton.cleared
         raw = np.frombuffer(bytearray(data + b"\0"), np.uint8)
+        byte_of = starts_of_units(splitter, data).astype(np.int64)
         if splitter.byte_units:
-            unit_I, begin_I = own_I, begin_U[own_I].astype(np.int64)
-            inside_I = is_continuation(raw[own_I])
+            unit_I, inside_I = own_I, is_continuation(raw[own_I])
         elif len(state_U) == len(raw):
-            unit_I, begin_I = own_I, begin_U[own_I].astype(np.int64)
-            inside_I = np.zeros(len(own_I), bool)
+            unit_I, inside_I = own_I, np.zeros(len(own_I), bool)
         else:
-            byte_of = starts_of_units(splitter, data).astype(np.int64)
             unit_I = np.searchsorted(byte_of, own_I, side="right") - 1
-            begin_I, inside_I = byte_of[begin_U[unit_I]], byte_of[unit_I] != own_I
-        late = unit_I[1:K] - begin_U[unit_I[: K - 1]] > LONGEST_PENDING
-        if late.any():
-            raise too_long(int(begin_I[int(np.argmax(late))]))
-        part_I = state_U[unit_I]
+            inside_I = byte_of[unit_I] != own_I
+        first_I = begin_U[unit_I].astype(np.int64)
+        begin_I, part_I = byte_of[first_I], state_U[unit_I]
         self._ask(part_I[~inside_I])
         state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
         state_I[inside_I] = NO_STATE
-        units_I = self._units[state_I]
-        if units_I.any():  # runs are shorter in a state than in the text, and then its cuts count other units
-            of_byte = np.concatenate([[0], np.cumsum(~is_continuation(raw))])
-            state_I[(units_I > 0) & (of_byte[own_I] - of_byte[begin_I] != units_I)] = NO_STATE
+        found = _Pending(state_I, begin_I, part_I, doubt_I, unit_I, first_I, run_begins(splitter, units), byte_of)
         if self.pair.has_words:
             begun = self._words.begun(raw, begin_I, own_I)
             # words may begin behind a cut inside what is pending, too
-            for i in np.flatnonzero((begun | (units_I > 0)) & (state_I != NO_STATE)).tolist():
-                state_I[i] = self._within_words(int(state_I[i]), data[int(begin_I[i]) : int(own_I[i])])
-        return _Pending(state_I, begin_I, part_I, doubt_I)
+            for i in np.flatnonzero((begun | (self._units[state_I] > 0)) & (state_I != NO_STATE)).tolist():
+                state_I[i] = self._within_words(found, i, data, int(own_I[i]))
+        return found
 
     def _ask(self, parts: np.ndarray) -> None:
         """Find the state of these pending parts, and what is in doubt there."""
@@ -205,7 +236,7 @@ class StudentWalk:
             self._doubt = np.append(self._doubt, np.zeros(more, np.uint8))
         for part in np.unique(parts[self._of_pending[parts] == _NOT_ASKED]).tolist():
             left = splitter.reduce(strings[part])
-            self._of_pending[part] = self._numbered(left if splitter.byte_units else splitter.shorten(left), b"")
+            self._of_pending[part] = self._numbered(left, b"")
             if left and any(u < len(left) for u in splitter.pieces(left)):
                 self._doubt[part] |= _CUT_INSIDE
             text = strings[part] if splitter.byte_units else splitter.own(strings[part])
@@ -232,28 +263,36 @@ class StudentWalk:
             self._number[id(state)] = number
         return number
 
-    def _within_words(self, number: int, part: bytes) -> int:
-        """The state behind a pending part that words of `ignore_merges` may begin in."""
-        known = self._of_words.get((number, part))
+    def _within_words(self, pending: _Pending, i: int, data: bytes, end: int) -> int:
+        """The state behind a pending part that words of `ignore_merges` may begin in, which ends at byte `end`."""
+        number, begin, unit = int(pending.state_I[i]), int(pending.begin_I[i]), int(pending.unit_I[i])
+        longest, left = self.segmenter.longest_apart, self._automaton.strings[int(pending.part_I[i])]
+        first = int(np.searchsorted(pending.byte_of, max(end - longest, begin)))
+        part = data[int(pending.byte_of[first]) : end]
+        head = data[begin : begin + longest] if int(pending.byte_of[first]) > begin else b""
+        known = self._of_words.get((number, part, head, left))
         if known is None:
-            state = self._words.behind(self.states[number], part)
-            known = self._of_words[number, part] = NO_STATE if state is None else self._number_of(state)
+            start, runs = int(pending.first_I[i]), pending.runs_U
+            state = self._words.behind(
+                self.states[number],
+                part,
+                head=head,
+                place=lambda at: fold_unit(self.segmenter.splitter, left, first + at, start, unit, runs),
+            )
+            known = self._of_words[number, part, head, left] = NO_STATE if state is None else self._number_of(state)
         return known
 
-    def _settle_cuts(
-        self, data: bytes, ids: Sequence[int], own_K: np.ndarray, pending: _Pending, state_K: np.ndarray
-    ) -> None:
+    def _settle_cuts(self, row: _Row, state_K: np.ndarray) -> None:
         """Boundaries behind a pending part that what follows may cut inside: a state of their own, in which no token begins
         behind cuts that the student's own tokens contradict (definition 7, NONE)."""
-        apart = np.flatnonzero(self._units[state_K] > 0).tolist()
-        index_of = {e: k for k, e in enumerate(own_K.tolist())} if apart else {}
-        for k in apart:
-            number, begin = int(state_K[k]), int(pending.begin_I[k])
-            if pending.doubt_I[k] & _HOLDS_ADDED or begin not in index_of:
+        pending = row.pending
+        for k in np.flatnonzero(self._units[state_K] > 0).tolist():
+            number = int(state_K[k])
+            if pending.doubt_I[k] & _HOLDS_ADDED or row.index_of(int(pending.begin_I[k])) is None:
                 state_K[k] = NO_STATE
                 continue
-            state, part, tokens = self.states[number], data[begin : int(own_K[k])], tuple(ids[index_of[begin] : k])
-            keeps = tuple(self._agrees(part, cuts, seam, tokens, state.units) for cuts, seam in state.variants)
+            state, left = self.states[number], self._automaton.strings[int(pending.part_I[k])]
+            keeps = tuple(self._agrees(row, k, left, cuts, seam) for cuts, seam in state.variants)
             known = self._kept_variants.get((number, keeps))
             if known is None:
                 none, size = 2 * len(state.join_C), len(state.join_C)
@@ -266,47 +305,47 @@ class StudentWalk:
                 known = self._kept_variants[number, keeps] = self._number_of(made)
             state_K[k] = known
 
-    def _check_pending(
-        self,
-        data: bytes,
-        ids: Sequence[int],
-        own_K: np.ndarray,
-        pending: _Pending,
-        state_K: np.ndarray,
-        apart_K: np.ndarray,
-    ) -> np.ndarray:
+    def _check_pending(self, row: _Row, state_K: np.ndarray, apart_K: np.ndarray) -> np.ndarray:
         """bool [K]: whether a text that ends at the boundary has the student's own tokens. Encodes what is pending, where that
         is in doubt, and takes the state from boundaries where the tokens contradict it (definition 7, NONE).
 
         Elsewhere both are plain: a pending part without cuts is the beginning of a pre-token, and its tokens are those of the
         merges (lemma 1), as long as no added text and no word of `ignore_merges` is in it.
         """
-        counts = np.ones(len(own_K), bool)
-        doubtful = (pending.doubt_I[: len(own_K)] > 0) | apart_K  # the text itself may cut inside what is pending
-        doubtful = np.flatnonzero(doubtful & (state_K != NO_STATE)).tolist()
-        if not doubtful:
-            return counts
-        splitter, index_of = self.segmenter.splitter, {e: k for k, e in enumerate(own_K.tolist())}
-        for k in doubtful:
-            begin = int(pending.begin_I[k])
-            part, tokens = data[begin : int(own_K[k])], tuple(ids[index_of[begin] : k]) if begin in index_of else (-1,)
+        counts, pending = np.ones(len(state_K), bool), row.pending
+        doubtful = (pending.doubt_I[: len(state_K)] > 0) | apart_K  # the text itself may cut inside what is pending
+        splitter = self.segmenter.splitter
+        for k in np.flatnonzero(doubtful & (state_K != NO_STATE)).tolist():
             left = splitter.reduce(self._automaton.strings[int(pending.part_I[k])])
             if pending.doubt_I[k] & _HOLDS_ADDED:
                 # where no token is joined to what is pending, leaves that go on across the boundary are none anyway
                 state = self.states[int(state_K[k])]
                 joins = bool(state.join_C.any() or state.odd_join.any())
                 seams = (True, False) if joins else (True,)
-                if not all(self._agrees(part, (), seam, tokens, len(left)) for seam in seams):
+                if not all(self._agrees(row, k, left, (), seam) for seam in seams):
                     state_K[k] = NO_STATE
             cuts = tuple(u for u in (splitter.pieces(left) if left else ()) if u < len(left))
-            counts[k] = self._agrees(part, cuts, True, tokens, len(left))
+            counts[k] = self._agrees(row, k, left, cuts, True)
         return counts
 
-    def _agrees(self, part: bytes, cuts: tuple[int, ...], seam: bool, tokens: tuple[int, ...], units: int) -> bool:
-        known = self._agreed.get((part, tokens, cuts, seam))
+    def _agrees(self, row: _Row, k: int, left: str, cuts: tuple[int, ...], seam: bool) -> bool:
+        """Whether what is pending at boundary k, cut like this, has the student's own tokens. left: its classes, which `cuts`
+        are units of."""
+        begin, end, pending = int(row.pending.begin_I[k]), int(row.own_K[k]), row.pending
+        first, unit = int(pending.first_I[k]), int(pending.unit_I[k])
+        if self.segmenter.splitter.byte_units:
+            true = tuple(unit - len(left) + c for c in cuts)
+        else:
+            true = unfold(self.segmenter.splitter, left, cuts, first, unit, pending.runs_U)
+        if end - begin > LONG_BYTES:
+            bounds = [int(pending.byte_of[u]) for u in true]
+            return row.spelling.agrees(k - 1, begin, bounds, end, seam)
+        index, part = row.index_of(begin), row.data[begin:end]
+        tokens, inside = (-1,) if index is None else tuple(row.ids[index:k]), tuple(u - first for u in true)
+        known = self._agreed.get((part, tokens, inside, seam))
         if known is None:
-            known = self.segmenter.agrees(part, b"", cuts, seam, tokens, units=units)
-            self._agreed[part, tokens, cuts, seam] = known
+            known = self.segmenter.agrees(part, b"", inside, seam, tokens)
+            self._agreed[part, tokens, inside, seam] = known
         return known
 
     # ==== contexts

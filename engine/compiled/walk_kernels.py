@@ -70,14 +70,15 @@ def forget_units(units, forget, at):
 @kernel(int32[::1], int32[:, ::1], int32[:, ::1], int64, int32[::1], int32[::1])
 def walk_units(units, next_SC, size_SC, at, state, begin):
     """Pending parts behind each unit from `at` on: state[i], begin[i] are those before unit i. next_SC: (pending part, unit) ->
-    pending part, -1 for what is not known; size_SC: its units, -1 where it only grew. Returns -1, or the unit that it stopped
-    at, which the table does not know."""
+    pending part, -1 for what is not known; size_SC: its units, -1 where it only grew, -2 - c where it begins c units behind the
+    one before. Returns -1, or the unit that it stopped at, which the table does not know."""
     for i in range(at, len(units)):
         s, u = np.int64(state[i]), np.int64(units[i])
         if s >= next_SC.shape[0] or u >= next_SC.shape[1] or next_SC[s, u] < 0:
             return np.int64(i)
         state[i + 1] = next_SC[s, u]
-        begin[i + 1] = begin[i] if size_SC[s, u] < 0 else i + 1 - size_SC[s, u]
+        size = size_SC[s, u]
+        begin[i + 1] = i + 1 - size if size >= 0 else begin[i] if size == -1 else begin[i] - 2 - size
     return np.int64(-1)
 
 

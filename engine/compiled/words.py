@@ -9,6 +9,7 @@ may be coming. Out: a state of its own, which differs for the few strings along 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,7 @@ class Words:
     def __init__(self, pair: CompiledPair, book: RuleBook) -> None:
         self.pair, self.book, self.made = pair, book, set[int]()
         self.words = book.segmenter.whole_words
+        self.every = frozenset(self.words)
         text, start = joined(list(self.words) or [b" "])
         size = 1 << (2 * len(text) + 2).bit_length()
         self._keys, self._nodes = np.full(size, EMPTY, np.int64), np.zeros(size, np.int32)
@@ -42,19 +44,30 @@ class Words:
         begin_words(self._keys, self._nodes, text, from_I, to_I, found)
         return found
 
-    def behind(self, state: State, part: bytes) -> State | None:
+    def behind(
+        self, state: State, part: bytes, *, head: bytes = b"", place: Callable[[int], int | None] = lambda unit: unit
+    ) -> State | None:
         """The state behind these pending bytes, for which `state` is the one of their classes. None where a word is in them as
-        a whole, since then a cut behind it changes the tokens before the boundary; and when there are too many states."""
-        if part in self.words if state.simple else any(word in part for word in self.words):
+        a whole, since then a cut behind it changes the tokens before the boundary; and when there are too many states.
+
+        Of much that is pending `part` is the end and `head` the beginning, each as long as a word can be: where long runs are
+        cut short, cuts lie near their ends. place: unit of `part` -> unit that the state's cuts count, None where no cut lies.
+        """
+        if (
+            not head and part in self.every
+            if state.simple
+            else any(word in part or word in head for word in self.words)
+        ):
             return None
-        rest = self.book.whole_words_after(part, b"", len(part.decode("utf-8")))
+        found = ((place(u), more) for u, more in self.book.whole_words_after(part, b"", len(part.decode("utf-8"))))
+        rest = tuple((unit, more) for unit, more in found if unit is not None)
         if not rest:
             return state
         if len(self.made) >= MOST_STATES:
             return None
-        found = with_words(self.pair, state, rest)
-        self.made.add(id(found))
-        return found
+        made = with_words(self.pair, state, rest)
+        self.made.add(id(made))
+        return made
 
 
 def with_words(pair: CompiledPair, state: State, words: tuple[tuple[int, bytes], ...]) -> State:

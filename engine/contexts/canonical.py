@@ -12,14 +12,16 @@ agree with its tokens, its last token. For each state every id does one of three
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.pending import CutText, cut_text
+from engine.bpe.folding import run_begins, unfold
+from engine.bpe.pending import CutText, PendingPart, cut_text, starts_of_units
 from engine.bpe.segmenter import Segmenter
+from engine.bpe.spelling import LONG_BYTES, Spelling
 from engine.bpe.utf8 import successor, valid_utf8_prefix
 from engine.contexts.illegal import NOTHING, IllegalLists, IllegalTokens
 from engine.contexts.next_tokens import PAIR, NextTokensBook, State, Table
@@ -32,10 +34,11 @@ _MOST_STATES = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A document's units, and for each byte where a context ends the last certain cut before it."""
+    """A document's units, what is pending at each byte where a context ends, and how its contexts are spelt."""
 
     text: CutText
-    begin_of: dict[int, int]
+    parts: dict[int, PendingPart]
+    spelling: Spelling
 
 
 class CanonicalNext:
@@ -53,33 +56,42 @@ class CanonicalNext:
 
     # ==== nodes -> states
 
-    def _pendings(self, tree: ContextTree, data: bytes) -> tuple[CutText, dict[int, tuple[int, int, int]]]:
+    def _parts(self, tree: ContextTree, data: bytes) -> tuple[CutText, dict[int, PendingPart]]:
         text = cut_text(self.splitter, data)
         places = sorted(set(tree.end[tree.given :].tolist()))
-        return text, dict(zip(places, text.pendings(places), strict=True))
+        return text, dict(zip(places, text.parts(places), strict=True))
 
     def pending(self, tree: ContextTree, data: bytes) -> Pending:
         """For `state_behind`. data: prefix + text, as for the tree."""
-        text, found = self._pendings(tree, data)
-        return Pending(text, {place: begin for place, (_, _, begin) in found.items()})
+        text, found = self._parts(tree, data)
+        ends, parents, tokens = (np.asarray(x).tolist() for x in (tree.end, tree.parent, tree.token))
+        return Pending(text, found, Spelling(self.segmenter, data, tokens, parents, ends))
 
     def states(self, tree: ContextTree, data: bytes) -> list[State | None]:
         """One per node; None before `tree.given`. data: prefix + text, as for the tree. Raises BadDocument("too_long")."""
         ends, parents, tokens = (np.asarray(x).tolist() for x in (tree.end, tree.parent, tree.token))
-        text, pending = self._pendings(tree, data)
+        text, pending = self._parts(tree, data)
         prefix = len(self.vocabulary.prefix_bytes)
+        spelling = Spelling(self.segmenter, data, tokens, parents, ends)
         out: list[State | None] = [None] * tree.given
         for node in range(tree.given, len(ends)):
             end = ends[node]
-            start, unit, begin = pending[end]
+            part = pending[end]
+            if end - part.begin > LONG_BYTES and not self.splitter.byte_units:
+
+                def byte_of(cuts: tuple[int, ...], part: PendingPart = part) -> list[int]:
+                    return [int(text.byte_of[u]) for u in text.true_units(part.left, cuts, part.start, part.unit)]
+
+                out.append(self._long_state(part, int(text.byte_of[part.unit]), byte_of, spelling, node))
+                continue
             path, at = [], node  # c_P of lemma 11: the tokens behind the last certain cut
-            while at != NO_NODE and ends[at] > begin:
+            while at != NO_NODE and ends[at] > part.begin:
                 path.append(tokens[at])
                 at = parents[at]
-            if begin and (at == NO_NODE or ends[at] != begin):
-                raise IdentityError(f"canonical: no token of node {node} ends at the certain cut {begin}")
+            if part.begin and (at == NO_NODE or ends[at] != part.begin):
+                raise IdentityError(f"canonical: no token of node {node} ends at the certain cut {part.begin}")
             bare = end <= prefix and prefix > 0  # nothing of the text yet, perhaps its prefix space
-            key = (text.units[start:unit], data[begin:end], tuple(path[::-1]), bare)
+            key = (text.units[part.start : part.unit], data[part.begin : end], tuple(path[::-1]), bare)
             known = self._states.get(key)
             if known is None:
                 known = self._states[key] = self._state(*key)
@@ -90,7 +102,10 @@ class CanonicalNext:
         """The state of a context that hangs off the tree: `tokens`, which are not those of the text, behind `node`."""
         # As in `states`, with bytes that are not the document's: the pending part at `node` and what the tokens add to it. A
         # cut that was pending may be certain now; what lies before it is left out, with its tokens.
-        begin, at, path = pending.begin_of[int(tree.end[node])], node, list(tokens)
+        part = pending.parts[int(tree.end[node])]
+        if int(tree.end[node]) - part.begin > LONG_BYTES and not self.splitter.byte_units:
+            return self._long_state_behind(pending, part, node, tokens)
+        begin, at, path = part.begin, node, list(tokens)
         while at != NO_NODE and tree.end[at] > begin:
             path.insert(0, int(tree.token[at]))
             at = int(tree.parent[at])
@@ -115,27 +130,92 @@ class CanonicalNext:
         ends = not partial and not (bare and pending)  # the prefix alone is no encoding: the empty text has no tokens
         if self.splitter.byte_units:
             return State(self.splitter.reduce(units), partial, (), last, ends, bare, ())
-        table = self.book.table(units, partial)
-        # lemma 11, (2): of each way to cut P, whether the pieces inside P and the part of the last one are encoded to c_P
-        agree = tuple(self.segmenter.agrees(pending, partial, cuts, seam, tokens) for cuts, seam in table.variants)
-        # definition 10: a special keeps c canonical where c is the encoding of its bytes as a whole text
-        inside = tuple(c for c in self.splitter.pieces(units) if c < len(units))
-        ends = ends and self.segmenter.agrees(pending, partial, inside, True, tokens)
-        return State(units, partial, agree, last, ends, bare, self._closed(table, agree, pending, partial))
+        left = self.splitter.fold(units)
+        begins = np.empty(0, np.int64)
+        if len(left) < len(units):
+            begins = run_begins(self.splitter, np.frombuffer(units.encode("utf-32-le"), np.uint32))
 
-    def _closed(self, table: Table, agree: tuple[bool, ...], pending: bytes, partial: bytes) -> tuple[int, ...]:
+        def agrees(cuts: tuple[int, ...], seam: bool) -> bool:
+            cuts = unfold(self.splitter, left, cuts, 0, len(units), begins)
+            return self.segmenter.agrees(pending, partial, cuts, seam, tokens)
+
+        table = self.book.table(left, partial)
+        # lemma 11, (2): of each way to cut P, whether the pieces inside P and the part of the last one are encoded to c_P
+        agree = tuple(agrees(*variant) for variant in table.variants)
+        # definition 10: a special keeps c canonical where c is the encoding of its bytes as a whole text
+        ends = ends and agrees(tuple(c for c in self.splitter.pieces(left) if c < len(left)), True)
+        begun = [
+            pending[len(pending.decode("utf-8")[: unfold(self.splitter, left, cuts[-1:], 0, len(units), begins)[0]].encode()) :]
+            if cuts
+            else pending
+            for cuts, _ in table.variants
+        ] if self.segmenter.whole_words and pending and not partial else []  # fmt: skip
+        return State(left, partial, agree, last, ends, bare, self._closed(table, agree, begun))
+
+    def _long_state(
+        self,
+        part: PendingPart,
+        whole: int,
+        byte_of: Callable[[tuple[int, ...]], list[int]],
+        spelling: Spelling,
+        node: int,
+    ) -> State:
+        """The same for a node behind a long pending part, in time that does not grow with it; not at the beginning of a text.
+        whole: byte up to which its characters are whole. byte_of: units of `part.left` -> bytes."""
+        end, token = spelling.end[node], spelling.token[node]
+        if part.begin and spelling.ancestor(node, part.begin) is None:
+            raise IdentityError(f"canonical: no token of node {node} ends at the certain cut {part.begin}")
+        partial = spelling.bytes_of(whole, end)
+        table = self.book.table(part.left, partial)
+        agree = tuple(spelling.agrees(node, part.begin, byte_of(cuts), whole, seam) for cuts, seam in table.variants)
+        inside = tuple(c for c in self.splitter.pieces(part.left) if c < len(part.left))
+        ends = not partial and spelling.agrees(node, part.begin, byte_of(inside), whole, True)
+        begun: list[bytes | None] = []
+        if self.segmenter.whole_words and not partial:
+            since = [(byte_of(cuts[-1:]) or [part.begin])[0] for cuts, _ in table.variants]
+            longest = self.segmenter.longest_apart
+            begun = [spelling.bytes_of(b, end) if end - b <= longest else None for b in since]
+        return State(part.left, partial, agree, token, ends, False, self._closed(table, agree, begun))
+
+    def _long_state_behind(self, pending: Pending, part: PendingPart, node: int, tokens: list[int]) -> State:
+        text, spelling, splitter = pending.text, pending.spelling, self.splitter
+        whole = int(text.byte_of[part.unit])
+        data = spelling.lengthen(node, [(t, self.vocabulary.token_bytes[t] or b"") for t in tokens], whole)
+        more = data[: valid_utf8_prefix(data)]
+        units = splitter.canonical(splitter.classes(more), part.left[-1])
+        behind = CutText(
+            splitter,
+            text.data[:whole] + more,
+            text.units[: part.unit] + units,
+            text.unit_at,
+            np.append(text.byte_of[: part.unit], whole + starts_of_units(splitter, more)),
+        )
+        start, left, unit = part.start, part.left + units, part.unit + len(units)
+        while ends := splitter.certain(left):
+            start = behind.true_units(left, ends[-1:], start, unit)[0]
+            left = left[ends[-1] :]
+        left = splitter.fold(left)
+
+        def byte_of(cuts: tuple[int, ...]) -> list[int]:
+            return [int(behind.byte_of[u]) for u in behind.true_units(left, cuts, start, unit)]
+
+        found = PendingPart(start, unit, int(behind.byte_of[start]), left)
+        try:
+            return self._long_state(found, whole + len(more), byte_of, spelling, len(spelling.end) - 1)
+        finally:
+            spelling.shorten(len(tokens))
+
+    def _closed(self, table: Table, agree: tuple[bool, ...], begun: Sequence[bytes | None]) -> tuple[int, ...]:
         """Tokens that complete, without a way to go on, a pre-token that ignore_merges takes as one token: in lemma 11, (3),
-        no token end lies at the seam then, whatever the pair says. begun: what the piece across the seam holds of P."""
+        no token end lies at the seam then, whatever the pair says. begun: for each way of the table what the piece across the
+        seam holds of P, None where that is longer than all words; empty where no word can be begun."""
         words, found = self.segmenter.whole_words, set()
-        if not words or not pending or partial:
-            return ()
-        text = pending.decode("utf-8")
-        for index, (cuts, seam) in enumerate(table.variants):
-            begun = text[cuts[-1] if cuts else 0 :].encode("utf-8")
-            if seam or not agree[index]:
+        for index, (_, seam) in enumerate(table.variants[: len(begun)]):
+            front = begun[index]
+            if front is None or seam or not agree[index]:
                 continue
-            for word in words[bisect.bisect_right(words, begun) : bisect.bisect_left(words, successor(begun))]:
-                token = self.vocabulary.id_of_bytes.get(word[len(begun) :])
+            for word in words[bisect.bisect_right(words, front) : bisect.bisect_left(words, successor(front))]:
+                token = self.vocabulary.id_of_bytes.get(word[len(front) :])
                 where = np.flatnonzero(table.span.tokens == token) if token is not None else ()
                 for entry in (table.behaviours[table.behaviour[table.span.key[i]]] for i in where):
                     usable = [(table.variants[v][1], end) for v, end, added in entry if agree[v] and not added]

@@ -23,6 +23,8 @@ from engine.bpe.segmenter import Segmenter
 ROOT = -1
 _OUTSIDE = -2  # below another first token than the given one: outside what the teacher was asked
 NO_TOKEN = -1  # in a prefix tree: no tokens spell this prefix (inside a character, where there are no byte tokens)
+Spelling = tuple[list[int], list[int]]
+"""Of a piece: the last token of each of its beginnings, and where that token begins (`MergeTable.prefix_tree`)."""
 _CHUNK_START = "\0"  # the class without any answer: before a certain cut nothing can be asked of
 
 
@@ -59,6 +61,7 @@ class ChunkGrower:
     def __init__(self, segmenter: Segmenter, cuts: PendingCuts) -> None:
         self.segmenter, self.cuts = segmenter, cuts
         self.vocabulary, self.merges = segmenter.vocabulary, segmenter.merges
+        self._longest_apart = segmenter.longest_apart
 
     def grow(
         self, chunk: bytes, places: list[int], trunk: list[int], *, given_first: bool, fringe: bool, shift: int
@@ -82,11 +85,21 @@ class ChunkGrower:
         routes: list[tuple[int, int, int, bool, bool]] = []
         stretch: dict[int, int] = {}  # at -> the furthest place that a route from there goes to
         route_at = [0]  # [P+1] routes of places[i]: routes[route_at[i]:route_at[i + 1]]
-        for place, (start, unit, begin) in zip(places, text.pendings(places), strict=True):
-            for cuts, whole, goes in self.cuts.ways(text, place, start, unit):
-                head, at = node_at[begin], begin
+        pieces: dict[int, Spelling] = {}  # at -> prefix tree of the piece that begins there, as far as it was asked for
+        # (head, at) -> length of a prefix of the piece -> its node, for the prefixes whose nodes are known
+        known: dict[tuple[int, int], dict[int, int]] = {}
+        heads: dict[tuple[int, int], dict[int, int]] = {}  # the same, of pieces that end before a place
+        for place, part in zip(places, text.parts(places), strict=True):
+            for cuts, whole, goes in self.cuts.ways(text, place, part.start, part.unit, part.left):
+                head, at = node_at[part.begin], part.begin
                 for cut in cuts:
                     stop = int(text.byte_of[cut])
+                    if stop - at > self._longest_apart and not self.cuts.splitter.byte_units:  # along the prefix tree
+                        prefixes = heads.setdefault((head, at), {0: head})
+                        node = self._along(tree, self._spelt(pieces, chunk, at, stop), prefixes, at, stop - at)
+                        assert node is not None  # a cut lies behind whole characters
+                        head, at = node, stop
+                        continue
                     for token in self.segmenter.encode_whole(chunk[at:stop]):
                         at += len(self.vocabulary.token_bytes[token] or b"")
                         head = tree.add(head, token, at)
@@ -95,76 +108,106 @@ class ChunkGrower:
                     routes.append((place, head, at, whole, goes))
                     stretch[at] = place
             route_at.append(len(routes))
-        pieces = {at: self.merges.prefix_tree(chunk[at:stop]) for at, stop in stretch.items()}
-        # (head, at) -> length of a prefix of the piece -> its node, for the prefixes whose nodes are known
-        known: dict[tuple[int, int], dict[int, int]] = {}
+        for at, stop in stretch.items():
+            self._spelt(pieces, chunk, at, stop)
         for first, last in zip(route_at, route_at[1:], strict=False):
             nodes: dict[int, None] = {}
             for place, head, at, whole, _ in routes[first:last]:
                 prefixes = known.setdefault((head, at), {0: head})
-                self._ends(tree, chunk[at:place], pieces[at], prefixes, at, whole, nodes)
+                self._ends(tree, chunk, pieces[at], prefixes, at, place, whole, nodes)
             nodes.pop(_OUTSIDE, None)
             tree.at.append(list(nodes))
+        tops: dict[tuple[int, int], list[tuple[int, int] | None]] = {}
         for first, last in zip(route_at, route_at[1:], strict=False) if fringe else ():
             found: dict[tuple[int, int], None] = {}
             for place, head, at, _, goes in routes[first:last]:
                 if goes and len(known[head, at]) <= stretch[at] - at:  # else each beginning of the piece has its node
-                    found.update(dict.fromkeys(self._fringe(tree, pieces[at], place, head, at)))
+                    top = tops.get((head, at))
+                    if top is None:
+                        top = tops[head, at] = self._tops(tree, pieces[at], stretch[at] - at, head)
+                    first_live = max(place - at - self.merges.longest_bytes + 1, 1)
+                    found.update((entry, None) for entry in top[first_live : place - at] if entry is not None)
             tree.fringe.append(list(found))
         return tree
+
+    def _spelt(self, pieces: dict[int, Spelling], chunk: bytes, at: int, stop: int) -> Spelling:
+        """The prefix tree of the piece from `at` on, at least up to `stop`."""
+        known = pieces.get(at)
+        if known is None:
+            known = pieces[at] = ([-1], [-1])
+        if len(known[0]) <= stop - at:
+            self.merges.lengthen(chunk[at:stop], known)
+        return known
+
+    def _along(self, tree: Subtree, spelling: Spelling, prefixes: dict[int, int], at: int, size: int) -> int | None:
+        """The node at the end of the first `size` bytes of the piece that begins at `at`, made where it is new; None where no
+        tokens spell them. prefixes: length of a beginning -> its node, filled on the way."""
+        token, parent = spelling
+        steps, i = [], size  # from the end back to a beginning that has its node
+        while i not in prefixes:
+            steps.append(i)
+            i = parent[i] if token[i] != NO_TOKEN else 0
+        if steps and token[steps[-1]] == NO_TOKEN:
+            return None
+        node = prefixes[i]
+        for i in reversed(steps):
+            node = prefixes[i] = tree.add(node, token[i], at + i)
+        return node
 
     def _ends(
         self,
         tree: Subtree,
-        piece: bytes,
-        spelling: tuple[list[int], list[int]],
+        chunk: bytes,
+        spelling: Spelling,
         prefixes: dict[int, int],
         at: int,
+        place: int,
         whole: bool,
         nodes: dict[int, None],
     ) -> None:
-        """Add the nodes at the end of `piece`, which begins at `at`; two where a whole-word-only token can end here.
+        """Add the nodes at the end of the piece at .. place; two where a whole-word-only token can end here.
 
-        spelling: prefix tree of the whole growing piece (`MergeTable.prefix_tree`); prefixes: length of a beginning -> its node,
-        filled on the way. whole: the piece may end here. nodes: an ordered set.
+        spelling: prefix tree of the whole growing piece (`MergeTable.prefix_tree`). prefixes: as for `_along`. whole: the piece
+        may end here. nodes: an ordered set.
         """
-        vocabulary = self.vocabulary
-        added = self.segmenter.added_id(piece) is not None
+        apart = place - at <= self._longest_apart  # short enough for an added text or a word of `ignore_merges`
+        piece = chunk[at:place] if apart else b""
+        added = apart and self.segmenter.added_id(piece) is not None
         if not added:  # an added text is never spelt by BPE
-            token, parent = spelling
-            steps, i = [], len(piece)  # from the end back to a beginning that has its node
-            while i not in prefixes:
-                steps.append(i)
-                i = parent[i] if token[i] != NO_TOKEN else 0
-            if not steps or token[steps[-1]] != NO_TOKEN:
-                node = prefixes[i]
-                for i in reversed(steps):
-                    node = prefixes[i] = tree.add(node, token[i], at + i)
+            node = self._along(tree, spelling, prefixes, at, place - at)
+            if node is not None:
                 nodes[node] = None
-        if whole and (added or vocabulary.ignore_merges):  # "not by merges" (section 2); else the same tokens
+        if (
+            whole and apart and (added or self.vocabulary.ignore_merges)
+        ):  # "not by merges" (section 2); else the same tokens
             node, end = prefixes[0], at
             for t in self.segmenter.encode_whole(piece):
-                end += len(vocabulary.token_bytes[t] or b"")
+                end += len(self.vocabulary.token_bytes[t] or b"")
                 node = tree.add(node, t, end)
             nodes[node] = None
 
-    def _fringe(self, tree: Subtree, prefix: tuple[list[int], list[int]], place: int, head: int, at: int):
-        """(node, token) of contexts inside the last, still growing piece that are not in the tree but hang off it.
+    def _tops(self, tree: Subtree, spelling: Spelling, size: int, head: int) -> list[tuple[int, int] | None]:
+        """For each beginning of a piece what of its context hangs off the tree: (node, token) of the first one of its ancestors,
+        or itself, that is not in the tree; None where all are. By the length of the beginning.
 
-        Lemma 7, p < e: a live context that ends inside the piece is a node of its prefix tree. Each is in the tree, or its first
-        ancestor outside is reported here. nodes[i]: the node of the piece's first i bytes, _OUTSIDE where it is not in the tree.
+        Lemma 7, p < e: a live context that ends inside the last, still growing piece is a node of its prefix tree. nodes[i]: the
+        node of the piece's first i bytes, _OUTSIDE where it is not in the tree.
         """
-        token, parent = prefix
-        nodes = [head] + [_OUTSIDE] * (place - at)
-        for i in range(1, place - at):
+        token, parent = spelling
+        nodes, tops = [head] + [_OUTSIDE] * size, list[tuple[int, int] | None]([None] * (size + 1))
+        for i in range(1, size + 1):
+            if token[i] == NO_TOKEN:
+                continue
             above = nodes[parent[i]]
-            if token[i] == NO_TOKEN or above == _OUTSIDE:
+            if above == _OUTSIDE:
+                tops[i] = tops[parent[i]]
                 continue
             child = tree.children.get((above, token[i]))
             if child is not None:
                 nodes[i] = child
             elif above != ROOT or not tree.given_first:
-                yield above, token[i]
+                tops[i] = (above, token[i])
+        return tops
 
 
 class ChunkStore:
