@@ -12,7 +12,7 @@ CorpusTable = Any
 
 CHAT_KEYS = ("roles", "tools", "role_key", "content_key", "role_names", "system", "thinking")
 """Keys that mean something for conversations only."""
-SAME_KEYS = ("specials", "roles", "thinking", "too_long_prompt")
+SAME_KEYS = ("specials", "roles", "thinking", "too_long_prompt", "longest_run")
 """Keys that say how documents are scored: in a mixture, all in one way."""
 MIXTURE_KEYS = ("source", "weight")
 """Keys that mean something in a mixture only."""

@@ -218,6 +218,15 @@ class CorpusConfig(SettingsTable):
         ge=1,
         about="Only the first so many records of the whole corpus; in a mixture, of this table.",
     )
+    longest_run: int = key(
+        256,
+        semantic=True,
+        newer=True,
+        ge=16,
+        about="Longest stretch in which no tokenizer cuts for certain, in characters, with runs of one kind (letters, `=`, "
+        "spaces ...) counted as some ten at most: mixed white space, mostly. Documents with a longer one go to quarantine "
+        "(`too_long`); each character of one may take a tenth of a second, once.",
+    )
     unit_documents: int = key(
         256,
         semantic=True,

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.merges import MergeTable, build_merge_table
-from engine.bpe.pretokenizer import Splitter, build_splitter
+from engine.bpe.pretokenizer import LONGEST_PENDING, Splitter, build_splitter
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 
@@ -139,6 +139,7 @@ class Segmenter:
         return self._seams[left]
 
 
-def build_segmenter(vocabulary: Vocabulary) -> Segmenter:
-    """Derive merges and pre-tokenizer of a vocabulary. Raises TokenizerError for a pre-tokenizer that is not known."""
-    return Segmenter(vocabulary, build_merge_table(vocabulary), build_splitter(vocabulary))
+def build_segmenter(vocabulary: Vocabulary, longest_pending: int = LONGEST_PENDING) -> Segmenter:
+    """Derive merges and pre-tokenizer of a vocabulary. longest_pending: as of `Splitter`. Raises TokenizerError for a
+    pre-tokenizer that is not known."""
+    return Segmenter(vocabulary, build_merge_table(vocabulary), build_splitter(vocabulary, longest_pending))

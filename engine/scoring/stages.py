@@ -148,13 +148,13 @@ def derive_stages(
     products = _products(run, students)
     real = torch.tensor(is_token, device=teacher.device)  # bool [V]: some ids below V belong to no token
     ends = tuple(i for i in teacher.end_ids if i in vocabulary.specials)  # an end that is text is text
-    segmenter = build_segmenter(vocabulary)
+    segmenter = build_segmenter(vocabulary, run.corpus.longest_run)
     canonical = CanonicalNext(segmenter)
     bos = () if run.corpus.messages else bos_of(run, vocabulary)  # a conversation's BOS is its template's
     special_splitter = None
     if run.corpus.specials == "boundary":
         special_splitter = SpecialSplitter.make(known.by_product, teacher.end_ids, end=targets.end, given=bool(bos))
-    books = _rule_books(vocabulary, students, regimes)
+    books = _rule_books(vocabulary, students, regimes, run.corpus.longest_run)
     compiled = {p for p in books if is_compiled(run.targets, regimes[p], vocabulary, students[p])}
     strings = {p: StringRules(vocabulary, book) for p, book in books.items() if p not in compiled}
     aligners = {p: Aligner(book, vocabulary.prefix_bytes, strings.get(p)) for p, book in books.items()}
@@ -234,12 +234,12 @@ def _schema(run: RunConfig, product: str) -> pa.Schema:
 
 
 def _rule_books(
-    vocabulary: Vocabulary, students: dict[str, Vocabulary], regimes: dict[str, Regime]
+    vocabulary: Vocabulary, students: dict[str, Vocabulary], regimes: dict[str, Regime], longest_run: int
 ) -> dict[str, RuleBook]:
     """Of the students that are made from boundaries, regimes fast and beam."""
     tokens = TeacherTokens(vocabulary)
     return {
-        product: RuleBook(tokens, build_segmenter(student))
+        product: RuleBook(tokens, build_segmenter(student, longest_run))
         for product, student in students.items()
         if regimes[product] in ("fast", "beam")
     }

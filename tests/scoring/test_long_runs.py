@@ -1,0 +1,36 @@
+"""Documents with runs of thousands of equal characters are scored, in time that grows with their length only."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from engine.corpus.document import Document
+from engine.scoring.prepare import prepare
+from engine.scoring.scorer import Scorer
+from schemas.runfile import parse_run
+from tests.support.vocabularies import SHARED, needs_shared
+
+
+@needs_shared
+def test_long_runs_of_real_reports() -> None:
+    lines = (SHARED / "cases" / "long_runs.jsonl").read_text(encoding="utf-8").splitlines()
+    table = {
+        "output": "unused",
+        "teacher": {"model": str(SHARED / "models" / "stories260K")},
+        "corpus": {"paths": ["unused.jsonl"]},
+        "student": [{"name": "deepseek", "tokenizer": str(SHARED / "tokenizers" / "deepseek-llm-7b")}],
+        "targets": {"top_k": 8, "teacher": False, "regime": "fast"},
+    }
+    scorer = Scorer(parse_run(table, base_dir=SHARED))
+    documents = []
+    for number, line in enumerate(lines):
+        record = json.loads(line)
+        documents.append(Document(record["id"], number, record["text"], "long_runs.jsonl", f"line {number + 1}"))
+    prepare(scorer.stages, Document("first", 9, "a" + "".join(c * 300 for c in "=- 0\n") + "b", "x", "line 1"))
+    for document in documents:
+        begin = time.process_time()
+        prepare(scorer.stages, document)
+        assert time.process_time() - begin < 10, document.doc_id  # some tenths of a second; 0.6.0: minutes
+    found = scorer.score_unit(documents[:1])
+    assert not found.quarantine and found.products["student/deepseek"].num_rows == 1
