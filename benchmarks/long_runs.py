@@ -1,8 +1,8 @@
 """What long unbroken runs cost, seconds for 10,000 characters: python -m benchmarks.long_runs
 
 Ten real tokenizers as students of one teacher whose forward is free (benchmarks/free_teacher.py). Documents of `=`, spaces,
-newlines, zeros, letters, CJK and Thai without spaces of two lengths are prepared (tokens, contexts, canonical tokens, boundaries: all that
-is made of a text before the teacher is asked). The first document of a kind is not timed: what is new in it is found once.
+newlines, zeros, letters, CJK and Thai without spaces of two lengths are prepared (tokens, contexts, canonical tokens, boundaries:
+all that is made of a text before the teacher is asked). The first document of a kind is not timed: it finds what is new.
 Prints seconds for 10,000 characters at both lengths (equal: time is linear in the run), for each tokenizer and kind.
 """
 

@@ -9,9 +9,13 @@ Files, in the order of the data:
   tokenizer_json   that object checked and taken apart; what is not exact BPE is refused
   roles            which special token begins a text, ends it, stands for what is not known
   vocabulary       the tokens as bytes, and an exact encoder
+  derivations      how BPE makes each token: merge trees with times
   merges           which tokens may stand side by side; the encodings of all beginnings of a pre-token
+  pattern_parts    the parts of a pattern: how each is matched
   pattern          the pre-tokenizer's pattern, matched so that it is known whether the match looked past the end
   added_texts      strings that are one token before anything else is done; where one may be coming
+  unit_classes     characters as classes: those with the same answers to all that a pre-tokenizer asks
+  stages           the steps of a pre-tokenizer, each cutting the pieces of the one before
   pretokenizer     where a text is cut, and which cuts stay whatever follows
   folding          where the cuts of a part whose long runs were cut short lie in the text
   continuations    all ways in which a text that is not finished may turn out to be cut

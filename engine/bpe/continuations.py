@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.pretokenizer import NO_UNIT, Splitter
+from engine.bpe.pretokenizer import Splitter
+from engine.bpe.unit_classes import NO_UNIT
 from engine.bpe.vocabulary import Vocabulary
 
 

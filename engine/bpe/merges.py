@@ -6,11 +6,6 @@ Inside one pre-token a token sequence is *canonical* (BPE gives it back from its
 (docs/design.md, lemma 2). Whether a pair (a, b) is canonical is decided by undoing merges along the seam: the right
 edge of a's merge tree against the left edge of b's, latest merge first; the pair breaks iff at some time BPE would
 have merged across the seam before either side was merged away (lemma 3; the idea is that of github/rust-gems' `bpe`).
-
-Time. BPE takes the lowest rank first and the leftmost on ties. The clock shows the highest rank taken so far: a merge
-fires at its own rank, or *late*, at the clock of its younger part (some converted vocabularies list a token before its
-part). A node of a merge tree lives from its *birth* (the clock of its merge; -1 for a symbol) to its *death* (the birth
-of its parent; `NEVER` for a root). Clocks decide all but ties that involve a late merge; those few are played through.
 """
 
 from __future__ import annotations
@@ -22,13 +17,11 @@ from functools import cached_property
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
+from engine.bpe.derivations import NEVER, SYMBOL, Derivations
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import TokenizerError
 
-NEVER = np.iinfo(np.int64).max
-_SYMBOL = -1
-_NO_MERGE = 1 << 62
 _MOST_PAIRS = 4_000_000
 _MOST_IDS = 40_000_000  # int32 each, in remembered answers of `illegal_after`
 
@@ -75,9 +68,9 @@ class MergeTable:
         return BoundedCache(_MOST_PAIRS)
 
     @cached_property
-    def _derivations(self) -> _Derivations:
+    def _derivations(self) -> Derivations:
         arrays = self.left.tolist(), self.right.tolist(), self.birth.tolist(), self.late.tolist()
-        return _Derivations(*arrays, self.rank, self.vocabulary.merges)
+        return Derivations(*arrays, self.rank, self.vocabulary.merges)
 
     @cached_property
     def left_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -239,82 +232,6 @@ class MergeTable:
         return frozenset(self.vocabulary.fallback_ids)
 
 
-@dataclass(frozen=True)
-class _Derivations:
-    """Merge trees as plain lists, while they are built and for the walks along seams. Names as in `MergeTable`."""
-
-    left: list[int]
-    right: list[int]
-    birth: list[int]
-    late: list[bool]
-    rank: dict[tuple[int, int], int]
-    merges: list[tuple[int, int, int]]
-
-    def seam_holds(self, a: int, b: int, death: int, *, late: bool) -> bool | None:
-        """Walk the seam back in time from two roots that both die at `death` (`late`: by a late merge). True iff BPE
-        never merges across it before; None where a late merge ties with another event, so that clocks cannot tell.
-
-        At one clock the left side's merges come before those across the seam, and these before the right side's. Lemma 3: only
-        pairs of nodes that live at the same time are visited, so the younger of the two is undone each time, O(depth).
-        """
-        birth, rank = self.birth, self.rank
-        own = (a, b) if death != NEVER else None  # the merge that ends both roots; it is no obstacle to itself
-        death_a, late_a, death_b, late_b = death, late, death, late
-        while True:
-            crossing = rank.get((a, b)) if (a, b) != own else None
-            if crossing is not None:
-                fires = max(crossing, birth[a], birth[b])
-                if fires <= death_a and fires <= death_b:  # both live; at a's death only ties of late merges matter
-                    slow = fires != crossing
-                    if (fires == death_a and (slow or late_a)) or (fires == death_b and (slow or late_b)):
-                        return None
-                    if fires < death_a:
-                        return False
-            if birth[a] == _SYMBOL and birth[b] == _SYMBOL:
-                return True  # the beginning of time, and nothing has crossed
-            if birth[a] > birth[b]:
-                death_a, late_a, a = birth[a], self.late[a], self.right[a]
-            else:
-                death_b, late_b, b = birth[b], self.late[b], self.left[b]
-
-    def leaves(self, token: int) -> list[int]:
-        """The symbols that a token is made of."""
-        out, stack = [], [token]
-        while stack:
-            node = stack.pop()
-            if self.left[node] < 0:
-                out.append(node)
-            else:
-                stack += [self.right[node], self.left[node]]
-        return out
-
-    def play(self, tokens: list[int]) -> tuple[list[int], tuple[int, int] | None]:
-        """BPE itself, one merge at a time: (what is left, the last pair that was merged)."""
-        last = None
-        while len(tokens) > 1:
-            ranks = [self.rank.get(pair, _NO_MERGE) for pair in zip(tokens, tokens[1:], strict=False)]
-            at = ranks.index(best := min(ranks))
-            if best == _NO_MERGE:
-                break
-            last = (tokens[at], tokens[at + 1])
-            tokens = [*tokens[:at], self.merges[best][2], *tokens[at + 2 :]]
-        return tokens, last
-
-    def derive(self, token: int, splits: list[tuple[int, int, int]]) -> None:
-        """Record the split (a, b, rank) by which BPE makes `token`, if there is one. Its parts are done already."""
-        for a, b, rank in splits:
-            if self.birth[a] == NEVER or self.birth[b] == NEVER:
-                continue
-            clock = max(rank, self.birth[a], self.birth[b])
-            holds = self.seam_holds(a, b, clock, late=clock != rank)
-            if holds is None:
-                holds = self.play([*self.leaves(a), *self.leaves(b)]) == ([token], (a, b))
-            if holds:
-                self.left[token], self.right[token] = a, b
-                self.birth[token], self.late[token] = clock, clock != rank
-                return
-
-
 def build_merge_table(vocabulary: Vocabulary) -> MergeTable:
     """Derive every token, shorter ones first. O(merges x depth).
 
@@ -325,8 +242,8 @@ def build_merge_table(vocabulary: Vocabulary) -> MergeTable:
     rank = {(a, b): index for index, (a, b, _) in enumerate(vocabulary.merges)}
     birth = [int(NEVER)] * size
     for token in _symbols(vocabulary):
-        birth[token] = _SYMBOL
-    made = _Derivations([-1] * size, [-1] * size, birth, [False] * size, rank, vocabulary.merges)
+        birth[token] = SYMBOL
+    made = Derivations([-1] * size, [-1] * size, birth, [False] * size, rank, vocabulary.merges)
     splits: dict[int, list[tuple[int, int, int]]] = {}
     for (a, b), index in rank.items():
         splits.setdefault(vocabulary.merges[index][2], []).append((a, b, index))

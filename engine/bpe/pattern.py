@@ -15,27 +15,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from engine.kernels.instructions import AHEAD, ATOMIC, JUMP, LINE_END, MATCH, SPLIT, UNIT, Code
+from engine.bpe.pattern_parts import (
+    MANY,
+    Node,
+    Scan,
+    ahead,
+    at_line_end,
+    code_in_order,
+    code_of_either,
+    code_of_repeat,
+    either,
+    in_order,
+    inside,
+    repeat,
+    repeat_unit,
+    unit,
+)
+from engine.kernels.instructions import AHEAD, LINE_END, MATCH, UNIT, Code
 from schemas.errors import TokenizerError
 
 Predicate = tuple[str, bool]  # source of a one-character expression, whether it ignores case
-_Continue = Callable[[int], int]
-_Node = Callable[["_Scan", int, _Continue], int]
 _ONE_CHARACTER = "dDwWsShHnrtfvae"  # letters that an escape turns into a predicate on one character
 _INTERVAL = re.compile(r"\{(\d*)(,?)(\d*)\}")
-_FAIL = -1
-_MANY = 1 << 30
-_MOST_COPIES = 64  # of a repeated part in instructions
-
-
-@dataclass(slots=True)
-class _Scan:
-    """One attempt: the text, its end, the class masks, and whether the matcher asked for a unit at `end`."""
-
-    s: str
-    end: int
-    masks: list[int]
-    touched: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Matcher:
     code: the same pattern as instructions for kernels/cut_kernels.py; None where it has a repeat that these do not know
     """
 
-    node: _Node
+    node: Node
     starts: frozenset[int]
     follows: frozenset[tuple[int, int]]
     longest_count: int
@@ -56,7 +57,7 @@ class Matcher:
 
     def match(self, s: str, i: int, end: int, masks: list[int]) -> tuple[int, bool]:
         """s: class string; masks[class] has bit p set when predicate p holds. Python's first-alternative semantics."""
-        scan = _Scan(s, end, masks)
+        scan = Scan(s, end, masks)
         return self.node(scan, i, lambda j: j), scan.touched
 
 
@@ -78,7 +79,7 @@ def compile_pattern(pattern: str, predicates: tuple[Predicate, ...], where: str)
 class _Part:
     """A parsed piece of the pattern: its closure, and which predicates it may ask first and answer last (Glushkov)."""
 
-    node: _Node
+    node: Node
     nullable: bool
     first: frozenset[int]
     last: frozenset[int]
@@ -118,8 +119,8 @@ class _Parser:
             frozenset[int]().union(*(o.first for o in options)),
             frozenset[int]().union(*(o.last for o in options)),
         )
-        code = _code_of_either([o.code for o in options])
-        return _Part(_either([o.node for o in options]), any(o.nullable for o in options), first, last, code)
+        code = code_of_either([o.code for o in options])
+        return _Part(either([o.node for o in options]), any(o.nullable for o in options), first, last, code)
 
     def _sequence(self, fold: bool) -> _Part:
         items: list[_Part] = []
@@ -133,7 +134,7 @@ class _Parser:
             items.append(item)
         if len(items) == 1:
             return items[0]
-        return _Part(_in_order([x.node for x in items]), nullable, first, last, _code_in_order([x.code for x in items]))
+        return _Part(in_order([x.node for x in items]), nullable, first, last, code_in_order([x.code for x in items]))
 
     def _repeated(self, fold: bool) -> _Part:
         item = self._item(fold)
@@ -145,36 +146,36 @@ class _Parser:
         if counted and more == "+":  # no possessive repeat in the library's dialect, but a repeat of the repeat
             self.i += 1
             if low > 1:
-                return self._many(self._many(item, low, high), 1, _MANY)
-            high = _MANY  # one to three, one to three ...: as many as there are
+                return self._many(self._many(item, low, high), 1, MANY)
+            high = MANY  # one to three, one to three ...: as many as there are
         possessive = not counted and more == "+" and (low, high) != (1, 1)
         if possessive:
             self.i += 1
         return self._many(item, low, high, possessive=possessive)
 
     def _many(self, item: _Part, low: int, high: int, *, possessive: bool = False) -> _Part:
-        self.longest_count = max(self.longest_count, low, high if high < _MANY else 1)
+        self.longest_count = max(self.longest_count, low, high if high < MANY else 1)
         if (low, high) == (1, 1):
             return item
         if high > 1:
             self.follows |= {(p, q) for p in item.last for q in item.first}
-        many = _repeat_unit(item.bit, low, high, possessive) if item.bit is not None else None
-        node = many or _repeat(item.node, low, high, possessive)
-        code = None if item.nullable else _code_of_repeat(item.code, low, high, possessive)
+        many = repeat_unit(item.bit, low, high, possessive) if item.bit is not None else None
+        node = many or repeat(item.node, low, high, possessive)
+        code = None if item.nullable else code_of_repeat(item.code, low, high, possessive)
         return _Part(node, item.nullable or low == 0, item.first, item.last, code)
 
     def _quantifier(self) -> tuple[int, int]:
         char = self.p[self.i] if self.i < len(self.p) else ""
         if char in ("?", "*", "+") and char:
             self.i += 1
-            return {"?": (0, 1), "*": (0, _MANY), "+": (1, _MANY)}[char]
+            return {"?": (0, 1), "*": (0, MANY), "+": (1, MANY)}[char]
         if char == "{":
             found = _INTERVAL.match(self.p, self.i)
             if found is None or found.group() in ("{}", "{,}"):
                 self._refuse("a brace that counts nothing")
             low, comma, high = found.groups()
             self.i = found.end()
-            return int(low or 0), (int(high) if high else _MANY) if comma else int(low)
+            return int(low or 0), (int(high) if high else MANY) if comma else int(low)
         return 1, 1
 
     def _item(self, fold: bool) -> _Part:
@@ -184,7 +185,7 @@ class _Parser:
         if char == "$":
             self.i += 1
             newline = self.number(("\\n", False))
-            return _Part(_at_line_end(newline), True, frozenset({newline}), frozenset(), ((LINE_END, newline, 0),))
+            return _Part(at_line_end(newline), True, frozenset({newline}), frozenset(), ((LINE_END, newline, 0),))
         if char == "^":
             self._refuse("an anchor")
         if char == "[":
@@ -201,7 +202,7 @@ class _Parser:
             source = char if char == "." else escape(char)
             self.i += 1
         bit = self.number((source, fold))
-        return _Part(_unit(bit), False, frozenset({bit}), frozenset({bit}), ((UNIT, bit, 0),), bit)
+        return _Part(unit(bit), False, frozenset({bit}), frozenset({bit}), ((UNIT, bit, 0),), bit)
 
     def _group(self, fold: bool) -> _Part:
         openings = {"(?:": "plain", "(?i:": "fold", "(?=": "ahead", "(?!": "not ahead"}
@@ -215,8 +216,8 @@ class _Parser:
             self._refuse("an unclosed group")
         self.i += 1
         if kind in ("ahead", "not ahead"):  # asks the next units, takes none
-            code = _inside(AHEAD, int(kind == "ahead"), inner.code)
-            return _Part(_ahead(inner.node, kind == "ahead"), True, inner.first, frozenset(), code)
+            code = inside(AHEAD, int(kind == "ahead"), inner.code)
+            return _Part(ahead(inner.node, kind == "ahead"), True, inner.first, frozenset(), code)
         return inner
 
     def _set(self) -> str:
@@ -239,134 +240,3 @@ class _Parser:
 def escape(char: str) -> str:
     """One character as a pattern that matches just it."""
     return "\\" + char if char in r"\.^$*+?{}[]()|-" else char
-
-
-def _unit(bit: int) -> _Node:
-    def node(scan: _Scan, i: int, then: _Continue) -> int:
-        if i >= scan.end:
-            scan.touched = True
-            return _FAIL
-        return then(i + 1) if scan.masks[ord(scan.s[i])] >> bit & 1 else _FAIL
-
-    return node
-
-
-def _at_line_end(newline: int) -> _Node:
-    """`$`: the end of the text, or a place before a newline (the library reads patterns in Ruby's dialect)."""
-
-    def node(scan: _Scan, i: int, then: _Continue) -> int:
-        if i >= scan.end:
-            scan.touched = True
-            return then(i)
-        return then(i) if scan.masks[ord(scan.s[i])] >> newline & 1 else _FAIL
-
-    return node
-
-
-def _in_order(items: list[_Node]) -> _Node:
-    if len(items) == 1:
-        return items[0]
-
-    def node(scan: _Scan, i: int, then: _Continue) -> int:
-        def step(index: int, at: int) -> int:
-            return then(at) if index == len(items) else items[index](scan, at, lambda j: step(index + 1, j))
-
-        return step(0, i)
-
-    return node
-
-
-def _either(options: list[_Node]) -> _Node:
-    def node(scan: _Scan, i: int, then: _Continue) -> int:
-        for option in options:
-            stop = option(scan, i, then)
-            if stop != _FAIL:
-                return stop
-        return _FAIL
-
-    return node
-
-
-def _repeat_unit(bit: int, low: int, high: int, possessive: bool) -> _Node:
-    def node(scan: _Scan, i: int, then: _Continue) -> int:
-        j, masks, s = i, scan.masks, scan.s
-        while j - i < high:
-            if j >= scan.end:
-                scan.touched = True
-                break
-            if not masks[ord(s[j])] >> bit & 1:
-                break
-            j += 1
-        for stop in range(j, i + low - 1, -1):
-            end = then(stop)
-            if end != _FAIL or possessive:
-                return end
-        return _FAIL
-
-    return node
-
-
-def _repeat(item: _Node, low: int, high: int, possessive: bool) -> _Node:
-    def greedy(scan: _Scan, i: int, count: int, then: _Continue) -> int:
-        if count < high:
-            stop = item(scan, i, lambda j: greedy(scan, j, count + 1, then) if j > i or count < low else _FAIL)
-            if stop != _FAIL:
-                return stop
-        return then(i) if count >= low else _FAIL
-
-    def node(scan: _Scan, i: int, then: _Continue) -> int:
-        if not possessive:
-            return greedy(scan, i, 0, then)
-        stop = greedy(scan, i, 0, lambda j: j)
-        return then(stop) if stop != _FAIL else _FAIL
-
-    return node
-
-
-def _ahead(inner: _Node, wanted: bool) -> _Node:
-    def node(scan: _Scan, i: int, then: _Continue) -> int:
-        found = inner(scan, i, lambda j: j) != _FAIL
-        return then(i) if found == wanted else _FAIL
-
-    return node
-
-
-# ==== the same as instructions
-
-
-def _code_in_order(parts: list[Code | None]) -> Code | None:
-    found: Code = ()
-    for part in parts:
-        if part is None:
-            return None
-        found += part
-    return found
-
-
-def _code_of_either(options: list[Code | None]) -> Code | None:
-    """The first option, and where it fails the others."""
-    whole = options[-1]
-    for option in reversed(options[:-1]):
-        if option is None or whole is None:
-            return None
-        whole = ((SPLIT, 1, len(option) + 2), *option, (JUMP, len(whole) + 1, 0), *whole)
-    return whole
-
-
-def _code_of_repeat(item: Code | None, low: int, high: int, possessive: bool) -> Code | None:
-    """Greedy: one more first, and where that fails what follows. `item` takes at least one unit."""
-    if item is None or low > _MOST_COPIES or _MOST_COPIES < high < _MANY:
-        return None
-    if high == _MANY:
-        more: Code = ((SPLIT, 1, len(item) + 2), *item, (JUMP, -len(item) - 1, 0))
-    else:
-        more = ()
-        for _ in range(high - low):
-            more = ((SPLIT, 1, len(item) + len(more) + 1), *item, *more)
-    code = item * low + more
-    return _inside(ATOMIC, 0, code) if possessive else code
-
-
-def _inside(what: int, argument: int, code: Code | None) -> Code | None:
-    """A part that is matched by itself: AHEAD takes no unit, ATOMIC does not come back for fewer."""
-    return None if code is None else ((what, argument, len(code) + 2), *code, (MATCH, 0, 0))

@@ -17,7 +17,8 @@ import numpy as np
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Probe, Probes, units_of_tokens
 from engine.bpe.folding import fold_unit, run_begins, unfold
-from engine.bpe.pretokenizer import NO_UNIT, Splitter
+from engine.bpe.pretokenizer import Splitter
+from engine.bpe.unit_classes import NO_UNIT
 from engine.bpe.utf8 import characters_from, is_continuation
 from engine.bpe.vocabulary import Vocabulary
 from schemas.errors import BadDocument

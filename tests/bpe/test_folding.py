@@ -115,7 +115,7 @@ def test_boundaries_in_long_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_units_of_short_runs_and_of_the_text() -> None:
-    splitter = Splitter(False, ())
+    splitter = Splitter(byte_units=False, stages=())
     kept = splitter.kept_run
     for before, size, behind in ((0, kept + 5, 0), (2, 40, 3), (1, kept, 2), (3, 2 * kept, 1)):
         text = "b" * before + "a" * size + "c" * behind
