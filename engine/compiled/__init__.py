@@ -12,6 +12,7 @@ the slow twin, and serve the boundaries that arrays do not cover (inside a chara
   words         states behind the beginning of a word that only `ignore_merges` makes
   byte_kernels  the same for SentencePiece, whose units are bytes
   automaton     the student's pending part at every place of a text, in one pass
+  pending_states  the compiled state of each of these
   walk          one passage's boundaries as arrays, each with its state
   walk_kernels  compiled: that pass, and which boundaries lie inside the next token of which context
   cache         a pair in files, made once on a machine

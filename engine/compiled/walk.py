@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,39 +21,17 @@ from engine.alignment.boundaries import Aligner
 from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.folding import fold_unit, run_begins, unfold
-from engine.bpe.pending import starts_of_units
+from engine.bpe.folding import unfold
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.spelling import LONG_BYTES, Spelling
-from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
-from engine.compiled.automaton import PendingAutomaton
-from engine.compiled.odd_cells import MOST_ODD, odd_cells
-from engine.compiled.pair import CompiledPair, State
+from engine.bpe.utf8 import valid_utf8_prefix
+from engine.compiled.pair import CompiledPair
+from engine.compiled.pending_states import HOLDS_ADDED, Pending, PendingStates
 from engine.compiled.walk_kernels import find_leaves
-from engine.compiled.words import Words
 from engine.contexts.tree import ContextTree
 
-_NOT_ASKED = -2
 LONGEST_HUNG = 512
 """Bytes of what is pending behind a context that was hung off the tree; behind a longer one it has no state."""
-_CUT_INSIDE, _HOLDS_ADDED = 1, 2
-"""Why the student's tokens may not be what the merges make of a pending part: it is cut inside if the text ends there; it
-holds an added text."""
-
-
-class _Pending(NamedTuple):
-    """What is pending at each of some bytes. state_I: int32, number of its state, NO_STATE where none holds. begin_I: int64, the
-    byte where it begins. part_I: int32, the automaton's number. doubt_I: uint8. unit_I, first_I: int64, whole units before the
-    byte, and before where it begins. runs_U: int64 [units], `run_begins` of the text. byte_of: int64 [units + 1]."""
-
-    state_I: np.ndarray
-    begin_I: np.ndarray
-    part_I: np.ndarray
-    doubt_I: np.ndarray
-    unit_I: np.ndarray
-    first_I: np.ndarray
-    runs_U: np.ndarray
-    byte_of: np.ndarray
 
 
 @dataclass(eq=False)
@@ -65,7 +42,7 @@ class _Row:
     data: bytes
     ids: list[int]
     own_K: np.ndarray
-    pending: _Pending
+    pending: Pending
 
     @cached_property
     def spelling(self) -> Spelling:
@@ -89,17 +66,9 @@ class StudentWalk:
     def __init__(self, pair: CompiledPair, aligner: Aligner) -> None:
         self.pair, self.aligner = pair, aligner
         self.segmenter = aligner.book.segmenter
-        self.states: list[State] = []
-        self._number, self._held = dict[int, int](), list[State]()
+        self.pending_states = PendingStates(pair, aligner.book)
         self._kept_variants: dict[tuple[int, tuple[bool, ...]], int] = {}
-        self._units = np.zeros(1, np.int32)  # of each state, 0 for simple ones; the last entry stands for NO_STATE
-        self._automaton = PendingAutomaton(self.segmenter.splitter)
-        self._of_pending = np.full(0, _NOT_ASKED, np.int32)  # the automaton's pending part -> number of its state
-        self._doubt = np.zeros(0, np.uint8)  # of the same: `_CUT_INSIDE`, `_HOLDS_ADDED`
-        self._cleared = self._automaton.cleared
         self._agreed: BoundedCache[tuple[bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(100_000)
-        self._words = Words(pair, aligner.book)
-        self._of_words: BoundedCache[tuple[int, bytes, bytes, str], int] = BoundedCache(100_000)
 
     def view(self, tree: ContextTree, text: bytes, ids: Sequence[int], ends: Sequence[int]) -> StudentView:
         """ids [n], ends [n]: the student's tokens and their byte ends in the text. Raises BadDocument("too_long")."""
@@ -111,12 +80,12 @@ class StudentWalk:
         own_K = ends_K + len(lead)
         own_K[0] = 0  # the student's prefix lies behind its first boundary
         own_N = tree.end.astype(np.int64) + (len(lead) - len(prefix))
-        pending = self._pending(lead + text, own_K, own_N.clip(0))
+        pending = self.pending_states.at(lead + text, own_K, own_N.clip(0))
         K = len(place)
         state_K = pending.state_I[:K].copy()
         if lead:
-            state_K[0] = self._numbered("", lead)
-        apart = self._units[state_K] > 0
+            state_K[0] = self.pending_states.numbered("", lead)
+        apart = self.pending_states.units_of[state_K] > 0
         row = _Row(self.segmenter, lead + text, list(ids), own_K, pending)
         self._settle_cuts(row, state_K)
         end_counts = self._check_pending(row, state_K, apart)
@@ -133,7 +102,7 @@ class StudentWalk:
         leaf_start, leaves = _leaves(self.pair, data, node_I, tree.end, place, at_start, at_node)
         fringe_start, fringe = _rows_of(tree.places, tree.fringe_start, place)
         node_state = pending.state_I[K:]
-        node_state[(own_N < 0) | (pending.doubt_I[K:] & _HOLDS_ADDED > 0)] = NO_STATE
+        node_state[(own_N < 0) | (pending.doubt_I[K:] & HOLDS_ADDED > 0)] = NO_STATE
         return StudentView(
             place_K=place.astype(np.int32),
             last_K=np.array([-1, *ids], np.int32),
@@ -153,7 +122,7 @@ class StudentWalk:
             fringe_token=tree.fringe_token[fringe],
             node_state_N=node_state,
             node_begin_N=pending.begin_I[K:] - (len(lead) - len(prefix)),
-            states=self.states,
+            states=self.pending_states.states,
             slow=slow,
         )
 
@@ -177,15 +146,15 @@ class StudentWalk:
             own = text[since + shift : leaves + shift] + strings[moved + leaves : moved + size]
             if valid_utf8_prefix(own) < len(own):
                 continue
-            found = self._pending(own, np.array([0]), np.array([leaves - since, size - since]))
+            found = self.pending_states.at(own, np.array([0]), np.array([leaves - since, size - since]))
             as_before = found.state_I[1] == view.node_state_N[node] and found.begin_I[1] == 0
-            if as_before and not found.doubt_I[2] & _HOLDS_ADDED:
+            if as_before and not found.doubt_I[2] & HOLDS_ADDED:
                 state[i], begin[i] = found.state_I[2], since + int(found.begin_I[2])
         return replace(
             view,
             node_state_N=np.append(view.node_state_N, state),
             node_begin_N=np.append(view.node_begin_N, begin),
-            states=self.states,
+            states=self.pending_states.states,
         )
 
     def may_cut_inside(self, text: bytes) -> bool:
@@ -193,105 +162,21 @@ class StudentWalk:
         character nobody says so."""
         if valid_utf8_prefix(text) < len(text):
             return False
-        state = int(self._pending(text, np.array([0]), np.array([len(text)])).state_I[1])
-        return state != NO_STATE and bool(self._units[state] > 0)
+        state = int(self.pending_states.at(text, np.array([0]), np.array([len(text)])).state_I[1])
+        return state != NO_STATE and bool(self.pending_states.units_of[state] > 0)
 
     # ==== what is pending
-
-    def _pending(self, data: bytes, own_K: np.ndarray, own_N: np.ndarray) -> _Pending:
-        """What is pending at bytes of the student's own string: at its boundaries, then at the ends of contexts."""
-        splitter, own_I = self.segmenter.splitter, np.concatenate([own_K, own_N])
-        state_U, begin_U, units = self._automaton.walk(data)
-        if self._cleared != self._automaton.cleared:
-            self._of_pending, self._doubt = np.full(0, _NOT_ASKED, np.int32), np.zeros(0, np.uint8)
-            self._cleared = self._automaton.cleared
-        raw = np.frombuffer(bytearray(data + b"\0"), np.uint8)
-        byte_of = starts_of_units(splitter, data).astype(np.int64)
-        if splitter.byte_units:
-            unit_I, inside_I = own_I, is_continuation(raw[own_I])
-        elif len(state_U) == len(raw):
-            unit_I, inside_I = own_I, np.zeros(len(own_I), bool)
-        else:
-            unit_I = np.searchsorted(byte_of, own_I, side="right") - 1
-            inside_I = byte_of[unit_I] != own_I
-        first_I = begin_U[unit_I].astype(np.int64)
-        begin_I, part_I = byte_of[first_I], state_U[unit_I]
-        self._ask(part_I[~inside_I])
-        state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
-        state_I[inside_I] = NO_STATE
-        found = _Pending(state_I, begin_I, part_I, doubt_I, unit_I, first_I, run_begins(splitter, units), byte_of)
-        if self.pair.has_words:
-            begun = self._words.begun(raw, begin_I, own_I)
-            # words may begin behind a cut inside what is pending, too
-            for i in np.flatnonzero((begun | (self._units[state_I] > 0)) & (state_I != NO_STATE)).tolist():
-                state_I[i] = self._within_words(found, i, data, int(own_I[i]))
-        return found
-
-    def _ask(self, parts: np.ndarray) -> None:
-        """Find the state of these pending parts, and what is in doubt there."""
-        strings, splitter = self._automaton.strings, self.segmenter.splitter
-        more = len(strings) - len(self._of_pending)
-        if more > 0:
-            self._of_pending = np.append(self._of_pending, np.full(more, _NOT_ASKED, np.int32))
-            self._doubt = np.append(self._doubt, np.zeros(more, np.uint8))
-        for part in np.unique(parts[self._of_pending[parts] == _NOT_ASKED]).tolist():
-            left = splitter.reduce(strings[part])
-            self._of_pending[part] = self._numbered(left, b"")
-            if left and any(u < len(left) for u in splitter.pieces(left)):
-                self._doubt[part] |= _CUT_INSIDE
-            text = strings[part] if splitter.byte_units else splitter.own(strings[part])
-            if splitter.holds_added(text):
-                self._doubt[part] |= _HOLDS_ADDED
-
-    def _numbered(self, left: str, lead: bytes) -> int:
-        state = self.pair.state(left, lead)
-        if not state.simple and (self.segmenter.splitter.byte_units or len(state.variants) >= 256):
-            return NO_STATE
-        return self._number_of(state)
-
-    def _number_of(self, state: State) -> int:
-        """Its place in `states`, NO_STATE where it has more odd cells than sums have room for."""
-        number = self._number.get(id(state))
-        if number is None:
-            self._held.append(state)  # its id is a key
-            if len(odd_cells(state)[1]) > MOST_ODD:
-                number = NO_STATE
-            else:
-                number = len(self.states)
-                self.states.append(state)
-                self._units = np.append(np.insert(self._units[:-1], number, state.units), 0).astype(np.int32)
-            self._number[id(state)] = number
-        return number
-
-    def _within_words(self, pending: _Pending, i: int, data: bytes, end: int) -> int:
-        """The state behind a pending part that words of `ignore_merges` may begin in, which ends at byte `end`."""
-        number, begin, unit = int(pending.state_I[i]), int(pending.begin_I[i]), int(pending.unit_I[i])
-        longest, left = self.segmenter.longest_apart, self._automaton.strings[int(pending.part_I[i])]
-        first = int(np.searchsorted(pending.byte_of, max(end - longest, begin)))
-        part = data[int(pending.byte_of[first]) : end]
-        head = data[begin : begin + longest] if int(pending.byte_of[first]) > begin else b""
-        known = self._of_words.get((number, part, head, left))
-        if known is None:
-            start, runs = int(pending.first_I[i]), pending.runs_U
-            state = self._words.behind(
-                self.states[number],
-                part,
-                head=head,
-                place=lambda at: fold_unit(self.segmenter.splitter, left, first + at, start, unit, runs),
-            )
-            known = self._of_words[number, part, head, left] = NO_STATE if state is None else self._number_of(state)
-        return known
 
     def _settle_cuts(self, row: _Row, state_K: np.ndarray) -> None:
         """Boundaries behind a pending part that what follows may cut inside: a state of their own, in which no token begins
         behind cuts that the student's own tokens contradict (definition 7, NONE)."""
         pending = row.pending
-        for k in np.flatnonzero(self._units[state_K] > 0).tolist():
+        for k in np.flatnonzero(self.pending_states.units_of[state_K] > 0).tolist():
             number = int(state_K[k])
-            if pending.doubt_I[k] & _HOLDS_ADDED or row.index_of(int(pending.begin_I[k])) is None:
+            if pending.doubt_I[k] & HOLDS_ADDED or row.index_of(int(pending.begin_I[k])) is None:
                 state_K[k] = NO_STATE
                 continue
-            state, left = self.states[number], self._automaton.strings[int(pending.part_I[k])]
+            state, left = self.pending_states.states[number], self.pending_states.classes(pending, k)
             keeps = tuple(self._agrees(row, k, left, cuts, seam) for cuts, seam in state.variants)
             known = self._kept_variants.get((number, keeps))
             if known is None:
@@ -302,7 +187,7 @@ class StudentWalk:
                 gone = ~np.array(keeps)[state.variant_U]
                 cell = np.where(gone, none + opened, state.cell_U).astype(np.int32)
                 made = replace(state, cell_U=cell, simple=True, units=0)
-                known = self._kept_variants[number, keeps] = self._number_of(made)
+                known = self._kept_variants[number, keeps] = self.pending_states.number_of(made)
             state_K[k] = known
 
     def _check_pending(self, row: _Row, state_K: np.ndarray, apart_K: np.ndarray) -> np.ndarray:
@@ -316,10 +201,10 @@ class StudentWalk:
         doubtful = (pending.doubt_I[: len(state_K)] > 0) | apart_K  # the text itself may cut inside what is pending
         splitter = self.segmenter.splitter
         for k in np.flatnonzero(doubtful & (state_K != NO_STATE)).tolist():
-            left = splitter.reduce(self._automaton.strings[int(pending.part_I[k])])
-            if pending.doubt_I[k] & _HOLDS_ADDED:
+            left = splitter.reduce(self.pending_states.classes(pending, k))
+            if pending.doubt_I[k] & HOLDS_ADDED:
                 # where no token is joined to what is pending, leaves that go on across the boundary are none anyway
-                state = self.states[int(state_K[k])]
+                state = self.pending_states.states[int(state_K[k])]
                 joins = bool(state.join_C.any() or state.odd_join.any())
                 seams = (True, False) if joins else (True,)
                 if not all(self._agrees(row, k, left, (), seam) for seam in seams):

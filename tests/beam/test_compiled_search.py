@@ -132,7 +132,7 @@ def test_states_behind_hung_contexts_are_those_of_their_text(tmp_path: Path) -> 
             if view.node_state_N[node] == NO_STATE:
                 continue
             whole = lead + doc.data[len(prefix) : leaves] + own[leaves - begin :]
-            found = walk._pending(whole, np.array([0]), np.array([end + len(lead) - len(prefix)]))
+            found = walk.pending_states.at(whole, np.array([0]), np.array([end + len(lead) - len(prefix)]))
             assert found.state_I[1] == view.node_state_N[node], str(case)
             assert found.begin_I[1] - (len(lead) - len(prefix)) == view.node_begin_N[node], str(case)
             same += 1

@@ -1,0 +1,152 @@
+"""The compiled state of what a student has pending at any byte of a text.
+
+In: a text in the student's own bytes, and places in it. Out: `Pending`: for each place where the pending part begins, the
+number of its state (compiled/pair.py), and what is in doubt there. States are numbered once, for all texts.
+
+Letters: I places, U units.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.alignment.rules import RuleBook
+from engine.alignment.student_view import NO_STATE
+from engine.bpe.bounded_cache import BoundedCache
+from engine.bpe.folding import fold_unit, run_begins
+from engine.bpe.pending import starts_of_units
+from engine.bpe.utf8 import is_continuation
+from engine.compiled.automaton import PendingAutomaton
+from engine.compiled.odd_cells import MOST_ODD, odd_cells
+from engine.compiled.pair import CompiledPair, State
+from engine.compiled.words import Words
+
+_NOT_ASKED = -2
+CUT_INSIDE, HOLDS_ADDED = 1, 2
+"""Why the student's tokens may not be what the merges make of a pending part: it is cut inside if the text ends there; it
+holds an added text."""
+
+
+class Pending(NamedTuple):
+    """What is pending at each of some bytes. state_I: int32, number of its state, NO_STATE where none holds. begin_I: int64, the
+    byte where it begins. part_I: int32, the automaton's number. doubt_I: uint8. unit_I, first_I: int64, whole units before the
+    byte, and before where it begins. runs_U: int64 [units], `run_begins` of the text. byte_of: int64 [units + 1]."""
+
+    state_I: np.ndarray
+    begin_I: np.ndarray
+    part_I: np.ndarray
+    doubt_I: np.ndarray
+    unit_I: np.ndarray
+    first_I: np.ndarray
+    runs_U: np.ndarray
+    byte_of: np.ndarray
+
+
+class PendingStates:
+    """The states of one pair, as far as texts have met them. Not thread-safe.
+
+    states: by number. units_of: int32, of each state the units that its cuts count, 0 for simple ones; the last entry stands for
+    NO_STATE.
+    """
+
+    def __init__(self, pair: CompiledPair, book: RuleBook) -> None:
+        self.pair, self.segmenter = pair, book.segmenter
+        self.states: list[State] = []
+        self.units_of = np.zeros(1, np.int32)
+        self._number, self._held = dict[int, int](), list[State]()
+        self._automaton = PendingAutomaton(self.segmenter.splitter)
+        self._of_pending = np.full(0, _NOT_ASKED, np.int32)  # the automaton's pending part -> number of its state
+        self._doubt = np.zeros(0, np.uint8)  # of the same: `CUT_INSIDE`, `HOLDS_ADDED`
+        self._cleared = self._automaton.cleared
+        self._words = Words(pair, book)
+        self._of_words: BoundedCache[tuple[int, bytes, bytes, str], int] = BoundedCache(100_000)
+
+    def classes(self, pending: Pending, i: int) -> str:
+        """Class string of what is pending at place i, long runs cut short."""
+        return self._automaton.strings[int(pending.part_I[i])]
+
+    def at(self, data: bytes, own_K: np.ndarray, own_N: np.ndarray) -> Pending:
+        """What is pending at bytes of the student's own string: at its boundaries, then at the ends of contexts."""
+        splitter, own_I = self.segmenter.splitter, np.concatenate([own_K, own_N])
+        state_U, begin_U, units = self._automaton.walk(data)
+        if self._cleared != self._automaton.cleared:
+            self._of_pending, self._doubt = np.full(0, _NOT_ASKED, np.int32), np.zeros(0, np.uint8)
+            self._cleared = self._automaton.cleared
+        raw = np.frombuffer(bytearray(data + b"\0"), np.uint8)
+        byte_of = starts_of_units(splitter, data).astype(np.int64)
+        if splitter.byte_units:
+            unit_I, inside_I = own_I, is_continuation(raw[own_I])
+        elif len(state_U) == len(raw):
+            unit_I, inside_I = own_I, np.zeros(len(own_I), bool)
+        else:
+            unit_I = np.searchsorted(byte_of, own_I, side="right") - 1
+            inside_I = byte_of[unit_I] != own_I
+        first_I = begin_U[unit_I].astype(np.int64)
+        begin_I, part_I = byte_of[first_I], state_U[unit_I]
+        self._ask(part_I[~inside_I])
+        state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
+        state_I[inside_I] = NO_STATE
+        found = Pending(state_I, begin_I, part_I, doubt_I, unit_I, first_I, run_begins(splitter, units), byte_of)
+        if self.pair.has_words:
+            begun = self._words.begun(raw, begin_I, own_I)
+            # words may begin behind a cut inside what is pending, too
+            for i in np.flatnonzero((begun | (self.units_of[state_I] > 0)) & (state_I != NO_STATE)).tolist():
+                state_I[i] = self._within_words(found, i, data, int(own_I[i]))
+        return found
+
+    def _ask(self, parts: np.ndarray) -> None:
+        """Find the state of these pending parts, and what is in doubt there."""
+        strings, splitter = self._automaton.strings, self.segmenter.splitter
+        more = len(strings) - len(self._of_pending)
+        if more > 0:
+            self._of_pending = np.append(self._of_pending, np.full(more, _NOT_ASKED, np.int32))
+            self._doubt = np.append(self._doubt, np.zeros(more, np.uint8))
+        for part in np.unique(parts[self._of_pending[parts] == _NOT_ASKED]).tolist():
+            left = splitter.reduce(strings[part])
+            self._of_pending[part] = self.numbered(left, b"")
+            if left and any(u < len(left) for u in splitter.pieces(left)):
+                self._doubt[part] |= CUT_INSIDE
+            text = strings[part] if splitter.byte_units else splitter.own(strings[part])
+            if splitter.holds_added(text):
+                self._doubt[part] |= HOLDS_ADDED
+
+    def numbered(self, left: str, lead: bytes) -> int:
+        state = self.pair.state(left, lead)
+        if not state.simple and (self.segmenter.splitter.byte_units or len(state.variants) >= 256):
+            return NO_STATE
+        return self.number_of(state)
+
+    def number_of(self, state: State) -> int:
+        """Its place in `states`, NO_STATE where it has more odd cells than sums have room for."""
+        number = self._number.get(id(state))
+        if number is None:
+            self._held.append(state)  # its id is a key
+            if len(odd_cells(state)[1]) > MOST_ODD:
+                number = NO_STATE
+            else:
+                number = len(self.states)
+                self.states.append(state)
+                self.units_of = np.append(np.insert(self.units_of[:-1], number, state.units), 0).astype(np.int32)
+            self._number[id(state)] = number
+        return number
+
+    def _within_words(self, pending: Pending, i: int, data: bytes, end: int) -> int:
+        """The state behind a pending part that words of `ignore_merges` may begin in, which ends at byte `end`."""
+        number, begin, unit = int(pending.state_I[i]), int(pending.begin_I[i]), int(pending.unit_I[i])
+        longest, left = self.segmenter.longest_apart, self.classes(pending, i)
+        first = int(np.searchsorted(pending.byte_of, max(end - longest, begin)))
+        part = data[int(pending.byte_of[first]) : end]
+        head = data[begin : begin + longest] if int(pending.byte_of[first]) > begin else b""
+        known = self._of_words.get((number, part, head, left))
+        if known is None:
+            start, runs = int(pending.first_I[i]), pending.runs_U
+            state = self._words.behind(
+                self.states[number],
+                part,
+                head=head,
+                place=lambda at: fold_unit(self.segmenter.splitter, left, first + at, start, unit, runs),
+            )
+            known = self._of_words[number, part, head, left] = NO_STATE if state is None else self.number_of(state)
+        return known
