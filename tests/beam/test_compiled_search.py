@@ -13,10 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+import engine.beam.compiled_search
+import engine.compiled.walk
 import engine.plan.regimes
+import engine.push.compiled_rows
 import engine.scoring.stages as stages_module
-from engine.alignment.student_view import NO_STATE
+from engine.alignment.passage import HungContexts
+from engine.alignment.student_view import NO_STATE, StudentView
 from engine.beam.compiled_search import CompiledSearch, Spending, Students, may_grow
+from engine.compiled.walk import StudentWalk
+from engine.contexts.tree import ContextTree
 from engine.scoring.scorer import Scorer
 from engine.targets.positions import TopK
 from engine.teacher.evaluate import hidden_states
@@ -200,6 +206,41 @@ def test_a_document_has_the_same_rows_alone_and_in_a_group(monkeypatch: pytest.M
         alone = made.score_unit([document]).products["student/bl"]
         for name in ("err", "gold_logp", "topk_logps"):
             np.testing.assert_allclose(flat(alone, name), flat(together.slice(i, 1), name), atol=2e-3, err_msg=name)
+
+
+def test_contexts_behind_much_that_is_pending_split_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a context that leaves the text behind more pending bytes than are looked back nobody tells where that part begins: it
+    has no state, what hangs behind it stays open, and rows stay within their widths of those of the slow search."""
+    texts, far, near, hang = ["x" + "ab" * 20 + " end"], list[int](), list[int](), StudentWalk.hang
+
+    def noted(
+        walk: StudentWalk, view: StudentView, tree: ContextTree, data: bytes, contexts: HungContexts
+    ) -> StudentView:
+        found, count = hang(walk, view, tree, data, contexts), len(view.node_state_N)
+        for node in range(count, len(tree.end)):
+            root = node
+            while root >= count:
+                root = int(tree.parent[root])
+            is_far = tree.end[root] - view.node_begin_N[root] > 12
+            (far if is_far else near).append(int(found.node_state_N[node]))
+        return found
+
+    slow = scorer(monkeypatch, compiled=False).score_unit(documents(texts))
+    monkeypatch.setattr(StudentWalk, "hang", noted)
+    for module in (engine.push.compiled_rows, engine.beam.compiled_search):
+        monkeypatch.setattr(module, "HORIZON_BYTES", 12)  # 256, as the bound below 512
+    monkeypatch.setattr(engine.compiled.walk, "LONGEST_HUNG", 16)
+    made = scorer(monkeypatch, compiled=True)
+    assert made.stages.compiled_search is not None
+    made.stages.compiled_search.spending = Spending(0.0, 4.0, rounds=3)
+    fast = made.score_unit(documents(texts))
+    assert not slow.quarantine and not fast.quarantine
+    assert len(far) > 20 and set(far) == {NO_STATE} and max(near) > NO_STATE
+    for product in ("student/sp", "student/bl"):
+        a, b = fast.products[product], slow.products[product]
+        use = flat(a, "scored")
+        assert use.sum() > 20
+        assert (distances(a, b) <= (flat(a, "err") + flat(b, "err"))[use] + 1e-5).all()
 
 
 def test_a_named_tolerance_is_not_compiled() -> None:
