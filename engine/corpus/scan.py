@@ -137,7 +137,7 @@ def scan_corpus(config: CorpusConfig, base_dir: Path, known: Sequence[PlannedFil
             before, told = problems.get(reason, (0, first))
             problems[reason] = (before + count, told)
     if not any(file.n_rows for file in found):
-        names = ", ".join(redacted(file.path) for file in found[:3]) + (" ..." if len(found) > 3 else "")
+        names = ", ".join(RemoteFile(file.path).name for file in found[:3]) + (" ..." if len(found) > 3 else "")
         raise CorpusError(
             f"[corpus] {names}: got no record at all; wanted at least one document. Correct [corpus] paths."
         )
