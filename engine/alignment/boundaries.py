@@ -15,7 +15,7 @@ import numpy as np
 from engine.alignment.rules import Rule, RuleBook
 from engine.alignment.strings import BoundaryStrings, StringRules
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.folding import fold_unit, run_begins, unfold
+from engine.bpe.folding import Runs, fold_unit, unfold
 from engine.bpe.pending import CutText, PendingPart, cut_text
 from engine.bpe.spelling import LONG_BYTES, Spelling
 from engine.bpe.utf8 import is_continuation
@@ -162,20 +162,16 @@ class Aligner:
         """units: the classes of all that is pending, where runs are not cut short."""
         splitter, segmenter, count = self.book.splitter, self.book.segmenter, len(units)
         is_folded = not splitter.byte_units and len(classes) < count
-        begins = (
-            run_begins(splitter, np.frombuffer(units.encode("utf-32-le"), np.uint32))
-            if is_folded
-            else np.empty(0, np.int64)
-        )
+        runs = Runs(splitter, np.frombuffer(units.encode("utf-32-le"), np.uint32))
 
         def agrees(cuts: tuple[int, ...], seam: bool) -> bool:
             if is_folded:
-                cuts = unfold(splitter, classes, cuts, 0, count, begins)
+                cuts = unfold(splitter, classes, cuts, 0, count, runs)
             return segmenter.agrees(pending, partial, cuts, seam, tokens, units=len(classes))
 
         words = self.book.whole_words_after(pending, partial, count if is_folded else len(classes))
         if is_folded:
-            placed = [(fold_unit(splitter, classes, unit, 0, count, begins), rest) for unit, rest in words]
+            placed = [(fold_unit(splitter, classes, unit, 0, count, runs), rest) for unit, rest in words]
             words = tuple((unit, rest) for unit, rest in placed if unit is not None)
         return _Left(classes, partial, words, agrees)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Probe, Probes, units_of_tokens
-from engine.bpe.folding import fold_unit, run_begins, unfold
+from engine.bpe.folding import Runs, fold_unit, unfold
 from engine.bpe.pretokenizer import Splitter
 from engine.bpe.unit_classes import NO_UNIT
 from engine.bpe.utf8 import characters_from, is_continuation
@@ -90,15 +90,15 @@ class CutText:
             return tuple(unit - len(left) + c for c in cuts)
         if unit - start == len(left):
             return tuple(start + c for c in cuts)
-        return unfold(self.splitter, left, cuts, start, unit, self._run_begins)
+        return unfold(self.splitter, left, cuts, start, unit, self._runs)
 
     def folded_unit(self, left: str, place: int, start: int, unit: int) -> int | None:
         """The unit of a pending part's classes for a unit of the text, None where no cut of it can lie (bpe/folding.py)."""
-        return fold_unit(self.splitter, left, place, start, unit, self._run_begins)
+        return fold_unit(self.splitter, left, place, start, unit, self._runs)
 
     @cached_property
-    def _run_begins(self) -> np.ndarray:
-        return run_begins(self.splitter, np.frombuffer(self.units.encode("utf-32-le"), np.uint32))
+    def _runs(self) -> Runs:
+        return Runs(self.splitter, np.frombuffer(self.units.encode("utf-32-le"), np.uint32))
 
 
 def cut_text(splitter: Splitter, data: bytes, *, before: str | None = None, shift: int = 0) -> CutText:

@@ -22,6 +22,7 @@ import numpy as np
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Punctuation, Split
 
+from engine.bpe.blanks import Blanks, find_blanks
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pattern import Code, Matcher, compile_pattern, predicates_of
 from engine.bpe.stages import Stage, added_stage, bigram_stage, never_side_by_side, pattern_stage
@@ -77,7 +78,7 @@ class Splitter(UnitClasses):
         """Ends of all pre-tokens, in units, when the text ends here."""
         known = self._pieces.get(classes)
         if known is None:
-            known = self._pieces[classes] = tuple(self._run(classes, final=True))
+            known = self._pieces[classes] = tuple(self.run(classes, final=True))
         return known
 
     def certain(self, classes: str) -> tuple[int, ...]:
@@ -85,7 +86,7 @@ class Splitter(UnitClasses):
         known = self._certain.get(classes)
         if known is None:
             whole = classes if self.byte_units else classes.removesuffix(self.broken)
-            known = self._certain[classes] = tuple(self._run(whole, final=False))
+            known = self._certain[classes] = tuple(self.run(whole, final=False))
         return known
 
     @cached_property
@@ -97,7 +98,8 @@ class Splitter(UnitClasses):
 
         return CutMachine(self.codes, self.added, ord(self.broken), self.masks, self.owns)
 
-    def _run(self, classes: str, *, final: bool) -> list[int]:
+    def run(self, classes: str, *, final: bool) -> list[int]:
+        """The ends of `pieces` (final) or `certain`, not remembered."""
         machine = self.machine
         return self.run_slowly(classes, final=final) if machine is None else machine.ends(classes, final=final)
 
@@ -150,11 +152,21 @@ class Splitter(UnitClasses):
     def fold(self, pending: str) -> str:
         """A pending class string whose runs of one class are cut to `kept_run` units: the same premise as `shorten`, also for
         cuts inside the pending part. Such a cut goes by what stands near it, so that it keeps its distance to the nearer end of
-        the run that it lies in; `unfold` (bpe/folding.py) finds it in the whole string. Characters as units.
+        the run that it lies in; `unfold` (bpe/folding.py) finds it in the whole string. Characters as units. White space of
+        several kinds is a run of one kind where that makes no difference (bpe/blanks.py).
         """
         if self.byte_units or len(pending) <= self.kept_run:
             return pending
-        return self._long_run.sub(self._cut_run, self._without_past(pending))
+        return self._long_run.sub(self._cut_run, self.even(self._without_past(pending)))
+
+    def even(self, pending: str) -> str:
+        """The same classes with blanks that make no difference as one kind (`Blanks.even`)."""
+        return pending if self.blanks is None else self.blanks.even(pending)
+
+    @cached_property
+    def blanks(self) -> Blanks | None:
+        """What is known of white space; tried out at the first long run."""
+        return find_blanks(self)
 
     def _without_past(self, pending: str) -> str:
         """A pending class string whose characters are like any others where no added text lies or may be coming: what follows

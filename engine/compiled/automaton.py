@@ -103,7 +103,9 @@ class PendingAutomaton:
     def _size_of(self, pending: str, cut: int) -> int | None:
         """What `_size` holds where a pending part is cut at this unit, the last one that is certain."""
         kept, at, before, behind = self.splitter.kept_run, 0, False, False
-        for _, run in groupby("" if self.splitter.byte_units else self.splitter.disown(pending)):
+        if self.splitter.byte_units or len(pending) < kept:
+            return len(pending) - cut
+        for _, run in groupby(self.splitter.even(self.splitter.disown(pending))):
             size = len(list(run))
             if size >= kept:  # perhaps longer in the text
                 is_behind = cut - at <= kept // 2

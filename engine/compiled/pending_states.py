@@ -15,7 +15,7 @@ import numpy as np
 from engine.alignment.rules import RuleBook
 from engine.alignment.student_view import NO_STATE
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.folding import fold_unit, run_begins
+from engine.bpe.folding import Runs, fold_unit
 from engine.bpe.pending import starts_of_units
 from engine.bpe.utf8 import is_continuation
 from engine.compiled.automaton import PendingAutomaton
@@ -32,7 +32,7 @@ holds an added text."""
 class Pending(NamedTuple):
     """What is pending at each of some bytes. state_I: int32, number of its state, NO_STATE where none holds. begin_I: int64, the
     byte where it begins. part_I: int32, the automaton's number. doubt_I: uint8. unit_I, first_I: int64, whole units before the
-    byte, and before where it begins. runs_U: int64 [units], `run_begins` of the text. byte_of: int64 [units + 1]."""
+    byte, and before where it begins. runs: those of the text. byte_of: int64 [units + 1]."""
 
     state_I: np.ndarray
     begin_I: np.ndarray
@@ -40,7 +40,7 @@ class Pending(NamedTuple):
     doubt_I: np.ndarray
     unit_I: np.ndarray
     first_I: np.ndarray
-    runs_U: np.ndarray
+    runs: Runs
     byte_of: np.ndarray
 
 
@@ -88,7 +88,7 @@ class PendingStates:
         self._ask(part_I[~inside_I])
         state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
         state_I[inside_I] = NO_STATE
-        found = Pending(state_I, begin_I, part_I, doubt_I, unit_I, first_I, run_begins(splitter, units), byte_of)
+        found = Pending(state_I, begin_I, part_I, doubt_I, unit_I, first_I, Runs(splitter, units), byte_of)
         if self.pair.has_words:
             begun = self._words.begun(raw, begin_I, own_I)
             # words may begin behind a cut inside what is pending, too
@@ -141,7 +141,7 @@ class PendingStates:
         head = data[begin : begin + longest] if int(pending.byte_of[first]) > begin else b""
         known = self._of_words.get((number, part, head, left))
         if known is None:
-            start, runs = int(pending.first_I[i]), pending.runs_U
+            start, runs = int(pending.first_I[i]), pending.runs
             state = self._words.behind(
                 self.states[number],
                 part,

@@ -221,7 +221,7 @@ class StudentWalk:
         if self.segmenter.splitter.byte_units:
             true = tuple(unit - len(left) + c for c in cuts)
         else:
-            true = unfold(self.segmenter.splitter, left, cuts, first, unit, pending.runs_U)
+            true = unfold(self.segmenter.splitter, left, cuts, first, unit, pending.runs)
         if end - begin > LONG_BYTES:
             bounds = [int(pending.byte_of[u]) for u in true]
             return row.spelling.agrees(k - 1, begin, bounds, end, seam)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.folding import run_begins, unfold
+from engine.bpe.folding import Runs, unfold
 from engine.bpe.pending import CutText, PendingPart, cut_text, starts_of_units
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.spelling import LONG_BYTES, Spelling
@@ -131,12 +131,10 @@ class CanonicalNext:
         if self.splitter.byte_units:
             return State(self.splitter.reduce(units), partial, (), last, ends, bare, ())
         left = self.splitter.fold(units)
-        begins = np.empty(0, np.int64)
-        if len(left) < len(units):
-            begins = run_begins(self.splitter, np.frombuffer(units.encode("utf-32-le"), np.uint32))
+        runs = Runs(self.splitter, np.frombuffer(units.encode("utf-32-le"), np.uint32))
 
         def agrees(cuts: tuple[int, ...], seam: bool) -> bool:
-            cuts = unfold(self.splitter, left, cuts, 0, len(units), begins)
+            cuts = unfold(self.splitter, left, cuts, 0, len(units), runs)
             return self.segmenter.agrees(pending, partial, cuts, seam, tokens)
 
         table = self.book.table(left, partial)
@@ -145,7 +143,7 @@ class CanonicalNext:
         # definition 10: a special keeps c canonical where c is the encoding of its bytes as a whole text
         ends = ends and agrees(tuple(c for c in self.splitter.pieces(left) if c < len(left)), True)
         begun = [
-            pending[len(pending.decode("utf-8")[: unfold(self.splitter, left, cuts[-1:], 0, len(units), begins)[0]].encode()) :]
+            pending[len(pending.decode("utf-8")[: unfold(self.splitter, left, cuts[-1:], 0, len(units), runs)[0]].encode()) :]
             if cuts
             else pending
             for cuts, _ in table.variants

@@ -15,7 +15,7 @@ import engine.alignment.boundaries as boundaries
 import engine.contexts.canonical as canonical
 from engine.alignment.boundaries import Aligner
 from engine.alignment.rules import RuleBook, TeacherTokens
-from engine.bpe.folding import fold_unit, run_begins, unfold
+from engine.bpe.folding import Runs, fold_unit, unfold
 from engine.bpe.pending import PendingCuts, cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
@@ -34,7 +34,11 @@ ENDS = ("", "a", " ", "\n", "x = 1", "'s", " 日本", "<|", ".")
 
 def long_text(rng: random.Random, kept: int) -> str:
     """Runs of up to some three times as many units as are kept of one."""
-    parts = [rng.choice(ENDS) + rng.choice(RUNS) * rng.randint(3, 20 + 3 * kept) for _ in range(rng.randint(1, 3))]
+    runs = [rng.choice(RUNS) * rng.randint(3, 20 + 3 * kept) for _ in range(rng.randint(1, 3))]
+    if rng.random() < 0.5:  # white space of several kinds
+        mixed = rng.choice((" \t", "\n ", " \t\n", "\n\t \u3000", "\n\r "))
+        runs.insert(rng.randint(0, len(runs)), "".join(rng.choices(mixed, k=rng.randint(3, 4 * kept))))
+    parts = [rng.choice(ENDS) + run for run in runs]
     return "".join(parts) + rng.choice(ENDS)
 
 
@@ -130,7 +134,7 @@ def test_units_of_short_runs_and_of_the_text() -> None:
     kept = splitter.kept_run
     for before, size, behind in ((0, kept + 5, 0), (2, 40, 3), (1, kept, 2), (3, 2 * kept, 1)):
         text = "b" * before + "a" * size + "c" * behind
-        left, begins = splitter.fold(text), run_begins(splitter, np.array([ord(u) for u in text]))
+        left, begins = splitter.fold(text), Runs(splitter, np.array([ord(u) for u in text]))
         near = [*range(before + kept // 2 + 1), *range(before + size - kept // 2 + 1, len(text) + 1)]
         for unit in near:
             place = fold_unit(splitter, left, unit, 0, len(text), begins)
