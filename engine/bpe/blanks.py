@@ -10,12 +10,11 @@ around (the premise of bpe/continuations.py), and on all tokenizers by tests/bpe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from engine.bpe.pretokenizer import Splitter
+from engine.bpe.unit_classes import UnitClasses
 
 _PLAIN = "\t"
 _BLANKS = "\t \n\r\x0b\u00a0\u3000\u2028"
@@ -45,12 +44,16 @@ class Blanks:
         return max((pending.rfind(unit, 0, stop) for unit in self.sticky), default=-1)
 
 
-def find_blanks(splitter: Splitter) -> Blanks | None:
-    """The rules of one splitter. None where there are none: bytes as units, an added text with white space in it, patterns that
-    tell blanks apart in another way."""
-    if splitter.byte_units or any(char.isspace() for char in "".join(splitter.added)):
+Run = Callable[[str, bool], Sequence[int]]
+"""Class string, whether the text ends there -> the ends of its pieces, or of those that are certain."""
+
+
+def find_blanks(classes: UnitClasses, run: Run) -> Blanks | None:
+    """The rules of one splitter. run: how it cuts. None where there are none: bytes as units, an added text with white space in
+    it, patterns that tell blanks apart in another way."""
+    if classes.byte_units or any(char.isspace() for char in "".join(classes.added)):
         return None
-    trial = _Trial(splitter)
+    trial = _Trial(classes, run)
     found = trial.rules(trial.blanks)
     if not isinstance(found, Blanks) and found:  # line breaks that are cut off by themselves are no blanks
         found = trial.rules(found)
@@ -60,8 +63,8 @@ def find_blanks(splitter: Splitter) -> Blanks | None:
 class _Trial:
     """Tries rules on texts of a few characters, one of each class."""
 
-    def __init__(self, splitter: Splitter) -> None:
-        self.splitter = splitter
+    def __init__(self, classes: UnitClasses, run: Run) -> None:
+        self.classes, self.run = classes, run
         self.blanks, others = self._of_each_class(_BLANKS), self._of_each_class(_OTHERS)
         pairs = ("".join(pair) for pair in product(self.blanks, [*self.blanks, *others]))
         self.ends = ["", *self.blanks, *others, *pairs]  # what a pattern may look at behind
@@ -80,19 +83,19 @@ class _Trial:
 
     def _is_plain(self, front: str, char: str, behind: str) -> bool:
         """Whether `char` between the two is cut as a plain one, whatever comes."""
-        plain, run = self._classes(2 * _PLAIN)[1], self.splitter.run
+        plain = self._classes(2 * _PLAIN)[1]
         for end in self.ends:
             classes = self._classes(front + char + behind + end)
             other = classes[: len(front)] + plain + classes[len(front) + 1 :]
-            if any(run(classes, final=final) != run(other, final=final) for final in (True, False)):
+            if any(self.run(classes, final) != self.run(other, final) for final in (True, False)):
                 return False
         return True
 
     def _classes(self, text: str) -> str:
-        return self.splitter.canonical(self.splitter.classes(text.encode()))
+        return self.classes.canonical(self.classes.classes(text.encode()))
 
     def _of_each_class(self, chars: str) -> list[str]:
         found: dict[str, str] = {}
         for char in chars:
-            found.setdefault(self.splitter.classes(char.encode()), char)
+            found.setdefault(self.classes.classes(char.encode()), char)
         return list(found.values())

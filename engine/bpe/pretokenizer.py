@@ -166,7 +166,7 @@ class Splitter(UnitClasses):
     @cached_property
     def blanks(self) -> Blanks | None:
         """What is known of white space; tried out at the first long run."""
-        return find_blanks(self)
+        return find_blanks(self, lambda classes, final: self.run(classes, final=final))
 
     def _without_past(self, pending: str) -> str:
         """A pending class string whose characters are like any others where no added text lies or may be coming: what follows
