@@ -36,7 +36,8 @@ STUDENTS = (
 )  # fmt: skip
 KINDS = {
     "=": "=", "spaces": " ", "newlines": "\n", "zeros": "0", "letters": "abcdefghijklmnopqrstuvwxyz",
-    "base64": "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", "minified": "(){}[];,.=+-*/<>!&|ab1", "white": " \t\n",
+    "base64": "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", "minified": "(){}[];,.=+-*/<>!&|ab1",
+    "white": " \t\n",
     "cjk": "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生", "thai": "กขคงจชดตถทนบปผพมยรลวสหอา",
 }  # fmt: skip
 

@@ -234,7 +234,7 @@ def test_a_document_longer_than_the_context(ready: Scorer):
 
 def test_bad_documents_leave_and_the_others_stay(ready: Scorer):
     good = demo_texts(4)
-    docs = documents([good[0], "", good[1], "a" + " \t" * 300 + "b", good[2], "unread", good[3]])
+    docs = documents([good[0], "", good[1], "a" + "'=" * 300 + "b", good[2], "unread", good[3]])
     docs[1] = Document("d1", 1, "", "corpus.jsonl", "line 2", problem=("malformed_json", "Expecting ',' at column 7"))
     docs[5] = Document("d5", 5, "", "corpus.jsonl", "line 6", problem=("invalid_utf8", "byte 3"))
     unit = ready.score_unit(docs)
