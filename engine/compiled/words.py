@@ -30,7 +30,8 @@ class Words:
     """The words of one student, and the states behind their beginnings. Remembers how many it has made. Not thread-safe."""
 
     def __init__(self, pair: CompiledPair, book: RuleBook) -> None:
-        self.pair, self.book, self.made = pair, book, set[int]()
+        self.pair, self.book = pair, book
+        self.made: dict[tuple[int, tuple[tuple[int, bytes], ...]], State] = {}  # (id of a state, words) -> state behind them
         self.words = book.segmenter.whole_words
         self.every = frozenset(self.words)
         text, start = joined(list(self.words) or [b" "])
@@ -63,10 +64,9 @@ class Words:
         rest = tuple((unit, more) for unit, more in found if unit is not None)
         if not rest:
             return state
-        if len(self.made) >= MOST_STATES:
-            return None
-        made = with_words(self.pair, state, rest)
-        self.made.add(id(made))
+        made = self.made.get((id(state), rest))
+        if made is None and len(self.made) < MOST_STATES:
+            made = self.made[id(state), rest] = with_words(self.pair, state, rest)
         return made
 
 
@@ -80,9 +80,10 @@ def with_words(pair: CompiledPair, state: State, words: tuple[tuple[int, bytes],
     begins = [state.units if seam else cuts[-1] if cuts else 0 for cuts, seam in state.variants]
     answers, changed = pair.answers[b""], {}  # string -> no token begins there
     for unit, rest in words:
-        for u in _beside(pair, rest):
-            _, action, _ = pair.decode(state, state.cell_U[u : u + 1])
-            if action[0] == JOIN and unit == (0 if state.simple else begins[state.variant_U[u]]):
+        beside = np.array(_beside(pair, rest), np.int64)
+        _, action, _ = pair.decode(state, state.cell_U[beside])
+        for u in beside[action == JOIN].tolist():
+            if unit == (0 if state.simple else begins[state.variant_U[u]]):
                 begin = int(answers.start[u])
                 piece = answers.text[begin : begin + int(state.stop_U[u])].tobytes()
                 changed[u] = changed.get(u, False) or piece == rest
