@@ -16,7 +16,7 @@ import torch
 import engine.beam.compiled_search
 import engine.compiled.walk
 import engine.plan.regimes
-import engine.push.compiled_rows
+import engine.push.passage_arrays
 import engine.scoring.stages as stages_module
 from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import NO_STATE, StudentView
@@ -227,7 +227,7 @@ def test_contexts_behind_much_that_is_pending_split_nothing(monkeypatch: pytest.
 
     slow = scorer(monkeypatch, compiled=False).score_unit(documents(texts))
     monkeypatch.setattr(StudentWalk, "hang", noted)
-    for module in (engine.push.compiled_rows, engine.beam.compiled_search):
+    for module in (engine.push.passage_arrays, engine.beam.compiled_search):
         monkeypatch.setattr(module, "HORIZON_BYTES", 12)  # 256, as the bound below 512
     monkeypatch.setattr(engine.compiled.walk, "LONGEST_HUNG", 16)
     made = scorer(monkeypatch, compiled=True)
