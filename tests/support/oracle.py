@@ -36,7 +36,8 @@ def encode_closed(vocabulary: Vocabulary, text: bytes) -> list[int]:
         ids = tokenizer.encode(head, add_special_tokens=False).ids
         if not head and vocabulary.prefix_bytes:
             ids = [t.id for t in tokenizer.model.tokenize(SPACE_MARK)]
-        return ids + [vocabulary.byte_tokens[b] for b in rest]
+        known = vocabulary.byte_tokens  # a byte whose character has a token may have none of its own
+        return ids + [known[b] if b in known else vocabulary.id_of_bytes[bytes([b])] for b in rest]
     assert tokenizer.pre_tokenizer is not None
     pieces = [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str(head + "\ufffd")]
     unknown = "".join(SPELL[b] for b in "\ufffd".encode())
