@@ -89,6 +89,19 @@ def answers_of(
     return Answers(text, start, whole, known, composing, firsts, firsts_whole, settled, *classes)
 
 
+def answers_with_firsts(
+    text: np.ndarray, start: np.ndarray, strings: list[bytes], firsts: np.ndarray, segmenter: Segmenter
+) -> Answers:
+    """Answers for sorted strings whose first tokens are known; `settled` is -1 for all."""
+    count, nfc = len(strings), segmenter.vocabulary.nfc
+    whole = np.zeros(count, np.int32)
+    known_bytes(text, start, whole)
+    known = _without_last(strings, whole, by_bytes=False) if nfc else whole
+    composing = np.array([nfc and may_compose(r) for r in strings], bool)
+    settled, classes = np.full(count, -1, np.int32), _classes(text, start, whole, strings, segmenter.splitter)
+    return Answers(text, start, whole, known, composing, firsts, firsts, settled, *classes)
+
+
 def _without_last(strings: list[bytes], whole: np.ndarray, *, by_bytes: bool) -> np.ndarray:
     """The known bytes with NFC: without the last unit, which may be composed with what follows."""
     if by_bytes:

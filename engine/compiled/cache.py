@@ -43,7 +43,7 @@ from engine.compiled.suffixes import Suffixes
 from engine.kernels.flat import FlatTokenizer
 from engine.kernels.jit import cache_home
 
-FORMAT = 3
+FORMAT = 5
 _MOST_STATE_BYTES = 250_000_000  # of saved states of one pair; further ones live in memory only
 _WAIT_S = 3.0
 _CODE = (
@@ -220,12 +220,12 @@ class StateFiles:
     folder: Path
     room: int | None = None  # bytes that may still be written; counted at the first state that is saved
 
-    def load(self, pair: CompiledPair, left: str, lead: bytes) -> State | None:
+    def load(self, pair: CompiledPair, left: str, lead: bytes, partial: bytes) -> State | None:
         """The state, None when it is not kept or damaged."""
         described = _described(pair.splitter, left)
         try:
-            meta = json.loads(self._file(described, lead).read_bytes())
-            if (meta["left"], meta["lead"]) != (described, lead.hex()):
+            meta = json.loads(self._file(described, lead, partial).read_bytes())
+            if (meta["left"], meta["lead"], meta["partial"]) != (described, lead.hex(), partial.hex()):
                 return None
             arrays = {}
             for name in STATE_ARRAYS:
@@ -234,12 +234,18 @@ class StateFiles:
                     return None
             variants = tuple((tuple(inside), bool(seam)) for inside, seam in meta["variants"])
             return pair.shared(
-                State(**arrays, variants=variants, simple=bool(meta["simple"]), units=int(meta["units"]))
+                State(
+                    **arrays,
+                    variants=variants,
+                    simple=bool(meta["simple"]),
+                    units=int(meta["units"]),
+                    partial=len(partial),
+                )
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def save(self, pair: CompiledPair, left: str, lead: bytes, state: State) -> None:
+    def save(self, pair: CompiledPair, left: str, lead: bytes, partial: bytes, state: State) -> None:
         """Keep a state. A folder that cannot be written, or is full, is let be: states can be made again."""
         try:
             if self.room is None:
@@ -248,6 +254,7 @@ class StateFiles:
             meta: dict[str, Any] = {
                 "left": described,
                 "lead": lead.hex(),
+                "partial": partial.hex(),
                 "variants": state.variants,
                 "simple": state.simple,
                 "units": state.units,
@@ -264,12 +271,12 @@ class StateFiles:
                 with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as temporary:
                     np.save(temporary, array)
                 os.replace(temporary.name, file)
-            _put(self._file(described, lead), json.dumps(meta).encode())
+            _put(self._file(described, lead, partial), json.dumps(meta).encode())
         except OSError:
             self.room = 0
 
-    def _file(self, described: Any, lead: bytes) -> Path:
-        name = hashlib.sha256(json.dumps([described, lead.hex()]).encode()).hexdigest()[:32]
+    def _file(self, described: Any, lead: bytes, partial: bytes) -> Path:
+        name = hashlib.sha256(json.dumps([described, lead.hex(), partial.hex()]).encode()).hexdigest()[:32]
         return self.folder / f"{name}.json"
 
 

@@ -35,6 +35,7 @@ from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.byte_kernels import settle_bytes
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
+from engine.compiled.inside import InsideAnswers
 from engine.compiled.pair_kernels import CUT, GROWS, JOIN, NONE, SURE, settle_characters
 from engine.compiled.suffixes import Suffixes, suffixes_of
 from engine.kernels.flat import FlatTokenizer, joined
@@ -58,7 +59,8 @@ class State:
     the pending part, a cut at the boundary) that occur; variant_U: uint8 [U], the number of each string's. simple: no cut lies
     inside the pending part in any of them, so that only two are possible; units: else those of the pending part, which the cuts
     count. Where it is False the arrays hold, but whether the pending part is encoded to the student's own
-    tokens depends on the variant of each string: take the slow rules.
+    tokens depends on the variant of each string: take the slow rules. partial: bytes of a character that lie before the
+    boundary; then `units` are those before it, and a cut "at the boundary" lies where it begins (compiled/inside.py).
     """
 
     cell_U: np.ndarray
@@ -74,6 +76,7 @@ class State:
     variants: Variants
     simple: bool
     units: int = 0
+    partial: int = 0
 
     @property
     def cells(self) -> int:
@@ -104,11 +107,11 @@ def digest_of(array: np.ndarray) -> bytes:
 class StateStore(Protocol):
     """What keeps states beyond a process: compiled/cache.py."""
 
-    def load(self, pair: CompiledPair, left: str, lead: bytes) -> State | None:
+    def load(self, pair: CompiledPair, left: str, lead: bytes, partial: bytes) -> State | None:
         """The state, None when it is not kept."""
         ...
 
-    def save(self, pair: CompiledPair, left: str, lead: bytes, state: State) -> None:
+    def save(self, pair: CompiledPair, left: str, lead: bytes, partial: bytes, state: State) -> None:
         """Keep it."""
         ...
 
@@ -138,8 +141,9 @@ class CompiledPair:
         self.column_of_V[self.columns] = np.arange(len(self.columns), dtype=np.int32)
         self.has_words = bool(self.openness.segmenter.whole_words)
         self._successors = Successors(self.student, self.column_of_V)
-        self._states: BoundedCache[tuple[str, bytes], State] = BoundedCache(_MOST_STATES)
+        self._states: BoundedCache[tuple[str, bytes, bytes], State] = BoundedCache(_MOST_STATES)
         self._tries: dict[bytes, ClassTrie] = {}
+        self._inside: InsideAnswers | None = None
         self._arrays: WeakValueDictionary[bytes, np.ndarray] = WeakValueDictionary()
         self._distinct: WeakValueDictionary[tuple[Any, ...], State] = WeakValueDictionary()
         if self.splitter.byte_units:
@@ -147,29 +151,47 @@ class CompiledPair:
             self._never = self.splitter.never
             self._added = _added_trie(self.splitter)
 
-    def state(self, left: str, lead: bytes = b"") -> State:
+    def state(self, left: str, lead: bytes = b"", partial: bytes = b"") -> State:
         """The state with these reduced classes pending (`Splitter.reduce`). lead: b"", or the student's prefix at the very
-        start of a text. Made at the first call, in some tens of milliseconds. Raises KeyError for another lead.
+        start of a text. partial: behind `left`, bytes of a character that the boundary cuts (only with `cuts_characters`). Made
+        at the first call, in some tens of milliseconds. Raises KeyError for another lead.
 
         Long runs of one class give what shorter ones give (`Splitter.shorten`, a premise that is tested), so that words of
-        any length share a state; not where cuts lie inside the pending part.
+        any length share a state; not where cuts lie inside what is pending.
         """
-        known = self._states.get((left, lead))
+        known = self._states.get((left, lead, partial))
         if known is None:
             short = left if self.splitter.byte_units else self.splitter.shorten(left)
-            known = self.state(short, lead) if short != left else None
-            if known is None or not known.simple:
-                known = self._kept_or_made(left, lead)
-            self._states[left, lead] = known
+            known = self.state(short, lead, partial) if short != left else None
+            if known is None or any(inside for inside, _ in known.variants):
+                known = self._kept_or_made(left, lead, partial)
+            self._states[left, lead, partial] = known
         return known
 
-    def _kept_or_made(self, left: str, lead: bytes) -> State:
-        known = self.kept.load(self, left, lead) if self.kept else None
+    def _kept_or_made(self, left: str, lead: bytes, partial: bytes) -> State:
+        known = self.kept.load(self, left, lead, partial) if self.kept else None
         if known is None:
-            known = self.make(left, lead)
+            known = self._make_inside(left, partial) if partial else self.make(left, lead)
             if self.kept:
-                self.kept.save(self, left, lead, known)
+                self.kept.save(self, left, lead, partial, known)
         return known
+
+    @property
+    def cuts_characters(self) -> bool:
+        """Whether there are states of boundaries inside a character: for students whose pre-tokenizer reads characters, and whose
+        tokens are made of bytes."""
+        return not self.splitter.byte_units and not self.student.by_characters
+
+    def _make_inside(self, left: str, partial: bytes) -> State:
+        if self._inside is None:
+            self._inside = InsideAnswers(self.answers[b""], self.student, self.openness)
+        found = self._inside.settle(left, partial)
+        known = np.where(found.sure, SURE, np.where(found.grows, GROWS, 0)).astype(np.uint8)
+        agrees = np.ones(len(known), bool)  # nothing is split behind a context that ends inside a character
+        return self._state(
+            len(left), found.first, found.action, found.open, found.stop, known, agrees, found.variants, found.variant,
+            partial=len(partial),
+        )  # fmt: skip
 
     def illegal_after(self, token: int) -> np.ndarray:
         """int32, rising: the columns whose tokens may not be joined to a student token (lemma 3); remembered."""
@@ -238,6 +260,7 @@ class CompiledPair:
         agrees: np.ndarray,
         variants: Variants,
         variant: np.ndarray,
+        partial: int = 0,
     ) -> State:
         size, none = len(self.columns), first < 0
         column = self.column_of_V[np.maximum(first, 0)]
@@ -252,6 +275,8 @@ class CompiledPair:
         cell = cell.astype(np.int32)
         in_order = sorted(variants)
         simple = not any(inside for inside, _ in variants) and not (self.splitter.byte_units and self.vocabulary.nfc)
+        if partial and units and any(seam for _, seam in variants):
+            simple = False  # a cut where the character begins lies before the boundary, too
         rank = np.array([in_order.index(each) for each in variants] or [0])
         apart = not simple and not self.splitter.byte_units and len(in_order) < 256
         return self.shared(
@@ -269,6 +294,7 @@ class CompiledPair:
                 variants=tuple(in_order),
                 simple=simple,
                 units=0 if simple else units,
+                partial=partial,
             )
         )
 
@@ -276,7 +302,7 @@ class CompiledPair:
         """The one object for states that say the same, and one array for the same numbers: pending parts are many, but
         most differ in nothing or only in `join_C`."""
         digests = {name: digest_of(getattr(state, name)) for name in STATE_ARRAYS}
-        key = (*digests.values(), state.variants, state.units)
+        key = (*digests.values(), state.variants, state.units, state.partial)
         known = self._distinct.get(key)
         if known is None:
             arrays = {name: self._arrays.setdefault(digest, getattr(state, name)) for name, digest in digests.items()}

@@ -32,7 +32,8 @@ holds an added text."""
 class Pending(NamedTuple):
     """What is pending at each of some bytes. state_I: int32, number of its state, NO_STATE where none holds. begin_I: int64, the
     byte where it begins. part_I: int32, the automaton's number. doubt_I: uint8. unit_I, first_I: int64, whole units before the
-    byte, and before where it begins. runs: those of the text. byte_of: int64 [units + 1]."""
+    byte, and before where it begins. partial_I: int64, bytes before the byte of the character that it cuts, 0 at borders of
+    characters. runs: those of the text. byte_of: int64 [units + 1]."""
 
     state_I: np.ndarray
     begin_I: np.ndarray
@@ -40,6 +41,7 @@ class Pending(NamedTuple):
     doubt_I: np.ndarray
     unit_I: np.ndarray
     first_I: np.ndarray
+    partial_I: np.ndarray
     runs: Runs
     byte_of: np.ndarray
 
@@ -59,6 +61,7 @@ class PendingStates:
         self._automaton = PendingAutomaton(self.segmenter.splitter)
         self._of_pending = np.full(0, _NOT_ASKED, np.int32)  # the automaton's pending part -> number of its state
         self._doubt = np.zeros(0, np.uint8)  # of the same: `CUT_INSIDE`, `HOLDS_ADDED`
+        self._of_inside: dict[tuple[int, bytes], int] = {}  # the same, and bytes of a character -> number
         self._cleared = self._automaton.cleared
         self._words = Words(pair, book)
         self._of_words: BoundedCache[tuple[int, bytes, bytes, str], int] = BoundedCache(100_000)
@@ -74,6 +77,7 @@ class PendingStates:
         if self._cleared != self._automaton.cleared:
             self._of_pending, self._doubt = np.full(0, _NOT_ASKED, np.int32), np.zeros(0, np.uint8)
             self._cleared = self._automaton.cleared
+            self._of_inside.clear()
         raw = np.frombuffer(bytearray(data + b"\0"), np.uint8)
         byte_of = starts_of_units(splitter, data).astype(np.int64)
         if splitter.byte_units:
@@ -85,12 +89,21 @@ class PendingStates:
             inside_I = byte_of[unit_I] != own_I
         first_I = begin_U[unit_I].astype(np.int64)
         begin_I, part_I = byte_of[first_I], state_U[unit_I]
+        # with bytes as units only `Aligner` knows what is pending inside a character
+        partial_I = np.where(inside_I, own_I - byte_of[unit_I], 0)
+        asked = np.flatnonzero(inside_I[: len(own_K)]) if self.pair.cuts_characters else np.empty(0, np.int64)
         self._ask(part_I[~inside_I])
+        self._ask(part_I[asked])
         state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
         state_I[inside_I] = NO_STATE
-        found = Pending(state_I, begin_I, part_I, doubt_I, unit_I, first_I, Runs(splitter, units), byte_of)
+        self._ask_inside(data, own_I, part_I, partial_I, asked[doubt_I[asked] & HOLDS_ADDED == 0], state_I)
+        found = Pending(
+            state_I, begin_I, part_I, doubt_I, unit_I, first_I, partial_I, Runs(splitter, units), byte_of
+        )
         if self.pair.has_words:
             begun = self._words.begun(raw, begin_I, own_I)
+            apart = (begun | (self.units_of[state_I] > 0)) & inside_I
+            state_I[apart] = NO_STATE
             # words may begin behind a cut inside what is pending, too
             for i in np.flatnonzero((begun | (self.units_of[state_I] > 0)) & (state_I != NO_STATE)).tolist():
                 state_I[i] = self._within_words(found, i, data, int(own_I[i]))
@@ -112,8 +125,28 @@ class PendingStates:
             if splitter.holds_added(text):
                 self._doubt[part] |= HOLDS_ADDED
 
-    def numbered(self, left: str, lead: bytes) -> int:
-        state = self.pair.state(left, lead)
+    def _ask_inside(
+        self,
+        data: bytes,
+        own_I: np.ndarray,
+        part_I: np.ndarray,
+        partial_I: np.ndarray,
+        asked: np.ndarray,
+        state_I: np.ndarray,
+    ) -> None:
+        """Set the states of the places `asked`, which cut characters."""
+        for i in asked.tolist():
+            part, end = int(part_I[i]), int(own_I[i])
+            partial = data[end - int(partial_I[i]) : end]
+            known = self._of_inside.get((part, partial))
+            if known is None:
+                left = self.segmenter.splitter.reduce(self._automaton.strings[part])
+                known = self._of_inside[part, partial] = self.numbered(left, b"", partial)
+            state_I[i] = known
+
+    def numbered(self, left: str, lead: bytes, partial: bytes = b"") -> int:
+        """The number of a state of the pair, NO_STATE where the slow rules are to be asked."""
+        state = self.pair.state(left, lead, partial)
         if not state.simple and (self.segmenter.splitter.byte_units or len(state.variants) >= 256):
             return NO_STATE
         return self.number_of(state)

@@ -68,7 +68,9 @@ class StudentWalk:
         self.segmenter = aligner.book.segmenter
         self.pending_states = PendingStates(pair, aligner.book)
         self._kept_variants: dict[tuple[int, tuple[bool, ...]], int] = {}
-        self._agreed: BoundedCache[tuple[bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(100_000)
+        self._agreed: BoundedCache[tuple[bytes, bytes, tuple[int, ...], tuple[int, ...], bool], bool] = BoundedCache(
+            100_000
+        )
 
     def view(self, tree: ContextTree, text: bytes, ids: Sequence[int], ends: Sequence[int]) -> StudentView:
         """ids [n], ends [n]: the student's tokens and their byte ends in the text. Raises BadDocument("too_long")."""
@@ -197,8 +199,9 @@ class StudentWalk:
         Elsewhere both are plain: a pending part without cuts is the beginning of a pre-token, and its tokens are those of the
         merges (lemma 1), as long as no added text and no word of `ignore_merges` is in it.
         """
-        counts, pending = np.ones(len(state_K), bool), row.pending
-        doubtful = (pending.doubt_I[: len(state_K)] > 0) | apart_K  # the text itself may cut inside what is pending
+        counts, pending = row.pending.partial_I[: len(state_K)] == 0, row.pending  # no text ends inside a character
+        # the text itself may cut inside what is pending
+        doubtful = ((pending.doubt_I[: len(state_K)] > 0) | apart_K) & counts
         splitter = self.segmenter.splitter
         for k in np.flatnonzero(doubtful & (state_K != NO_STATE)).tolist():
             left = splitter.reduce(self.pending_states.classes(pending, k))
@@ -217,20 +220,21 @@ class StudentWalk:
         """Whether what is pending at boundary k, cut like this, has the student's own tokens. left: its classes, which `cuts`
         are units of."""
         begin, end, pending = int(row.pending.begin_I[k]), int(row.own_K[k]), row.pending
+        partial = row.data[end - int(pending.partial_I[k]) : end]
         first, unit = int(pending.first_I[k]), int(pending.unit_I[k])
         if self.segmenter.splitter.byte_units:
             true = tuple(unit - len(left) + c for c in cuts)
         else:
             true = unfold(self.segmenter.splitter, left, cuts, first, unit, pending.runs)
-        if end - begin > LONG_BYTES:
+        if end - begin > LONG_BYTES and not partial:
             bounds = [int(pending.byte_of[u]) for u in true]
             return row.spelling.agrees(k - 1, begin, bounds, end, seam)
         index, part = row.index_of(begin), row.data[begin:end]
         tokens, inside = (-1,) if index is None else tuple(row.ids[index:k]), tuple(u - first for u in true)
-        known = self._agreed.get((part, tokens, inside, seam))
+        known = self._agreed.get((part, partial, tokens, inside, seam))
         if known is None:
-            known = self.segmenter.agrees(part, b"", inside, seam, tokens)
-            self._agreed[part, tokens, inside, seam] = known
+            known = self.segmenter.agrees(part, partial, inside, seam, tokens)
+            self._agreed[part, partial, tokens, inside, seam] = known
         return known
 
     # ==== contexts

@@ -72,7 +72,9 @@ class TableStore:
         if len(kinds) > MOST_ODD:
             raise IdentityError(f"push-forward: a state with {len(kinds)} odd cells; want at most {MOST_ODD}")
         stop, settled = self._stop.add(state.stop_U), self._settled.add(state.sure_U)
-        whole, apart = self._whole.add(self._by_id(cell)), not state.simple
+        # no context's row is taken as a whole at a boundary inside a character: these states share one row of no meaning
+        whole = self._whole.add(np.zeros(self.width, np.int32) if state.partial else self._by_id(cell))
+        apart = not state.simple
         one, join = (0, 0) if apart else (self._cell.add(cell), self._join.add(state.join_C))
         self._of.append((whole, one, stop, settled, join, int(apart)))
         self._odd.append(kinds)

@@ -24,8 +24,8 @@ class Work(NamedTuple):
     counts: int64 [6], used part of `illegal`, spilt tokens, folds and listed tokens so far, open leaves noted of this
     boundary (-1: none is to be), `touched` columns. note_node, note_token: int64, note_mass: float64, these. kept: int32, room
     for a copy of `first`. mine: columns that may not follow the boundary's last token, is_illegal_C marks them. stack: int64
-    [.., 3], leaves to be split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided, open,
-    excluded, live."""
+    [.., 3], leaves to be split: node, token that closes it (-1: none), whether joined; stack_mass. share: float64 [4], decided,
+    open, excluded, live."""
 
     mass_C: np.ndarray
     touched: np.ndarray

@@ -288,6 +288,9 @@ def split(s, t, nodes, rows, k, lead, place, pending, last, horizon, at, least, 
         put(s, t, last, closing, joins, np.bool_(True), mass, w)
         return waiting
     if t.of_S6[table, 5] == 1:
+        if w.text[0] & 0xC0 == 0x80:  # the boundary lies inside a character: such cuts are counted in whole ones
+            put(s, t, last, closing, joins, np.bool_(True), mass, w)
+            return waiting
         return split_apart(s, t, nodes, rows, last, horizon, kid, mass, joined, n, least, words, memo, waiting, w)
     begin, stop = illegal_of(s, t, l0, w)
     share = rows.share_R5[r]

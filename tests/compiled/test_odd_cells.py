@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-import engine.compiled.walk as walk_module
+import engine.compiled.pending_states as pending_states
 from engine.alignment.boundaries import Aligner
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.bpe.segmenter import build_segmenter
@@ -61,7 +61,7 @@ def test_a_student_with_nfc_is_compiled() -> None:
 
 
 def test_a_state_with_too_many_goes_by_the_slow_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk_module, "MOST_ODD", -1)
+    monkeypatch.setattr(pending_states, "MOST_ODD", -1)
     rng, made, seen = random.Random(5), None, 0
     for case in cases(rng, tmp_path, 12, random_pair):
         if made is None or made.pair is not case.pair:

@@ -73,7 +73,7 @@ class Twins:
     pair: CompiledPair
     student: Segmenter
     counted: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("boundaries", "slow", "leaves", "nodes", "words"), 0)
+        default_factory=lambda: dict.fromkeys(("boundaries", "slow", "inside", "leaves", "nodes", "words"), 0)
     )
 
     def __post_init__(self) -> None:
@@ -115,6 +115,7 @@ class Twins:
                 assert view.end_counts_K[k] == b.end_counts, here
             self.counted["boundaries"] += 1
             self.counted["slow"] += int(view.slow_K[k])
+            self.counted["inside"] += is_continuation((data + b"\0")[b.place]) and not view.slow_K[k]
             assert (view.state_K[k] == NO_STATE) == view.slow_K[k]
             for (n, z), (lo, hi, depth) in leaves.items():
                 assert (lo, hi) == self.tokens.range_of(z) and depth == len(z), here
@@ -175,7 +176,7 @@ def test_real_tokenizers(name: str) -> None:
 
 @pytest.mark.parametrize("change", ["plain", "ignore_merges", "added", "nfc", "sentencepiece", "sentencepiece added"])
 def test_random_tokenizers(change: str, tmp_path: Path) -> None:
-    rng, slow, leaves = random.Random(change), 0, 0
+    rng, slow, inside, leaves = random.Random(change), 0, 0, 0
     for number in range(15 * EFFORT):
         chars = ("e", "b", " ", "é", "\u0301") if change == "nfc" else (*alphabet(rng), "é")
         styles = SENTENCEPIECE if change.startswith("sentencepiece") else BYTE_LEVEL
@@ -196,7 +197,8 @@ def test_random_tokenizers(change: str, tmp_path: Path) -> None:
             except BadDocument as error:
                 assert error.reason in ("too_short", "not_reversible", "unknown_token", "added_token")
         slow, leaves = slow + twins.counted["slow"], leaves + twins.counted["leaves"]
-    assert slow > 10 and leaves > 500
+            inside += twins.counted["inside"]
+    assert leaves > 500 and (slow if change.startswith(("ignore", "sentence")) else inside) > 10
 
 
 @needs_shared
