@@ -72,7 +72,9 @@ def _named(label: str) -> str:
     return f"corpus file {label!r}"
 
 
-def _unit(store: Store, unit: PlanUnit, seal: Seal, documents: Sequence[Document], text_stored: bool) -> Iterator[Finding]:
+def _unit(
+    store: Store, unit: PlanUnit, seal: Seal, documents: Sequence[Document], text_stored: bool
+) -> Iterator[Finding]:
     """Every document of a unit. Those that are in neither place are a finding of engine/verify/output.py."""
     name = next((file.name for file in seal.files.values() if file is not None), "")
     stored = {row["doc_row"]: row for row in _rows(store, name)} if name else {}

@@ -197,7 +197,7 @@ def test_random_tokenizers(change: str, tmp_path: Path) -> None:
             except BadDocument as error:
                 assert error.reason in ("too_short", "not_reversible", "unknown_token", "added_token")
         slow, leaves = slow + twins.counted["slow"], leaves + twins.counted["leaves"]
-            inside += twins.counted["inside"]
+        inside += twins.counted["inside"]
     assert leaves > 500 and (slow if change.startswith(("ignore", "sentence")) else inside) > 10
 
 
