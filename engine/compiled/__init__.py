@@ -1,11 +1,12 @@
 """One (teacher tokenizer, student tokenizer) pair compiled to arrays. In: two tokenizers. Out: for each pending part of the
 student at a boundary, what every teacher token does there, as one number a token, so that a whole row of the teacher's
 probabilities is added up without a Python object. The rules of engine/alignment say the same one boundary at a time: they are
-the slow twin, and serve the boundaries that arrays do not cover (inside a character, several ways to cut what is pending).
+the slow twin, and serve the boundaries that arrays do not cover (of SentencePiece inside a character; NFC with bytes as units).
 
   suffixes      every distinct end of a teacher token: what a token can bring behind a boundary
   answers       what the student makes of each of these strings, before any state is known; the expensive part
   classes       how one state of the student's pre-tokenizer cuts them, by class string
+  inside        the same where a boundary lies inside a character
   pair          states: a cell for every string and every token
   pair_kernels  the compiled functions of all these
   odd_cells     which strings of a state sums must keep apart

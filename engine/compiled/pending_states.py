@@ -97,9 +97,7 @@ class PendingStates:
         state_I, doubt_I = self._of_pending[part_I], self._doubt[part_I]
         state_I[inside_I] = NO_STATE
         self._ask_inside(data, own_I, part_I, partial_I, asked[doubt_I[asked] & HOLDS_ADDED == 0], state_I)
-        found = Pending(
-            state_I, begin_I, part_I, doubt_I, unit_I, first_I, partial_I, Runs(splitter, units), byte_of
-        )
+        found = Pending(state_I, begin_I, part_I, doubt_I, unit_I, first_I, partial_I, Runs(splitter, units), byte_of)
         if self.pair.has_words:
             begun = self._words.begun(raw, begin_I, own_I)
             apart = (begun | (self.units_of[state_I] > 0)) & inside_I

@@ -31,7 +31,9 @@ class Words:
 
     def __init__(self, pair: CompiledPair, book: RuleBook) -> None:
         self.pair, self.book = pair, book
-        self.made: dict[tuple[int, tuple[tuple[int, bytes], ...]], State] = {}  # (id of a state, words) -> state behind them
+        self.made: dict[
+            tuple[int, tuple[tuple[int, bytes], ...]], State
+        ] = {}  # (id of a state, words) -> state behind them
         self.words = book.segmenter.whole_words
         self.every = frozenset(self.words)
         text, start = joined(list(self.words) or [b" "])

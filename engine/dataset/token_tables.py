@@ -60,7 +60,11 @@ class TokenTable:
         }
         sink = pa.BufferOutputStream()
         writer = pq.ParquetWriter(
-            sink, TOKEN_SCHEMA, compression="zstd", use_dictionary=["role"], write_page_checksum=True
+            sink,
+            TOKEN_SCHEMA,
+            compression="zstd",
+            use_dictionary=["role"],  # pyright: ignore[reportArgumentType] - names of columns, too, as pyarrow documents
+            write_page_checksum=True,
         )
         writer.write_table(pa.table(arrays, schema=TOKEN_SCHEMA))
         writer.add_key_value_metadata(metadata)
