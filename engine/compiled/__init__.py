@@ -7,6 +7,7 @@ the slow twin, and serve the boundaries that arrays do not cover (of SentencePie
   answers       what the student makes of each of these strings, before any state is known; the expensive part
   classes       how one state of the student's pre-tokenizer cuts them, by class string
   inside        the same where a boundary lies inside a character
+  state         one state as arrays
   pair          states: a cell for every string and every token
   pair_kernels  the compiled functions of all these
   odd_cells     which strings of a state sums must keep apart
@@ -20,6 +21,7 @@ the slow twin, and serve the boundaries that arrays do not cover (of SentencePie
 """
 
 from engine.compiled.cache import open_pair
-from engine.compiled.pair import CompiledPair, State, compile_pair
+from engine.compiled.pair import CompiledPair, compile_pair
+from engine.compiled.state import State
 
 __all__ = ["CompiledPair", "State", "compile_pair", "open_pair"]

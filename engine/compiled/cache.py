@@ -38,7 +38,8 @@ from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, silent
-from engine.compiled.pair import STATE_ARRAYS, CompiledPair, State, compile_pair, digest_of
+from engine.compiled.pair import CompiledPair, compile_pair
+from engine.compiled.state import STATE_ARRAYS, State, digest_of
 from engine.compiled.suffixes import Suffixes
 from engine.kernels.flat import FlatTokenizer
 from engine.kernels.jit import cache_home

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.compiled.pair import State
+from engine.compiled.state import State
 
 MOST_ODD = 16_384
 """Odd cells of one state at most; boundaries in a state with more go by the slow rules."""

@@ -20,7 +20,8 @@ from engine.bpe.pending import starts_of_units
 from engine.bpe.utf8 import is_continuation
 from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.odd_cells import MOST_ODD, odd_cells
-from engine.compiled.pair import CompiledPair, State
+from engine.compiled.pair import CompiledPair
+from engine.compiled.state import State
 from engine.compiled.words import Words
 
 _NOT_ASKED = -2

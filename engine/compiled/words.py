@@ -16,8 +16,9 @@ import numpy as np
 
 from engine.alignment.rules import RuleBook
 from engine.bpe.utf8 import successor
-from engine.compiled.pair import CompiledPair, State
+from engine.compiled.pair import CompiledPair
 from engine.compiled.pair_kernels import JOIN, SURE
+from engine.compiled.state import State
 from engine.compiled.walk_kernels import begin_words
 from engine.kernels.flat import joined
 from engine.kernels.hash_kernels import EMPTY, build_trie

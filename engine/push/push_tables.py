@@ -13,7 +13,8 @@ import hashlib
 import numpy as np
 
 from engine.compiled.odd_cells import MOST_ODD, odd_cells
-from engine.compiled.pair import CompiledPair, State
+from engine.compiled.pair import CompiledPair
+from engine.compiled.state import State
 from engine.push.push_arrays import Tables
 from schemas.errors import IdentityError
 

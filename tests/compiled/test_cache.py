@@ -16,7 +16,8 @@ from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled import cache
 from engine.compiled.cache import key_of, open_pair
-from engine.compiled.pair import STATE_ARRAYS, CompiledPair, compile_pair
+from engine.compiled.pair import CompiledPair, compile_pair
+from engine.compiled.state import STATE_ARRAYS
 from engine.kernels.flat import FlatTokenizer
 from tests.support.toys import toy
 

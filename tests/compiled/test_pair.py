@@ -19,8 +19,9 @@ from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
-from engine.compiled.pair import STATE_ARRAYS, CompiledPair, compile_pair
+from engine.compiled.pair import CompiledPair, compile_pair
 from engine.compiled.pair_kernels import SURE
+from engine.compiled.state import STATE_ARRAYS
 from engine.kernels.jit import declared
 from tests.alignment.test_openness import changed
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy

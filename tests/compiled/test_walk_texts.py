@@ -18,7 +18,8 @@ from engine.bpe.segmenter import Segmenter, build_segmenter
 from engine.bpe.utf8 import is_continuation
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.automaton import PendingAutomaton
-from engine.compiled.pair import CompiledPair, State, compile_pair
+from engine.compiled.pair import CompiledPair, compile_pair
+from engine.compiled.state import State
 from engine.compiled.walk import StudentWalk
 from engine.compiled.words import with_words
 from engine.contexts.builder import ContextBuilder
