@@ -23,8 +23,9 @@ from engine.compiled.walk_kernels import begin_words
 from engine.kernels.flat import joined
 from engine.kernels.hash_kernels import EMPTY, build_trie
 
-MOST_STATES = 64
-"""Beginnings of words that have a state of their own, some 2 MB each; boundaries behind others go by the slow rules."""
+MOST_STATES = 512
+"""Beginnings of words that have a state of their own, some 2 MB each; boundaries behind others go by the slow rules. Where this is
+reached, which ones these are depends on the order of the documents, and with it the last bits of some rows."""
 
 
 class Words:
