@@ -24,8 +24,8 @@ from engine.kernels.flat import joined
 from engine.kernels.hash_kernels import EMPTY, build_trie
 
 MOST_STATES = 512
-"""Beginnings of words that have a state of their own, some 2 MB each; boundaries behind others go by the slow rules. Where this is
-reached, which ones these are depends on the order of the documents, and with it the last bits of some rows."""
+"""Beginnings of words that have a state of their own, some 2 MB each; boundaries behind others go by the slow rules. Where this
+is reached, which ones these are depends on the order of the documents, and with it the last bits of some rows."""
 
 
 class Words:
