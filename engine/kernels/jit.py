@@ -106,6 +106,11 @@ def compile_declared(progress: Callable[[int, int], None] | None = None) -> None
             _STATE["busy"] = False
 
 
+def is_compiled() -> bool:
+    """Whether machine code of these functions, of some of them at least, is in the folder."""
+    return any(Path(CODE_FOLDER).rglob("*.nbi"))
+
+
 def declared() -> list[tuple[Any, tuple[Any, ...]]]:
     """All compiled functions of the modules imported so far, each with the types that it was declared for."""
     return list(_DECLARED)

@@ -22,6 +22,7 @@ from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, load_plan, unsealed_units
 from engine.dataset.sidecars import CALIBRATION, has_calibration
 from engine.dataset.store import PosixStore, Store, open_store
+from engine.kernels.jit import compile_all, is_compiled
 from engine.plan.make_plan import ENGINE_VERSION, known_files, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
@@ -83,6 +84,9 @@ def _planned(run: RunConfig, display: Display) -> tuple[CorpusScan, Plan]:
     with display.stepping("reading the corpus"):
         scan = scan_corpus(run.corpus, run.base_dir, known_files(run))
     scan.check_some_readable()
+    if not is_compiled():  # else the first of them that a tokenizer asks for would compile them all, without a word
+        with display.stepping("compiling functions, once on this machine") as tell:
+            compile_all(tell)
     with display.stepping("reading the teacher's files and the tokenizers"):
         return scan, make_plan(run, scan)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -162,13 +162,18 @@ class Display:
             self._live.stop()
 
     @contextmanager
-    def stepping(self, what: str) -> Iterator[None]:
-        """While the command itself does this, and nothing else is going on."""
+    def stepping(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """While the command itself does this, and nothing else is going on. Gives a function to be told (done, all)."""
         self.say(what)
+
+        def tell(done: int, total: int) -> None:
+            with self._lock:
+                self._doing = f"{what} · {done} of {total}"
+
         with self._lock:
             self._doing, self._doing_since = what, time.monotonic()
         try:
-            yield
+            yield tell
         finally:
             with self._lock:
                 self._doing = ""

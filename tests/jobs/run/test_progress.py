@@ -63,6 +63,14 @@ def test_what_happens_before_the_first_actor_is_ready(clock: list[float]) -> Non
     assert counts.line() == "calibrating [####################] 64/64 · 0:00:03 so far"
 
 
+def test_a_step_tells_how_far_it_is() -> None:
+    stream = io.StringIO()
+    with Display(Counts(), stream, every_s=0.1) as display, display.stepping("compiling functions") as tell:
+        tell(3, 70)
+        time.sleep(0.5)
+    assert "compiling functions · 3 of 70 · 0:00:00 so far" in stream.getvalue()
+
+
 def test_a_log_is_never_silent() -> None:
     """A thread writes while the command is busy with something else."""
     stream = io.StringIO()
