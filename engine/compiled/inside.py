@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.alignment.openness import Openness
 from engine.alignment.token_range import Variants
-from engine.bpe.utf8 import character_length
+from engine.bpe.utf8 import character_length, is_continuation
 from engine.compiled.answers import Answers, answers_with_firsts
 from engine.compiled.classes import class_trie, cut_classes
 from engine.compiled.pair_kernels import JOIN, NONE, answer_strings, settle_characters
@@ -125,7 +125,7 @@ def _continuations(end: bytes) -> int:
     """How many bytes it begins with that are the second or a later one of a character, 3 at most."""
     count = 0
     for byte in end[:3]:
-        if byte & 0xC0 != 0x80:
+        if not is_continuation(byte):
             break
         count += 1
     return count
