@@ -27,6 +27,7 @@ from engine.targets.positions import TargetRows
 from engine.targets.tables import Work, add_sums, first_parts, table_of
 from engine.teacher.evaluate import hidden_states
 from engine.teacher.incremental import OpenBatch
+from engine.teacher.kept_logits import KeptLogits, LogitsStore
 from schemas.errors import BadDocument, IdentityError
 from schemas.manifest import add_stats
 from schemas.runfile import RunConfig
@@ -45,6 +46,7 @@ class Scorer:
         """run: as `pin` gives it, where its actors are elsewhere. stages: those of the run, if they are loaded already; else
         they are loaded here, which `progress` is told of. Raises what `load_stages` raises."""
         self.stages = load_stages(run, progress) if stages is None else stages
+        self._kept_logits = LogitsStore()
         self.calibration_sha256: str | None = None  # of the file that the calibration came from
 
     # ---- calibration: how the teacher usually goes on behind each token, for leaves that nobody evaluates
@@ -190,14 +192,15 @@ class Scorer:
         pruner = stages.pruner and stages.pruner.with_teacher(teacher)
         batches: list[OpenBatch] | None = [] if stages.searches else None
         hidden, spent = hidden_states(teacher, parts, config, pruner, open_batches=batches), 0
+        logits = KeptLogits(teacher.logits, self._kept_logits) if batches and keep else teacher.logits
         if stages.beam_search is not None and batches:
             with stages.guard:
-                spent = int(stages.beam_search.search(parts, hidden, batches, teacher.logits).sum())
+                spent = int(stages.beam_search.search(parts, hidden, batches, logits).sum())
         longer = parts
         if stages.compiled_search is not None and batches:
-            longer, hidden, more = stages.compiled_search.search(parts, hidden, batches, teacher.logits)
+            longer, hidden, more = stages.compiled_search.search(parts, hidden, batches, logits)
             spent += more
-        rows = stages.emitter.emit(longer, hidden, teacher.logits)
+        rows = stages.emitter.emit(longer, hidden, logits)
         for part, long in zip(parts, longer, strict=True):
             part.bad = long.bad
         return rows, spent

@@ -15,6 +15,7 @@ Files, in the order of the data:
   pruning          contexts of small weight left out
   evaluate         a group of passages -> hidden states of all contexts
   group            the contexts of a group under one numbering: order, edges, weights, bounds of what was pruned
+  kept_logits      logits that are asked for more than once, made once
   weight_kernels   log-weights along the edges of a tree, compiled
   softmax          hidden states -> chunks of next-token probabilities
   lm_head          the teacher's lm_head and embedding as a file of the output

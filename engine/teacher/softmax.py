@@ -19,6 +19,7 @@ import torch
 
 from engine.contexts.illegal import IllegalLists
 from engine.teacher.group import Group, not_finite
+from engine.teacher.kept_logits import KeptLogits
 from engine.teacher.weight_kernels import weigh_edges
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -68,8 +69,11 @@ class Softmax:
         group = self._group
         for index in range(group.chunks):
             nodes = group.order[index * group.chunk_rows : (index + 1) * group.chunk_rows]
-            states_RD = hidden_ND[torch.from_numpy(nodes).to(hidden_ND.device)]
-            yield Chunk(index, nodes, self._probabilities(logits(states_RD), nodes, index))
+            if isinstance(logits, KeptLogits):
+                logits_RV = logits.rows(group, nodes, hidden_ND)
+            else:
+                logits_RV = logits(hidden_ND[torch.from_numpy(nodes).to(hidden_ND.device)])
+            yield Chunk(index, nodes, self._probabilities(logits_RV, nodes, index))
 
     def _probabilities(self, logits_RV: torch.Tensor, nodes: np.ndarray, index: int) -> torch.Tensor:
         """The softmax of a chunk, in place; notes what the chunk says of its contexts' children."""
