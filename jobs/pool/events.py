@@ -43,7 +43,8 @@ class Worker(Protocol):
         ...
 
     def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
-        """Score and publish one unit; returns its sums."""
+        """Score and publish one unit; returns its sums. Called again, on another thread, before it has returned: the next
+        unit is read, and scored while this one is published."""
         ...
 
     def score_alone(self, document: Document) -> Any:

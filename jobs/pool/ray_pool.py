@@ -35,6 +35,7 @@ PLACE_LIMIT_S = 600.0  # no actor found a place (an autoscaler may need minutes)
 LOAD_LIMIT_S = 3600.0  # no actor finished loading the teacher (hundreds of GB from a network disk)
 POLL_S = 1.0
 _ASIDE = "aside"  # concurrency group of calls that are answered beside the work
+_UNITS = "units"  # of the units: while one is published, the next is scored
 
 
 class _Shell:
@@ -46,7 +47,7 @@ class _Shell:
 
     @ray.method(concurrency_group=_ASIDE)
     def step(self) -> Step | None:
-        """What the worker is at. On a thread of its own: everything else runs on another one, call after call."""
+        """What the worker is at. On a thread of its own, beside the work."""
         return self._step
 
     def _report(self, step: Step) -> None:
@@ -62,7 +63,9 @@ class _Shell:
     def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
         self._worker.calibrate(documents, last, lost)
 
+    @ray.method(concurrency_group=_UNITS)
     def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
+        """On two threads: the worker sees to it that one unit is scored at a time."""
         return self._worker.score(unit, documents)
 
     def score_alone(self, document: Document) -> Any:
@@ -151,7 +154,7 @@ class Pool:
                 node_id = min(free, key=lambda node: free[node])
                 strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
             remote: Any = ray.remote  # its types do not know of groups
-            actor = remote(concurrency_groups={_ASIDE: 1})(_Shell).options(
+            actor = remote(concurrency_groups={_ASIDE: 1, _UNITS: 2})(_Shell).options(
                 num_cpus=self._cpus,
                 num_gpus=self._gpus,
                 max_restarts=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class UnitWorker:
         self._store, self._plan, self._report = open_store(run.output), plan, report
         self._scorer = Scorer(run, progress=lambda done, total, what: report(Step(what, done, total)))
         self._lacks_calibration, self._left_out = has_calibration(plan), list[dict[str, Any]]()
+        self._scoring = threading.Lock()  # the teacher and what is remembered between groups are for one unit at a time
         self._sampled: set[int] = set()  # documents of the sample that were read, by doc_row
         self._use_published()
         if sample is not None:
@@ -76,7 +78,8 @@ class UnitWorker:
     def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         """Score and publish a unit. Returns its sums only: the targets never travel through Ray.
 
-        A unit that is sealed by now (another actor took it over, or another command works on this output) is not scored again.
+        May be called from two threads: one unit is scored at a time, and published while the next one is scored. A unit that is
+        sealed by now (another actor took it over, or another command works on this output) is not scored again.
         """
         if self._lacks_calibration:
             raise OutputError(f"{self._store.place(CALIBRATION)}: removed while the command ran; run it again")
@@ -88,8 +91,11 @@ class UnitWorker:
         def report(done: int, tokens: int) -> None:
             self._report(Step("scoring", done, len(documents), unit.index, tokens))
 
-        report(0, 0)
-        return _sums(publish(self._store, self._plan, unit, self._scorer.score_unit(list(documents), report)))
+        read = list(documents)
+        with self._scoring:
+            report(0, 0)
+            result = self._scorer.score_unit(read, report)
+        return _sums(publish(self._store, self._plan, unit, result))  # encoded and written while the next one is scored
 
     def score_alone(self, document: Document) -> UnitResult:
         """Score one document without publishing it: for units in which some document kills its process."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ from engine.dataset.store import open_store
 from engine.plan.make_plan import make_plan
 from engine.plan.pin import pin
 from engine.reader.targets import Targets
-from jobs.pool.events import Death
-from jobs.pool.unit_worker import UnitWorker, join_outcomes
-from schemas.manifest import canonical_json
+from jobs.pool import unit_worker
+from jobs.pool.events import Death, Step
+from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
+from schemas.manifest import Seal, canonical_json
 from schemas.runfile import load_run
 from tests.support.runs import TEXTS, score_here, write_run
 
@@ -93,3 +97,39 @@ def test_a_teacher_that_takes_no_tree_says_so(tmp_path: Path) -> None:
     plan = make_plan(run, scan_corpus(run.corpus, run.base_dir))
     told = 'teacher: contexts are scored one path at a time: the run file says attention = "paths"'
     assert UnitWorker(pin(run), plan).note == told
+
+
+def test_a_unit_is_published_while_the_next_one_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first unit's publication waits until the second one is being scored; the shards are those of one after another."""
+    run = load_run(write_run(tmp_path))
+    scan = scan_corpus(run.corpus, run.base_dir)
+    plan = make_plan(run, scan)
+    open_output(run.output, plan)
+    steps, second_scored, waited = list[Step](), threading.Event(), list[bool]()
+
+    def told(step: Step) -> None:
+        steps.append(step)
+        if step.what == "scoring" and step.unit == 1:
+            second_scored.set()
+
+    def publish_late(*args: Any) -> Seal:
+        if args[2].index == 0:
+            waited.append(second_scored.wait(60))
+        return publish(*args)
+
+    monkeypatch.setattr(unit_worker, "publish", publish_late)
+    worker = UnitWorker(pin(run), plan, [], report=told)
+    units = list(read_units(run.corpus, scan, {0, 1}))
+    assert len(units) == 2
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(worker.score, unit, documents) for unit, documents in units]
+        sums = [call.result() for call in calls]
+    assert waited == [True] and sealed_units(run.output) == [0, 1]
+    scored = [step.unit for step in steps if step.what == "scoring"]
+    assert scored == sorted(scored, key=lambda unit: scored.index(unit)), "two units were scored at once"
+    twin = tmp_path / "twin"
+    open_output(twin, plan)
+    alone = UnitWorker(pin(run.model_copy(update={"output": twin})), plan, [])
+    assert sums == [alone.score(unit, documents) for unit, documents in units]
+    for name in sorted(path.relative_to(twin) for path in (twin / "data").rglob("*.parquet")):
+        assert (twin / name).read_bytes() == (Path(run.output) / name).read_bytes()
