@@ -142,7 +142,9 @@ class CompiledSearch:
         key, at = np.unique(np.concatenate(keys), return_inverse=True)
         gain = np.bincount(at, np.concatenate(gains), len(key))
         node = key >> 32
-        fits = np.array([n in hung.place and hung.place[n][3] + 1 < self.max_length for n in node.tolist()], bool)
+        contexts, which = np.unique(node, return_inverse=True)
+        has_room = [n in hung.place and hung.place[n][3] + 1 < self.max_length for n in contexts.tolist()]
+        fits = np.array(has_room, bool)[which]
         level = np.rint(np.log2(np.maximum(gain, 1e-30)) * LEVELS)
         order = np.argsort(-level, kind="stable")
         left = np.cumsum(gain[order][::-1])[::-1]  # before each is put right

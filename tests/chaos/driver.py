@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,20 +55,22 @@ class ObservedWorker(UnitWorker):
         super().__init__(run, plan, sample, report=report)
         self._note = partial(note, log, raylet=os.getppid(), driver=driver)
         self._pause_s, self._gate = pause_s, gate
-        self._unit, self._working = -1, False
+        self._at = (
+            threading.local()
+        )  # a unit may be published while the next one is scored, each on a thread of its own
         self._real_score = self._scorer.score_unit
         self._scorer.score_unit = self._score_unit  # type: ignore[method-assign]
 
     def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
-        self._unit, self._working = unit.index, False
+        self._at.unit, self._at.works = unit.index, False
         stats = super().score(unit, documents)
-        if self._working:
-            self._note("end", self._unit)
+        if self._at.works:
+            self._note("end", unit.index)
         return stats
 
     def _score_unit(self, documents: Sequence[Document], report: Callable[[int, int], None]) -> UnitResult:
-        self._working = True
-        self._note("start", self._unit)
+        self._at.works = True
+        self._note("start", self._at.unit)
         while self._gate and not os.path.exists(self._gate):
             time.sleep(0.05)
         time.sleep(self._pause_s)  # a teacher that takes its time: random moments lie inside units

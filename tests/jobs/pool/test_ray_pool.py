@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -60,14 +61,16 @@ class CountingWorker(ScriptedWorker):
 
     def __init__(self, log: Path, *, report: Report) -> None:
         super().__init__(log, report=report)
+        self._scoring = threading.Lock()
         report(Step("loading", 1, 2))
         time.sleep(1.5)
 
     def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
-        for done, document in enumerate(documents):
-            self.report(Step("scoring", done, len(documents), unit.index, tokens=10 * done))
-            time.sleep(0.5)
-            self.score_alone(document)
+        with self._scoring:
+            for done, document in enumerate(documents):
+                self.report(Step("scoring", done, len(documents), unit.index, tokens=10 * done))
+                time.sleep(0.5)
+                self.score_alone(document)
         return super().score(unit, documents)
 
 
