@@ -9,6 +9,9 @@ Files, in the order of the data:
   regimes        how each student's product is made: what is asked for against what its tokenizer allows
   begin_end      begin and end tokens against what transformers makes of the same files
   make_plan      run file, corpus, files and tokenizers -> plan and fingerprint
+  teacher_size   how large the teacher is, from its configuration and the heads of its files
+  host_memory    how much memory there is on this machine
+  teacher_fit    what a teacher takes beside what there is: refused with the arithmetic where it cannot fit
   pin            the run file with absolute paths and commits, for actors
   token_files     the tokens of every product put into the output
   retry          the quarantined documents of a finished run as a run of their own

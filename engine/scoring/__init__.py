@@ -2,6 +2,7 @@
 of the documents that cannot be scored, and sums. All other packages meet here.
 
 Files, in the order of the data:
+  room     whether the teacher fits here, before it is loaded
   stages   teacher, tokenizers and the stages made of them, loaded and derived once for a run
   prepare  a document -> its passages: tokens, contexts, and what each product's rows are made from
   ahead    the next documents prepared in a thread, while the teacher works on those before

@@ -39,6 +39,7 @@ from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from engine.push.compiled_push import CompiledPush
 from engine.push.push_tables import TableStore
 from engine.scoring.emit import Emitter
+from engine.scoring.room import check_in_this_process
 from engine.targets.exact_rows import Refinement
 from engine.targets.pushforward import PushForward
 from engine.targets.teacher_rows import JoinedEnds, Statistics
@@ -120,6 +121,7 @@ def load_stages(run: RunConfig, progress: Progress = silent) -> Stages:
     progress(0, 0, "loading the tokenizers")
     known = load_vocabularies(run)
     progress(0, 0, "loading the teacher")
+    check_in_this_process(run)
     as_it_comes = known.chat[TEACHER].full if known.chat else known.teacher
     adapter = None if run.teacher.adapter is None else run.locate(run.teacher.adapter)
     teacher = load_teacher(

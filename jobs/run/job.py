@@ -28,6 +28,7 @@ from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
 from engine.plan.token_files import publish_tokens
 from engine.plan.vocabularies import load_teacher_vocabulary
+from engine.scoring.room import check_on_this_machine
 from jobs.pool.events import Done, Notice, Ready, Salvaged, Tick
 from jobs.pool.ray_cluster import address_of, connect
 from jobs.pool.ray_pool import Pool
@@ -55,7 +56,7 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
     address_of(run.ray, address)  # before minutes go into reading
     counts = Counts()
     with Display(counts, sys.stderr) as display:
-        scan, plan = _planned(run, display)
+        scan, plan = _planned(run, address, display)
         return _score(_Job(run, scan, plan, open_store(run.output)), address, counts, display)
 
 
@@ -69,7 +70,7 @@ def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | N
     counts = Counts()
     with Display(counts, sys.stderr) as display:
         base = load_plan(run.output)
-        scan, whole = _planned(run, display)
+        scan, whole = _planned(run, address, display)
         check_corpus(whole, base)
         display.say(f"retrying {len(rows):,} documents that are in quarantine in {run.output}")
         if changed := base.difference(whole):
@@ -79,7 +80,7 @@ def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | N
         return _score(_Job(run, scan, plan, store, rows), address, counts, display)
 
 
-def _planned(run: RunConfig, display: Display) -> tuple[CorpusScan, Plan]:
+def _planned(run: RunConfig, address: str | None, display: Display) -> tuple[CorpusScan, Plan]:
     """The corpus is read once from end to end, and so are the teacher's files: both may take minutes."""
     with display.stepping("reading the corpus"):
         scan = scan_corpus(run.corpus, run.base_dir, known_files(run))
@@ -88,6 +89,11 @@ def _planned(run: RunConfig, display: Display) -> tuple[CorpusScan, Plan]:
         with display.stepping("compiling functions, once on this machine") as tell:
             compile_all(tell)
     with display.stepping("reading the teacher's files and the tokenizers"):
+        if address_of(run.ray, address) == "local" and not open_store(run.output).exists(MANIFEST):
+            if hint := check_on_this_machine(
+                run, sum(1 for _ in scan.units())
+            ):  # on a cluster each actor looks where it is
+                display.say(f"note: {hint}")
         return scan, make_plan(run, scan)
 
 
