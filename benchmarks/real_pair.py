@@ -225,7 +225,8 @@ class Measurement:
         self.regimes = regimes_of(run, self.known.teacher, self.known.students)
         best = self._scorer(run)
         for scorer in (fast, best):
-            scorer.use_calibration(self.scorer.calibration, "")
+            if scorer.stages.beam_search is not None:  # compiled products read no calibration
+                scorer.use_calibration(self.scorer.calibration, "")
         begin = time.perf_counter()
         ours = score(fast, documents)
         tell(f"{self.settings.name}: reference of {len(documents)} documents begins")

@@ -4,6 +4,7 @@ Each verb is a file of its own with its options, and is loaded when it is asked 
 
   cli         the command line: the names of the verbs
   app         what all verbs have in common: loading, errors as messages, exit codes
+  plan        run file -> what a run will take and give, before it is begun
   score       run file -> finished shards and a summary
   show        one document for human eyes
   cat         the targets as JSON lines
@@ -11,5 +12,5 @@ Each verb is a file of its own with its options, and is loaded when it is asked 
   vendor      the reader or the losses copied into a trainer
   demo        the embedded model and corpus (demo_assets/) through the real job
 
-Packages: run (the work of `score`), pool (its actors, Ray), look (the work of `show`, `cat` and `verify`).
+Packages: run (the work of `plan` and `score`), pool (its actors, Ray), look (the work of `show`, `cat` and `verify`).
 """

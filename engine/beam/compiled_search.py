@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from engine.teacher.incremental import OpenBatch
 from engine.teacher.packing import Window
 from engine.teacher.softmax import Logits, Softmax
 from schemas.errors import BadDocument
+from schemas.manifest import add_stats
 
 RISK, RISK_OF_GROWTH, RISK_OF_CUTS = 0.002, 0.1, 1.0
 """Share of an open leaf's mass that belongs to another student token than the leaf is closed to: in general, where one of
@@ -54,6 +56,22 @@ class Spending:
     target_error: float
     per_token: float
     rounds: int = 1
+
+
+OUTLOOK_BUDGETS = (0, 1, 2)
+"""Evaluations for each student token at which a search says what it would leave (`Searched.outlook`)."""
+
+
+class Searched(NamedTuple):
+    """What a search gives: the passages with longer trees, the states [N, D] of all their contexts, evaluations spent, and sums
+    over boundaries for the statistics: `beam.boundaries`, `beam.expected_tv_sum` behind what was spent, and for each of
+    OUTLOOK_BUDGETS `beam.expected_tv_at_<b>_sum` and `beam.open_at_<b>_sum` (share of the mass in open leaves that are not
+    evaluated; those that open behind a split one are not known, and are not in it)."""
+
+    passages: list[Passage]
+    hidden_ND: torch.Tensor
+    spent: int
+    outlook: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +107,8 @@ class CompiledSearch:
     @torch.inference_mode()
     def search(
         self, passages: list[Passage], hidden_ND: torch.Tensor, batches: list[OpenBatch], logits: Logits
-    ) -> tuple[list[Passage], torch.Tensor, int]:
-        """The passages with longer trees, the states of all their contexts, and how many evaluations that took.
+    ) -> Searched:
+        """Which contexts are worth an evaluation, and the passages with these.
 
         passages: one group, with `kept` as the forward pass set it; hidden_ND: of all their contexts; batches: as kept open by
         it. Sets `bad` of passages with a distribution that is not finite.
@@ -102,18 +120,21 @@ class CompiledSearch:
                     hung[i].place[node] = (b, w, number, depth)
         cuts = np.cumsum([0, *(len(p.tree.token) for p in passages)])
         states = [hidden_ND[a:b] for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)]
-        longer = passages
-        for _ in range(self.spending.rounds):
+        longer, outlook = passages, dict[str, float]()
+        for turn in range(self.spending.rounds):
             leaves = self._open_leaves(longer, torch.cat(states), logits)
             with self.guard:
-                chosen = [self._choose(i, leaves, hung[i]) for i in range(len(passages))]
+                found = [self._choose(i, leaves, hung[i]) for i in range(len(passages))]
+            chosen = [one for one, _ in found]
+            for _, told in found if turn == 0 else ():
+                add_stats(outlook, told)
             if not any(len(node) for node, _ in chosen):
                 break
             new = _evaluate(chosen, hung, batches, hidden_ND)
             states = [torch.cat(pair) for pair in zip(states, new, strict=True)]
             with self.guard:
                 longer = [self._longer(h, long) for h, long in zip(hung, longer, strict=True)]
-        return longer, torch.cat(states), sum(len(h.node) for h in hung)
+        return Searched(longer, torch.cat(states), sum(len(h.node) for h in hung), outlook)
 
     def _open_leaves(self, passages: list[Passage], hidden_ND: torch.Tensor, logits: Logits) -> dict[str, OpenLeaves]:
         """By one pass over the rows of all contexts."""
@@ -129,13 +150,17 @@ class CompiledSearch:
                 taker.take(chunk)
         return found
 
-    def _choose(self, i: int, leaves: dict[str, OpenLeaves], hung: _Hung) -> tuple[np.ndarray, np.ndarray]:
-        """(contexts, tokens) of a passage behind which the teacher is asked, int64; in the order of the text."""
-        keys, gains, boundaries, allowed = [], [], 0, 0.0
+    def _choose(
+        self, i: int, leaves: dict[str, OpenLeaves], hung: _Hung
+    ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, float]]:
+        """(contexts, tokens) of a passage behind which the teacher is asked, int64, in the order of the text; and its part of
+        `Searched.outlook`."""
+        keys, gains, shares, boundaries, allowed = [], [], [], 0, 0.0
         for product, found in leaves.items():
             passage, _, node, token, share = found.arrays()
             mine = passage == i
             keys.append(node[mine] << 32 | token[mine])
+            shares.append(share[mine])
             gains.append(share[mine] * self._risk(product, token[mine]))
             boundaries += found.boundaries.get(i, 0)
             allowed += self.spending.per_token * found.boundaries.get(i, 0)
@@ -150,7 +175,12 @@ class CompiledSearch:
         left = np.cumsum(gain[order][::-1])[::-1]  # before each is put right
         wanted = order[left > self.spending.target_error * boundaries]
         taken = np.sort(wanted[fits[wanted]][: max(0, int(allowed) - len(hung.node))])
-        return node[taken], key[taken] & 0xFFFFFFFF
+        share = np.bincount(at, np.concatenate(shares), len(key))[order]
+        outlook = {"beam.boundaries": float(boundaries), "beam.expected_tv_sum": float(gain.sum() - gain[taken].sum())}
+        for budget in OUTLOOK_BUDGETS:
+            outlook[f"beam.expected_tv_at_{budget}_sum"] = float(gain[order][budget * boundaries :].sum())
+            outlook[f"beam.open_at_{budget}_sum"] = float(share[budget * boundaries :].sum())
+        return (node[taken], key[taken] & 0xFFFFFFFF), outlook
 
     def _risk(self, product: str, token: np.ndarray) -> np.ndarray:
         """float64: RISK, RISK_OF_GROWTH or RISK_OF_CUTS of leaves, by their last tokens alone."""

@@ -12,6 +12,8 @@ Files, in the order of the data:
   teacher_size   how large the teacher is, from its configuration and the heads of its files
   host_memory    how much memory there is on this machine
   teacher_fit    what a teacher takes beside what there is: refused with the arithmetic where it cannot fit
+  estimate       what a run will take and give, from a trial of a few documents
+  untried        the same without a teacher: tokens, and sizes by rule of thumb
   pin            the run file with absolute paths and commits, for actors
   token_files     the tokens of every product put into the output
   retry          the quarantined documents of a finished run as a run of their own

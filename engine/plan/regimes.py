@@ -73,3 +73,15 @@ def check_tokenizers(run: RunConfig, teacher: Vocabulary, students: dict[str, Vo
     for vocabulary in (teacher, *students.values()):
         refuse_where_different(vocabulary, build_splitter(vocabulary), f"tokenizer {vocabulary.name}")
     return regimes
+
+
+def why_of(targets: TargetsConfig, regime: str, teacher: Vocabulary, student: Vocabulary) -> str:
+    """Why a student's product has this regime, in words for a person."""
+    if regime == "same":
+        return "the teacher's own tokenizer"
+    if regime == "subset":
+        return "its merges are the beginning of the teacher's, under the same pre-tokenizer: exact (lemma 12)"
+    asked = f'[targets] regime = "{targets.regime}"'
+    if targets.regime in ("fast", "beam"):
+        return f"{asked} asks for it"
+    return f"not exact: {subset_gap(teacher, student)}"

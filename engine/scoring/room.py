@@ -33,15 +33,24 @@ def at_once(run: RunConfig, size: TeacherSize) -> AtOnce:
     return AtOnce(run.teacher.batch_tokens, rows, MASK_CELLS, searched or targets.eps > 0)
 
 
+def actors_here(run: RunConfig) -> int:
+    """How many actors a private Ray on this machine would hold, on its GPUs or, where it has none or is asked for none, its
+    processors."""
+    devices = torch.cuda.device_count()
+    gpus = run.ray.num_gpus if run.ray.num_gpus is not None else float(devices > 0)
+    fits = [
+        int(have / want + 1e-6) for have, want in ((os.cpu_count() or 1, run.ray.num_cpus), (devices, gpus)) if want
+    ]
+    fit = min(fits, default=1)
+    return run.ray.actors if isinstance(run.ray.actors, int) else max(1, min(fit, run.ray.actors_per_node or fit))
+
+
 def check_on_this_machine(run: RunConfig, units: int) -> str:
     """For the driver of a private Ray, whose actors will all be here, at most one for each unit. Raises TeacherError where the
     teacher cannot fit; returns a hint, or ""."""
     gpus = run.ray.num_gpus if run.ray.num_gpus is not None else float(torch.cuda.device_count() > 0)
     if run.teacher.device == "cpu" or gpus == 0:
-        each = run.ray.num_cpus
-        fit = int((os.cpu_count() or 1) / each + 1e-6) if each else 1
-        wanted = run.ray.actors if isinstance(run.ray.actors, int) else max(1, min(fit, run.ray.actors_per_node or fit))
-        return _check(run, _host(min(wanted, max(1, units))))
+        return _check(run, _host(min(actors_here(run), max(1, units))))
     # asked in a process of its own: a context of the driver would take room on every GPU for as long as the run
     asked = subprocess.run([sys.executable, "-c", _ASK_GPUS], capture_output=True, text=True)
     found = json.loads(asked.stdout) if asked.returncode == 0 else []

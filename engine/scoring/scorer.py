@@ -181,9 +181,9 @@ class Scorer:
         add_stats(stats, found.stats)
         yield found.products, found.quarantine
 
-    def _rows(self, parts: list[Passage], batch_tokens: int, keep: bool) -> tuple[dict[str, TargetRows], int]:
-        """Rows of every product, and the evaluations that the beam search took. Raises IdentityError, and what running out
-        of memory raises."""
+    def _rows(self, parts: list[Passage], batch_tokens: int, keep: bool) -> tuple[dict[str, TargetRows], Stats]:
+        """Rows of every product, and sums of the search: the evaluations that it took, and its outlook. Raises IdentityError,
+        and what running out of memory raises."""
         stages = self.stages
         for part in parts:  # an attempt before may have come half the way
             part.bad = None
@@ -196,14 +196,14 @@ class Scorer:
         if stages.beam_search is not None and batches:
             with stages.guard:
                 spent = int(stages.beam_search.search(parts, hidden, batches, logits).sum())
-        longer = parts
+        longer, outlook = parts, Stats()
         if stages.compiled_search is not None and batches:
-            longer, hidden, more = stages.compiled_search.search(parts, hidden, batches, logits)
+            longer, hidden, more, outlook = stages.compiled_search.search(parts, hidden, batches, logits)
             spent += more
         rows = stages.emitter.emit(longer, hidden, logits)
         for part, long in zip(parts, longer, strict=True):
             part.bad = long.bad
-        return rows, spent
+        return rows, {"teacher_evaluations": float(spent), **outlook}
 
     def _within_memory(self, parts: list[Passage], attempt: Callable[[list[Passage], int, bool], T], stats: Stats) -> T:
         """An attempt at one document, with less at a time whenever memory runs out. Raises BadDocument (oom) when nothing is
@@ -234,10 +234,10 @@ class Scorer:
         )
 
     def _group_result(
-        self, group: list[Work], parts: list[Passage], rows: dict[str, TargetRows], spent: int
+        self, group: list[Work], parts: list[Passage], rows: dict[str, TargetRows], searched: Stats
     ) -> UnitResult:
-        """Tables, refusals and sums of a group. spent: evaluations that the beam search took."""
-        stages, stats = self.stages, defaultdict(float, teacher_evaluations=float(spent))
+        """Tables, refusals and sums of a group. searched: those of the search."""
+        stages, stats = self.stages, defaultdict(float, searched)
         refused = [refusal(work.document, *work.bad) for work in group if work.bad is not None]
         for product in rows:
             rows[product].mark_ends([part.views[product].closed for part in parts])

@@ -6,4 +6,7 @@ to kill at any moment and to run again.
   budget      how many bad documents a run may have
   progress    a live line in a terminal, dated lines in a log
   summary     what came out, for a person
+  trial       a few documents of a run, scored into a folder that is thrown away
+  planning    what a run will take and give, before it is begun
+  planning_text  the same for a person
 """

@@ -57,7 +57,7 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
     counts = Counts()
     with Display(counts, sys.stderr) as display:
         scan, plan = _planned(run, address, display)
-        return _score(_Job(run, scan, plan, open_store(run.output)), address, counts, display)
+        return _score(Job(run, scan, plan, open_store(run.output)), address, counts, display)
 
 
 def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | None:
@@ -77,7 +77,7 @@ def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | N
             display.say("other than that run: " + "; ".join(changed))
         run = run.model_copy(update={"output": store.root if isinstance(store, PosixStore) else str(store)})
         plan = retry_plan(whole, base.fingerprint, scan, rows)
-        return _score(_Job(run, scan, plan, store, rows), address, counts, display)
+        return _score(Job(run, scan, plan, store, rows), address, counts, display)
 
 
 def _planned(run: RunConfig, address: str | None, display: Display) -> tuple[CorpusScan, Plan]:
@@ -98,7 +98,7 @@ def _planned(run: RunConfig, address: str | None, display: Display) -> tuple[Cor
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """What is to be scored, and where to. rows: of the corpus, in a retry."""
 
     run: RunConfig
@@ -119,7 +119,7 @@ class _Job:
         )
 
 
-def _score(job: _Job, address: str | None, counts: Counts, display: Display) -> Outcome:
+def _score(job: Job, address: str | None, counts: Counts, display: Display) -> Outcome:
     run, plan, store = job.run, job.plan, job.store
     sealed = set(open_output(store, plan))
     publish_tokens(store, run, plan)
@@ -138,12 +138,12 @@ def _score(job: _Job, address: str | None, counts: Counts, display: Display) -> 
     if sealed and not store.exists(MANIFEST):
         budget.resume()
     if len(sealed) < len(plan.units):
-        _work(job, {unit.index for unit in plan.units} - sealed, budget, counts, display, address)
+        work(job, {unit.index for unit in plan.units} - sealed, budget, counts, display, address)
     with display.stepping("checking the units and writing the manifest"):
         return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts, plan)
 
 
-def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display: Display, address: str | None) -> None:
+def work(job: Job, missing: set[int], budget: Budget, counts: Counts, display: Display, address: str | None) -> None:
     """Score all units that have no seal. Raises QuarantineError when too many documents are bad."""
     run, plan, store = pin(job.run), job.plan, job.store
     said = {""}
@@ -165,7 +165,7 @@ def _work(job: _Job, missing: set[int], budget: Budget, counts: Counts, display:
                     counts.add(event.unit.index, joined.stats)
                     budget.add(event.unit.index, seal.quarantined)
                 elif isinstance(event, Done):
-                    counts.add(event.unit.index, event.stats)
+                    counts.add(event.unit.index, event.stats, event.seconds)
                     budget.add(event.unit.index, int(event.stats["quarantined"]))
                 elif isinstance(event, Ready):
                     counts.actor_is_ready()

@@ -42,17 +42,28 @@ class Counts:
     ready: float | None = None  # when the first actor took work
     steps: tuple[Step, ...] = ()  # what actors are at
     done: set[int] = field(default_factory=set)  # units
+    actors: int = 0  # that have taken work
+    cold_s: float = 0.0  # of as many units, the first that were done: what is made once is in them
+    cold_tokens: int = 0
+    warm_s: float = 0.0  # seconds of actors at all other units
+    warm_tokens: int = 0
 
-    def add(self, unit: int, stats: dict[str, float]) -> None:
-        """One more unit, with its sums as the scorer counted them."""
+    def add(self, unit: int, stats: dict[str, float], seconds: float = 0.0) -> None:
+        """One more unit, with its sums as the scorer counted them, and the seconds that an actor was at it."""
+        tokens = int(stats.get("teacher_tokens", 0))  # absent where no document of the unit is good
+        if self.units < self.actors:
+            self.cold_s, self.cold_tokens = self.cold_s + seconds, self.cold_tokens + tokens
+        else:
+            self.warm_s, self.warm_tokens = self.warm_s + seconds, self.warm_tokens + tokens
         self.done.add(unit)
         self.units += 1
         self.documents += int(stats["documents"])
         self.quarantined += int(stats["quarantined"])
-        self.tokens += int(stats.get("teacher_tokens", 0))  # absent where no document of the unit is good
+        self.tokens += tokens
 
     def actor_is_ready(self) -> None:
-        """Work begins (the first call counts)."""
+        """One more actor takes work; with the first one, work begins."""
+        self.actors += 1
         self.ready = self.ready or time.monotonic()
 
     @property

@@ -63,6 +63,12 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     )
     for regime in sorted({facts.regime for facts in manifest.products.values()}):
         console.print(f"  {regime}: {REGIMES[regime]}", markup=False)
+    if boundaries := manifest.stats.get("beam.boundaries"):
+        left = manifest.stats["beam.expected_tv_sum"] / boundaries
+        console.print(
+            f"expected total variation of students' rows (beam) to a search without end: {left:.4f} in the mean.\n"
+            "Widths are upper bounds of what was not proven, mostly far above that"
+        )
     console.print(
         f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
     )

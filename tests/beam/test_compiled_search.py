@@ -64,7 +64,7 @@ def searched(made: Compiled, case: BeamCase, spending: Spending) -> tuple[TopK, 
         masked=pair.masked,
         max_length=1 << 20,
     )
-    longer, states, spent = search.search([doc], hidden, batches, model.logits)
+    longer, states, spent, _ = search.search([doc], hidden, batches, model.logits)
     return cast(TopK, made.emitter.emit(longer, states, model.logits)[STUDENT]), spent
 
 
@@ -197,6 +197,27 @@ def test_evaluations_bring_rows_nearer_to_a_deep_beam(monkeypatch: pytest.Monkey
             assert (distances(a, b) <= width + 1e-5).all()
     print(spent, error)
     assert spent[0] < spent[1] < spent[2] and error[0] > error[1] > error[2]
+
+
+def test_what_a_search_would_leave_at_other_budgets_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expected error falls with the budget from what nothing spent leaves; what was spent left no more than was asked for; and
+    a search that may spend just a budget leaves what was foretold for it."""
+    made = scorer(monkeypatch, compiled=True, target_error=1e-3, max_nodes_per_token=4)
+    stats = made.score_unit(documents(TEXTS)).stats
+    at = [stats[f"beam.expected_tv_at_{budget}_sum"] for budget in (0, 1, 2)]
+    open_ = [stats[f"beam.open_at_{budget}_sum"] for budget in (0, 1, 2)]
+    boundaries = stats["beam.boundaries"]
+    positions = sum(stats[f"student/{name}.scored"] for name in ("sp", "bl"))
+    print(at, open_, boundaries, positions, stats["beam.expected_tv_sum"])
+    assert 0.9 * positions <= boundaries <= positions
+    assert at[0] > at[1] > at[2] >= 0 and boundaries > open_[0] > open_[1] > open_[2] >= 0
+    assert stats["beam.expected_tv_sum"] <= 1e-3 * boundaries < at[0]
+    search = made.stages.compiled_search
+    assert search is not None
+    for budget, wanted in zip((0.0, 1.0), at, strict=False):
+        search.spending = Spending(0.0, budget)
+        left = made.score_unit(documents(TEXTS)).stats["beam.expected_tv_sum"]
+        assert left == pytest.approx(wanted, rel=0.05), budget
 
 
 def test_a_document_has_the_same_rows_alone_and_in_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
