@@ -1,4 +1,4 @@
-"""`targetsmith plan`: what it foretells beside what the same run then gives, and everything that is asked of it in another way."""
+"""`targetsmith plan`: what it foretells beside what the run then gives, and everything that is asked of it in another way."""
 
 from __future__ import annotations
 
