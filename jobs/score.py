@@ -5,6 +5,7 @@ Progress goes to standard error, the summary to standard output.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,8 @@ def score(
             "--retry-quarantined", help="Score what a finished run has in quarantine again, into OUT-retry-N."
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary as one JSON object.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Progress as JSON, an object a line.")] = False,
 ) -> None:
     """Score a corpus, then print a summary.
 
@@ -33,20 +36,25 @@ def score(
     half of the documents are in quarantine.
     """
     from jobs.run import budget, job  # here, as in every verb: torch and Ray take seconds, `--help` must not
+    from jobs.run.summary import as_json as summary_as_json
     from jobs.run.summary import print_summary
     from schemas.runfile import load_run
 
-    run = load_run(run_file)
-    outcome = job.retry_quarantined(run, address) if retry_quarantined else job.score(run, address)
+    run, begin = load_run(run_file), job.retry_quarantined if retry_quarantined else job.score
+    outcome = begin(run, address, log_json=log_json)
     if outcome is None:
-        print(f"{run.output}: nothing is in quarantine any more, nothing to retry")
+        told = f"{run.output}: nothing is in quarantine any more, nothing to retry"
+        print(json.dumps({"output": str(run.output), "message": told}) if as_json else told)
+        return
+    if as_json:
+        print(summary_as_json(outcome))
     else:
         print_summary(outcome, sys.stdout)
-        if not retry_quarantined:  # its documents are known to be bad
-            budget.check_finished(outcome.store, outcome.manifest)
-        print(
-            f"look at a document: targetsmith show {outcome.store}; check the files: targetsmith verify {outcome.store}"
-        )
+    if not retry_quarantined:  # its documents are known to be bad
+        budget.check_finished(outcome.store, outcome.manifest)
+    if not as_json:
+        out = outcome.store
+        print(f"look at a document: targetsmith show {out}; check the files: targetsmith verify {out}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,12 @@ NO_TORCH = (
     "engine/dataset",
     "engine/plan",
 )
-RAY_ONLY_IN = ["jobs/pool/ray_cluster.py", "jobs/pool/ray_pool.py", "jobs/pool/ray_steps.py"]
+RAY_ONLY_IN = [
+    "jobs/pool/ray_cluster.py",
+    "jobs/pool/ray_metrics.py",
+    "jobs/pool/ray_pool.py",
+    "jobs/pool/ray_steps.py",
+]
 TOP_LEVEL = {
     "pyproject.toml",
     "README.md",

@@ -5,6 +5,7 @@ What kills its process is found and left out. Ray is imported in the files named
   schedule      who works on what: queue, deaths, copies for idle actors; no Ray, no clock
   unit_worker   what runs inside an actor: score a unit, publish it
   ray_steps     what every actor is at, asked now and then
+  ray_metrics   what actors count, for Prometheus
   ray_pool      actors of Ray: started, fed, waited for
   ray_cluster   Ray for the length of a command: a private one, or a cluster
 """

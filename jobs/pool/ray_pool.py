@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from engine.corpus.document import Document, Unit
 from jobs.pool.events import Event, MakeWorker, Step, Tick
 from jobs.pool.ray_cluster import connect
+from jobs.pool.ray_metrics import UnitMetrics
 from jobs.pool.ray_steps import StepBoard
 from jobs.pool.schedule import RESUME, Call, Schedule, Slot, Task
 from schemas.errors import TargetsmithError, WorkError
@@ -41,8 +42,8 @@ _UNITS = "units"  # of the units: while one is published, the next is scored
 class _Shell:
     """The actor: builds the worker in `start`, not in the constructor, so that its errors keep their type."""
 
-    def __init__(self, make_worker: MakeWorker) -> None:
-        self._make_worker = make_worker
+    def __init__(self, make_worker: MakeWorker, run: str) -> None:
+        self._make_worker, self._run = make_worker, run
         self._step: Step | None = None
 
     @ray.method(concurrency_group=_ASIDE)
@@ -58,6 +59,7 @@ class _Shell:
 
     def start(self) -> str:
         self._worker = self._make_worker(report=self._report)
+        self._metrics = UnitMetrics(self._run)
         return self._worker.note
 
     def calibrate(self, documents: list[Document], last: bool, lost: list[tuple[Document, str]]) -> None:
@@ -66,7 +68,10 @@ class _Shell:
     @ray.method(concurrency_group=_UNITS)
     def score(self, unit: Unit, documents: Sequence[Document]) -> dict[str, float]:
         """On two threads: the worker sees to it that one unit is scored at a time."""
-        return self._worker.score(unit, documents)
+        begin = time.monotonic()
+        stats = self._worker.score(unit, documents)
+        self._metrics.add(stats, time.monotonic() - begin)
+        return stats
 
     def score_alone(self, document: Document) -> Any:
         return self._worker.score_alone(document)
@@ -82,14 +87,16 @@ class Pool:
         *,
         local: bool,
         sample: Sequence[Document] | None = None,
+        run: str = "",
         place_limit_s: float = PLACE_LIMIT_S,
         load_limit_s: float = LOAD_LIMIT_S,
     ) -> None:
         """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file; `sample`:
-        the calibration sample, which every worker reads before its first unit; None: the run needs none."""
+        the calibration sample, which every worker reads before its first unit; None: the run needs none. run: its name in
+        metrics."""
         self._make_worker = ray.put(make_worker)  # once for all actors: it holds the plan, which lists every unit
         self._config = config
-        self._local, self._sample = local, sample
+        self._local, self._sample, self._run = local, sample, run
         self._limit_s = {False: place_limit_s, True: load_limit_s}  # by "some actor has found a place"
         self._cpus = config.num_cpus
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
@@ -161,7 +168,7 @@ class Pool:
                 max_task_retries=0,
                 scheduling_strategy=strategy,
             )
-            handle = actor.remote(self._make_worker)
+            handle = actor.remote(self._make_worker, self._run)
             self._schedule.join(
                 Slot(handle, node_id, deque([Call("place", ref=handle.place.remote())])), time.monotonic()
             )

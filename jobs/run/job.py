@@ -46,8 +46,9 @@ from schemas.settings import QuarantineConfig
 _EPHEMERAL = "/runtime_resources/working_dir_files/"  # where Ray unpacks what `ray job submit --working-dir` ships
 
 
-def score(run: RunConfig, address: str | None = None) -> Outcome:
-    """Do all that is missing of the run. Raises TargetsmithError; what is published by then stays."""
+def score(run: RunConfig, address: str | None = None, *, log_json: bool = False) -> Outcome:
+    """Do all that is missing of the run. log_json: progress as JSON, an object a line. Raises TargetsmithError; what is published
+    by then stays."""
     if _EPHEMERAL in str(run.output):
         raise RunFileError(
             f"output = {Path(run.output).name!r} would lie in Ray's copy of the working folder, which Ray deletes. Under "
@@ -55,12 +56,12 @@ def score(run: RunConfig, address: str | None = None) -> Outcome:
         )
     address_of(run.ray, address)  # before minutes go into reading
     counts = Counts()
-    with Display(counts, sys.stderr) as display:
+    with Display(counts, sys.stderr, as_json=log_json) as display:
         scan, plan = _planned(run, address, display)
         return _score(Job(run, scan, plan, open_store(run.output)), address, counts, display)
 
 
-def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | None:
+def retry_quarantined(run: RunConfig, address: str | None = None, *, log_json: bool = False) -> Outcome | None:
     """Score the documents that a finished run has in quarantine again, into an output beside it (engine/plan/retry.py); what a
     retry before has left is taken from there. None: nothing is in quarantine. Raises TargetsmithError."""
     address_of(run.ray, address)
@@ -68,7 +69,7 @@ def retry_quarantined(run: RunConfig, address: str | None = None) -> Outcome | N
     if not rows:
         return None
     counts = Counts()
-    with Display(counts, sys.stderr) as display:
+    with Display(counts, sys.stderr, as_json=log_json) as display:
         base = load_plan(run.output)
         scan, whole = _planned(run, address, display)
         check_corpus(whole, base)
@@ -154,7 +155,13 @@ def work(job: Job, missing: set[int], budget: Budget, counts: Counts, display: D
         calibration = None  # its documents
         if has_calibration(plan) and not store.exists(CALIBRATION):
             calibration = sample(run.corpus, job.scan, run.targets.calibration_documents)
-        pool = Pool(partial(UnitWorker, run, plan), run.ray, local=where == "local", sample=calibration)
+        pool = Pool(
+            partial(UnitWorker, run, plan),
+            run.ray,
+            local=where == "local",
+            sample=calibration,
+            run=plan.fingerprint[:12],
+        )
         with closing(pool.run(job.units(missing), len(missing))) as events:
             for event in events:
                 if isinstance(event, Notice):

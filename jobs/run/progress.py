@@ -8,13 +8,15 @@ the time left are counted from the moment when the first actor is ready.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -113,6 +115,19 @@ class Counts:
             f"{self.quarantined} quarantined · {end}"
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """The same as values. seconds_left: None where nothing is known yet."""
+        return {
+            "units": self.units_before + self.units,
+            "units_total": self.units_total,
+            "documents": self.documents + self.within[0],
+            "quarantined": self.quarantined,
+            "teacher_tokens": self.tokens + self.within[1],
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "seconds": round(self.seconds, 1),
+            "seconds_left": round(self.working_seconds * (1 / self.share - 1), 1) if self.share else None,
+        }
+
     def _preparing(self) -> str:
         """What actors do before the first is ready: that of most of them, with a bar where it is counted."""
         if not self.steps:
@@ -144,8 +159,9 @@ class Display:
     A thread of its own writes while the command is busy with one thing: `stepping`, or a call that takes its time.
     """
 
-    def __init__(self, counts: Counts, stream: TextIO, *, every_s: float = LOG_EVERY_S) -> None:
-        self._counts, self._every_s = counts, every_s
+    def __init__(self, counts: Counts, stream: TextIO, *, every_s: float = LOG_EVERY_S, as_json: bool = False) -> None:
+        """as_json: an object a line, in a terminal, too."""
+        self._counts, self._every_s, self._as_json = counts, every_s, as_json
         self._console = _Console(file=stream, highlight=False, soft_wrap=True)
         self._live: Progress | None = None
         self._last_line_at = time.monotonic()
@@ -153,7 +169,7 @@ class Display:
         self._doing_since = 0.0
         self._lock, self._over = threading.RLock(), threading.Event()
         self._beat: threading.Thread | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not as_json:
             columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
             self._live = Progress(*columns, console=self._console, transient=True)
             self._live.add_task(self._line(), total=1.0)
@@ -202,9 +218,17 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays, without secrets: above the live line, or with the time in a log."""
         with self._lock:
+            if self._as_json:
+                self._write_json({"message": without_secrets(text)})
+                return
             self._last_line_at = time.monotonic()
             stamp = "" if self._live else time.strftime("%Y-%m-%d %H:%M:%S  ")
             self._console.print(f"{stamp}{without_secrets(text)}", markup=False)
+
+    def _write_json(self, told: dict[str, Any]) -> None:
+        self._last_line_at = time.monotonic()
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._console.print(json.dumps({"time": now, **told}, ensure_ascii=False), markup=False)
 
     def _line(self) -> str:
         if self._doing:
@@ -215,7 +239,10 @@ class Display:
         if self._live:
             self._live.update(self._live.tasks[0].id, description=self._line(), completed=self._counts.share)
         elif now or time.monotonic() - self._last_line_at >= self._every_s:
-            self.say(self._line())
+            if self._as_json:
+                self._write_json({"doing": self._doing or None, "progress": self._counts.as_json()})
+            else:
+                self.say(self._line())
 
     def _keep_telling(self) -> None:
         while not self._over.wait(min(_LIVE_EVERY_S, self._every_s / 4)):

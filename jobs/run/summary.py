@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import TextIO
@@ -93,6 +94,31 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
         console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
     else:
         console.print("this command: nothing to do, the run had ended")
+
+
+def as_json(outcome: Outcome) -> str:
+    """The same as one line of JSON, for programs."""
+    manifest, counts = outcome.manifest, outcome.counts
+    return json.dumps(
+        {
+            "output": str(outcome.store),
+            "fingerprint": manifest.fingerprint,
+            "documents": manifest.documents,
+            "quarantined": dict(quarantined_by_reason(outcome.store, manifest).most_common()),
+            "products": {
+                name: {"regime": manifest.products[name].regime, **total.model_dump()}
+                for name, total in manifest.totals.items()
+            },
+            "stats": manifest.stats,
+            "this_command": {
+                "units": counts.units,
+                "teacher_tokens": counts.tokens,
+                "tokens_per_s": counts.tokens_per_s,
+                "seconds": counts.seconds,
+            },
+        },
+        ensure_ascii=False,
+    )
 
 
 def documents_by_source(plan: Plan, manifest: Manifest) -> dict[str, tuple[int, int]]:

@@ -24,7 +24,7 @@ from jobs.look.json_lines import write_documents
 from jobs.look.options import View
 from jobs.look.side_by_side import show_document
 from jobs.run.progress import Counts
-from jobs.run.summary import Outcome, print_summary
+from jobs.run.summary import Outcome, as_json, print_summary
 from schemas.errors import OutputError
 from tests.support.runs import score_here, write_run
 
@@ -85,7 +85,10 @@ def test_show_draws_and_refuses_hidden_states(everything: Path, drawn: Path) -> 
 def test_the_summary_and_the_card_name_every_product(everything: Path, drawn: Path) -> None:
     for out, words in ((everything, ("hidden", "bytes", "128 numbers", "top 16")), (drawn, ("sample", "20 draws"))):
         stream = io.StringIO()
-        print_summary(Outcome(open_store(out), load_manifest(out), Counts(3, 3), load_plan(out)), stream)
+        outcome = Outcome(open_store(out), load_manifest(out), Counts(3, 3), load_plan(out))
+        print_summary(outcome, stream)
+        told = json.loads(as_json(outcome))
+        assert told["products"].keys() == outcome.manifest.products.keys() and told["documents"] == 5
         card = (out / "README.md").read_text(encoding="utf-8")
         for word in words:
             assert word in stream.getvalue() or word in card

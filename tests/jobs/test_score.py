@@ -75,6 +75,11 @@ def test_local_ray_from_another_folder(reference: Path, tmp_path: Path) -> None:
     assert re.search(r"10/10 units · 19 documents · [\d,]+ tokens/s · 4 quarantined", done.stderr)
     assert "19 documents, 4 in quarantine" in done.stdout and "Traceback" not in done.stderr
     assert "bytes/pos" in done.stdout and "raylet" not in done.stdout
+    again = targetsmith("score", run_file, "--json", "--log-json", cwd=tmp_path)
+    told = json.loads(again.stdout)
+    assert again.returncode == 0 and (told["documents"], told["this_command"]["units"]) == (19, 0)
+    assert told["quarantined"] == {"empty_text": 1, "malformed_json": 1, "missing_column": 1, "not_text": 1}
+    assert all({"time", "message"} <= json.loads(line).keys() for line in again.stderr.splitlines())
 
 
 def test_killed_and_run_again(reference: Path, tmp_path: Path) -> None:

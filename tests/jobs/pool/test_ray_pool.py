@@ -6,12 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
+import ray
 
 from engine.corpus.document import Document, Unit
 from jobs.pool import schedule
@@ -251,3 +254,27 @@ def test_an_address_of_the_right_kind(address: str, monkeypatch: pytest.MonkeyPa
     assert address_of(RayConfig(), address) == address_of(RayConfig(address=address)) == address
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert address_of(RayConfig()) == address
+
+
+def test_metrics_of_units_are_where_prometheus_looks(local_ray: None, tmp_path: Path) -> None:
+    """Scraped from Ray's own endpoint of this node while actors live: units, documents, seconds, with the run's name."""
+    made = Pool(partial(ScriptedWorker, tmp_path / "log"), RayConfig(actors=1), local=True, run="abc123")
+    port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
+    host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+    shown, deadline = "", time.monotonic() + 90
+    with closing(made.run(tasks([["a", "b"], ["c"], ["d"]] + [["wait"]] * 60), 63)) as events:
+        for event in events:
+            if isinstance(event, Done):
+                time.sleep(0.5)
+            with suppress(OSError):
+                shown = urlopen(f"http://{host}:{port}/metrics", timeout=10).read().decode()
+            if (found := of_metric(shown, "targetsmith_documents_total")) >= 4 or time.monotonic() > deadline:
+                break
+    assert found >= 4, shown[-2000:]
+    assert of_metric(shown, "targetsmith_units_total") >= 3 <= of_metric(shown, "targetsmith_unit_seconds_count")
+
+
+def of_metric(shown: str, name: str) -> float:
+    """The sum of a metric of the run over all actors, in Prometheus's text form."""
+    lines = (line for line in shown.splitlines() if 'run="abc123"' in line)
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"ray_{name}{{"))

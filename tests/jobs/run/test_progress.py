@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import time
 
@@ -101,3 +102,24 @@ def test_the_thread_ends_with_the_display() -> None:
     with display:
         pass
     assert display._beat is not None and not display._beat.is_alive()
+
+
+def test_progress_as_json_is_an_object_a_line(clock: list[float]) -> None:
+    stream, counts = io.StringIO(), counts_at(clock)
+    display = Display(counts, stream, every_s=1.0, as_json=True)
+    display.say('a note with "quotes" and a token hf_abcdefghijklmnopqrstuvwxyz012345')
+    counts.actor_is_ready()
+    clock[0] += 10
+    display.update([Step("scoring", 4, 10, 0, 800)])
+    counts.add(0, {"documents": 10, "quarantined": 1, "teacher_tokens": 2000}, 10.0)
+    clock[0] += 10
+    display.update([])
+    note, *progress_ = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert note["message"].startswith('a note with "quotes"') and "hf_abc" not in note["message"]
+    assert [line["progress"]["documents"] for line in progress_] == [4, 10]
+    assert (
+        progress_[0]["progress"] | {"teacher_tokens": 800, "tokens_per_s": 80.0, "seconds_left": 90.0}
+        == progress_[0]["progress"]
+    )
+    assert progress_[1]["progress"]["quarantined"] == 1 and progress_[1]["doing"] is None
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"]) for line in [note, *progress_])
