@@ -261,7 +261,7 @@ def test_metrics_of_units_are_where_prometheus_looks(local_ray: None, tmp_path: 
     made = Pool(partial(ScriptedWorker, tmp_path / "log"), RayConfig(actors=1), local=True, run="abc123")
     port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
     host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
-    shown, deadline = "", time.monotonic() + 90
+    shown, found, deadline = "", 0.0, time.monotonic() + 90
     with closing(made.run(tasks([["a", "b"], ["c"], ["d"]] + [["wait"]] * 60), 63)) as events:
         for event in events:
             if isinstance(event, Done):
