@@ -8,8 +8,8 @@ the end of s with a token u that begins at some j <= |s|: u = s[j:] and more, be
 of enc(s[:j]) for those j where such a u may stand, or u itself for j = 0; the leaf is decided when all of these are one.
 Across pre-tokens (`settle`): all ways to cut (engine/bpe/continuations.py) must agree on what lies before the boundary and on v.
 
-Whatever is not known keeps a leaf open: an incomplete character at the end of r (and, with NFC, the last character) is
-taken as any continuation; an added text or a word of `ignore_merges` that may be coming leaves all as it was.
+Whatever is not known keeps a leaf open: an incomplete character at the end of r (and, with NFC, a last one that may be merged
+with what follows, lemma 22) is taken as any continuation; an added text or a word of `ignore_merges` that may be coming leaves all as it was.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ class Openness:
             for where in np.split(chosen, np.flatnonzero(np.diff(span.class_index[chosen])) + 1):
                 if len(where):
                     one = int(where[0])
-                    cuts = self.cuts(left, span.classes[span.class_index[one]][: span.known[one]])
+                    number = int(span.class_index[one])
+                    cuts = self.cuts(left, span.classes[number][: span.known_classes[number]])
                     self._keep_agreeing(span, closed, choose, where, cuts, variants[variant[one]])
         if words:  # "not by merges": a word of `ignore_merges` that may span the boundary leaves the leaf open
             # all ways agree on what lies before the boundary, so the piece that spans it begins at one unit of `left`
@@ -211,8 +212,8 @@ class Openness:
             choose[where] = False
             return
         end = int(stop[where[0]])
-        if cuts.goes_on and end < span.known[where[0]]:  # where it ends behind r it was asked before
-            self._keep_settled(span, first, choose, where)
+        if cuts.goes_on:  # where it ends behind what is known it was asked before
+            self._keep_settled(span, first, choose, where[end < span.known[where]])
         for other in cuts.stops - {
             end
         }:  # ways in which the piece ends elsewhere inside r: fixed there, but must be v, too

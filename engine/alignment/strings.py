@@ -43,7 +43,8 @@ class Heads:
         self.of_token = np.zeros(len(pieces), np.int64)
         for token, piece in enumerate(pieces):
             if piece and not (book.student.nfc and may_compose(piece)):
-                head = splitter.canonical(splitter.classes(piece)[:units])
+                known = min(units, book.segmenter.known(piece).classes) if book.student.nfc else units
+                head = splitter.canonical(splitter.classes(piece)[:known])
                 self.of_token[token] = index.setdefault(head, len(index))
         self.classes = list(index)
         self.count = len(index)

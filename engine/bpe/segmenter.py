@@ -9,16 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.nfc import family, fixed
 from engine.bpe.pretokenizer import LONGEST_PENDING, Splitter, build_splitter
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 
 _MOST_FIRSTS = 4_000_000
+
+
+class Known(NamedTuple):
+    """Of a string behind a boundary, in units from its beginning. sure: those that are whole and that no continuation changes.
+    classes: those whose classes no continuation changes: as many, or one more, which may become another character of the same
+    class (NFC)."""
+
+    sure: int
+    classes: int
 
 
 class Segmenter:
@@ -41,6 +52,7 @@ class Segmenter:
         self._seams: BoundedCache[str, np.ndarray] = BoundedCache(10_000)  # 2 KiB each
         self._whole: BoundedCache[bytes, tuple[int, ...]] = BoundedCache()
         self._part: BoundedCache[bytes, tuple[int, ...]] = BoundedCache()
+        self._steady: dict[tuple[str | None, str], bool] = {}  # of characters in use, behind the classes in use
 
     # ==== pieces
 
@@ -131,6 +143,35 @@ class Segmenter:
         whole = valid_utf8_prefix(r)
         text = r[:whole].decode("utf-8")
         return r if count > len(text) else text[:count].encode("utf-8")
+
+    def known(self, r: bytes, before: str | None = None) -> Known:
+        """What no continuation changes of r, of which NFC changes nothing itself (lemma 22). before: the class in front of r, None
+        where it is not known."""
+        bytes_ = self.splitter.byte_units
+        if not self.vocabulary.nfc:
+            whole = valid_utf8_prefix(r)
+            count = whole if bytes_ else len(r[:whole].decode("utf-8"))
+            return Known(count, count)
+        count, doubt = fixed(r)
+        if bytes_:
+            size = len(r.decode("utf-8", "ignore")[:count].encode("utf-8"))
+            return Known(size, size)
+        if not doubt or self._is_steady(None, doubt):
+            return Known(count, count + bool(doubt))
+        if count:
+            text = r.decode("utf-8", "ignore")[:count].encode("utf-8")
+            before = self.splitter.canonical(self.splitter.classes(text), before)[-1]
+        return Known(count, count + (before is not None and self._is_steady(before, doubt)))
+
+    def _is_steady(self, before: str | None, char: str) -> bool:
+        """Whether all that NFC may make of a character is one class behind this one."""
+        known = self._steady.get((before, char))
+        if known is None:
+            kin = family(char)
+            self.splitter.learn(set(kin))
+            known = len({self.splitter.canonical(u, before) for u in self.splitter.classes("".join(kin).encode())}) == 1
+            self._steady[before, char] = known
+        return known
 
     def seams(self, left: str) -> np.ndarray:
         """bool [256]: whether a cut lies between the byte `left` and each next byte (byte units only)."""

@@ -36,15 +36,16 @@ _CHUNK = 20_000  # strings between two reports of progress
 @dataclass(frozen=True, eq=False)
 class Answers:
     """text uint8, start int64 [U+1]: the strings. whole, known: int32 [U], bytes without an incomplete character at the end,
-    and of these those that no continuation changes (with NFC not the last character). composing: bool [U], NFC may change it.
+    and of these those that no continuation changes (`Segmenter.known`). composing: bool [U], NFC may change it, or what stands
+    before it.
 
     firsts: int32 [P], first token of string[:i] inside a pre-token at start[r] + r + i, -1 for none; firsts_whole: the same
     where string[:i] is a whole pre-token. settled: int32 [U], first token of the known bytes where nothing changes it, else
     -1.
 
-    Class strings (characters as units; else arrays of one entry): node_U: int32 [U]. parent_N, unit_N: int32 [N], the node
-    without the last unit, and that unit, as a number into `classes`. classes: the units as (mask, own character), see
-    `Splitter.describe`.
+    Class strings (characters as units; else arrays of one entry): node_U, known_node_U: int32 [U], that of a string, and of it
+    the part whose classes no continuation changes. parent_N, unit_N: int32 [N], the node without the last unit, and that unit, as
+    a number into `classes`. classes: the units as (mask, own character), see `Splitter.describe`.
     """
 
     text: np.ndarray
@@ -56,6 +57,7 @@ class Answers:
     firsts_whole: np.ndarray
     settled: np.ndarray
     node_U: np.ndarray
+    known_node_U: np.ndarray
     parent_N: np.ndarray
     unit_N: np.ndarray
     classes: tuple[tuple[int, str], ...]
@@ -73,9 +75,7 @@ def answers_of(
     known_bytes(text, start, whole)
     raw, bounds = text.tobytes(), start.tolist()
     strings = [raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    nfc = segmenter.vocabulary.nfc
-    composing = np.array([nfc and may_compose(r) for r in strings], bool)
-    known = _without_last(strings, whole, by_bytes=segmenter.splitter.byte_units) if nfc else whole
+    composing, known, classes_U = _what_is_known(strings, whole, segmenter)
     firsts, settled = np.zeros(len(text) + count, np.int32), np.zeros(count, np.int32)
     memo = new_memo(len(student.rank_V))
     for at in range(0, count, _CHUNK):
@@ -85,7 +85,7 @@ def answers_of(
     progress(count, count, what)
     _ask_where_unspelt(strings, start, firsts, segmenter)
     firsts_whole = _whole_pieces(strings, start, firsts, segmenter)
-    classes = _classes(text, start, whole, strings, segmenter.splitter)
+    classes = _classes(text, start, whole, strings, classes_U, segmenter.splitter)
     return Answers(text, start, whole, known, composing, firsts, firsts_whole, settled, *classes)
 
 
@@ -93,21 +93,27 @@ def answers_with_firsts(
     text: np.ndarray, start: np.ndarray, strings: list[bytes], firsts: np.ndarray, segmenter: Segmenter
 ) -> Answers:
     """Answers for sorted strings whose first tokens are known; `settled` is -1 for all."""
-    count, nfc = len(strings), segmenter.vocabulary.nfc
+    count = len(strings)
     whole = np.zeros(count, np.int32)
     known_bytes(text, start, whole)
-    known = _without_last(strings, whole, by_bytes=False) if nfc else whole
-    composing = np.array([nfc and may_compose(r) for r in strings], bool)
-    settled, classes = np.full(count, -1, np.int32), _classes(text, start, whole, strings, segmenter.splitter)
+    composing, known, classes_U = _what_is_known(strings, whole, segmenter)
+    classes = _classes(text, start, whole, strings, classes_U, segmenter.splitter)
+    settled = np.full(count, -1, np.int32)
     return Answers(text, start, whole, known, composing, firsts, firsts, settled, *classes)
 
 
-def _without_last(strings: list[bytes], whole: np.ndarray, *, by_bytes: bool) -> np.ndarray:
-    """The known bytes with NFC: without the last unit, which may be composed with what follows."""
-    if by_bytes:
-        return np.maximum(whole - 1, 0)
-    known = [len(r[:n].decode("utf-8")[:-1].encode()) for r, n in zip(strings, whole.tolist(), strict=True)]
-    return np.array(known, np.int32)
+def _what_is_known(
+    strings: list[bytes], whole: np.ndarray, segmenter: Segmenter
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(composing, known) of `Answers`; int32 [U], how many units have a class that nothing changes, None: all whole ones."""
+    if not segmenter.vocabulary.nfc:
+        return np.zeros(len(strings), bool), whole, None
+    if not segmenter.splitter.byte_units:
+        segmenter.splitter.learn({c for r in strings for c in r.decode("utf-8", "ignore")})
+    found = [segmenter.known(r) for r in strings]
+    composing = np.array([may_compose(r) for r in strings], bool)
+    known = [len(segmenter.units(r[:n], k.sure)) for r, n, k in zip(strings, whole.tolist(), found, strict=True)]
+    return composing, np.array(known, np.int32), np.array([k.classes for k in found], np.int32)
 
 
 def _ask_where_unspelt(strings: list[bytes], start: np.ndarray, firsts: np.ndarray, segmenter: Segmenter) -> None:
@@ -142,12 +148,17 @@ def _whole_pieces(strings: list[bytes], start: np.ndarray, firsts: np.ndarray, s
 
 
 def _classes(
-    text: np.ndarray, start: np.ndarray, whole: np.ndarray, strings: list[bytes], splitter: Splitter
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]:
-    """(node_U, parent_N, unit_N, classes) of `Answers`."""
+    text: np.ndarray,
+    start: np.ndarray,
+    whole: np.ndarray,
+    strings: list[bytes],
+    classes_U: np.ndarray | None,
+    splitter: Splitter,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]:
+    """(node_U, known_node_U, parent_N, unit_N, classes) of `Answers`. classes_U: as of `_what_is_known`."""
     one = np.zeros(1, np.int32)
     if splitter.byte_units:
-        return one, one, one, ()
+        return one, one, one, one, ()
     chars = sorted({c for r in strings for c in r.decode("utf-8", "ignore")})
     splitter.learn(set(chars))
     class_of = np.zeros(ord(chars[-1]) + 1 if chars else 1, np.int32)
@@ -171,6 +182,15 @@ def _classes(
         if r >= 0:
             break
         size *= 2
-    used = np.unique(unit[: state[0]])
+    parent, unit = parent[: state[0]].copy(), unit[: state[0]]
+    used = np.unique(unit)
     classes = tuple(splitter.describe(chr(u)) for u in used.tolist())
-    return node_U, parent[: state[0]].copy(), np.searchsorted(used, unit[: state[0]]).astype(np.int32), classes
+    known_node_U = np.where(unit[node_U] == broken, parent[node_U], node_U)
+    if classes_U is not None:
+        depth_N = [0]
+        for node in parent[1:].tolist():  # a node stands behind its parent
+            depth_N.append(depth_N[node] + 1)
+        depth = np.array(depth_N, np.int32)
+        while (longer := depth[known_node_U] > classes_U).any():
+            known_node_U = np.where(longer, parent[known_node_U], known_node_U)
+    return node_U, known_node_U, parent, np.searchsorted(used, unit).astype(np.int32), classes

@@ -25,15 +25,14 @@ from engine.kernels.merge_kernels import new_memo
 
 
 class Settled(NamedTuple):
-    """What every end of a teacher token does at a boundary. first: int32 [U], student token, -1 for none; action: int8; open,
-    sure, grows: bool; stop: int32 bytes. variants, variant: int [U]. All as in `State`."""
+    """What every end of a teacher token does at a boundary. first: int32 [U], student token, -1 for none; action: int8; open:
+    bool; stop: int32 bytes; sure: uint8. variants, variant: int [U]. All as in `State`."""
 
     first: np.ndarray
     action: np.ndarray
     open: np.ndarray
     stop: np.ndarray
     sure: np.ndarray
-    grows: np.ndarray
     variants: Variants
     variant: np.ndarray
 
@@ -56,34 +55,32 @@ class InsideAnswers:
 
     def settle(self, left: str, partial: bytes) -> Settled:
         """left: as for `CompiledPair.state`; partial: beginning of a character, of one byte at least."""
-        base, splitter, nfc = self._base, self._segmenter.splitter, self._segmenter.vocabulary.nfc
+        base, splitter = self._base, self._segmenter.splitter
         number, answers = self._answers(partial)
-        trie = class_trie(answers, splitter, nfc=nfc)
-        cuts = cut_classes(trie, splitter, self._openness, left, nfc=nfc)
+        cuts = cut_classes(class_trie(answers, splitter), splitter, self._openness, left)
         count, ahead = len(answers), len(partial)
         first, action, stop = (np.zeros(count, np.int32) for _ in range(3))
-        opened, sure = np.zeros(count, bool), np.zeros(count, bool)
+        opened, agrees, sure = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, np.uint8)
         settle_characters(
-            answers.text, answers.start, answers.whole, trie.known_N, trie.units_N, answers.node_U, answers.composing, nfc,
-            answers.settled, cuts.kind, cuts.stop, cuts.sure, cuts.agrees, cuts.goes_on, cuts.other_start, cuts.other,
-            answers.firsts, answers.firsts, first, action, opened, stop, sure,
+            answers.text, answers.start, answers.whole, answers.known, answers.node_U, answers.known_node_U,
+            answers.composing, answers.settled, cuts.kind, cuts.stop, cuts.variant, cuts.sure, cuts.ways, cuts.goes_on,
+            cuts.other_start, cuts.other, answers.firsts, answers.firsts, first, action, opened, stop, sure, agrees,
         )  # fmt: skip
-        node, grows = answers.node_U, cuts.grows[answers.node_U]
+        node = answers.node_U
         # all other ends do not complete the character: string 0, which has no byte more, stands for them
         size, every = len(base), np.arange(len(base))
         first_U = base.firsts[base.start[1:] + every].astype(np.int32)
         if cuts.kind[node[0]] == NONE:
             first_U[:] = -1
-        opened_U, sure_U, grows_U = (np.full(size, each[0]) for each in (opened, sure, grows))
+        opened_U, sure_U = (np.full(size, each[0]) for each in (opened, sure))
         variant_U = np.full(size, int(cuts.variant[node[0]]))
         stop_U = np.diff(base.start).astype(np.int32)
         for full, part in (
-            (first_U, first), (opened_U, opened), (sure_U, sure), (grows_U, grows),
-            (variant_U, cuts.variant[node]), (stop_U, stop - ahead),
+            (first_U, first), (opened_U, opened), (sure_U, sure), (variant_U, cuts.variant[node]), (stop_U, stop - ahead),
         ):  # fmt: skip
             full[number] = part[1:]
         action_U = np.where(first_U < 0, NONE, JOIN).astype(np.int8)
-        return Settled(first_U, action_U, opened_U, stop_U, sure_U, grows_U, cuts.variants, variant_U)
+        return Settled(first_U, action_U, opened_U, stop_U, sure_U, cuts.variants, variant_U)
 
     def _answers(self, partial: bytes) -> tuple[np.ndarray, Answers]:
         """(int64 [n], the ends that complete the character; what is known of `partial` and each of them behind it, [n + 1]: the
