@@ -25,6 +25,7 @@ from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Varian
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Ways
 from engine.bpe.merges import NEVER
+from engine.bpe.nfc import family
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor
 
@@ -228,9 +229,19 @@ class Openness:
         if isinstance(span, FollowedRange) and len(missing):
             missing = self._settle_followed(span, missing, table)
         for i in missing.tolist():
-            s = span.piece(i, int(span.known[i]))
-            table[i] = self.segmenter.first(s, whole=False) if self.decided(s) else -1
+            table[i] = self._settled(span.piece(i, int(span.known[i])), span.doubt[i])
         return table[where]
+
+    def _settled(self, s: bytes, doubt: str) -> int:
+        """The first token of s if what follows does not change it inside a pre-token, else -1. doubt: the character behind s; it
+        may become another one of its family (NFC), and all of these must give the same (lemma 22)."""
+        if self.decided(s):
+            return self.segmenter.first(s, whole=False)
+        if not doubt or not self.decided(s + doubt.encode()):
+            return -1
+        v = self.segmenter.first(s + doubt.encode(), whole=False)
+        kin = (s + char.encode() for char in family(doubt))
+        return v if all(self.decided(t) and self.segmenter.first(t, whole=False) == v for t in kin) else -1
 
     def _settle_followed(self, span: FollowedRange, where: np.ndarray, table: np.ndarray) -> np.ndarray:
         """enc(y r w) = enc(y) enc(r w) if the first token of r is decided and may follow enc(y) (lemma 2). Returns the rest."""

@@ -30,7 +30,7 @@ class TokenRange:
 
     classes: class strings of r, each with known_classes (as many, units): what of it no continuation changes; the same string may
     stand there several times. class_index: int64 [m] into them. known: int64 [m], units of r that no continuation changes, bytes
-    and all. composing: bool [m], whether NFC may change r or what stands before it (always open). settled: table of
+    and all; doubt: [m], the character behind these that is known up to its kin (`Segmenter.known`), or "". composing: bool [m], whether NFC may change r or what stands before it (always open). settled: table of
     alignment/openness.py, of what it found out about r.
     """
 
@@ -41,6 +41,8 @@ class TokenRange:
         known = [segmenter.known(r) for r in self.rest]
         self._index([(s, k.classes) for s, k in zip(strings, known, strict=True)])
         self.known = np.array([k.sure for k in known], dtype=np.int64)
+        # a character that the boundary cuts cannot become another one: what stands before the boundary would change
+        self.doubt = ["" if front and not k.sure else k.doubt for k in known]
         self.composing = np.array([segmenter.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
         self.settled: np.ndarray | None = None  # of engine/alignment/openness.py
         self._tables: dict[tuple[int, int], np.ndarray] = {}
@@ -141,7 +143,7 @@ class FollowedRange(TokenRange):
 
     def __init__(self, base: TokenRange, y: bytes) -> None:
         self.segmenter, self.base, self.y = base.segmenter, base, y
-        self.tokens, self.composing, self.front = base.tokens, base.composing, b""
+        self.tokens, self.composing, self.doubt, self.front = base.tokens, base.composing, base.doubt, b""
         splitter = base.segmenter.splitter
         # y alone: its classes, its tokens as the beginning of a pre-token. The rest is put together from the base.
         self._y_classes = splitter.canonical(splitter.classes(y))

@@ -11,7 +11,7 @@ front. All others have a border of normalisation before them: what is before it 
 from __future__ import annotations
 
 import unicodedata
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 _HANGUL_LEADS, _HANGUL_TAILS = range(0x1100, 0x1113), range(0x1161, 0x11C3)  # composed by rule, not by table
@@ -21,7 +21,7 @@ _SURROGATES = range(0xD800, 0xE000)
 
 class _Tables(NamedTuple):
     """joining: characters that join. begun: proper beginnings of their bytes. growing: normal characters that something behind
-    them may merge with. families: first character of a decomposition -> the normal characters with such a one, and itself."""
+    them may merge with. families: first character of a decomposition -> the normal characters made of it and more."""
 
     joining: frozenset[str]
     begun: frozenset[bytes]
@@ -34,6 +34,7 @@ def _tables() -> _Tables:
     joining, growing = set(map(chr, _HANGUL_TAILS)), set(map(chr, _HANGUL_LEADS))
     growing.update(map(chr, _SYLLABLES[::_TO_A_VOWEL]))
     composed, families = list[str](), dict[str, set[str]]()
+    is_normal = partial(unicodedata.is_normalized, "NFC")
     for code in range(0x110000):
         if code in _SURROGATES:
             continue
@@ -42,22 +43,21 @@ def _tables() -> _Tables:
         if unicodedata.combining(char):
             joining.add(char)
         if parts and not parts.startswith("<"):  # "<...>": a compatibility form, which NFC leaves alone
-            first, *rest = (chr(int(part, 16)) for part in parts.split())
-            joining.update(rest)
             composed.append(char)
-            if rest:
+            if is_normal(char):  # others are never made
+                first, second = (chr(int(part, 16)) for part in parts.split())
                 growing.add(first)
+                joining.add(second)
     for char in composed:
         apart = unicodedata.normalize("NFD", char)
         if apart[0] in joining:
             joining.add(char)
         if unicodedata.combining(apart[-1]):  # a mark behind it may come to stand before the last one of its own
             growing.add(char)
-        if unicodedata.is_normalized("NFC", char):
-            families.setdefault(apart[0], {apart[0]}).add(char)
+        if is_normal(char):
+            families.setdefault(apart[0], set()).add(char)
     for number, code in enumerate(_HANGUL_LEADS):
-        of_lead = _SYLLABLES[number * _TO_A_LEAD : (number + 1) * _TO_A_LEAD]
-        families[chr(code)] = {chr(code), *map(chr, of_lead)}
+        families[chr(code)] = set(map(chr, _SYLLABLES[number * _TO_A_LEAD : (number + 1) * _TO_A_LEAD]))
     spelt = [char.encode() for char in joining]
     begun = frozenset(spelling[:i] for spelling in spelt for i in range(1, len(spelling)))
     return _Tables(
@@ -66,9 +66,9 @@ def _tables() -> _Tables:
 
 
 def family(char: str) -> frozenset[str]:
-    """All characters that NFC may make of one that does not join, by what stands behind it; itself among them."""
+    """All characters that NFC may make of one that is normal and does not join, by what stands behind it; itself among them."""
     first = unicodedata.normalize("NFD", char)[0]
-    return _tables().families.get(first, frozenset({char}))
+    return _tables().families.get(first, frozenset()) | {char}
 
 
 def is_composed(r: bytes) -> bool:

@@ -24,12 +24,16 @@ _MOST_FIRSTS = 4_000_000
 
 
 class Known(NamedTuple):
-    """Of a string behind a boundary, in units from its beginning. sure: those that are whole and that no continuation changes.
-    classes: those whose classes no continuation changes: as many, or one more, which may become another character of the same
-    class (NFC)."""
+    """Of a string behind a boundary. sure: how many of its units, from the beginning, are whole and no continuation changes them.
+    doubt: the character behind these where it may become another one, but of the same class (NFC); else "". classes: units whose
+    classes no continuation changes."""
 
     sure: int
-    classes: int
+    doubt: str = ""
+
+    @property
+    def classes(self) -> int:
+        return self.sure + bool(self.doubt)
 
 
 class Segmenter:
@@ -144,24 +148,21 @@ class Segmenter:
         text = r[:whole].decode("utf-8")
         return r if count > len(text) else text[:count].encode("utf-8")
 
-    def known(self, r: bytes, before: str | None = None) -> Known:
-        """What no continuation changes of r, of which NFC changes nothing itself (lemma 22). before: the class in front of r, None
-        where it is not known."""
+    def known(self, r: bytes) -> Known:
+        """What no continuation changes of r, of which NFC changes nothing itself (lemma 22)."""
         bytes_ = self.splitter.byte_units
         if not self.vocabulary.nfc:
             whole = valid_utf8_prefix(r)
             count = whole if bytes_ else len(r[:whole].decode("utf-8"))
-            return Known(count, count)
+            return Known(count)
         count, doubt = fixed(r)
         if bytes_:
-            size = len(r.decode("utf-8", "ignore")[:count].encode("utf-8"))
-            return Known(size, size)
-        if not doubt or self._is_steady(None, doubt):
-            return Known(count, count + bool(doubt))
-        if count:
+            return Known(len(r.decode("utf-8", "ignore")[:count].encode("utf-8")))
+        if doubt and not self._is_steady(None, doubt):
             text = r.decode("utf-8", "ignore")[:count].encode("utf-8")
-            before = self.splitter.canonical(self.splitter.classes(text), before)[-1]
-        return Known(count, count + (before is not None and self._is_steady(before, doubt)))
+            before = self.splitter.canonical(self.splitter.classes(text))[-1:]
+            doubt = doubt if before and self._is_steady(before, doubt) else ""
+        return Known(count, doubt)
 
     def _is_steady(self, before: str | None, char: str) -> bool:
         """Whether all that NFC may make of a character is one class behind this one."""

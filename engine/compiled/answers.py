@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.bpe.nfc import may_compose
+from engine.bpe.nfc import family, may_compose
 from engine.bpe.pretokenizer import Splitter
-from engine.bpe.segmenter import Segmenter
+from engine.bpe.segmenter import Known, Segmenter
 from engine.compiled.pair_kernels import answer_strings, class_nodes, known_bytes
-from engine.kernels.flat import FlatTokenizer
+from engine.kernels.flat import FlatTokenizer, joined
 from engine.kernels.hash_kernels import EMPTY
 from engine.kernels.merge_kernels import new_memo
 
@@ -75,7 +75,7 @@ def answers_of(
     known_bytes(text, start, whole)
     raw, bounds = text.tobytes(), start.tolist()
     strings = [raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    composing, known, classes_U = _what_is_known(strings, whole, segmenter)
+    composing, known, said = _what_is_known(strings, whole, segmenter)
     firsts, settled = np.zeros(len(text) + count, np.int32), np.zeros(count, np.int32)
     memo = new_memo(len(student.rank_V))
     for at in range(0, count, _CHUNK):
@@ -83,37 +83,63 @@ def answers_of(
         end = min(count, at + _CHUNK)
         answer_strings(student, text, start, whole, known, at, end, firsts, settled, memo)
     progress(count, count, what)
+    ask = [r for r, k in enumerate(said) if k.doubt and settled[r] < 0]
+    if ask:
+        settled[ask] = settled_with_kin([strings[r][: known[r]] for r in ask], [said[r].doubt for r in ask], student)
     _ask_where_unspelt(strings, start, firsts, segmenter)
     firsts_whole = _whole_pieces(strings, start, firsts, segmenter)
-    classes = _classes(text, start, whole, strings, classes_U, segmenter.splitter)
+    classes = _classes(text, start, whole, strings, said, segmenter.splitter)
     return Answers(text, start, whole, known, composing, firsts, firsts_whole, settled, *classes)
 
 
 def answers_with_firsts(
     text: np.ndarray, start: np.ndarray, strings: list[bytes], firsts: np.ndarray, segmenter: Segmenter
-) -> Answers:
-    """Answers for sorted strings whose first tokens are known; `settled` is -1 for all."""
+) -> tuple[Answers, list[Known]]:
+    """Answers for sorted strings whose first tokens are known; `settled` is -1 for all. And `Segmenter.known` of each, with NFC."""
     count = len(strings)
     whole = np.zeros(count, np.int32)
     known_bytes(text, start, whole)
-    composing, known, classes_U = _what_is_known(strings, whole, segmenter)
-    classes = _classes(text, start, whole, strings, classes_U, segmenter.splitter)
+    composing, known, said = _what_is_known(strings, whole, segmenter)
+    classes = _classes(text, start, whole, strings, said, segmenter.splitter)
     settled = np.full(count, -1, np.int32)
-    return Answers(text, start, whole, known, composing, firsts, firsts, settled, *classes)
+    return Answers(text, start, whole, known, composing, firsts, firsts, settled, *classes), said
+
+
+def settled_strings(strings: list[bytes], student: FlatTokenizer) -> np.ndarray:
+    """int32 [n]: first token of each string inside a pre-token where nothing that follows changes it (lemma 15 a), else -1."""
+    order = sorted(set(strings))
+    text, start = joined(order)
+    size = np.diff(start).astype(np.int32)
+    firsts, settled = np.zeros(len(text) + len(order), np.int32), np.zeros(len(order), np.int32)
+    count = np.int64(len(order))
+    answer_strings(student, text, start, size, size, np.int64(0), count, firsts, settled, new_memo(len(student.rank_V)))
+    number = {s: i for i, s in enumerate(order)}
+    return settled[[number[s] for s in strings]]
+
+
+def settled_with_kin(known: list[bytes], doubts: list[str], student: FlatTokenizer) -> np.ndarray:
+    """int32 [n]: first token of known bytes and a character behind them that may become any of its family, where that is the same
+    for all of these and nothing that follows changes it (lemma 22), else -1."""
+    found = settled_strings([s + c.encode() for s, c in zip(known, doubts, strict=True)], student)
+    asked = [(i, known[i] + kin.encode()) for i in np.flatnonzero(found >= 0).tolist() for kin in family(doubts[i])]
+    if asked:
+        number = np.array([i for i, _ in asked])
+        found[number[settled_strings([s for _, s in asked], student) != found[number]]] = -1
+    return found
 
 
 def _what_is_known(
     strings: list[bytes], whole: np.ndarray, segmenter: Segmenter
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(composing, known) of `Answers`; int32 [U], how many units have a class that nothing changes, None: all whole ones."""
+) -> tuple[np.ndarray, np.ndarray, list[Known]]:
+    """(composing, known) of `Answers`; with NFC also what the segmenter says of each string."""
     if not segmenter.vocabulary.nfc:
-        return np.zeros(len(strings), bool), whole, None
+        return np.zeros(len(strings), bool), whole, []
     if not segmenter.splitter.byte_units:
         segmenter.splitter.learn({c for r in strings for c in r.decode("utf-8", "ignore")})
     found = [segmenter.known(r) for r in strings]
     composing = np.array([may_compose(r) for r in strings], bool)
     known = [len(segmenter.units(r[:n], k.sure)) for r, n, k in zip(strings, whole.tolist(), found, strict=True)]
-    return composing, np.array(known, np.int32), np.array([k.classes for k in found], np.int32)
+    return composing, np.array(known, np.int32), found
 
 
 def _ask_where_unspelt(strings: list[bytes], start: np.ndarray, firsts: np.ndarray, segmenter: Segmenter) -> None:
@@ -152,10 +178,10 @@ def _classes(
     start: np.ndarray,
     whole: np.ndarray,
     strings: list[bytes],
-    classes_U: np.ndarray | None,
+    said: list[Known],
     splitter: Splitter,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[tuple[int, str], ...]]:
-    """(node_U, known_node_U, parent_N, unit_N, classes) of `Answers`. classes_U: as of `_what_is_known`."""
+    """(node_U, known_node_U, parent_N, unit_N, classes) of `Answers`. said: with NFC `Segmenter.known` of each string."""
     one = np.zeros(1, np.int32)
     if splitter.byte_units:
         return one, one, one, one, ()
@@ -186,8 +212,8 @@ def _classes(
     used = np.unique(unit)
     classes = tuple(splitter.describe(chr(u)) for u in used.tolist())
     known_node_U = np.where(unit[node_U] == broken, parent[node_U], node_U)
-    if classes_U is not None:
-        depth_N = [0]
+    if said:
+        classes_U, depth_N = np.array([known.classes for known in said]), [0]
         for node in parent[1:].tolist():  # a node stands behind its parent
             depth_N.append(depth_N[node] + 1)
         depth = np.array(depth_N, np.int32)

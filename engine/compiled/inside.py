@@ -17,7 +17,7 @@ import numpy as np
 from engine.alignment.openness import Openness
 from engine.alignment.token_range import Variants
 from engine.bpe.utf8 import character_length, is_continuation
-from engine.compiled.answers import Answers, answers_with_firsts
+from engine.compiled.answers import Answers, answers_with_firsts, settled_with_kin
 from engine.compiled.classes import class_trie, cut_classes
 from engine.compiled.pair_kernels import JOIN, NONE, answer_strings, settle_characters
 from engine.kernels.flat import FlatTokenizer, joined
@@ -49,9 +49,8 @@ class InsideAnswers:
         self._ends = [raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
         # how many bytes more of a character each of them begins with
         self._more = np.array([_continuations(end) for end in self._ends], np.int64)
-        self._known, self._settled = np.full(
-            (2, len(self._ends)), -2, np.int32
-        )  # bytes known when asked, and the answer
+        # bytes known when asked, twice, and one more where a character in doubt is behind these; and the answer
+        self._known, self._settled = np.full((2, len(self._ends)), -9, np.int32)
 
     def settle(self, left: str, partial: bytes) -> Settled:
         """left: as for `CompiledPair.state`; partial: beginning of a character, of one byte at least."""
@@ -97,14 +96,19 @@ class InsideAnswers:
         to, of = start[1:-1] + np.arange(1, len(strings)) + ahead, base.start[number] + number
         within = np.arange(int(size.sum())) - np.repeat(np.cumsum(size) - size, size)
         firsts[np.repeat(to, size) + within] = base.firsts[np.repeat(of, size) + within]
-        answers = answers_with_firsts(text, start, strings, firsts, self._segmenter)
-        answers.settled[1:] = self._settled_with(place, answers.known[1:] - ahead, answers.whole[1:] - ahead)
+        answers, said = answers_with_firsts(text, start, strings, firsts, self._segmenter)
+        known = answers.known[1:] - ahead
+        # a character that the boundary cuts cannot become another one: what stands before the boundary would change
+        doubts = [k.doubt if k.sure else "" for k in said[1:]] or [""] * len(place)
+        answers.settled[1:] = self._settled_with(place, known, answers.whole[1:] - ahead, doubts)
         return number, answers
 
-    def _settled_with(self, place: np.ndarray, known: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    def _settled_with(self, place: np.ndarray, known: np.ndarray, whole: np.ndarray, doubts: list[str]) -> np.ndarray:
         """int32 [n]: first token of the known bytes of these ends where nothing changes it inside a pre-token, else -1. Asked
-        anew only where other bytes are known than at the last time: mostly these are the same for every character."""
-        new = np.flatnonzero(self._known[place] != known)
+        anew only where other bytes are known than at the last time: mostly these are the same for every character. doubts: the
+        character behind the known bytes that may become another one, or ""."""
+        key = 2 * known + np.array([bool(doubt) for doubt in doubts], np.int32)
+        new = np.flatnonzero(self._known[place] != key)
         if len(new):
             text, start = joined([self._ends[i] for i in place[new].tolist()])
             firsts, found = np.zeros(len(text) + len(new), np.int32), np.zeros(len(new), np.int32)
@@ -114,7 +118,11 @@ class InsideAnswers:
                 np.maximum(known[new], 0).astype(np.int32), np.int64(0), np.int64(len(new)), firsts, found,
                 new_memo(len(student.rank_V)),
             )  # fmt: skip
-            self._known[place[new]], self._settled[place[new]] = known[new], found
+            ask = [n for n, i in enumerate(new.tolist()) if doubts[i] and found[n] < 0]
+            if ask:
+                parts = [self._ends[place[new[n]]][: known[new[n]]] for n in ask]
+                found[ask] = settled_with_kin(parts, [doubts[new[n]] for n in ask], student)
+            self._known[place[new]], self._settled[place[new]] = key[new], found
         return self._settled[place]
 
 

@@ -118,12 +118,18 @@ class Twins:
         )
 
     def _ends(self, left: str, lead: bytes, z: bytes, begin: int, number: np.ndarray) -> None:
-        state, split = self.pair.state(left, lead), self.pair.splitter
+        state = self.pair.state(left, lead)
         for i in range(0, len(number), max(1, len(number) // 20)):
             r = lead + self.tokens.pieces[begin + i][len(z) :]
-            _, _, stop, sure = split.locate(left, split.canonical(split.classes(r)))
-            assert state.stop_U[number[i]] == len(self.book.segmenter.units(r, stop)), r
-            assert (state.sure_U[number[i]] == SURE) == sure, r
+            span = TokenRange(self.book.segmenter, np.zeros(1, np.int64), [r])
+            _, stop, sure, variant, variants = span.cuts(left)
+            assert state.stop_U[number[i]] == len(self.book.segmenter.units(r, int(stop[0]))), r
+            assert (state.sure_U[number[i]] == SURE) == (sure[0] and not span.composing[0]), r
+            if self.pair.vocabulary.nfc and not self.pair.splitter.byte_units:
+                part = span.classes[0][: span.known_classes[0]]
+                ways = self.openness.cuts(left, part) if part else None
+                agrees = bool(sure[0]) or (ways is not None and ways.variant == variants[variant[0]])
+                assert state.agrees_U[number[i]] == (agrees and not span.composing[0]), r
 
 
 @needs_shared
