@@ -8,8 +8,9 @@ the end of s with a token u that begins at some j <= |s|: u = s[j:] and more, be
 of enc(s[:j]) for those j where such a u may stand, or u itself for j = 0; the leaf is decided when all of these are one.
 Across pre-tokens (`settle`): all ways to cut (engine/bpe/continuations.py) must agree on what lies before the boundary and on v.
 
-Whatever is not known keeps a leaf open: an incomplete character at the end of r (and, with NFC, a last one that may be merged
-with what follows, lemma 22) is taken as any continuation; an added text or a word of `ignore_merges` that may be coming leaves all as it was.
+Whatever is not known keeps a leaf open: an incomplete character at the end of r is taken as any continuation, with NFC a last one
+that may merge with what follows as any of its family, or as any continuation (lemma 22); an added text or a word of
+`ignore_merges` that may be coming leaves all as it was.
 """
 
 from __future__ import annotations

@@ -28,10 +28,11 @@ Variants = tuple[Variant, ...]
 class TokenRange:
     """The tokens of a range and r for each. front: bytes of a character that the boundary cuts, put before every r.
 
-    classes: class strings of r, each with known_classes (as many, units): what of it no continuation changes; the same string may
-    stand there several times. class_index: int64 [m] into them. known: int64 [m], units of r that no continuation changes, bytes
-    and all; doubt: [m], the character behind these that is known up to its kin (`Segmenter.known`), or "". composing: bool [m], whether NFC may change r or what stands before it (always open). settled: table of
-    alignment/openness.py, of what it found out about r.
+    classes: class strings of r, each with how many of its units have a class that no continuation changes (known_classes); the
+    same string may stand there several times. class_index: int64 [m] into these. known: int64 [m], units of r that no
+    continuation changes, bytes and all. doubt: [m], the character behind these that is known up to its family
+    (`Segmenter.known`), or "". composing: bool [m], whether NFC may change r or what stands before it (always open). settled:
+    table of alignment/openness.py, of what it found out about r.
     """
 
     def __init__(self, segmenter: Segmenter, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:

@@ -1,8 +1,8 @@
 """What the Unicode normal form NFC may change: which bytes stay as they are, whatever stands before or follows them.
 
 A tokenizer with an NFC normaliser reads a text after normalisation, so that a letter and an accent behind it may become one
-character. In: bytes behind a boundary. Out: whether what stands before them stays (`may_compose`), and how many of their characters
-nothing changes that follows (`fixed`). docs/design.md, lemma 22.
+character. In: bytes behind a boundary. Out: whether what stands before them stays (`may_compose`), and how many of their
+characters nothing changes that follows (`fixed`). docs/design.md, lemma 22.
 
 A character *joins* where its canonical decomposition begins with one that may be merged with, or moved before, what stands in
 front. All others have a border of normalisation before them: what is before it and what is behind it are normalised apart.

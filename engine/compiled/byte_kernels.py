@@ -100,9 +100,9 @@ def settle_bytes(
 ):  # fmt: skip
     """`settle_characters` for pre-tokenizers over bytes. left: the pending bytes that count. never [256, 256]: lemma 6.
 
-    known: bytes that nothing changes; with NFC cuts are certain only between these. added_ends, added_goes_on: of the nodes of the
-    trie of added texts (only node 0 when there are none). agrees_U: no added text may be coming that begins at the boundary or
-    before it, so that nothing changes the cuts there; sure_U has GROWS where none begins anywhere, so that no pre-token ends
+    known: bytes that nothing changes; with NFC cuts are certain only between these. added_ends, added_goes_on: of the nodes of
+    the trie of added texts (only node 0 when there are none). agrees_U: no added text may be coming that begins at the boundary
+    or before it, so that nothing changes the cuts there; sure_U has GROWS where none begins anywhere, so that no pre-token ends
     sooner. variant_U: cuts inside the pending part as bits, times 2, plus a cut at the boundary.
     """
     n = len(left)

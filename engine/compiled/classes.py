@@ -24,8 +24,8 @@ from engine.compiled.pair_kernels import CUT, JOIN, NONE, locate_classes
 @dataclass(frozen=True, eq=False)
 class ClassTrie:
     """strings: the class strings. parent_N, unit_N: int32 [N], the node without the last unit, and that unit. units_N: int32
-    [N], how many units. asked_N: bool [N], whether some string has this class string itself. known_N: bool [N], whether it is what
-    no continuation changes of some string's, and not empty."""
+    [N], how many units. asked_N: bool [N], whether some string has this class string itself. known_N: bool [N], whether it is
+    the part of some string's that no continuation changes, and not empty."""
 
     strings: list[str]
     parent_N: np.ndarray
@@ -51,11 +51,11 @@ def class_trie(answers: Answers, splitter: Splitter) -> ClassTrie:
 
 @dataclass(frozen=True, eq=False)
 class ClassCuts:
-    """Arrays [N] as `settle_characters` takes them. Of a class string as if the text ended there: kind int8 (NONE: an added text
-    lies across the boundary), stop int32 (units); variant: int32, number in `variants`, (cuts inside the pending part, a cut at the
-    boundary) that occur. Of one that goes on: sure bool; where that is False ways: int32, number of the variant that all ways to go
-    on have, -1 where they have several; goes_on bool, in some way the pre-token goes on; other_start int32 [N+1] and other
-    int32, its ends in other ways."""
+    """Arrays [N] as `settle_characters` takes them. Of a class string as if the text ended there: kind int8 (NONE: an added
+    text lies across the boundary), stop int32 (units); variant: int32, number in `variants`, (cuts inside the pending part, a cut
+    at the boundary) that occur. Of one that goes on: sure bool, whether these cuts are certain; where not, ways: int32, number
+    of the variant that all ways to go on have, -1 where they have several; goes_on bool, whether in some way the pre-token goes
+    on; other_start int32 [N+1] and other int32, its ends in all ways."""
 
     kind: np.ndarray
     stop: np.ndarray

@@ -24,7 +24,7 @@ from engine.bpe.utf8 import characters_from, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument
 from tests.support.oracle import encode_closed
-from tests.support.pairs import STUDENT, Pair, path_of
+from tests.support.pairs import NFC_ALPHABETS, STUDENT, Pair, path_of
 from tests.support.toys import (
     BYTE_LEVEL,
     SENTENCEPIECE,
@@ -40,6 +40,9 @@ from tests.support.vocabularies import EFFORT, needs_shared, save, segmenter, te
 STUDENTS = (
     "gpt2", "llama-2", "llama-3", "mistral-v0.3", "smollm2", "o200k_base", "deepseek-llm-7b", "gpt-neox-20b",
 )  # fmt: skip
+
+
+NFC_CHARS = {"nfc": ("e", "b", " ", "é", "\u0301"), "nfc marks": NFC_ALPHABETS[1]}
 
 
 def openness_of(student: Vocabulary) -> Openness:
@@ -84,7 +87,7 @@ def test_characters_without_a_token_are_known_as_well(style: str, tmp_path: Path
 def changed(student: Vocabulary, change: str, chars: tuple[str, ...], rng: random.Random, to: Path) -> Vocabulary:
     """The same tokenizer with an added text of two or three characters, or with NFC."""
     spec = json.loads(student.tokenizer.to_str())
-    if change == "nfc":
+    if change.startswith("nfc"):
         spec["normalizer"] = {"type": "NFC"}
     else:
         ids = spec["model"]["vocab"]
@@ -99,12 +102,12 @@ def changed(student: Vocabulary, change: str, chars: tuple[str, ...], rng: rando
 def pairs_of(rng: random.Random, folder: Path, change: str, count: int) -> Iterator[tuple[Pair, str]]:
     """Random pairs and texts; the student has what `change` names."""
     for number in range(count):
-        chars = ("e", "b", " ", "é", "\u0301") if change == "nfc" else alphabet(rng)
+        chars = NFC_CHARS.get(change) or alphabet(rng)
         styles = SENTENCEPIECE if change == "sentencepiece" else BYTE_LEVEL
         teacher = toy(rng, folder / f"{number}t", rng.choice(BYTE_LEVEL), chars, whole=False, merges=rng.randint(3, 10))
         whole = change == "ignore_merges"
         student = toy(rng, folder / f"{number}s", rng.choice(styles), chars, whole=whole, merges=rng.randint(3, 10))
-        if change in ("added", "nfc"):
+        if change == "added" or change in NFC_CHARS:
             student = changed(student, change, chars, rng, folder / f"{number}c")
 
         pair = Pair(teacher, student, chars)
@@ -112,7 +115,7 @@ def pairs_of(rng: random.Random, folder: Path, change: str, count: int) -> Itera
             yield pair, random_text(rng, chars)
 
 
-@pytest.mark.parametrize("change", ["plain", "ignore_merges", "added", "nfc", "sentencepiece"])
+@pytest.mark.parametrize("change", ["plain", "ignore_merges", "added", "nfc", "nfc marks", "sentencepiece"])
 def test_no_continuation_changes_a_decided_leaf(
     change: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
