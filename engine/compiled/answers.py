@@ -95,7 +95,7 @@ def answers_of(
 def answers_with_firsts(
     text: np.ndarray, start: np.ndarray, strings: list[bytes], firsts: np.ndarray, segmenter: Segmenter
 ) -> tuple[Answers, list[Known]]:
-    """Answers for sorted strings whose first tokens are known; `settled` is -1 for all. With NFC `Segmenter.known` of each, too."""
+    """Answers for sorted strings whose first tokens are known; `settled` is -1 for all. With NFC what is known of each, too."""
     count = len(strings)
     whole = np.zeros(count, np.int32)
     known_bytes(text, start, whole)

@@ -242,8 +242,8 @@ BEFORE_MARKS = ("", "né", "là, ngườ", "tiếng", " и", "Ελληνικ", "
 @needs_shared
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "gpt-neox-20b", "olmo1-v1_5"])
 def test_no_mark_changes_a_decided_leaf_of_a_student_with_nfc(name: str):
-    """Real vocabularies, tokens of all scripts, texts that go on with marks: what the tokenizers library makes of them, normaliser
-    and all (lemma 22). Most leaves of composed characters are decided where those of the student without normaliser are."""
+    """Real vocabularies, tokens of all scripts, texts that go on with marks: what the tokenizers library makes of them, with its
+    normaliser (lemma 22). Most leaves of composed characters are decided where those of the student without normaliser are."""
     rng, student, claims, composed = random.Random(name), vocabulary(name), 0, [0, 0]
     assert student.nfc
     plain = replace(student, nfc=False)
