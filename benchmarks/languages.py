@@ -1,7 +1,7 @@
 """How wide the rows are, language by language: python -m benchmarks.languages --teacher FOLDER --student FOLDER
 
 The beginnings of the Universal Declaration of Human Rights (TARGETSMITH_SHARED, text/udhr.jsonl), as NFC. All contexts of the
-teacher are evaluated, so that nothing is pruned and the width is that of open mass. One line for each language: how many rows, and
+teacher are evaluated, so that nothing is pruned and the width is that of open mass. One line a language: how many rows, and
 their means: share of the mass that is open, certified width, log-probability of the gold token (nats).
 """
 

@@ -14,7 +14,6 @@ from functools import cached_property
 
 import numpy as np
 
-from engine.bpe.nfc import may_compose
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor
 
@@ -44,7 +43,7 @@ class TokenRange:
         self.known = np.array([k.sure for k in known], dtype=np.int64)
         # a character that the boundary cuts cannot become another one: what stands before the boundary would change
         self.doubt = ["" if front and not k.sure else k.doubt for k in known]
-        self.composing = np.array([segmenter.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
+        self.composing = np.array([k.composing for k in known], dtype=bool)
         self.settled: np.ndarray | None = None  # of engine/alignment/openness.py
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None

@@ -83,28 +83,31 @@ def may_compose(r: bytes) -> bool:
 
 
 class Fixed(NamedTuple):
-    """Of a string that does not compose with what is before it. known: how many of its characters, from the first one on, no
-    continuation changes. doubt: the one behind them, which may become another of its family; "" where nothing follows that is
-    known."""
+    """Of a string. known: how many of its characters, from the first one on, no continuation changes; size: their bytes. doubt:
+    the one behind them, which may become another of its family; "" where none is known. composes: `may_compose`; then NFC may
+    change these, too."""
 
     known: int
     doubt: str
+    size: int
+    composes: bool
 
 
 def fixed(r: bytes) -> Fixed:
-    """What is fixed of r, in characters. An incomplete one at its end counts as something that follows: it may join or not."""
+    """What is fixed of r. An incomplete character at its end counts as something that follows: it may join or not."""
     tables = _tables()
     try:
         text, rest = r.decode(), b""
     except UnicodeDecodeError as error:
         text, rest = r[: error.start].decode(), r[error.start :]
+    composes = may_compose(r) if rest or not r.isascii() else False
     if rest and rest not in tables.begun:
-        return Fixed(len(text), "")
+        return Fixed(len(text), "", len(r) - len(rest), composes)
     at = len(text) - 1
     while at >= 0 and text[at] in tables.joining:
         at -= 1
     if at < 0:
-        return Fixed(0, "")
+        return Fixed(0, "", 0, composes)
     if at == len(text) - 1 and text[at] not in tables.growing:
-        return Fixed(len(text), "")
-    return Fixed(at, text[at])
+        return Fixed(len(text), "", len(r) - len(rest), composes)
+    return Fixed(at, text[at], len(r) - len(rest) - len(text[at:].encode()), composes)

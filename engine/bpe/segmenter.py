@@ -24,12 +24,15 @@ _MOST_FIRSTS = 4_000_000
 
 
 class Known(NamedTuple):
-    """Of a string behind a boundary. sure: how many of its units, from the beginning, are whole and no continuation changes them.
-    doubt: the character behind these where it may become another one, but of the same class (NFC); else "". classes: units whose
-    classes no continuation changes."""
+    """Of a string behind a boundary. sure: how many of its units, from the beginning, are whole and no continuation changes them;
+    size: their bytes. doubt: the character behind these where it may become another one, but of the same class (NFC); else "".
+    composing: whether NFC may change the string itself, or what stands before it. classes: units whose classes no continuation
+    changes."""
 
     sure: int
+    size: int
     doubt: str = ""
+    composing: bool = False
 
     @property
     def classes(self) -> int:
@@ -149,20 +152,18 @@ class Segmenter:
         return r if count > len(text) else text[:count].encode("utf-8")
 
     def known(self, r: bytes) -> Known:
-        """What no continuation changes of r, of which NFC changes nothing itself (lemma 22)."""
+        """What no continuation changes of r (lemma 22)."""
         bytes_ = self.splitter.byte_units
         if not self.vocabulary.nfc:
             whole = valid_utf8_prefix(r)
-            count = whole if bytes_ else len(r[:whole].decode("utf-8"))
-            return Known(count)
-        count, doubt = fixed(r)
+            return Known(whole if bytes_ else len(r[:whole].decode("utf-8")), whole)
+        count, doubt, size, composes = fixed(r)
         if bytes_:
-            return Known(len(r.decode("utf-8", "ignore")[:count].encode("utf-8")))
+            return Known(size, size, composing=composes)
         if doubt and not self._is_steady(None, doubt):
-            text = r.decode("utf-8", "ignore")[:count].encode("utf-8")
-            before = self.splitter.canonical(self.splitter.classes(text))[-1:]
+            before = self.splitter.canonical(self.splitter.classes(r[:size]))[-1:]
             doubt = doubt if before and self._is_steady(before, doubt) else ""
-        return Known(count, doubt)
+        return Known(count, size, doubt, composes)
 
     def _is_steady(self, before: str | None, char: str) -> bool:
         """Whether all that NFC may make of a character is one class behind this one."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.bpe.nfc import family, may_compose
+from engine.bpe.nfc import family
 from engine.bpe.pretokenizer import Splitter
 from engine.bpe.segmenter import Known, Segmenter
 from engine.compiled.pair_kernels import answer_strings, class_nodes, known_bytes
@@ -137,9 +137,7 @@ def _what_is_known(
     if not segmenter.splitter.byte_units:
         segmenter.splitter.learn({c for r in strings for c in r.decode("utf-8", "ignore")})
     found = [segmenter.known(r) for r in strings]
-    composing = np.array([may_compose(r) for r in strings], bool)
-    known = [len(segmenter.units(r[:n], k.sure)) for r, n, k in zip(strings, whole.tolist(), found, strict=True)]
-    return composing, np.array(known, np.int32), found
+    return np.array([k.composing for k in found], bool), np.array([k.size for k in found], np.int32), found
 
 
 def _ask_where_unspelt(strings: list[bytes], start: np.ndarray, firsts: np.ndarray, segmenter: Segmenter) -> None:

@@ -70,15 +70,15 @@ def test_what_is_fixed_stays_and_what_is_in_doubt_becomes_kin(seed: int) -> None
 
 
 def test_a_starter_behind_it_closes_a_composed_character() -> None:
-    assert nfc.fixed("é".encode()) == (0, "é")
-    assert nfc.fixed("ét".encode()) == (1, "t")
-    assert nfc.fixed("é.".encode()) == (2, "")
-    assert nfc.fixed("é".encode() + b"\xd0") == (1, "")  # half a Cyrillic letter: none of these joins
-    assert nfc.fixed("é".encode() + b"\xcc") == (0, "é")  # half an accent
-    assert nfc.fixed(b"\xcc") == (0, "")
-    assert nfc.fixed("漢".encode()) == (1, "")
-    assert nfc.fixed("한".encode()) == (1, "") and nfc.fixed("하".encode()) == (0, "하")
-    assert nfc.fixed("q\u0323".encode()) == (0, "q") and nfc.fixed("य".encode()) == (1, "")
+    assert nfc.fixed("é".encode())[:2] == (0, "é")
+    assert nfc.fixed("ét".encode())[:2] == (1, "t")
+    assert nfc.fixed("é.".encode())[:2] == (2, "")
+    assert nfc.fixed("é".encode() + b"\xd0")[:2] == (1, "")  # half a Cyrillic letter: none of these joins
+    assert nfc.fixed("é".encode() + b"\xcc")[:2] == (0, "é")  # half an accent
+    assert nfc.fixed(b"\xcc")[:2] == (0, "")
+    assert nfc.fixed("漢".encode())[:2] == (1, "")
+    assert nfc.fixed("한".encode())[:2] == (1, "") and nfc.fixed("하".encode())[:2] == (0, "하")
+    assert nfc.fixed("q\u0323".encode())[:2] == (0, "q") and nfc.fixed("य".encode())[:2] == (1, "")
 
 
 @needs_shared
@@ -86,6 +86,10 @@ def test_of_a_real_student_the_class_of_a_character_in_doubt_is_known() -> None:
     """Qwen's pattern takes all letters alike; not the `s` of `'s`, which may become an ś that is no contraction, nor the first
     letter of an added text."""
     known = build_segmenter(vocabulary("qwen2.5")).known
-    assert known("é".encode()) == (0, "é") and known("né".encode()) == (1, "é") and known("né!".encode()) == (3, "")
-    assert known(b"cats") == (3, "s") and known(b"'s") == (1, "") and known(b"it's") == (3, "")
+    assert (
+        known("é".encode()) == (0, 0, "é", False)
+        and known("né".encode())[::2] == (1, "é")
+        and known("né!".encode())[::2] == (3, "")
+    )
+    assert known(b"cats")[::2] == (3, "s") and known(b"'s")[::2] == (1, "") and known(b"it's")[::2] == (3, "")
     assert known(" là".encode()).classes == 3
