@@ -8,8 +8,9 @@ the end of s with a token u that begins at some j <= |s|: u = s[j:] and more, be
 of enc(s[:j]) for those j where such a u may stand, or u itself for j = 0; the leaf is decided when all of these are one.
 Across pre-tokens (`settle`): all ways to cut (engine/bpe/continuations.py) must agree on what lies before the boundary and on v.
 
-Whatever is not known keeps a leaf open: an incomplete character at the end of r (and, with NFC, the last character) is
-taken as any continuation; an added text or a word of `ignore_merges` that may be coming leaves all as it was.
+Whatever is not known keeps a leaf open: an incomplete character at the end of r is taken as any continuation, with NFC a last one
+that may merge with what follows as any of its family, or as any continuation (lemma 22); an added text or a word of
+`ignore_merges` that may be coming leaves all as it was.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from engine.alignment.token_range import JOIN, FollowedRange, TokenRange, Varian
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Ways
 from engine.bpe.merges import NEVER
+from engine.bpe.nfc import family
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.utf8 import successor
 
@@ -181,7 +183,8 @@ class Openness:
             for where in np.split(chosen, np.flatnonzero(np.diff(span.class_index[chosen])) + 1):
                 if len(where):
                     one = int(where[0])
-                    cuts = self.cuts(left, span.classes[span.class_index[one]][: span.known[one]])
+                    number = int(span.class_index[one])
+                    cuts = self.cuts(left, span.classes[number][: span.known_classes[number]])
                     self._keep_agreeing(span, closed, choose, where, cuts, variants[variant[one]])
         if words:  # "not by merges": a word of `ignore_merges` that may span the boundary leaves the leaf open
             # all ways agree on what lies before the boundary, so the piece that spans it begins at one unit of `left`
@@ -211,8 +214,8 @@ class Openness:
             choose[where] = False
             return
         end = int(stop[where[0]])
-        if cuts.goes_on and end < span.known[where[0]]:  # where it ends behind r it was asked before
-            self._keep_settled(span, first, choose, where)
+        if cuts.goes_on:  # where it ends behind what is known it was asked before
+            self._keep_settled(span, first, choose, where[end < span.known[where]])
         for other in cuts.stops - {
             end
         }:  # ways in which the piece ends elsewhere inside r: fixed there, but must be v, too
@@ -227,9 +230,19 @@ class Openness:
         if isinstance(span, FollowedRange) and len(missing):
             missing = self._settle_followed(span, missing, table)
         for i in missing.tolist():
-            s = span.piece(i, int(span.known[i]))
-            table[i] = self.segmenter.first(s, whole=False) if self.decided(s) else -1
+            table[i] = self._settled(span.piece(i, int(span.known[i])), span.doubt[i])
         return table[where]
+
+    def _settled(self, s: bytes, doubt: str) -> int:
+        """The first token of s if what follows does not change it inside a pre-token, else -1. doubt: the character behind s; it
+        may become another one of its family (NFC), and all of these must give the same (lemma 22)."""
+        if self.decided(s):
+            return self.segmenter.first(s, whole=False)
+        if not doubt or not self.decided(s + doubt.encode()):
+            return -1
+        v = self.segmenter.first(s + doubt.encode(), whole=False)
+        kin = (s + char.encode() for char in family(doubt))
+        return v if all(self.decided(t) and self.segmenter.first(t, whole=False) == v for t in kin) else -1
 
     def _settle_followed(self, span: FollowedRange, where: np.ndarray, table: np.ndarray) -> np.ndarray:
         """enc(y r w) = enc(y) enc(r w) if the first token of r is decided and may follow enc(y) (lemma 2). Returns the rest."""

@@ -182,7 +182,7 @@ class RuleBook:
         key = (z, lead, partial)
         known = self._ranges.get(key)
         if known is None:
-            if lead and not partial and valid_utf8_prefix(lead) == len(lead):
+            if lead and not partial and not self.student.nfc and valid_utf8_prefix(lead) == len(lead):
                 known = FollowedRange(self._range(z, b"", b""), lead)
             else:
                 begin, end = self.teacher.range_of(z)
@@ -217,8 +217,6 @@ class RuleBook:
             where = np.flatnonzero(code == pair)
             first[where] = span.first_tokens(int(action[where[0]]), int(stop[where[0]]), where)
         open_ = ~sure | span.composing  # lemma 9: certain cuts up to the end of v's pre-token decide
-        if self.student.nfc:  # a combining mark after r may still change r's last character
-            open_ |= stop >= span.units
         action = action.astype(np.int8)
         if not (partial and self.splitter.byte_units):
             open_ = self._openness.settle(span, left, Closed(action, stop, variant, first), variants, words, open_)
@@ -247,4 +245,4 @@ class RuleBook:
             first[i] = (
                 -1 if known or not self.student.byte_fallback else self.student.byte_tokens.get(r[len(partial)], -1)
             )
-            open_[i] = not whole
+            open_[i] = not whole or (self.student.nfc and (span.composing[i] or span.known[i] < size))

@@ -17,7 +17,7 @@ import numpy as np
 from engine.alignment.rules import RuleBook
 from engine.alignment.token_range import JOIN, TokenRange, Variant
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.nfc import is_composed, may_compose
+from engine.bpe.nfc import is_composed
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 
@@ -42,8 +42,12 @@ class Heads:
             splitter.learn({c for p in pieces if p for c in p[:16].decode("utf-8", "ignore")})
         self.of_token = np.zeros(len(pieces), np.int64)
         for token, piece in enumerate(pieces):
-            if piece and not (book.student.nfc and may_compose(piece)):
-                head = splitter.canonical(splitter.classes(piece)[:units])
+            if piece:
+                known = units
+                if book.student.nfc:
+                    said = book.segmenter.known(piece)
+                    known = 0 if said.composing else min(units, said.classes)
+                head = splitter.canonical(splitter.classes(piece)[:known])
                 self.of_token[token] = index.setdefault(head, len(index))
         self.classes = list(index)
         self.count = len(index)

@@ -14,9 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from engine.bpe.nfc import may_compose
 from engine.bpe.segmenter import Segmenter
-from engine.bpe.utf8 import successor, valid_utf8_prefix
+from engine.bpe.utf8 import successor
 
 NONE, CUT, JOIN = 0, 1, 2
 _UNKNOWN = -2  # in tables of first tokens: not asked yet (-1: asked, and there is none)
@@ -28,53 +27,71 @@ Variants = tuple[Variant, ...]
 class TokenRange:
     """The tokens of a range and r for each. front: bytes of a character that the boundary cuts, put before every r.
 
-    classes: the distinct class strings of r. class_index: int64 [m] into classes. composing: bool [m], whether NFC may change
-    r or what stands before it (always open). settled: table of alignment/openness.py, of what it found out about r.
+    classes: class strings of r, each with how many of its units have a class that no continuation changes (known_classes); the
+    same string may stand there several times. class_index: int64 [m] into these. known: int64 [m], units of r that no
+    continuation changes, bytes and all. doubt: [m], the character behind these that is known up to its family
+    (`Segmenter.known`), or "". composing: bool [m], whether NFC may change r or what stands before it (always open). settled:
+    table of alignment/openness.py, of what it found out about r.
     """
 
     def __init__(self, segmenter: Segmenter, tokens: np.ndarray, rest: list[bytes], front: bytes = b"") -> None:
         self.segmenter, self.tokens, self.front = segmenter, tokens, front
         self.rest = [front + r for r in rest]
         strings = [segmenter.splitter.canonical(segmenter.splitter.classes(r)) for r in self.rest]
-        index = {s: i for i, s in enumerate(dict.fromkeys(strings))}
-        self.classes = list(index)
-        self.class_index = np.array([index[s] for s in strings], dtype=np.int64)
-        self.composing = np.array([segmenter.vocabulary.nfc and may_compose(r) for r in self.rest], dtype=bool)
+        known = [segmenter.known(r) for r in self.rest]
+        self._index([(s, k.classes) for s, k in zip(strings, known, strict=True)])
+        self.known = np.array([k.sure for k in known], dtype=np.int64)
+        # a character that the boundary cuts cannot become another one: what stands before the boundary would change
+        self.doubt = ["" if front and not k.sure else k.doubt for k in known]
+        self.composing = np.array([k.composing for k in known], dtype=bool)
         self.settled: np.ndarray | None = None  # of engine/alignment/openness.py
         self._tables: dict[tuple[int, int], np.ndarray] = {}
         self._alone: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def _index(self, keys: list[tuple[str, int]]) -> None:
+        index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        self.classes, self.known_classes = [s for s, _ in index], [known for _, known in index]
+        self.class_index = np.array([index[key] for key in keys], dtype=np.int64)
 
     def cuts(self, left: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Variants]:
         """(action, stop, sure, variant, variants) with `left` pending before the boundary; the first four [m].
 
         stop: int64, units of r up to the end of the piece that begins at or spans the boundary. sure: bool, whether all this
-        holds for every continuation (lemma 9). variant: int64 into variants, what the cuts do to `left`.
+        holds for every continuation, that piece's bytes included (lemma 9). variant: int64 into variants, what the cuts do to
+        `left`.
         """
         if (
             self.segmenter.by_bytes and len(left) == 1
         ):  # the seam depends on two bytes, the rest on the right side alone
             stop, sure, heads = self.alone()
-            seam = self.segmenter.seams(left)[heads]
+            seam = self.segmenter.seams(left)[heads]  # where the first byte may still change, nothing is sure
             return np.where(seam, CUT, JOIN), stop, sure, (~seam).astype(np.int64), (((), True), ((), False))
         variants: dict[Variant, int] = {}
         per_class = np.zeros((len(self.classes), 4), dtype=np.int64)  # action, stop, sure, variant
-        splitter = self.segmenter.splitter
-        for i, right in enumerate(self.classes):
+        splitter, nfc = self.segmenter.splitter, self.segmenter.vocabulary.nfc
+        for i, (right, known) in enumerate(zip(self.classes, self.known_classes, strict=True)):
             inside, seam, stop, sure = splitter.locate(left, right)
+            if sure and nfc and known < len(right):
+                sure = splitter.locate(left, right[:known])[3]
             action = CUT if seam else JOIN
             if not seam and splitter.added and splitter.is_added(left, right, inside[-1] if inside else 0, stop):
                 action = NONE  # one token lies across the boundary
             per_class[i] = action, stop, sure, variants.setdefault((inside, seam), len(variants))
         action, stop, sure, variant = (per_class[:, c][self.class_index] for c in range(4))
+        if nfc:  # a piece that ends with a character whose class is known, but not its bytes
+            sure &= stop <= self.known
         return action, stop, sure.astype(bool), variant, tuple(variants)
 
     def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Byte units: (stop, sure, first byte) [m] of r by itself, as behind a cut. By lemma 6 this is all there is to know of
         r."""
         if self._alone is None:
-            alone = [self.segmenter.splitter.locate("", right) for right in self.classes]
+            locate = self.segmenter.splitter.locate
+            alone = parts = [locate("", right) for right in self.classes]
+            if self.segmenter.vocabulary.nfc:
+                parts = [locate("", c[:known]) for c, known in zip(self.classes, self.known_classes, strict=True)]
             stop = np.array([a[2] for a in alone], dtype=np.int64)[self.class_index]
-            sure = np.array([a[3] for a in alone], dtype=bool)[self.class_index]
+            sure = np.array([a[3] for a in parts], dtype=bool)[self.class_index]
             heads = np.array([ord(right[0]) for right in self.classes], dtype=np.int64)[self.class_index]
             self._alone = (stop, sure, heads)
         return self._alone
@@ -85,15 +102,6 @@ class TokenRange:
         if not self.classes:  # byte units, followed text
             return np.array([len(r) for r in self.rest], dtype=np.int64)
         return np.array([len(c) for c in self.classes], dtype=np.int64)[self.class_index]
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        """int64 [m]: units of r that no continuation changes: without an incomplete character and, with NFC, without the last
-        character, which may be composed with what follows."""
-        whole = np.array([valid_utf8_prefix(r) for r in self.rest], dtype=np.int64)
-        if not self.segmenter.splitter.byte_units:
-            whole = self.units - (whole < np.array([len(r) for r in self.rest]))
-        return np.maximum(whole - self.segmenter.vocabulary.nfc, 0)
 
     def first_tokens(self, action: int, stop: int, where: np.ndarray) -> np.ndarray:
         """First student token of r[:stop units] for the tokens `where` (indices): a whole pre-token if CUT, else a part."""
@@ -130,16 +138,22 @@ class TokenRange:
 
 
 class FollowedRange(TokenRange):
-    """A range with the text y before every r. Equal to TokenRange(segmenter, tokens, [y + r for r in rest]); tested so."""
+    """A range with the text y before every r. Equal to TokenRange(segmenter, tokens, [y + r for r in rest]); tested so. Not for
+    students with NFC: r may change the end of y."""
 
     def __init__(self, base: TokenRange, y: bytes) -> None:
         self.segmenter, self.base, self.y = base.segmenter, base, y
-        self.tokens, self.composing, self.front = base.tokens, base.composing, b""
+        self.tokens, self.composing, self.doubt, self.front = base.tokens, base.composing, base.doubt, b""
         splitter = base.segmenter.splitter
         # y alone: its classes, its tokens as the beginning of a pre-token. The rest is put together from the base.
         self._y_classes = splitter.canonical(splitter.classes(y))
-        self.class_index = base.class_index
-        self.classes = [] if base.segmenter.by_bytes else [splitter.join(self._y_classes, c) for c in base.classes]
+        self.class_index, count = base.class_index, len(self._y_classes)
+        self.known = base.known + count
+        if base.segmenter.by_bytes:
+            self.classes, self.known_classes = [], []
+        else:
+            self.classes = [splitter.join(self._y_classes, c) for c in base.classes]
+            self.known_classes = [known + count for known in base.known_classes]
         self.y_tokens = base.segmenter.vocabulary.bpe(y, whole=False)
         self.settled = None
         self._tables = {}
@@ -163,12 +177,6 @@ class FollowedRange(TokenRange):
                 stop, sure = np.where(seam, len(self.y), len(self.y) + stop), seam | sure
             self._alone = (stop, sure, np.full_like(heads, self.y[0]))
         return self._alone
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        if not self.segmenter.splitter.byte_units:
-            return self.units - self.base.units + self.base.known
-        return self.base.known + len(self.y)
 
     def first_tokens(self, action: int, stop: int, where: np.ndarray) -> np.ndarray:
         """By lemma 2: y + part begins with BPE(y)'s first token unless the pair at the seam is not canonical."""

@@ -9,16 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.nfc import family, fixed
 from engine.bpe.pretokenizer import LONGEST_PENDING, Splitter, build_splitter
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 
 _MOST_FIRSTS = 4_000_000
+
+
+class Known(NamedTuple):
+    """Of a string behind a boundary. sure: how many of its units, from the beginning, are whole and no continuation changes them;
+    size: their bytes. doubt: the character behind these where it may become another one, but of the same class (NFC); else "".
+    composing: whether NFC may change the string itself, or what stands before it. classes: units whose classes no continuation
+    changes."""
+
+    sure: int
+    size: int
+    doubt: str = ""
+    composing: bool = False
+
+    @property
+    def classes(self) -> int:
+        return self.sure + bool(self.doubt)
 
 
 class Segmenter:
@@ -41,6 +59,7 @@ class Segmenter:
         self._seams: BoundedCache[str, np.ndarray] = BoundedCache(10_000)  # 2 KiB each
         self._whole: BoundedCache[bytes, tuple[int, ...]] = BoundedCache()
         self._part: BoundedCache[bytes, tuple[int, ...]] = BoundedCache()
+        self._steady: dict[tuple[str | None, str], bool] = {}  # of characters in use, behind the classes in use
 
     # ==== pieces
 
@@ -131,6 +150,30 @@ class Segmenter:
         whole = valid_utf8_prefix(r)
         text = r[:whole].decode("utf-8")
         return r if count > len(text) else text[:count].encode("utf-8")
+
+    def known(self, r: bytes) -> Known:
+        """What no continuation changes of r (lemma 22)."""
+        bytes_ = self.splitter.byte_units
+        if not self.vocabulary.nfc:
+            whole = valid_utf8_prefix(r)
+            return Known(whole if bytes_ else len(r[:whole].decode("utf-8")), whole)
+        count, doubt, size, composes = fixed(r)
+        if bytes_:
+            return Known(size, size, composing=composes)
+        if doubt and not self._is_steady(None, doubt):
+            before = self.splitter.canonical(self.splitter.classes(r[:size]))[-1:]
+            doubt = doubt if before and self._is_steady(before, doubt) else ""
+        return Known(count, size, doubt, composes)
+
+    def _is_steady(self, before: str | None, char: str) -> bool:
+        """Whether all that NFC may make of a character is one class behind this one."""
+        known = self._steady.get((before, char))
+        if known is None:
+            kin = family(char)
+            self.splitter.learn(set(kin))
+            known = len({self.splitter.canonical(u, before) for u in self.splitter.classes("".join(kin).encode())}) == 1
+            self._steady[before, char] = known
+        return known
 
     def seams(self, left: str) -> np.ndarray:
         """bool [256]: whether a cut lies between the byte `left` and each next byte (byte units only)."""

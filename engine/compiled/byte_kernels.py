@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, int32, int64, uint8
 
-from engine.compiled.pair_kernels import CUT, JOIN, NONE
+from engine.compiled.pair_kernels import CUT, GROWS, JOIN, NONE, SURE
 from engine.kernels.hash_kernels import find
 from engine.kernels.jit import kernel
 
@@ -91,19 +91,19 @@ def is_added(text, begin, end, keys, nodes, added_ends):
 @kernel(
     uint8[::1], int64[::1], int32[::1], boolean[::1], boolean, uint8[::1], boolean[:, ::1], int64[::1], int32[::1],
     boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], int32[::1],
-    boolean[::1], boolean[::1], boolean[::1], int64[::1],
+    uint8[::1], boolean[::1], int64[::1],
     allocates=True,
 )  # fmt: skip
 def settle_bytes(
     text, start, known, composing, nfc, left, never, keys, nodes, added_ends,
-    added_goes_on, settled, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U, agrees_U, grows_U, variant_U,
+    added_goes_on, settled, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U, agrees_U, variant_U,
 ):  # fmt: skip
     """`settle_characters` for pre-tokenizers over bytes. left: the pending bytes that count. never [256, 256]: lemma 6.
 
-    known: bytes that nothing changes. added_ends, added_goes_on: of the nodes of the trie of added texts (only node 0 when
-    there are none). agrees_U: no added text may be coming that begins at the boundary or before it, so that nothing changes the
-    cuts there; grows_U: none that begins anywhere, so that no pre-token ends sooner. variant_U: cuts inside the pending part
-    as bits, times 2, plus a cut at the boundary.
+    known: bytes that nothing changes; with NFC cuts are certain only between these. added_ends, added_goes_on: of the nodes of
+    the trie of added texts (only node 0 when there are none). agrees_U: no added text may be coming that begins at the boundary
+    or before it, so that nothing changes the cuts there; sure_U has GROWS where none begins anywhere, so that no pre-token ends
+    sooner. variant_U: cuts inside the pending part as bits, times 2, plus a cut at the boundary.
     """
     n = len(left)
     both = np.empty(n + _MOST_BYTES, np.uint8)
@@ -114,6 +114,8 @@ def settle_bytes(
         both[n : n + size] = text[a : start[r + 1]]
         inside, seam, end, sure = locate(both, n + size, n, never, keys, nodes, added_ends, added_goes_on)
         stop = end - n
+        if nfc and sure and known[r] < size:
+            _, _, _, sure = locate(both, n + known[r], n, never, keys, nodes, added_ends, added_goes_on)
         across = False
         if any_added and not seam:
             begin = n
@@ -122,7 +124,7 @@ def settle_bytes(
             across = is_added(both, begin, n + stop, keys, nodes, added_ends)
         table = firsts_whole if seam else firsts
         first = table[a + r + stop]
-        opened = not sure or composing[r] or (nfc and stop >= size)
+        opened = not sure or composing[r]
         choose = opened and not composing[r] and first >= 0 and settled[r] == first
         if choose and not any_added:
             choose = stop >= known[r]
@@ -146,8 +148,9 @@ def settle_bytes(
         action_U[r] = NONE if first < 0 else CUT if seam else JOIN
         open_U[r] = opened and not choose
         stop_U[r] = stop
-        sure_U[r], agrees_U[r], grows_U[r] = sure, True, True
         variant_U[r] = inside << 1 | np.int64(seam)
+        agrees_U[r] = not (nfc and (composing[r] or known[r] == 0))
+        grows = agrees_U[r]
         i = np.int64(0)
         while any_added and not sure and agrees_U[r] and i < n + size:
             node, p = np.int64(0), i
@@ -155,5 +158,6 @@ def settle_bytes(
                 node = np.int64(find(keys, nodes, node << 8 | np.int64(both[p])))
                 p += 1
             if node >= 0 and added_goes_on[node]:
-                grows_U[r], agrees_U[r] = False, i > n
+                grows, agrees_U[r] = False, i > n
             i += 1
+        sure_U[r] = SURE if sure and not composing[r] else GROWS if grows else 0

@@ -44,7 +44,7 @@ from engine.compiled.suffixes import Suffixes
 from engine.kernels.flat import FlatTokenizer
 from engine.kernels.jit import cache_home
 
-FORMAT = 5
+FORMAT = 6
 _MOST_STATE_BYTES = 250_000_000  # of saved states of one pair; further ones live in memory only
 _WAIT_S = 3.0
 _CODE = (

@@ -23,59 +23,57 @@ from engine.compiled.pair_kernels import CUT, JOIN, NONE, locate_classes
 
 @dataclass(frozen=True, eq=False)
 class ClassTrie:
-    """strings: the class strings. parent_N, unit_N: int32 [N], the node without the last unit, and that unit. units_N,
-    known_N: int32 [N], how many units, and of these those that no continuation changes. asked_N: bool [N], whether some
-    string has this class string itself."""
+    """strings: the class strings. parent_N, unit_N: int32 [N], the node without the last unit, and that unit. units_N: int32
+    [N], how many units. asked_N: bool [N], whether some string has this class string itself. known_N: bool [N], whether it is
+    the part of some string's that no continuation changes, and not empty."""
 
     strings: list[str]
     parent_N: np.ndarray
     unit_N: np.ndarray
     units_N: np.ndarray
-    known_N: np.ndarray
     asked_N: np.ndarray
+    known_N: np.ndarray
 
 
-def class_trie(answers: Answers, splitter: Splitter, *, nfc: bool) -> ClassTrie:
+def class_trie(answers: Answers, splitter: Splitter) -> ClassTrie:
     """The trie of the answers in the classes of this splitter."""
-    broken = splitter.classes(b"\xc3")
     units = [splitter.unit(described) for described in answers.classes]
     strings = [""]
     for parent, unit in zip(answers.parent_N[1:].tolist(), answers.unit_N[1:].tolist(), strict=True):
         strings.append(strings[parent] + units[unit])
     length = np.array([len(s) for s in strings], np.int32)
-    incomplete = np.array([s.endswith(broken) for s in strings])
-    asked = np.zeros(len(strings), bool)
-    asked[answers.node_U] = True
-    known = np.maximum(length - incomplete - nfc, 0).astype(np.int32)
+    asked, known = np.zeros((2, len(strings)), bool)
+    asked[answers.node_U], known[answers.known_node_U] = True, True
+    known[0] = False
     unit = np.array([ord(s[-1:] or "\0") for s in strings], np.int32)
-    return ClassTrie(strings, answers.parent_N, unit, length, known, asked)
+    return ClassTrie(strings, answers.parent_N, unit, length, asked, known)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassCuts:
-    """Arrays [N] as `settle_characters` takes them: kind int8 (NONE: an added text lies across the boundary), stop int32
-    (units), sure, agrees, goes_on bool; grows: bool, not certain, but no way to go on ends the pre-token sooner; other_start
-    int32 [N+1] and other int32, ends in other ways. variants: (cuts inside
-    the pending part, a cut at the boundary) that occur; variant: int32, the number of each one's."""
+    """Arrays [N] as `settle_characters` takes them. Of a class string as if the text ended there: kind int8 (NONE: an added
+    text lies across the boundary), stop int32 (units); variant: int32, number in `variants`, (cuts inside the pending part, a cut
+    at the boundary) that occur. Of one that goes on: sure bool, whether these cuts are certain; where not, ways: int32, number
+    of the variant that all ways to go on have, -1 where they have several; goes_on bool, whether in some way the pre-token goes
+    on; other_start int32 [N+1] and other int32, its ends in all ways."""
 
     kind: np.ndarray
     stop: np.ndarray
+    variant: np.ndarray
     sure: np.ndarray
-    agrees: np.ndarray
+    ways: np.ndarray
     goes_on: np.ndarray
-    grows: np.ndarray
     other_start: np.ndarray
     other: np.ndarray
     variants: Variants
-    variant: np.ndarray
 
 
-def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: str, *, nfc: bool) -> ClassCuts:
+def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: str) -> ClassCuts:
     """All class strings behind the pending classes `left`."""
     count = len(trie.strings)
     where = _locate(trie, splitter, left)
     kind = np.where(where.seam, CUT, JOIN).astype(np.int8)
-    agrees, goes_on, grows = (np.zeros(count, bool) for _ in range(3))
+    ways, goes_on = np.full(count, -1, np.int32), np.zeros(count, bool)
     others: list[frozenset[int]] = [frozenset()] * count
     variants: dict[tuple[tuple[int, ...], bool], int] = {}
     for inside, seam in np.unique(np.stack([where.inside, where.seam])[:, trie.asked_N], axis=1).T.tolist():
@@ -83,16 +81,13 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
             variants[(), bool(seam)] = len(variants)
     variant = np.where(where.seam, variants.get(((), True), 0), variants.get(((), False), 0)).astype(np.int32)
     # one by one: strings before which cuts lie inside the pending part, and those that are not certain
-    open_ = trie.asked_N & (trie.known_N > 0) & (~where.sure | (nfc & (where.stop >= trie.units_N)))
-    for node in np.flatnonzero(trie.asked_N & (where.inside > 0) | open_).tolist():
-        right, seam = trie.strings[node], bool(where.seam[node])
-        inside = splitter.locate(left, right)[0] if where.inside[node] else ()
-        variant[node] = variants.setdefault((inside, seam), len(variants))
-        if open_[node]:  # nothing is decided by no known unit, and nothing is open that is certain but for NFC
-            ways = openness.cuts(left, right[: trie.known_N[node]])
-            if ways is not None and ways[0] == (inside, seam):
-                agrees[node], others[node], goes_on[node] = True, ways[1], ways[2]
-                grows[node] = not ways[1] - {int(where.stop[node])}
+    for node in np.flatnonzero(trie.asked_N & (where.inside > 0)).tolist():
+        inside = splitter.locate(left, trie.strings[node])[0]
+        variant[node] = variants.setdefault((inside, bool(where.seam[node])), len(variants))
+    for node in np.flatnonzero(trie.known_N & ~where.sure).tolist():
+        agreed = openness.cuts(left, trie.strings[node])
+        if agreed is not None:
+            ways[node], others[node], goes_on[node] = variants.get(agreed[0], -1), agreed[1], agreed[2]
     if splitter.added:
         for node in np.flatnonzero(trie.asked_N & ~where.seam).tolist():
             right, at = trie.strings[node], int(where.stop[node])
@@ -101,7 +96,7 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
                 kind[node] = NONE
     start = np.concatenate([[0], np.cumsum([len(o) for o in others])]).astype(np.int32)
     other = np.fromiter((stop for o in others for stop in sorted(o)), np.int32, int(start[-1]))
-    return ClassCuts(kind, where.stop, where.sure, agrees, goes_on, grows, start, other, tuple(variants), variant)
+    return ClassCuts(kind, where.stop, variant, where.sure, ways, goes_on, start, other, tuple(variants))
 
 
 class _Located(NamedTuple):

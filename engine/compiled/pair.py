@@ -35,7 +35,7 @@ from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.byte_kernels import settle_bytes
 from engine.compiled.classes import ClassTrie, class_trie, cut_classes
 from engine.compiled.inside import InsideAnswers
-from engine.compiled.pair_kernels import CUT, GROWS, JOIN, NONE, SURE, settle_characters
+from engine.compiled.pair_kernels import CUT, JOIN, NONE, settle_characters
 from engine.compiled.state import STATE_ARRAYS, State, digest_of
 from engine.compiled.suffixes import Suffixes, suffixes_of
 from engine.kernels.flat import FlatTokenizer, joined
@@ -127,10 +127,9 @@ class CompiledPair:
         if self._inside is None:
             self._inside = InsideAnswers(self.answers[b""], self.student, self.openness)
         found = self._inside.settle(left, partial)
-        known = np.where(found.sure, SURE, np.where(found.grows, GROWS, 0)).astype(np.uint8)
-        agrees = np.ones(len(known), bool)  # nothing is split behind a context that ends inside a character
+        agrees = np.ones(len(found.sure), bool)  # nothing is split behind a context that ends inside a character
         return self._state(
-            len(left), found.first, found.action, found.open, found.stop, known, agrees, found.variants, found.variant,
+            len(left), found.first, found.action, found.open, found.stop, found.sure, agrees, found.variants, found.variant,
             partial=len(partial),
         )  # fmt: skip
 
@@ -162,33 +161,30 @@ class CompiledPair:
     def make(self, left: str, lead: bytes) -> State:
         """The state with exactly these classes pending, made anew."""
         answers = self.answers[lead]
-        count, nfc = len(answers), self.vocabulary.nfc
+        count = len(answers)
         first, action, stop = (np.zeros(count, np.int32) for _ in range(3))
-        opened, sure = np.zeros(count, bool), np.zeros(count, bool)
-        out = first, action, opened, stop, sure
+        opened, agrees, sure = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, np.uint8)
+        out = first, action, opened, stop, sure, agrees
         if self.splitter.byte_units:
             pending = np.frombuffer(bytearray(left.encode("latin-1")), np.uint8)
-            variant, (agrees, grows) = np.zeros(count, np.int64), np.ones((2, count), bool)
+            variant = np.zeros(count, np.int64)
             settle_bytes(
-                answers.text, answers.start, answers.known, answers.composing, nfc, pending, self._never, *self._added,
-                answers.settled, answers.firsts, answers.firsts_whole, *out, agrees, grows, variant,
+                answers.text, answers.start, answers.known, answers.composing, self.vocabulary.nfc, pending, self._never,
+                *self._added, answers.settled, answers.firsts, answers.firsts_whole, *out, variant,
             )  # fmt: skip
             variants, variant = _variants(variant, len(left)), np.zeros(count, np.int64)
         else:
             if lead not in self._tries:
-                self._tries[lead] = class_trie(answers, self.splitter, nfc=nfc)
+                self._tries[lead] = class_trie(answers, self.splitter)
             trie = self._tries[lead]
-            cuts = cut_classes(trie, self.splitter, self.openness, left, nfc=nfc)
+            cuts = cut_classes(trie, self.splitter, self.openness, left)
             settle_characters(
-                answers.text, answers.start, answers.whole, trie.known_N, trie.units_N, answers.node_U, answers.composing,
-                nfc, answers.settled, cuts.kind, cuts.stop, cuts.sure, cuts.agrees, cuts.goes_on, cuts.other_start,
-                cuts.other, answers.firsts, answers.firsts_whole, *out,
+                answers.text, answers.start, answers.whole, answers.known, answers.node_U, answers.known_node_U,
+                answers.composing, answers.settled, cuts.kind, cuts.stop, cuts.variant, cuts.sure, cuts.ways, cuts.goes_on,
+                cuts.other_start, cuts.other, answers.firsts, answers.firsts_whole, *out,
             )  # fmt: skip
             variants, variant = cuts.variants, cuts.variant[answers.node_U]
-            agrees = sure | cuts.agrees[answers.node_U]
-            grows = cuts.grows[answers.node_U]
-        known = np.where(sure, SURE, np.where(grows, GROWS, 0)).astype(np.uint8)
-        return self._state(len(left), first, action, opened, stop, known, agrees, variants, variant)
+        return self._state(len(left), first, action, opened, stop, sure, agrees, variants, variant)
 
     def _state(
         self,

@@ -273,42 +273,45 @@ def bytes_of_units(text, begin, end, known, units):
 
 
 @kernel(
-    uint8[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], boolean, int32[::1], int8[::1],
-    int32[::1], boolean[::1], boolean[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1],
-    int32[::1], boolean[::1], int32[::1], boolean[::1],
+    uint8[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], boolean[::1], int32[::1], int8[::1], int32[::1],
+    int32[::1], boolean[::1], int32[::1], boolean[::1], int32[::1], int32[::1], int32[::1], int32[::1], int32[::1],
+    int32[::1], boolean[::1], int32[::1], uint8[::1], boolean[::1],
 )  # fmt: skip
 def settle_characters(
-    text, start, whole, known_units, units_N, node_U, composing, nfc, settled, kind_N, stop_N, sure_N,
-    agrees_N, goes_on_N, other_start_N, other, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U,
+    text, start, whole, known, node_U, known_node_U, composing, settled, kind_N, stop_N, variant_N, sure_N, ways_N, goes_on_N,
+    other_start_N, other, firsts, firsts_whole, first_U, action_U, open_U, stop_U, sure_U, agrees_U,
 ):  # fmt: skip
     """Definition 7 and lemma 15 (b) for every string in one state of the student, from how the state cuts its class string.
 
-    whole: bytes without an incomplete character. Per class string (node): known_units; kind (NONE: an added text lies across
-    the boundary), stop (units up to the end of the pre-token behind the boundary), sure; agrees: all ways to cut it have the
-    same cuts before the boundary; goes_on: in some way that pre-token goes on behind what is known; other: its other ends.
+    whole, known: bytes without an incomplete character, and of these those that nothing changes. Per class string (node) as of
+    `ClassCuts`: what a string does as if the text ended there is that of its own, what may follow that of its known part.
     firsts_whole: as firsts, where the piece is a whole pre-token. Fills first_U (-1: none), action_U, open_U, stop_U (bytes),
-    sure_U.
+    sure_U (SURE: the end of that pre-token is certain; GROWS: it may end later but not sooner; else 0), agrees_U: nothing changes
+    the cuts before the boundary, whether one lies there, and what stands before it.
     """
     for r in range(len(start) - 1):
-        node, a, end = node_U[r], start[r], start[r + 1]
-        kind, stop, known = kind_N[node], stop_N[node], known_units[node]
+        node, part, a, end = node_U[r], known_node_U[r], start[r], start[r + 1]
+        kind, stop = kind_N[node], stop_N[node]
         place = bytes_of_units(text, a, end, np.int64(whole[r]), np.int64(stop))
         table = firsts_whole if kind == CUT else firsts
         first = table[a + r + place]
-        opened = not sure_N[node] or composing[r] or (nfc and stop >= units_N[node])
-        choose = opened and not composing[r] and first >= 0 and agrees_N[node]
-        if choose and (stop >= known or goes_on_N[node]):
+        sure = sure_N[part] and place <= known[r] and not composing[r]
+        agrees = not composing[r] and (sure_N[part] or ways_N[part] == variant_N[node])
+        choose = not sure and agrees and first >= 0
+        grows = agrees
+        if choose and (place >= known[r] or goes_on_N[part]):
             choose = settled[r] == first
-        if choose:
-            for o in range(other_start_N[node], other_start_N[node + 1]):
-                if other[o] != stop:
-                    at = bytes_of_units(text, a, end, np.int64(whole[r]), np.int64(other[o]))
-                    if table[a + r + at] != first:
-                        choose = False
+        for o in range(other_start_N[part], other_start_N[part + 1]):
+            if other[o] != stop:
+                grows = False
+                at = bytes_of_units(text, a, end, np.int64(whole[r]), np.int64(other[o]))
+                if table[a + r + at] != first:
+                    choose = False
         if kind == NONE:
             first = np.int32(-1)
         first_U[r] = first
         action_U[r] = kind if first >= 0 else NONE
-        open_U[r] = opened and not choose
+        open_U[r] = not (sure or choose)
         stop_U[r] = place
-        sure_U[r] = sure_N[node]
+        sure_U[r] = SURE if sure else GROWS if grows else 0
+        agrees_U[r] = agrees

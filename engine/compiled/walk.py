@@ -22,6 +22,7 @@ from engine.alignment.passage import HungContexts
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.folding import unfold
+from engine.bpe.nfc import may_compose
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.spelling import LONG_BYTES, Spelling
 from engine.bpe.utf8 import valid_utf8_prefix
@@ -146,8 +147,8 @@ class StudentWalk:
             if view.node_state_N[node] == NO_STATE or since < int(hung.begin[i]) or size - since > LONGEST_HUNG:
                 continue
             own = text[since + shift : leaves + shift] + strings[moved + leaves : moved + size]
-            if valid_utf8_prefix(own) < len(own):
-                continue
+            if valid_utf8_prefix(own) < len(own) or (self.aligner.student.nfc and may_compose(own)):
+                continue  # (lemma 22: NFC would change what lies before or behind a boundary)
             found = self.pending_states.at(own, np.array([0]), np.array([leaves - since, size - since]))
             as_before = found.state_I[1] == view.node_state_N[node] and found.begin_I[1] == 0
             if as_before and not found.doubt_I[2] & HOLDS_ADDED:

@@ -95,7 +95,7 @@ def with_words(pair: CompiledPair, state: State, words: tuple[tuple[int, bytes],
         return state
     number, none = np.array(list(changed), np.int64), np.array(list(changed.values()))
     first, _, _ = pair.decode(state, state.cell_U[number])
-    opened = (state.sure_U[number] != SURE) | answers.composing[number] | pair.vocabulary.nfc
+    opened = state.sure_U[number] != SURE
     size, cell_U, agrees_U = len(pair.columns), state.cell_U.copy(), state.agrees_U.copy()
     column = pair.column_of_V[first]
     odd = ~none & (state.join_C[column] == 0)
@@ -117,8 +117,8 @@ def with_words(pair: CompiledPair, state: State, words: tuple[tuple[int, bytes],
 
 
 def _beside(pair: CompiledPair, rest: bytes) -> list[int]:
-    """Strings that are a beginning of these bytes, or begin with them."""
-    text, start = pair.answers[b""].text, pair.answers[b""].start
+    """Strings that are a beginning of these bytes, or begin with them; with NFC also those of which no more is known."""
+    text, start, known = pair.answers[b""].text, pair.answers[b""].start, pair.answers[b""].known
     every = range(len(pair.suffixes))
 
     def place(piece: bytes) -> int:
@@ -129,4 +129,8 @@ def _beside(pair: CompiledPair, rest: bytes) -> list[int]:
         at = place(rest[:size])
         if at < len(every) and text[start[at] : start[at + 1]].tobytes() == rest[:size]:
             found.append(at)
-    return found
+    if pair.vocabulary.nfc:
+        for u in np.flatnonzero((known < np.diff(start)) & (known < len(rest))).tolist():
+            if text[start[u] : start[u] + known[u]].tobytes() == rest[: known[u]]:
+                found.append(u)
+    return list(dict.fromkeys(found))

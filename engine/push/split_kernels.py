@@ -177,8 +177,9 @@ def ask_string(s, t, table, n, token, sure, memo, w):
     settled = t.settled_SU[t.of_S6[table, 3], u] == SURE
     # (a pre-token that may also end inside the token's bytes is none for lemma 15 a: "\n\n" before a letter)
     grows = t.settled_SU[t.of_S6[table, 3], u] == GROWS
-    if grows and ends >= t.known_U[u] and t.known_U[u] == size:
-        settled = decided(s, w.text, n + ends, w.last, w.first, memo)
+    known = n + np.int64(t.known_U[u])
+    if grows and n + ends >= known and np.int64(w.first[known]) == v:
+        settled = decided(s, w.text, known, w.last, w.first, memo)
     return v, settled and sure
 
 

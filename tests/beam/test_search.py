@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +43,19 @@ class BeamCase:
         return f"{self.text!r} teacher {v.name} student {w.name} masked {self.pair.masked} {self.table.masked}"
 
 
-def finite_cases(rng: random.Random, folder: Path, count: int, mode: str, *, texts: int = 2) -> Iterator[BeamCase]:
+def finite_cases(
+    rng: random.Random,
+    folder: Path,
+    count: int,
+    mode: str,
+    *,
+    texts: int = 2,
+    make_pair: Callable[[random.Random, Path], Pair] = random_pair,
+) -> Iterator[BeamCase]:
     """`count` documents of random pairs, a new pair after every `texts` of them, each with a teacher of its own."""
     done = 0
     while done < count:
-        pair = dataclasses.replace(random_pair(rng, folder), masked=mode != "context")
+        pair = dataclasses.replace(make_pair(rng, folder), masked=mode != "context")
         for _ in range(texts):
             text = random_text(rng, pair.chars, 6)
             assert pair.teacher.bos_id is not None

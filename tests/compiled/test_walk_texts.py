@@ -25,7 +25,7 @@ from engine.compiled.words import with_words
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument
-from tests.alignment.test_openness import changed
+from tests.alignment.test_openness import NFC_CHARS, changed
 from tests.compiled.test_pair import few_tokens
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
 from tests.support.vocabularies import (
@@ -175,11 +175,13 @@ def test_real_tokenizers(name: str) -> None:
     assert min(twins.counted["leaves"], twins.counted["nodes"]) > 40, twins.counted
 
 
-@pytest.mark.parametrize("change", ["plain", "ignore_merges", "added", "nfc", "sentencepiece", "sentencepiece added"])
+@pytest.mark.parametrize(
+    "change", ["plain", "ignore_merges", "added", "nfc", "nfc marks", "sentencepiece", "sentencepiece added"]
+)
 def test_random_tokenizers(change: str, tmp_path: Path) -> None:
     rng, slow, inside, leaves = random.Random(change), 0, 0, 0
     for number in range(15 * EFFORT):
-        chars = ("e", "b", " ", "é", "\u0301") if change == "nfc" else (*alphabet(rng), "é")
+        chars = NFC_CHARS.get(change) or (*alphabet(rng), "é")
         styles = SENTENCEPIECE if change.startswith("sentencepiece") else BYTE_LEVEL
         teacher_style = rng.choice((*BYTE_LEVEL, *SENTENCEPIECE))
         teacher = toy(rng, tmp_path / f"{number}t", teacher_style, chars, whole=rng.random() < 0.5, merges=12)
@@ -187,7 +189,7 @@ def test_random_tokenizers(change: str, tmp_path: Path) -> None:
         student = toy(rng, tmp_path / f"{number}s", rng.choice(styles), chars, whole=whole, merges=rng.randint(3, 12))
         if change.endswith("added"):
             student = changed(student, "added", chars, rng, tmp_path / f"{number}c")
-        elif change == "nfc":
+        elif change in NFC_CHARS:
             student = changed(student, "nfc", chars, rng, tmp_path / f"{number}c")
         own = build_segmenter(student)
         pair = compile_pair(teacher, student, splitter=own.splitter)

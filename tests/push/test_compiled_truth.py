@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from engine.compiled.walk import StudentWalk
 from engine.push.compiled_push import CompiledPush
 from engine.push.push_tables import TableStore
 from tests.beam.test_search import MODES, finite_cases, targets_of
-from tests.support.pairs import STUDENT, Pair, cases, random_pair, stored
+from tests.support.pairs import STUDENT, Pair, cases, nfc_pair, random_pair, stored
 from tests.support.vocabularies import EFFORT
 
 
@@ -55,11 +56,12 @@ class Compiled:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(2 * EFFORT))
-def test_intervals_hold_the_truth(seed: int, mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make_pair", [random_pair, nfc_pair])
+def test_intervals_hold_the_truth(make_pair: Callable[..., Pair], seed: int, mode: str, tmp_path: Path) -> None:
     """Each token's probability is within err of the truth, with every token asked and with only the heavy ones."""
     rng = random.Random(f"fold {seed} {mode}")
     rows_seen, quick, made, folds = 0, 0, None, np.zeros(2, np.int64)
-    for case in finite_cases(rng, tmp_path, 45, mode):
+    for case in finite_cases(rng, tmp_path, 45, mode, make_pair=make_pair):
         found = targets_of(case)
         if found is None:
             continue
@@ -83,13 +85,14 @@ def test_intervals_hold_the_truth(seed: int, mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2 * EFFORT))
+@pytest.mark.parametrize("make_pair", [random_pair, nfc_pair])
 def test_rows_without_splits_are_those_of_the_slow_rules(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_pair: Callable[..., Pair], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passage_arrays, "HORIZON_BYTES", 0)
     rng = random.Random(f"rows {seed}")
     made, quick = None, 0
-    for case in cases(rng, tmp_path, 120, random_pair):
+    for case in cases(rng, tmp_path, 120, make_pair):
         if made is None or made.pair is not case.pair:
             made = Compiled(case.pair, least=rng.choice((0.0, 1e-4, 0.1)))
         slow = made.view(case.doc, case.text)

@@ -193,6 +193,27 @@ def random_pair(rng: random.Random, folder: Path, *, added: bool = False) -> Pai
     return Pair(sides[0], sides[1], chars)
 
 
+NFC_ALPHABETS = (
+    ("a", "e", "\u0301", "é", " "),
+    ("o", " ", "\u0304", "\u0328", "ō", "ǫ", "ǭ"),  # two marks, which NFC puts in order
+)
+
+
+def nfc_pair(rng: random.Random, folder: Path) -> Pair:
+    """A teacher without normaliser, a student with NFC."""
+    chars, name = rng.choice(NFC_ALPHABETS), "".join(rng.choices(string.ascii_lowercase, k=12))
+    styles = [rng.choice(("gpt2", "llama3", "none")) for _ in range(2)]
+    teacher, _ = (
+        toy(rng, folder / name / str(i), style, chars, whole=False, merges=rng.randint(4, 10))
+        for i, style in enumerate(styles)
+    )
+    file = folder / name / "1" / "tokenizer.json"
+    spec = json.loads(file.read_text(encoding="utf-8"))
+    spec["normalizer"] = {"type": "NFC"}
+    file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    return Pair(teacher, load_vocabulary(str(file.parent)), chars)
+
+
 def subset_of(rng: random.Random, teacher: Vocabulary, folder: Path) -> Vocabulary:
     """A student made of the first merges of a teacher: its ids shuffled, tokens that only later merges make left out."""
     spec = json.loads(teacher.tokenizer.to_str())
