@@ -15,7 +15,7 @@ import numpy as np
 from engine.alignment.rules import RuleBook
 from engine.alignment.student_view import NO_STATE
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.folding import Runs, fold_unit
+from engine.bpe.folding import Folded, Runs
 from engine.bpe.pending import starts_of_units
 from engine.bpe.utf8 import is_continuation
 from engine.compiled.automaton import PendingAutomaton
@@ -173,12 +173,7 @@ class PendingStates:
         head = data[begin : begin + longest] if int(pending.byte_of[first]) > begin else b""
         known = self._of_words.get((number, part, head, left))
         if known is None:
-            start, runs = int(pending.first_I[i]), pending.runs
-            state = self._words.behind(
-                self.states[number],
-                part,
-                head=head,
-                place=lambda at: fold_unit(self.segmenter.splitter, left, first + at, start, unit, runs),
-            )
+            folded = Folded(self.segmenter.splitter, left, int(pending.first_I[i]), unit, pending.runs)
+            state = self._words.behind(self.states[number], part, head=head, place=lambda at: folded.place(first + at))
             known = self._of_words[number, part, head, left] = NO_STATE if state is None else self.number_of(state)
         return known
