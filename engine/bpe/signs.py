@@ -4,8 +4,8 @@ In: a splitter whose units are characters. Out: `Signs`: in a stretch of signs a
 one blank there, all are alike but the first and the last. Patterns take such a stretch as a whole and look at its ends only (`'` may
 begin a `'s`, `/` may stand behind a line break). So minified code is a few class strings (`Splitter.fold`).
 
-Tried, not proved, as white space is (bpe/blanks.py): a class counts where the splitter cuts the same, now and for certain, with all
-that a pattern looks at around; and on all tokenizers by tests/bpe/test_folding.py.
+Tried, not proved, as white space is (bpe/blanks.py): a class counts where the splitter cuts the same, now and for certain, with
+all that a pattern looks at around; and on all tokenizers by tests/bpe/test_folding.py.
 """
 
 from __future__ import annotations
