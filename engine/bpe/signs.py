@@ -1,8 +1,8 @@
 """Which signs of a stretch make no difference to how the text is cut: `='/=` counts as a run of one kind.
 
 In: a splitter whose units are characters. Out: `Signs`: in a stretch of signs at the beginning of a pending part, or behind
-one blank there, all are alike but the first and the last. Patterns take such a stretch as a whole and look at its ends only (`'` may
-begin a `'s`, `/` may stand behind a line break). So minified code is a few class strings (`Splitter.fold`).
+one blank there, all are alike but the first and the last. Patterns take such a stretch as a whole and look at its ends only (`'`
+may begin a `'s`, `/` may stand behind a line break). So minified code is a few class strings (`Splitter.fold`).
 
 Tried, not proved, as white space is (bpe/blanks.py): a class counts where the splitter cuts the same, now and for certain, with
 all that a pattern looks at around; and on all tokenizers by tests/bpe/test_folding.py.

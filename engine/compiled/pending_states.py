@@ -144,8 +144,8 @@ class PendingStates:
             state_I[i] = known
 
     def may_cut_inside(self, text: bytes) -> bool:
-        """Whether what comes behind this text, of whole characters, decides about cuts inside what is pending there. States are made
-        only of those few pending parts where that is so."""
+        """Whether what comes behind this text, of whole characters, decides about cuts inside what is pending there. States are
+        made only of those few pending parts where that is so."""
         part = int(self._automaton.walk(text)[0][-1])
         known = (
             self._of_pending[part]
