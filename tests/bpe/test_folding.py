@@ -63,7 +63,7 @@ def test_cuts_of_short_runs_are_those_of_long_ones(name: str) -> None:
     rng, short, full = random.Random(name), build_splitter(vocabulary(name)), whole(build_splitter(vocabulary(name)))
     ours, twin = PendingCuts(vocabulary(name), short), PendingCuts(vocabulary(name), full)
     folded = 0
-    for _ in range(4 * EFFORT):
+    for _ in range(8 * EFFORT):
         data = long_text(rng, short.kept_run).encode()
         cut, slow = cut_text(short, data), cut_text(full, data)
         places = sorted(rng.sample(range(len(data) + 1), min(len(data), 12)))
