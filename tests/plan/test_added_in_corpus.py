@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM
 from engine.corpus.scan import scan_corpus
 from engine.dataset.layout import load_manifest, load_plan
 from engine.plan.make_plan import make_plan
+from engine.plan.regimes import why_of
+from engine.plan.vocabularies import load_vocabularies
 from engine.verify.rescore import open_rescorer
 from schemas.manifest import ProductFacts
 from schemas.runfile import load_run
+from schemas.settings_targets import TargetsConfig
 from tests.support.chats import CHATML, chat_teacher
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run, write_subset
 
@@ -68,7 +71,10 @@ def planned(run_file: Path) -> dict[str, ProductFacts]:
 def test_the_corpus_decides_where_nobody_else_does(
     texts: tuple[str, ...], targets: str, regime: str, told: str, tmp_path: Path
 ) -> None:
-    products = planned(run_with(tmp_path, texts, targets))
+    run_file = run_with(tmp_path, texts, targets)
+    products, known = planned(run_file), load_vocabularies(load_run(run_file))
+    why = why_of(TargetsConfig(), products["student/lacks"].regime, known.teacher, known.students["student/lacks"])
+    assert ("the corpus holds added texts" in why) == (regime == "beam")
     assert products["student/has"].regime == "subset" and not any(MARK in n for n in products["student/has"].notes)
     assert products["student/lacks"].regime == regime
     assert told in products["student/lacks"].notes[-1]
