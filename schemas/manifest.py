@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from schemas.differences import differences
 from schemas.plan_inputs import PlannedFile, Retry, corpus_files_of, retry_of, setting
+from schemas.products import STUDENT
 from schemas.target import MANTISSA_BITS, SCHEMA_NAME, SCHEMA_VERSION, Codec, row_schema
 
 COLUMNS: dict[str, str] = {
@@ -171,6 +172,11 @@ class Plan(_Frozen):
     def retry(self) -> Retry | None:
         """The documents that are scored again; None unless this is the plan of a retry. OutputError: damaged."""
         return retry_of(self.semantic)
+
+    @property
+    def regimes(self) -> dict[str, Regime]:
+        """How each student's product is made."""
+        return {name: facts.regime for name, facts in self.products.items() if name.startswith(STUDENT)}
 
     @property
     def has_corpus(self) -> bool:

@@ -45,8 +45,8 @@ REMEDIES: dict[str, str] = {
     "invalid_utf8": f"{_RECORD}: convert the file to UTF-8",
     "not_reversible": "normalise the corpus (NFC, white space), or give that student a run of its own",
     "unknown_token": "normalise the corpus, or give that student a run of its own",
-    "added_token": 'take the string out of the text, or do without the document; for a subset student [targets] regime = "beam" '
-    "scores it",
+    "added_token": "take the string out of the text, or do without the document; for a subset student add the string to its "
+    'tokenizer (add_tokens), or set [targets] regime = "beam"',
     "tokenizer_fault": "do without the document, and report it with the detail",
     "nonfinite_logprob": 'try [teacher] dtype = "float32" (overflow in half precision); else the teacher is broken',
     "identity": "a bug, or a broken teacher: report it with the detail",

@@ -15,7 +15,7 @@ import numpy as np
 from engine.alignment.rules import Rule, RuleBook
 from engine.alignment.strings import BoundaryStrings, StringRules
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.folding import Runs, fold_unit, unfold
+from engine.bpe.folding import Folded, Runs, unfold
 from engine.bpe.pending import CutText, PendingPart, cut_text
 from engine.bpe.spelling import LONG_BYTES, Spelling
 from engine.bpe.utf8 import is_continuation
@@ -171,7 +171,8 @@ class Aligner:
 
         words = self.book.whole_words_after(pending, partial, count if is_folded else len(classes))
         if is_folded:
-            placed = [(fold_unit(splitter, classes, unit, 0, count, runs), rest) for unit, rest in words]
+            folded = Folded(splitter, classes, 0, count, runs)
+            placed = [(folded.place(unit), rest) for unit, rest in words]
             words = tuple((unit, rest) for unit, rest in placed if unit is not None)
         return _Left(classes, partial, words, agrees)
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine.bpe.merges import MergeTable, build_merge_table
+from engine.bpe.tokenizer_json import steps_of
 from engine.bpe.vocabulary import Vocabulary
 from schemas.products import BYTES_END
 
@@ -91,6 +92,13 @@ def subset_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
     return None if by_bytes else _token_gap(teacher, build_merge_table(teacher), student, build_merge_table(student))
 
 
+def near_subset_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
+    """The same where the two look like one tokenizer, or a beginning of one: the student's merges are the teacher's. None too
+    where they are others."""
+    ours = _merges_as_strings(student)
+    return subset_gap(teacher, student) if ours and ours == _merges_as_strings(teacher)[: len(ours)] else None
+
+
 def apart(teacher: Vocabulary, student: Vocabulary) -> dict[int, str]:
     """Teacher token -> its text, of the added texts that a subset student spells (Qwen3's `</think>` for a student of Qwen2.5).
     How it does depends on what stands beside them, so that no expansion is right; texts without them are exact (docs/design.md,
@@ -111,7 +119,7 @@ def _list_gap(teacher: Vocabulary, student: Vocabulary) -> str | None:
         at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
         return f"its merge list differs from the teacher's at merge {at} of {len(ours)}"
     if _cuts(student.pre_tokenizer) != _cuts(teacher.pre_tokenizer):
-        return "its pre-tokenizer is another than the teacher's"
+        return f"its pre-tokenizer is another than the teacher's ({_difference(student.pre_tokenizer, teacher.pre_tokenizer)})"
     if _state(student.tokenizer.normalizer) != _state(teacher.tokenizer.normalizer):
         return "its normaliser is another than the teacher's"
     for name in ("byte_fallback", "ignore_merges"):
@@ -193,10 +201,21 @@ def _state(component: Any) -> bytes:
 
 def _cuts(pre_tokenizer: dict[str, Any] | None) -> str:
     """A pre-tokenizer as text, without `trim_offsets`, which changes reported offsets and no cut."""
+    return json.dumps(_plain(pre_tokenizer), sort_keys=True)
 
-    def strip(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {k: strip(v) for k, v in node.items() if k != "trim_offsets"}
-        return [strip(x) for x in node] if isinstance(node, list) else node
 
-    return json.dumps(strip(pre_tokenizer), sort_keys=True)
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items() if key != "trim_offsets"}
+    return [_plain(each) for each in node] if isinstance(node, list) else node
+
+
+def _difference(one: dict[str, Any] | None, two: dict[str, Any] | None) -> str:
+    """What differs between two pre-tokenizers, for people: their steps, or if these have the same names, the first other one."""
+    steps = [steps_of(each) for each in (one, two)]
+    names = [" and ".join(step["type"] for step in each) or "none" for each in steps]
+    if names[0] != names[1]:
+        return f"{names[0]} beside {names[1]}"
+    shown = next(([json.dumps(a), json.dumps(b)] for a, b in zip(*steps, strict=True) if _plain(a) != _plain(b)), names)
+    at = next((i for i, (a, b) in enumerate(zip(*shown, strict=False)) if a != b), 0)
+    return " beside ".join(f"...{text[max(at - 30, 0) : at + 30]}..." for text in shown)

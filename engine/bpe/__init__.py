@@ -17,6 +17,7 @@ Files, in the order of the data:
   unit_classes     characters as classes: those with the same answers to all that a pre-tokenizer asks
   stages           the steps of a pre-tokenizer, each cutting the pieces of the one before
   blanks           which white space of a long stretch makes no difference to how a text is cut
+  signs            which signs of a stretch make none
   pretokenizer     where a text is cut, and which cuts stay whatever follows
   folding          where the cuts of a part whose long runs were cut short lie in the text
   continuations    all ways in which a text that is not finished may turn out to be cut

@@ -11,7 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
+from engine.bpe.blanks import Blanks
 from engine.bpe.pretokenizer import Splitter
+from engine.bpe.signs import Signs
 
 
 class Runs:
@@ -26,7 +28,7 @@ class Runs:
         if blanks is not None:
             stop = min(int(self._stretch_end[start]), unit)
         if blanks is None or end > stop or stop - start < 2:
-            return max(int(self._begins[end - 1]), start)
+            return self._begin_outside_blanks(end, start, unit)
         last = chr(self._codes[stop - 1])
         if end == stop and last != blanks.plain:
             return end - 1
@@ -34,6 +36,18 @@ class Runs:
         if kept < start:
             return start
         return kept if end - 1 == kept else kept + 1 if end - 1 > kept else start
+
+    def _begin_outside_blanks(self, end: int, start: int, unit: int) -> int:
+        signs, plainly = self.splitter.signs, max(int(self._begins[end - 1]), start)
+        if signs is None:
+            return plainly
+        first = start + (chr(self._codes[start]) in signs.leads)
+        stop = min(int(self._sign_end[first]), unit) if first < unit else first
+        if stop - first < 3 or not first < end <= stop:
+            return plainly
+        if end == stop and chr(self._codes[end - 1]) != signs.plain:
+            return end - 1
+        return first if end - 1 == first or chr(self._codes[first]) == signs.plain else first + 1
 
     @cached_property
     def _codes(self) -> np.ndarray:
@@ -50,16 +64,23 @@ class Runs:
     @cached_property
     def _stretch_end(self) -> np.ndarray:
         """For each unit the end of its stretch of white space, the unit itself outside of one."""
-        ends = np.where(self._among("every"), len(self._codes), np.arange(len(self._codes)))
+        return self._ends(self.splitter.blanks)
+
+    @cached_property
+    def _sign_end(self) -> np.ndarray:
+        """For each unit the end of its stretch of signs, the unit itself outside of one."""
+        return self._ends(self.splitter.signs)
+
+    def _ends(self, alike: Blanks | Signs | None) -> np.ndarray:
+        every = [ord(unit) for unit in alike.every] if alike else []
+        ends = np.where(np.isin(self._codes, every), len(self._codes), np.arange(len(self._codes)))
         return np.minimum.accumulate(ends[::-1])[::-1]
 
     @cached_property
     def _last_sticky(self) -> np.ndarray:
         """For each unit the last sticky one (`Blanks`) up to it, -1 for none."""
-        return np.maximum.accumulate(np.where(self._among("sticky"), np.arange(len(self._codes)), -1))
-
-    def _among(self, name: str) -> np.ndarray:
-        return np.isin(self._codes, [ord(unit) for unit in getattr(self.splitter.blanks, name)])
+        sticky = [ord(unit) for unit in self.splitter.blanks.sticky] if self.splitter.blanks else []
+        return np.maximum.accumulate(np.where(np.isin(self._codes, sticky), np.arange(len(self._codes)), -1))
 
 
 def unfold(splitter: Splitter, left: str, cuts: Sequence[int], start: int, unit: int, runs: Runs) -> tuple[int, ...]:
@@ -83,19 +104,31 @@ def unfold(splitter: Splitter, left: str, cuts: Sequence[int], start: int, unit:
     return tuple(reversed(out))
 
 
-def fold_unit(splitter: Splitter, left: str, place: int, start: int, unit: int, runs: Runs) -> int | None:
-    """The other way round: the unit of `left` for the unit `place` of the text; None inside a run that was cut short, where
-    no cut lies."""
-    left, stop, end = splitter.even(splitter.disown(left)), len(left), unit
-    while place < end:
-        first = _run_before(left, stop)
-        begin, half = runs.begin(end, start, unit), splitter.kept_run // 2
-        if place >= begin:
-            if end - begin == stop - first or place - begin <= half:
-                return first + place - begin
-            return stop - (end - place) if end - place < half else None
-        stop, end = first, begin
-    return stop
+class Folded:
+    """The other way round, for one pending part: units of the text -> units of `left`. Remembers the runs that it has passed."""
+
+    def __init__(self, splitter: Splitter, left: str, start: int, unit: int, runs: Runs) -> None:
+        """left: what `fold` made of the units start .. unit of the text. runs: those of the text."""
+        self._left, self._half = splitter.even(splitter.disown(left)), splitter.kept_run // 2
+        self._start, self._unit, self._runs = start, unit, runs
+        self._passed = list[
+            tuple[int, int, int, int]
+        ]()  # from the last one on: begin and end in the text, and in `left`
+
+    def place(self, place: int) -> int | None:
+        """The unit of `left` for a unit of the text; None inside a run that was cut short, where no cut lies."""
+        at, end, stop = 0, self._unit, len(self._left)
+        while place < end:
+            if at == len(self._passed):
+                first, begin = _run_before(self._left, stop), self._runs.begin(end, self._start, self._unit)
+                self._passed.append((begin, end, first, stop))
+            begin, end, first, stop = self._passed[at]
+            if place >= begin:
+                if end - begin == stop - first or place - begin <= self._half:
+                    return first + place - begin
+                return stop - (end - place) if end - place < self._half else None
+            at, end, stop = at + 1, begin, first
+        return stop
 
 
 def _run_before(left: str, stop: int) -> int:

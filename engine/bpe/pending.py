@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.continuations import Probe, Probes, units_of_tokens
-from engine.bpe.folding import Runs, fold_unit, unfold
+from engine.bpe.folding import Folded, Runs, unfold
 from engine.bpe.pretokenizer import Splitter
 from engine.bpe.unit_classes import NO_UNIT
 from engine.bpe.utf8 import characters_from, is_continuation
@@ -94,7 +94,7 @@ class CutText:
 
     def folded_unit(self, left: str, place: int, start: int, unit: int) -> int | None:
         """The unit of a pending part's classes for a unit of the text, None where no cut of it can lie (bpe/folding.py)."""
-        return fold_unit(self.splitter, left, place, start, unit, self._runs)
+        return Folded(self.splitter, left, start, unit, self._runs).place(place)
 
     @cached_property
     def _runs(self) -> Runs:

@@ -25,6 +25,7 @@ from tokenizers.pre_tokenizers import Punctuation, Split
 from engine.bpe.blanks import Blanks, find_blanks
 from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.pattern import Code, Matcher, compile_pattern, predicates_of
+from engine.bpe.signs import Signs, find_signs
 from engine.bpe.stages import Stage, added_stage, bigram_stage, never_side_by_side, pattern_stage
 from engine.bpe.tokenizer_json import PUNCTUATION, pattern_of, removes_the_rest, steps_of
 from engine.bpe.unit_classes import UnitClasses
@@ -153,20 +154,30 @@ class Splitter(UnitClasses):
         """A pending class string whose runs of one class are cut to `kept_run` units: the same premise as `shorten`, also for
         cuts inside the pending part. Such a cut goes by what stands near it, so that it keeps its distance to the nearer end of
         the run that it lies in; `unfold` (bpe/folding.py) finds it in the whole string. Characters as units. White space of
-        several kinds is a run of one kind where that makes no difference (bpe/blanks.py).
+        several kinds is a run of one kind where that makes no difference (bpe/blanks.py), and so are signs (bpe/signs.py).
         """
-        if self.byte_units or len(pending) <= self.kept_run:
+        if self.byte_units or len(pending) < 2:
             return pending
-        return self._long_run.sub(self._cut_run, self.even(self._without_past(pending)))
+        pending = self._without_past(pending)
+        if len(pending) <= self.kept_run:
+            return pending if self.signs is None else self.signs.even(pending)
+        return self._long_run.sub(self._cut_run, self.even(pending))
 
     def even(self, pending: str) -> str:
-        """The same classes with blanks that make no difference as one kind (`Blanks.even`)."""
+        """The same classes with blanks and signs that make no difference as one kind (`Blanks.even`, `Signs.even`)."""
+        if self.signs is not None:
+            pending = self.signs.even(pending)
         return pending if self.blanks is None else self.blanks.even(pending)
 
     @cached_property
     def blanks(self) -> Blanks | None:
         """What is known of white space; tried out at the first long run."""
         return find_blanks(self, lambda classes, final: self.run(classes, final=final))
+
+    @cached_property
+    def signs(self) -> Signs | None:
+        """What is known of signs; tried out at the first pending part."""
+        return find_signs(self, lambda classes, final: self.run(classes, final=final))
 
     def _without_past(self, pending: str) -> str:
         """A pending class string whose characters are like any others where no added text lies or may be coming: what follows

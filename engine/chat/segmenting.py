@@ -19,6 +19,7 @@ from engine.corpus.document import Document, Message
 from engine.corpus.thinking import thinking_end
 from schemas.errors import BadDocument
 from schemas.products import BYTES, BYTES_END, TEACHER
+from schemas.runfile import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class ChatSettings:
     thinking: str
     end: bool
     plain: bool
+
+    @classmethod
+    def of(cls, run: RunConfig) -> ChatSettings:
+        """From [corpus] roles, thinking, messages and [targets] end."""
+        return cls(run.corpus.roles, run.corpus.thinking, run.targets.end, run.corpus.messages is None)
 
 
 def segment_conversation(

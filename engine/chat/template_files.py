@@ -40,16 +40,25 @@ def chat_templates(run: RunConfig) -> dict[str, ChatTemplate]:
             "[teacher] bos: got true or false together with [corpus] messages; whether a conversation begins with a BOS "
             "token is said by the chat template. Remove bos"
         )
-    out = {}
+    out, without = {}, []
     for source in run.tokenizers:
         folder = tokenizer_folder(source.place, source.revision, source.where)
         config, given = _config(folder), template_text(run, source.chat_template, source.where)
-        text = _own(folder, config, source.where) if given is None else given
+        text = _own(folder, config) if given is None else given
+        if text is None:
+            without.append((source.where, folder))
+            continue
         roles = roles_of(folder, source.where, trust_remote_code=source.trust_remote_code)
         out[source.product] = ChatTemplate(
             text, _variables(config, roles), source.where, given=source.chat_template_kwargs
         )
         out[source.product].check()
+    if without:
+        raise RunFileError(
+            "; ".join(f"{where}: no chat template comes with the tokenizer in {folder}" for where, folder in without)
+            + " (chat_template.jinja, or chat_template in tokenizer_config.json); [corpus] messages needs one for every "
+            'tokenizer. Name one there: chat_template = "chatml.jinja" (examples/chatml.jinja is one for base models)'
+        )
     return out
 
 
@@ -68,22 +77,16 @@ def template_text(run: RunConfig, given: str | None, where: str) -> str | None:
         ) from error
 
 
-def _own(folder: Path, config: dict, where: str) -> str:
+def _own(folder: Path, config: dict) -> str | None:
     """The template that comes with a tokenizer, as transformers chooses: chat_template.jinja, else the one in
-    tokenizer_config.json, of several the one called "default"."""
+    tokenizer_config.json, of several the one called "default". None: there is none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
     found = config.get("chat_template")
     if isinstance(found, list):
         found = next((item["template"] for item in found if item.get("name") == "default"), None)
-    if not isinstance(found, str):
-        raise RunFileError(
-            f"{where}: no chat template comes with the tokenizer in {folder} (chat_template.jinja, or chat_template in "
-            "tokenizer_config.json); [corpus] messages needs one for every tokenizer. Name one: chat_template = "
-            '"template.jinja"'
-        )
-    return found
+    return found if isinstance(found, str) else None
 
 
 def _config(folder: Path) -> dict:

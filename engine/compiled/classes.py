@@ -99,6 +99,12 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
     return ClassCuts(kind, where.stop, variant, where.sure, ways, goes_on, start, other, tuple(variants))
 
 
+def cuts_inside(trie: ClassTrie, splitter: Splitter, left: str) -> bool:
+    """Whether some class string behind the pending classes `left` makes a cut inside them: whether `cut_classes` has such a
+    variant."""
+    return bool((_locate(trie, splitter, left).inside[trie.asked_N] > 0).any())
+
+
 class _Located(NamedTuple):
     """`Splitter.locate` for every node [N]: stop int32, seam and sure bool; inside int32, the number of cuts inside the
     pending part. Zeros where a node is neither asked for nor certain."""

@@ -33,7 +33,7 @@ from engine.bpe.successors import Successors
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.answers import Answers, Progress, answers_of, silent
 from engine.compiled.byte_kernels import settle_bytes
-from engine.compiled.classes import ClassTrie, class_trie, cut_classes
+from engine.compiled.classes import ClassTrie, class_trie, cut_classes, cuts_inside
 from engine.compiled.inside import InsideAnswers
 from engine.compiled.pair_kernels import CUT, JOIN, NONE, settle_characters
 from engine.compiled.state import STATE_ARRAYS, State, digest_of
@@ -83,6 +83,7 @@ class CompiledPair:
         self.has_words = bool(self.openness.segmenter.whole_words)
         self._successors = Successors(self.student, self.column_of_V)
         self._states: BoundedCache[tuple[str, bytes, bytes], State] = BoundedCache(_MOST_STATES)
+        self._inside_of: BoundedCache[str, bool] = BoundedCache(100_000)
         self._tries: dict[bytes, ClassTrie] = {}
         self._inside: InsideAnswers | None = None
         self._arrays: WeakValueDictionary[bytes, np.ndarray] = WeakValueDictionary()
@@ -108,6 +109,21 @@ class CompiledPair:
                 known = self._kept_or_made(left, lead, partial)
             self._states[left, lead, partial] = known
         return known
+
+    def cuts_inside(self, left: str) -> bool:
+        """Whether what follows may cut inside these reduced classes: whether `state(left)` has a variant with such a cut, asked
+        without making it. Characters as units."""
+        known = self._inside_of.get(left)
+        if known is None:
+            short = self.splitter.shorten(left)
+            known = (short == left or self.cuts_inside(short)) and cuts_inside(self._trie(b""), self.splitter, left)
+            self._inside_of[left] = known
+        return known
+
+    def _trie(self, lead: bytes) -> ClassTrie:
+        if lead not in self._tries:
+            self._tries[lead] = class_trie(self.answers[lead], self.splitter)
+        return self._tries[lead]
 
     def _kept_or_made(self, left: str, lead: bytes, partial: bytes) -> State:
         known = self.kept.load(self, left, lead, partial) if self.kept else None
@@ -174,9 +190,7 @@ class CompiledPair:
             )  # fmt: skip
             variants, variant = _variants(variant, len(left)), np.zeros(count, np.int64)
         else:
-            if lead not in self._tries:
-                self._tries[lead] = class_trie(answers, self.splitter)
-            trie = self._tries[lead]
+            trie = self._trie(lead)
             cuts = cut_classes(trie, self.splitter, self.openness, left)
             settle_characters(
                 answers.text, answers.start, answers.whole, answers.known, answers.node_U, answers.known_node_U,

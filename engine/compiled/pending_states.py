@@ -15,7 +15,7 @@ import numpy as np
 from engine.alignment.rules import RuleBook
 from engine.alignment.student_view import NO_STATE
 from engine.bpe.bounded_cache import BoundedCache
-from engine.bpe.folding import Runs, fold_unit
+from engine.bpe.folding import Folded, Runs
 from engine.bpe.pending import starts_of_units
 from engine.bpe.utf8 import is_continuation
 from engine.compiled.automaton import PendingAutomaton
@@ -143,6 +143,21 @@ class PendingStates:
                 known = self._of_inside[part, partial] = self.numbered(left, b"", partial)
             state_I[i] = known
 
+    def may_cut_inside(self, text: bytes) -> bool:
+        """Whether what comes behind this text, of whole characters, decides about cuts inside what is pending there. States are
+        made only of those few pending parts where that is so."""
+        part = int(self._automaton.walk(text)[0][-1])
+        known = (
+            self._of_pending[part]
+            if self._cleared == self._automaton.cleared and part < len(self._of_pending)
+            else _NOT_ASKED
+        )
+        left = self.segmenter.splitter.reduce(self._automaton.strings[part])
+        if known == _NOT_ASKED and not self.segmenter.splitter.byte_units and not self.pair.cuts_inside(left):
+            return False
+        state = int(self.at(text, np.array([0]), np.array([len(text)])).state_I[1])
+        return state != NO_STATE and bool(self.units_of[state] > 0)
+
     def numbered(self, left: str, lead: bytes, partial: bytes = b"") -> int:
         """The number of a state of the pair, NO_STATE where the slow rules are to be asked."""
         state = self.pair.state(left, lead, partial)
@@ -173,12 +188,7 @@ class PendingStates:
         head = data[begin : begin + longest] if int(pending.byte_of[first]) > begin else b""
         known = self._of_words.get((number, part, head, left))
         if known is None:
-            start, runs = int(pending.first_I[i]), pending.runs
-            state = self._words.behind(
-                self.states[number],
-                part,
-                head=head,
-                place=lambda at: fold_unit(self.segmenter.splitter, left, first + at, start, unit, runs),
-            )
+            folded = Folded(self.segmenter.splitter, left, int(pending.first_I[i]), unit, pending.runs)
+            state = self._words.behind(self.states[number], part, head=head, place=lambda at: folded.place(first + at))
             known = self._of_words[number, part, head, left] = NO_STATE if state is None else self.number_of(state)
         return known

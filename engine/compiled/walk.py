@@ -163,10 +163,7 @@ class StudentWalk:
     def may_cut_inside(self, text: bytes) -> bool:
         """Whether what comes behind this text decides about cuts inside what is pending there. Where the text ends inside a
         character nobody says so."""
-        if valid_utf8_prefix(text) < len(text):
-            return False
-        state = int(self.pending_states.at(text, np.array([0]), np.array([len(text)])).state_I[1])
-        return state != NO_STATE and bool(self.pending_states.units_of[state] > 0)
+        return valid_utf8_prefix(text) == len(text) and self.pending_states.may_cut_inside(text)
 
     # ==== what is pending
 

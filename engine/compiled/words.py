@@ -64,8 +64,9 @@ class Words:
             else any(word in part or word in head for word in self.words)
         ):
             return None
-        found = ((place(u), more) for u, more in self.book.whole_words_after(part, b"", len(part.decode("utf-8"))))
-        rest = tuple((unit, more) for unit, more in found if unit is not None)
+        after = self.book.whole_words_after(part, b"", len(part.decode("utf-8")))
+        unit_of = {u: place(u) for u in dict.fromkeys(u for u, _ in after)}  # many words begin at one unit
+        rest = tuple((unit, more) for u, more in after if (unit := unit_of[u]) is not None)
         if not rest:
             return state
         made = self.made.get((id(state), rest))

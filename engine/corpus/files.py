@@ -27,7 +27,7 @@ def list_files(patterns: Sequence[str], base_dir: Path) -> list[str]:
         if os.path.isdir(whole):
             raise CorpusError(
                 f"[corpus] paths {pattern!r}: got the folder {os.path.abspath(whole)}; wanted files. "
-                f'Write for example "{pattern.rstrip("/")}/*.jsonl".'
+                f"{_instead(whole, pattern.rstrip('/'))}"
             )
         if os.path.exists(whole):  # also a file whose very name has "*" or "[" in it
             named = [whole]
@@ -42,6 +42,14 @@ def list_files(patterns: Sequence[str], base_dir: Path) -> list[str]:
             )
         found |= files
     return sorted(found)
+
+
+def _instead(folder: str, pattern: str) -> str:
+    """What to write for a folder in `paths`."""
+    there = set(os.listdir(folder))
+    if there & {"dataset_dict.json", "state.json"}:  # what datasets' save_to_disk writes
+        return f'It is one of save_to_disk: write dataset = "{pattern}" instead of paths.'
+    return f'Write for example "{pattern}/*.jsonl".'
 
 
 def labels(paths: Sequence[str], base_dir: Path) -> list[str]:

@@ -62,13 +62,25 @@ def described(value: object) -> str:
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 """Columns in which data sets have conversations."""
 
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("instruction", "output"),
+    ("input", "output"),
+)
+"""Pairs of columns in which data sets have prompts and answers."""
+
 
 def advice(present: Sequence[str]) -> str:
     """What to write in [corpus] where a column is missing and these are there; "" where they say nothing. Begins with a space."""
     if found := next((name for name in CONVERSATIONS if name in present), None):
         return f' For conversations write messages = "{found}" in [corpus].'
-    if {"prompt", "completion"} <= set(present):
-        return ' To score completions behind their prompts write prompt = "prompt" and completion = "completion" in [corpus].'
+    if pair := next((pair for pair in PAIRS if {*pair} <= {*present}), None):
+        return (
+            f' To score answers behind their prompts write prompt = "{pair[0]}" and completion = "{pair[1]}" in [corpus], to '
+            f'score both as one text template = "{{{pair[0]}}}\\n{{{pair[1]}}}".'
+        )
     if "input_ids" in present:
         return ' For tokens instead of texts write input_ids = "input_ids" in [corpus].'
     return ""

@@ -51,6 +51,8 @@ def _code_folder() -> Path:
 CODE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or str(_code_folder())
 importlib.import_module("numba.core.config").__dict__["CACHE_DIR"] = CODE_FOLDER
 
+_COMPLETE = "complete"
+"""A file of this name in the folder: all functions are compiled."""
 _DECLARED: list[tuple[Any, tuple[Any, ...]]] = []
 _COMPILING = threading.RLock()
 _STATE = {
@@ -107,8 +109,8 @@ def compile_declared(progress: Callable[[int, int], None] | None = None) -> None
 
 
 def is_compiled() -> bool:
-    """Whether machine code of these functions, of some of them at least, is in the folder."""
-    return any(Path(CODE_FOLDER).rglob("*.nbi"))
+    """Whether machine code of all of these functions is in the folder: some process has been through with `compile_all`."""
+    return (Path(CODE_FOLDER) / _COMPLETE).is_file()
 
 
 def declared() -> list[tuple[Any, tuple[Any, ...]]]:
@@ -122,6 +124,8 @@ def compile_all(progress: Callable[[int, int], None] | None = None) -> int:
     for file in sorted(_ENGINE.rglob("*kernels.py")):
         importlib.import_module(".".join(["engine", *file.relative_to(_ENGINE).with_suffix("").parts]))
     compile_declared(progress)
+    Path(CODE_FOLDER).mkdir(parents=True, exist_ok=True)
+    (Path(CODE_FOLDER) / _COMPLETE).touch()
     return len(_DECLARED)
 
 

@@ -7,6 +7,7 @@ Files, in the order of the data:
   adapter_files  the files of a LoRA adapter for it
   vocabularies   the tokenizers of a run, loaded in one way for everybody
   regimes        how each student's product is made: what is asked for against what its tokenizer allows
+  added_in_corpus  added texts that a subset student spells, looked for in the corpus
   begin_end      begin and end tokens against what transformers makes of the same files
   make_plan      run file, corpus, files and tokenizers -> plan and fingerprint
   teacher_size   how large the teacher is, from its configuration and the heads of its files

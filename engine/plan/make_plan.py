@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from engine.alignment.expansion import apart
+from engine.alignment.expansion import apart, near_subset_gap
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
 from engine.chat.special_tokens import check_specials
 from engine.corpus.scan import CorpusScan
 from engine.dataset.layout import load_plan
 from engine.plan.adapter_files import adapter_files
+from engine.plan.added_in_corpus import added_in_corpus
 from engine.plan.begin_end import check_ends, notes_of
 from engine.plan.regimes import COMPILED_VERSION, check_tokenizers, is_compiled
 from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
@@ -60,9 +61,17 @@ _PLACES = {
 }
 
 
-def make_plan(run: RunConfig, scan: CorpusScan, sha256: Callable[[Path], str] = sha256_of) -> Plan:
+def make_plan(
+    run: RunConfig,
+    scan: CorpusScan,
+    regimes: Mapping[str, Regime] | None = None,
+    *,
+    sha256: Callable[[Path], str] = sha256_of,
+) -> Plan:
     """The plan of a run: hashes the teacher's files (in parallel; about 1 GB/s and core), loads every vocabulary. sha256: of a
     file; another function where nobody will compare the fingerprint.
+
+    regimes: those of the students in an output of this run, where the corpus may not be there to be looked at any more.
 
     Raises TeacherError (a missing file, named, with the fix), TokenizerError, and RunFileError for a regime or BOS that
     these tokenizers do not allow: before anything is written.
@@ -73,7 +82,7 @@ def make_plan(run: RunConfig, scan: CorpusScan, sha256: Callable[[Path], str] = 
     known = load_vocabularies(run)
     if run.corpus.specials == "boundary":
         check_specials(known.by_product)
-    products = _products(run, known)
+    products = _products(run, known, scan, regimes)
     semantic = {
         "engine_version": ENGINE_VERSION,
         "settings": _settings(run),
@@ -132,10 +141,18 @@ def _seen(encoder: ChatEncoder) -> dict[str, Any]:
     return {"sha256": text, "variables": encoder.template.variables, "end_id": encoder.vocabulary.eos_id}
 
 
-def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:
+def _products(
+    run: RunConfig, known: Vocabularies, scan: CorpusScan, held: Mapping[str, Regime] | None
+) -> dict[str, ProductFacts]:
     """What is stored of each product. Raises RunFileError for what these tokenizers do not allow."""
     targets, first = run.targets, run.tokenizers[0]
     regimes = check_tokenizers(run, known.teacher, known.students)
+    spelt: dict[str, str] = {}
+    if targets.regime == "auto":
+        subsets = [product for product, regime in regimes.items() if regime == "subset"]
+        if held is None:
+            spelt = added_in_corpus(run, scan, known, subsets)
+        regimes |= {product: "beam" for product in subsets if product in spelt or (held or {}).get(product) == "beam"}
     check_ends(run, known)
     own = _facts(run, known, first, known.teacher, "own")
     products = {}
@@ -153,8 +170,12 @@ def _products(run: RunConfig, known: Vocabularies) -> dict[str, ProductFacts]:
         products[HIDDEN] = own.model_copy(update=stored)
     notes = notes_of(run, known)
     told = {product: (*notes[TEACHER], *(notes.get(product, ()) if product != TEACHER else ())) for product in products}
-    for product in (name for name, regime in regimes.items() if regime == "subset"):
-        told[product] += _left_out(product, known)
+    for product, regime in regimes.items():
+        told[product] += _left_out(product, known) if regime == "subset" else ()
+        if product in spelt:
+            told[product] += (_why_beam(product, spelt[product], known),)
+        elif regime == "beam" and (gap := near_subset_gap(known.teacher, known.students[product])) is not None:
+            told[product] += (f"{product}: beam, though its merges are the teacher's: {gap}",)
     more = {"sources": bool(run.corpus.parts)}
     return {product: facts.model_copy(update={"notes": told[product], **more}) for product, facts in products.items()}
 
@@ -168,6 +189,15 @@ def _left_out(product: str, known: Vocabularies) -> tuple[str, ...]:
     return (
         f"{product}: exact for texts without {shown}, which {known.teacher.name} takes whole and the student spells: documents "
         'whose scored text holds one go to quarantine (added_token). [targets] regime = "beam" scores them, too',
+    )
+
+
+def _why_beam(product: str, text: str, known: Vocabularies) -> str:
+    """What a person is told where the corpus holds added texts that a subset student lacks."""
+    return (
+        f"{product}: beam, though its merges are the teacher's: scored texts of this corpus hold {text!r}, which "
+        f"{known.teacher.name} takes whole and the student spells. With that text as an added token of the student's tokenizer "
+        '(add_tokens) it is exact; [targets] regime = "exact" is exact for all other documents and leaves these to quarantine'
     )
 
 

@@ -84,4 +84,5 @@ def why_of(targets: TargetsConfig, regime: str, teacher: Vocabulary, student: Vo
     asked = f'[targets] regime = "{targets.regime}"'
     if targets.regime in ("fast", "beam"):
         return f"{asked} asks for it"
-    return f"not exact: {subset_gap(teacher, student)}"
+    gap = subset_gap(teacher, student)  # none where the corpus decided (engine/plan/added_in_corpus.py)
+    return f"not exact: {gap or 'the corpus holds added texts of the teacher that it spells'}"

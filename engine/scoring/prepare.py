@@ -38,7 +38,7 @@ def _prepare(stages: Stages, document: Document) -> Work:
         raise BadDocument(*document.problem)
     if stages.chat:
         corpus = stages.run.corpus
-        settings = ChatSettings(corpus.roles, corpus.thinking, stages.run.targets.end, corpus.messages is None)
+        settings = ChatSettings.of(stages.run)
         if settings.plain:
             document = with_lead(stages.chat, document, corpus.roles)
         try:

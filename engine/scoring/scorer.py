@@ -9,7 +9,7 @@ and the others go on; a group that does not fit into memory is halved.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from engine.teacher.evaluate import hidden_states
 from engine.teacher.incremental import OpenBatch
 from engine.teacher.kept_logits import KeptLogits, LogitsStore
 from schemas.errors import BadDocument, IdentityError
-from schemas.manifest import add_stats
+from schemas.manifest import Regime, add_stats
 from schemas.runfile import RunConfig
 
 T = TypeVar("T")
@@ -42,10 +42,17 @@ Report = Callable[[int, int], None]
 class Scorer:
     """Scores units of documents with the stages of one run. An actor builds one and keeps it."""
 
-    def __init__(self, run: RunConfig, stages: Stages | None = None, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        stages: Stages | None = None,
+        progress: Progress = silent,
+        regimes: Mapping[str, Regime] | None = None,
+    ) -> None:
         """run: as `pin` gives it, where its actors are elsewhere. stages: those of the run, if they are loaded already; else
-        they are loaded here, which `progress` is told of. Raises what `load_stages` raises."""
-        self.stages = load_stages(run, progress) if stages is None else stages
+        they are loaded here, which `progress` is told of. regimes: of the students, as the plan has them; None: what their
+        tokenizers allow, whatever the corpus holds. Raises what `load_stages` raises."""
+        self.stages = load_stages(run, progress, regimes) if stages is None else stages
         self._kept_logits = LogitsStore()
         self.calibration_sha256: str | None = None  # of the file that the calibration came from
 

@@ -6,7 +6,7 @@ run file -> Stages, a value: nothing in it changes while documents are scored, b
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,8 +112,9 @@ class Stages:
         return (self.vocabulary if product in (TEACHER, HIDDEN) else self.students[product]).eos_id
 
 
-def load_stages(run: RunConfig, progress: Progress = silent) -> Stages:
+def load_stages(run: RunConfig, progress: Progress = silent, regimes: Mapping[str, Regime] | None = None) -> Stages:
     """Load the tokenizers and the teacher that a (pinned) run file names, and derive the rest. progress: told before each step.
+    regimes: as for `Scorer`.
 
     Raises TokenizerError, TeacherError, and RunFileError for what these tokenizers do not allow.
     """
@@ -130,7 +131,9 @@ def load_stages(run: RunConfig, progress: Progress = silent) -> Stages:
     if known.chat and known.teacher.eos_id is not None:  # the end of a turn is an end, too
         teacher = replace(teacher, end_ids=tuple(dict.fromkeys((*teacher.end_ids, known.teacher.eos_id))))
     progress(0, 0, "deriving tables from the tokenizers")
-    return derive_stages(run, known, teacher, regimes_of(run, known.teacher, known.students), progress)
+    if regimes is None:
+        regimes = regimes_of(run, known.teacher, known.students)
+    return derive_stages(run, known, teacher, dict(regimes), progress)
 
 
 def derive_stages(

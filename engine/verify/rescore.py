@@ -52,7 +52,7 @@ def open_rescorer(out: Out, run: RunConfig, *, seed: int, damaged: Collection[st
     retried = plan.retry
     from_texts = run.targets.store_text and not run.corpus.in_parts and retried is None
     scan = corpus_of(plan, run.base_dir) if from_texts else scan_corpus(run.corpus, run.base_dir)
-    mine = make_plan(run, scan)
+    mine = make_plan(run, scan, plan.regimes)
     if retried is not None:
         mine = retry_plan(mine, retried.of, scan, retried.rows)
     if mine.fingerprint != plan.fingerprint:
@@ -88,7 +88,7 @@ class Rescorer:
     def rescore(self, count: int, tolerance: float) -> list[Comparison]:
         """`count` random documents, as the run scored them. tolerance: nats."""
         places = self._random(count)
-        scorer = Scorer(self.run)
+        scorer = Scorer(self.run, regimes=self.plan.regimes)
         if has_calibration(self.plan):
             scorer.use_calibration(*read_calibration(self.store, self.plan, scorer.head_counts))
         comparisons = {product: Comparison("rescored", product) for product in self.plan.products}
@@ -110,7 +110,8 @@ class Rescorer:
         run = self.run.model_copy(update={"targets": targets.model_copy(update=setting)})
         asked = [product for product, facts in self.plan.products.items() if facts.codec != "hidden"]
         comparisons = {product: Comparison("oracle", product) for product in asked}
-        for product, pair in self._pairs(Scorer(run), self._short(count), comparisons):
+        scorer = Scorer(run, regimes=None if targets.regime == "fast" else self.plan.regimes)
+        for product, pair in self._pairs(scorer, self._short(count), comparisons):
             oracle(comparisons[product], pair)
         return list(comparisons.values())
 

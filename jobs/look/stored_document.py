@@ -49,9 +49,14 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
         for record in read_quarantine(store, unit.index):
             if doc in (str(record["doc_row"]), record.get("doc_id"), f"id:{record.get('doc_id')}"):
                 raise OutputError(f"{store}: {what} is in quarantine: {record['reason']}, {record.get('detail')}")
+    shown = next(
+        (found["doc_id"] for seal in load_seals(store, plan) if (found := _read(store, plan, product, seal, None))),
+        None,
+    )
+    like = f", such as {shown!r}; [corpus] id names a column of other names" if shown is not None else ""
     raise OutputError(
-        f"{store}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong "
-        f"(a doc_id made of digits is written id:{doc})"
+        f"{store}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong: want a "
+        f"number, the place in the corpus, or a doc_id{like} (one made of digits is written id:{doc})"
     )
 
 

@@ -36,7 +36,9 @@ class UnitWorker:
         # Ray reserves cores, it does not enforce them: without this every actor would use all cores of the machine.
         torch.set_num_threads(max(1, int(run.ray.num_cpus)))
         self._store, self._plan, self._report = open_store(run.output), plan, report
-        self._scorer = Scorer(run, progress=lambda done, total, what: report(Step(what, done, total)))
+        self._scorer = Scorer(
+            run, progress=lambda done, total, what: report(Step(what, done, total)), regimes=plan.regimes
+        )
         self._lacks_calibration, self._left_out = has_calibration(plan), list[dict[str, Any]]()
         self._scoring = threading.Lock()  # the teacher and what is remembered between groups are for one unit at a time
         self._sampled: set[int] = set()  # documents of the sample that were read, by doc_row

@@ -79,6 +79,8 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
     for reason, count in quarantined_by_reason(store, manifest).most_common():
         console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
         console.print(f"          do: {REMEDIES[reason]}", markup=False)
+    if manifest.quarantined:
+        console.print(f"  each with its place and detail: {store.place('_engine/quarantine')}/*.jsonl", markup=False)
     if shortened := manifest.stats.get("shortened_prompts"):
         console.print(
             f"{shortened:,.0f} documents with a prompt longer than the teacher's context: the oldest of it was left out "
@@ -87,8 +89,6 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
         )
     if retried := manifest.stats.get("oom_retries"):
         console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
-    if manifest.quarantined:
-        console.print(f"  each with its place and detail: {store.place('_engine/quarantine')}/*.jsonl", markup=False)
     if counts.units:
         rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
         console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import engine.alignment.token_trie as trie_module
-from engine.alignment.expansion import apart, byte_expansion, subset_expansion, subset_gap
+from engine.alignment.expansion import apart, byte_expansion, near_subset_gap, subset_expansion, subset_gap
 from engine.alignment.refinement import exact_pairs
 from engine.alignment.token_trie import build_trie
 from engine.bpe.segmenter import build_segmenter
@@ -113,6 +113,29 @@ def test_other_tokenizers_are_no_subsets(name: str):
     assert subset_gap(vocabulary(name), vocabulary("qwen2.5")) is not None
     assert subset_gap(vocabulary("qwen2.5-subset-8000"), vocabulary("qwen2.5-subset-32000")) is not None
     assert subset_gap(vocabulary("qwen2.5-subset-32000"), vocabulary("qwen2.5-subset-8000")) is None
+
+
+def test_what_differs_between_near_subsets_is_told(tmp_path: Path):
+    """The same merges under another pre-tokenizer: a conversion that lost a step, mostly."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    digits = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]}
+    split = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "BPE", "vocab": {s: i for i, s in enumerate([*SPELL.values(), "ab", "<s>", "</s>"])}}
+    merges, made = [["a", "b"]], {}
+    for name, steps, mine in (
+        ("teacher", level, merges),
+        ("lost", digits, merges),
+        ("one", {"type": "Sequence", "pretokenizers": [split, level]}, merges),
+        ("three", {"type": "Sequence", "pretokenizers": [{**split, "pattern": {"Regex": r"\p{N}"}}, level]}, merges),
+        ("other", digits, [["b", "a"]]),
+    ):
+        vocab = {("ba" if token == "ab" and mine != merges else token): i for token, i in model["vocab"].items()}
+        spec = {"model": {**model, "vocab": vocab, "merges": mine}, "pre_tokenizer": steps}
+        made[name] = save_vocabulary(spec, tmp_path / name)
+    assert "(Digits and ByteLevel beside ByteLevel)" in (near_subset_gap(made["teacher"], made["lost"]) or "")
+    assert "{1,3}" in (near_subset_gap(made["one"], made["three"]) or "")
+    assert near_subset_gap(made["teacher"], made["other"]) is None
+    assert near_subset_gap(made["teacher"], made["teacher"]) is None
 
 
 def test_a_student_of_bytes_is_a_subset_of_any_tokenizer(tmp_path: Path):

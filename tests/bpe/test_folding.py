@@ -15,7 +15,7 @@ import engine.alignment.boundaries as boundaries
 import engine.contexts.canonical as canonical
 from engine.alignment.boundaries import Aligner
 from engine.alignment.rules import RuleBook, TeacherTokens
-from engine.bpe.folding import Runs, fold_unit, unfold
+from engine.bpe.folding import Folded, Runs, unfold
 from engine.bpe.pending import PendingCuts, cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
@@ -38,13 +38,16 @@ def long_text(rng: random.Random, kept: int) -> str:
     if rng.random() < 0.5:  # white space of several kinds
         mixed = rng.choice((" \t", "\n ", " \t\n", "\n\t \u3000", "\n\r "))
         runs.insert(rng.randint(0, len(runs)), "".join(rng.choices(mixed, k=rng.randint(3, 4 * kept))))
+    if rng.random() < 0.6:  # signs of several kinds
+        mixed = rng.choice(("='", "'/", "<>=", "-'\"/", "/_.", "|<'", "=\n", "€'、"))
+        runs.insert(rng.randint(0, len(runs)), "".join(rng.choices(mixed, k=rng.randint(3, 4 * kept))))
     parts = [rng.choice(ENDS) + run for run in runs]
     return "".join(parts) + rng.choice(ENDS)
 
 
 def whole(splitter: Splitter) -> Splitter:
-    """The same without short runs."""
-    splitter.__dict__["kept_run"] = 1 << 30
+    """The same without short runs, and with each class as it is."""
+    splitter.__dict__.update(kept_run=1 << 30, signs=None, _without_past=lambda pending: pending)
     return splitter
 
 
@@ -60,7 +63,7 @@ def test_cuts_of_short_runs_are_those_of_long_ones(name: str) -> None:
     rng, short, full = random.Random(name), build_splitter(vocabulary(name)), whole(build_splitter(vocabulary(name)))
     ours, twin = PendingCuts(vocabulary(name), short), PendingCuts(vocabulary(name), full)
     folded = 0
-    for _ in range(4 * EFFORT):
+    for _ in range(8 * EFFORT):
         data = long_text(rng, short.kept_run).encode()
         cut, slow = cut_text(short, data), cut_text(full, data)
         places = sorted(rng.sample(range(len(data) + 1), min(len(data), 12)))
@@ -137,7 +140,7 @@ def test_units_of_short_runs_and_of_the_text() -> None:
         left, begins = splitter.fold(text), Runs(splitter, np.array([ord(u) for u in text]))
         near = [*range(before + kept // 2 + 1), *range(before + size - kept // 2 + 1, len(text) + 1)]
         for unit in near:
-            place = fold_unit(splitter, left, unit, 0, len(text), begins)
+            place = Folded(splitter, left, 0, len(text), begins).place(unit)
             assert place is not None and unfold(splitter, left, (place,), 0, len(text), begins) == (unit,)
         if size > kept + 1:
-            assert fold_unit(splitter, left, before + kept // 2 + 1, 0, len(text), begins) is None
+            assert Folded(splitter, left, 0, len(text), begins).place(before + kept // 2 + 1) is None

@@ -25,6 +25,7 @@ from schemas.target import FLAG_CONTEXT, FLAG_END
 from tests.support.chats import GEMMA, chat_teacher, with_template
 from tests.support.runs import ASSETS, score_here
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TALK = [
     {"role": "user", "content": "How many <|im_end|> apples?"},
     {"role": "assistant", "content": "Anna has 3 — naïve."},
@@ -165,6 +166,26 @@ def test_a_tokenizer_without_a_template_is_refused_with_what_to_do(run_file: Pat
     run = load_run(file)
     with pytest.raises(RunFileError, match=r"no chat template comes with.*chat_template = "):
         make_plan(run, scan_corpus(run.corpus, run.base_dir))
+    file.write_text(
+        text.replace('"./t"', json.dumps(str(ASSETS / "teacher"))).replace(
+            '"./sp"', json.dumps(str(ASSETS / "student_sp"))
+        )
+    )
+    run = load_run(file)
+    with pytest.raises(
+        RunFileError, match=r"\[teacher\]: no chat template.*\[\[student\]\] .*: no chat template"
+    ):  # all at once
+        make_plan(run, scan_corpus(run.corpus, run.base_dir))
+
+
+def test_the_template_of_the_examples_serves_base_models(run_file: Path) -> None:
+    """The refusal names it: conversations under it end each turn with the tokenizer's own end token where <|im_end|> is none."""
+    template = json.dumps(str(EXAMPLES / "chatml.jinja"))
+    file = run_file.parent / "base.toml"
+    text = run_file.read_text().replace('"gemma.jinja"', template)
+    file.write_text(text.replace('"./sp"', json.dumps(str(ASSETS / "student_sp"))))
+    run = load_run(file)
+    assert make_plan(run, scan_corpus(run.corpus, run.base_dir)).units
 
 
 def test_conversations_in_every_kind_of_file_are_the_same(tmp_path: Path) -> None:

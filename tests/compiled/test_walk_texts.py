@@ -15,7 +15,7 @@ from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.pending import cut_text
 from engine.bpe.segmenter import Segmenter, build_segmenter
-from engine.bpe.utf8 import is_continuation
+from engine.bpe.utf8 import is_continuation, valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary
 from engine.compiled.automaton import PendingAutomaton
 from engine.compiled.pair import CompiledPair, compile_pair
@@ -244,6 +244,37 @@ def test_a_long_run_is_cut_like_a_short_one(name: str) -> None:
         shortened += len(short) < len(left)
         same(pair.state(short), pair.state(left))
     assert shortened >= 3
+
+
+@needs_shared
+@pytest.mark.parametrize("name", REAL_BYTE_LEVEL)
+def test_cuts_inside_are_known_without_a_state(name: str) -> None:
+    """For ends of texts as a beam asks for them: whether their states have variants with a cut inside."""
+    rng, split = random.Random(name), splitter(name)
+    twins, automaton, found = twins_of(name, "smollm2", rng), PendingAutomaton(split), list[bool]()
+    pair = twins.pair
+    pieces = [p.decode() for p in vocabulary("llama-3").token_bytes if p and valid_utf8_prefix(p) == len(p)]
+    for text in [
+        *rng.sample(pieces, 8 * EFFORT),
+        " \n",
+        "\n \n",
+        "a  ",
+        "  \t",
+        " \n  ",
+        *(hostile(rng, 6) for _ in range(3)),
+    ]:
+        left = split.reduce(automaton.strings[int(automaton.walk(text.encode())[0][-1])])
+        found.append(pair.cuts_inside(left))
+        assert found[-1] == any(inside for inside, _ in pair.state(left).variants), text
+    assert len({*found}) == 2 or "deepseek" in name
+    walk, slow = (StudentWalk(pair, twins.aligner) for _ in range(2))
+    ends = (" \n", "a", "  \n", "x = ", "\n ", "'", "12", "--")
+    asked = [walk.may_cut_inside(text.encode()) for text in ends]
+    made = len(walk.pending_states.states)
+    for text, told in zip(ends, asked, strict=True):
+        state = int(slow.pending_states.at(text.encode(), np.array([0]), np.array([len(text)])).state_I[1])
+        assert told == (state != NO_STATE and slow.pending_states.units_of[state] > 0), text
+    assert made < len(slow.pending_states.states)
 
 
 def test_a_pending_part_that_is_too_long(tmp_path: Path) -> None:

@@ -151,3 +151,15 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
     )
     assert "got the splits train, test" in refused(corpus(dataset="several", split="dev"), tmp_path)
     assert "holds one table" in refused(corpus(dataset="one", split="test"), tmp_path)
+
+
+def test_a_folder_of_save_to_disk_among_paths_is_answered_with_the_key(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_dict({"question": TEXTS, "answer": TEXTS})
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "several")
+    for name in ("one", "several"):
+        assert f'write dataset = "{name}"' in refused(corpus(paths=[f"{name}/"]), tmp_path)
+        told = refused(corpus(dataset=name), tmp_path)
+        assert 'prompt = "question" and completion = "answer"' in told and r'template = "{question}\n{answer}"' in told
+    (tmp_path / "plain").mkdir()
+    assert 'for example "plain/*.jsonl"' in refused(corpus(paths=["plain"]), tmp_path)

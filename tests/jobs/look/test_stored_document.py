@@ -46,3 +46,11 @@ def test_a_damaged_or_foreign_file_is_a_message(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(OutputError, match=says):
             find_document(open_store(tmp_path / "out"), plan, "teacher", "0")
+
+
+def test_an_unknown_name_is_answered_with_one_that_is_there(tmp_path: Path) -> None:
+    plan, store = small_plan(units=1), open_store(tmp_path)
+    open_output(store, plan)
+    publish_unit(store, plan, 0, unit_tables(plan, 0), [], {})
+    with pytest.raises(OutputError, match=r"such as 'corpus.jsonl#0'; \[corpus\] id names a column"):
+        find_document(store, plan, "teacher", "the-id-of-my-record")
