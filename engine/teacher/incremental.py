@@ -81,7 +81,7 @@ class CachedTrees(IncrementalTrees):
 
     @torch.inference_mode()
     def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
-        _check(more, [len(at) for at in self._place])
+        check_round(more, [len(at) for at in self._place])
         past = self._parent.shape[1]
         fresh = lay_out([Window(w.token, [-1] * len(w.token), w.depth) for w in more], self._rows)
         count = fresh.token.shape[1]
@@ -128,7 +128,7 @@ class RescoredTrees(IncrementalTrees):
         return [len(w.token) for w in self._known]
 
     def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
-        _check(more, [len(w.token) for w in self._known])
+        check_round(more, [len(w.token) for w in self._known])
         wanted: list[tuple[int, Window, np.ndarray]] = []
         for index, (known, w) in enumerate(zip(self._known, more, strict=True)):
             joined = [np.concatenate([a, b]).astype(np.int64) for a, b in zip(_arrays(known), _arrays(w), strict=True)]
@@ -159,7 +159,7 @@ def _dense(decoder: Decoder) -> str:
     return decoder.model.config._attn_implementation
 
 
-def _check(more: Sequence[Window], known: list[int]) -> None:
+def check_round(more: Sequence[Window], known: list[int]) -> None:
     if len(more) != len(known):
         raise ValueError(f"a round of {len(more)} windows for {len(known)}; give one for each, empty where none is new")
     for index, (w, count) in enumerate(zip(more, known, strict=True)):

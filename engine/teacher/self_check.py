@@ -1,6 +1,6 @@
 """Which way a loaded model may be run, found by trying: a wrong attention mask gives plausible numbers and no error.
 
-Small trees are scored as trees and by paths (plain sequences, the model's own causal attention), and the largest
+Small trees are scored as trees, where that is wrong over kept states, and by paths (plain sequences, the model's own causal attention), and the largest
 difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens, where a window that is
 wrong by one token shows, and where it is affordable at their real size, where a window that the model keeps elsewhere
 would show.
@@ -8,18 +8,22 @@ would show.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from engine.teacher.attention_masks import Masking
+from engine.teacher.cache_rows import rows_of
 from engine.teacher.decoder import Decoder
-from engine.teacher.incremental import CachedTrees
+from engine.teacher.incremental import CachedTrees, IncrementalTrees
+from engine.teacher.kept_states import STATE_BYTES, Leading, StateTrees
 from engine.teacher.packing import Window
 
 # what libraries raise when a model or a kernel does not take what it is given (errors of the compiler are RuntimeErrors)
@@ -27,6 +31,8 @@ REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, Runtime
 _TRUNK = 24  # tokens of the small probe
 _SHOWN = 6  # tokens of a window that is cut down for the small probe
 _COMPARED = 64  # last nodes of each window that are compared: all branches, and the end of the trunk
+_SPACING = 5  # tokens between kept states in the small probe
+_DEEP_TRUNK = 160  # tokens of the probe of kept states at the spacing of real runs
 _DEEPEST = {"cpu": 512, "cuda": 8192}  # tokens of context that a start-up check may cost
 _OTHER_WINDOWS = (
     "window_size",
@@ -39,16 +45,28 @@ LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp3
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What the trials gave. decoder: ready for trees, None where only paths are right, and `why`. reuse: rounds may keep keys and
-    values."""
+    """What the trials gave. decoder: ready for trees, None where those are wrong, and `why`. leading: how it is led over kept
+    states, None where that is not needed or wrong too. reuse: rounds may keep keys and values, or states. gap: nats by which
+    the way that is taken differs from contexts alone, as far as it was tried."""
 
     decoder: Decoder | None
     reuse: bool
     why: str
+    leading: Leading | None = None
+    gap: float = 0.0
 
 
 def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
-    """Try the masks that the configuration suggests. `limit`: nats by which two ways may differ."""
+    """Try trees, then kept states. `limit`: nats by which two ways may differ."""
+    found = find_masks(decoder, log_probs, vocab, max_length, limit)
+    if found.decoder is not None:
+        return found
+    leading, gap = find_leading(decoder, log_probs, vocab, max_length, limit)
+    return replace(found, leading=leading, reuse=leading is not None, gap=gap)
+
+
+def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
+    """Try the masks that the configuration suggests, for trees."""
     text = decoder.model.config.get_text_config()
     strange = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if strange:
@@ -66,9 +84,79 @@ def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int,
             continue
         if gap <= limit:
             tried = _faster(tried, log_probs, vocab, max_length, limit)
-            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "")
+            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "", gap=gap)
         why = why or f"differs by {gap:.3g} nats"
     return CheckResult(None, False, why)
+
+
+LEADINGS = [
+    Leading(*ways)
+    for ways in (
+        (True, True, True),
+        (True, True, False),
+        (False, True, True),
+        (False, True, False),
+        (True, False, True),
+        (True, False, False),
+    )
+]
+"""Ways over kept states, those of the fewest passes and tokens first."""
+
+
+def find_leading(
+    decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float
+) -> tuple[Leading | None, float]:
+    """The first way over kept states that gives what contexts alone give, in one go and in rounds, and the gap in nats.
+
+    The first whose small trees are right to a tenth of the limit is taken. Else all are tried, and one that differs much more than
+    the best is not taken even within the limit: in half precision that is wide, and a state that is carried over wrongly may
+    hide in it.
+    """
+    small, gaps = _small(vocab, max_length), dict[Leading, float]()
+    deep = [probe(vocab, min(_DEEP_TRUNK, max_length), 5)]
+    wide = replace(decoder, masking=maskings(decoder.model.config.get_text_config(), max_length)[0])
+    with _shown(wide, max_length) as shown:
+        whole = shown.paths(small)
+    deep_whole = decoder.paths(deep)
+
+    def proved(leading: Leading) -> tuple[Leading | None, float]:
+        tried = replace(leading, spacing=_SPACING)
+        try:
+            with _shown(wide, max_length) as shown:
+                rounds = [_in_rounds(partial(StateTrees, shown, tried), small, extra) for extra in (0, 2)]
+                worst = max(_gap(log_probs, ours, whole) for ours in rounds)
+            sized = _sized(decoder, leading)
+            worst = max(worst, _gap(log_probs, StateTrees(decoder, sized, deep).hidden, deep_whole), gaps[leading])
+        except REFUSALS:
+            return None, math.inf
+        return (sized if worst <= limit else None), worst
+
+    for leading in LEADINGS:
+        gaps[leading] = math.inf
+        with suppress(*REFUSALS), _shown(wide, max_length) as shown:
+            trees = StateTrees(shown, replace(leading, spacing=_SPACING), small)
+            gaps[leading] = _gap(log_probs, trees.hidden, whole)
+        if gaps[leading] <= limit / 10 and (found := proved(leading))[0] is not None:
+            return found
+    least = min(gaps.values())
+    for leading, gap in gaps.items():
+        if limit / 10 < gap <= min(limit, 4 * least) and (found := proved(leading))[0] is not None:
+            return found
+    return None, least
+
+
+def _sized(decoder: Decoder, leading: Leading) -> Leading:
+    """With what states take on this device, and the room for them."""
+    room = STATE_BYTES
+    if decoder.device.type == "cuda":
+        room = max(room, torch.cuda.get_device_properties(decoder.device).total_memory // 8)
+    start = torch.zeros((1, 1), dtype=torch.long, device=decoder.device)
+    short, long = (
+        sum(row.bytes for row in rows_of(decoder.onward(start.expand(1, length), None, start)[1], length))
+        for length in (8, 16)
+    )
+    token = max(0, (long - short) // 8)
+    return replace(leading, state_bytes=max(0, short - 8 * token), token_bytes=token, room_bytes=room)
 
 
 def maskings(text: Any, max_length: int) -> list[Masking]:
@@ -119,19 +207,20 @@ def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) ->
 
 @contextmanager
 def _shown(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
-    """The decoder with its sliding window cut down, in the model's configuration too: the masks of its plain sequences
-    are made from there at each pass."""
-    window = decoder.masking.window
-    if window is None:
-        yield decoder
-        return
-    text = decoder.model.config.get_text_config()
-    small = min(window, _SHOWN, max(1, max_length // 2))
-    text.sliding_window = small
+    """The decoder with its sliding windows and chunks cut down, in the model's configuration too: the masks of its plain
+    sequences are made from there at each pass."""
+    text, window = decoder.model.config.get_text_config(), decoder.masking.window
+    small = min(_SHOWN, max(1, max_length // 2))
+    sizes = {} if window is None else {"sliding_window": window}
+    if isinstance(chunk := getattr(text, "attention_chunk_size", None), int) and chunk > small:
+        sizes["attention_chunk_size"] = chunk
     try:
-        yield replace(decoder, masking=replace(decoder.masking, window=small))
+        for name, size in sizes.items():
+            setattr(text, name, min(size, small))
+        yield decoder if window is None else replace(decoder, masking=replace(decoder.masking, window=min(window, small)))
     finally:
-        text.sliding_window = window
+        for name, size in sizes.items():
+            setattr(text, name, size)
 
 
 def _gap(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
@@ -149,16 +238,22 @@ def _grows(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, l
         with _shown(decoder, max_length) as shown:
             whole = shown.trees(small)
             for extra in (0, 2):
-                trunks = [min(max(w.depth) // 2 + 1 + extra * 6, len(w.token)) for w in small]
-                rounds = CachedTrees(shown, [_part(w, 0, at) for w, at in zip(small, trunks, strict=True)])
-                first = rounds.hidden
-                rest = rounds.add([_part(w, at, len(w.token)) for w, at in zip(small, trunks, strict=True)])
-                joined = [torch.cat(pair) for pair in zip(first, rest, strict=True)]
-                if not _gap(log_probs, joined, whole) <= limit:
+                if not _gap(log_probs, _in_rounds(partial(CachedTrees, shown), small, extra), whole) <= limit:
                     return False
     except REFUSALS:
         return False
     return True
+
+
+def _in_rounds(
+    open_trees: Callable[[list[Window]], IncrementalTrees], windows: list[Window], extra: int
+) -> list[torch.Tensor]:
+    """Hidden states of windows whose first part comes in one round and the rest in another."""
+    trunks = [min(max(w.depth) // 2 + 1 + extra * 6, len(w.token)) for w in windows]
+    rounds = open_trees([_part(w, 0, at) for w, at in zip(windows, trunks, strict=True)])
+    first = rounds.hidden
+    rest = rounds.add([_part(w, at, len(w.token)) for w, at in zip(windows, trunks, strict=True)])
+    return [torch.cat(pair) for pair in zip(first, rest, strict=True)]
 
 
 def _part(window: Window, begin: int, end: int) -> Window:
