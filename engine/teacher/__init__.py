@@ -6,7 +6,9 @@ Files, in the order of the data:
   packing          token trees side by side in the rows of a batch, and who is whose ancestor there
   attention_masks  what each token of a packed tree may attend to, as the mask that an architecture takes
   decoder          token trees -> last hidden states: as chains, as trees, or as one sequence for each branch
+  cache_rows       the states of single sequences, cut out of a model's cache and put together into another
   incremental      trees scored in rounds over kept keys and values
+  kept_states      trees of models that take no mask: the trunk once, branches behind states that were kept
   self_check       which of these ways a loaded model may be run, found by trying
   adapter          a LoRA adapter merged into the weights
   model            load a teacher and check it: hidden states and logits

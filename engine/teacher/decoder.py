@@ -1,8 +1,10 @@
-"""Token trees in, last hidden states out, by the three ways in which a decoder can be run.
+"""Token trees in, last hidden states out, by the ways in which a decoder can be run.
 
 chains   sequences without branches: the model's own causal attention, padded on the right. No mask: faster than packing.
 trees    one token per node, position id = depth, attention to ancestors; several windows packed into a row.
-paths    every branch as a sequence of its own, for architectures that take no tree. Same results, more tokens.
+paths    every branch as a sequence of its own, for architectures that take nothing else. Same results, more tokens.
+
+`onward` is what trees over kept states are made of (engine/teacher/kept_states.py): sequences behind a state that the model gave.
 
 Letters: B rows, N places of a row, n nodes of one window, D hidden size.
 """
@@ -81,7 +83,7 @@ class Decoder:
 
     def paths(self, windows: Sequence[Window]) -> list[torch.Tensor]:
         """The same by one sequence for each leaf, in passes of at most `path_tokens` padded tokens (or one sequence)."""
-        jobs = [(index, path, first) for index, w in enumerate(windows) for path, first in _paths(w)]
+        jobs = [(index, path, first) for index, w in enumerate(windows) for path, first in paths_of(w)]
         jobs.sort(key=lambda job: len(job[1]))
         out: list[torch.Tensor | None] = [None] * len(windows)
         for batch in _by_length(jobs, self.path_tokens):
@@ -99,8 +101,8 @@ class Decoder:
         return self.body(input_ids=token_BN, use_cache=cache is not None, **extra).last_hidden_state
 
     def onward(self, token_BN: torch.Tensor, state: Any, start: torch.Tensor, **extra: Any) -> tuple[torch.Tensor, Any]:
-        """(Hidden states [B, N, D] of plain sequences behind a state, the state behind them). state: what an earlier call gave, which
-        is changed, or None; start: int64 [B, 1], tokens before each sequence; extra: what else the model is given."""
+        """(Hidden states [B, N, D] of plain sequences behind a state, the state behind them). state: what an earlier call gave,
+        which is changed, or None; start: int64 [B, 1], tokens before each sequence; extra: what else the model is given."""
         name, takes_places, made_here, inside = self._memory
         cache, within = (None, [None] * len(inside)) if state is None else state
         if cache is None and made_here:
@@ -156,7 +158,7 @@ def _chain(token: list[int]) -> Window:
     return Window(token, list(range(-1, len(token) - 1)), list(range(len(token))))
 
 
-def _paths(window: Window) -> Iterator[tuple[list[int], int]]:
+def paths_of(window: Window) -> Iterator[tuple[list[int], int]]:
     """For every leaf the nodes from its root to it, and how many of them an earlier leaf's path has brought."""
     parent = np.asarray(window.parent).tolist()
     done = [False] * len(parent)

@@ -57,7 +57,10 @@ class CachedTrees(IncrementalTrees):
 
     def __init__(self, decoder: Decoder, windows: Sequence[Window]) -> None:
         self._decoder = decoder
-        self._cache = DynamicCache()  # without the config: full layers; one made from it would crop sliding layers
+        config = decoder.model.config
+        kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+        # without the config: full layers; one made from it would crop sliding layers. Indexers keep keys of their own
+        self._cache = DynamicCache(config=config) if kinds == {"indexed_attention"} else DynamicCache()
         chains = not any(w.branched for w in windows)
         self._rows = [[i] for i in range(len(windows))]
         first = lay_out(windows, self._rows)

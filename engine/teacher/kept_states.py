@@ -5,7 +5,7 @@ through states (of convolutions, recurrences, keys and values), which its cache 
 chains of `spacing` tokens or more) are read in pieces that end at the same depths, and the state behind each piece is kept. All
 other nodes are read from the nearest kept state above them, level by level: one token of every node of a level in a pass, each
 behind its parent's state. So a token of the trunk is read once, and once more where something hangs off it or below it in its
-piece; a node of a branch once. How a model can be led so differs (`Leading`), and is found by trying (engine/teacher/self_check.py).
+piece; a node of a branch once. How a model can be led so differs (`Leading`), and is found by trying (self_check.py).
 
 Letters: R rows of a pass, L tokens that a pass adds, n and m nodes of one window, D hidden size.
 """
@@ -29,7 +29,7 @@ from engine.teacher.packing import Window
 STATE_BYTES = 1 << 30
 """Bytes of kept states, and of the states of one pass, on a host; on a GPU an eighth of its memory where that is more."""
 T = TypeVar("T")
-_LEAST_SPACING, _SPACING_OF_PATHS = 16, 6
+_LEAST_SPACING, _SPACING_OF_PATHS = 16, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class _Nodes:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Nodes of a window that are read from one kept state (of node `start`; -1: from nothing). nodes: rising; wanted: those of them
-    whose hidden states are asked for; width: of the fullest level."""
+    """Nodes of a window that are read from one kept state (of node `start`; -1: from nothing). nodes: rising; wanted: those whose
+    hidden states are asked for; width: of the fullest level."""
 
     window: int
     start: int
@@ -174,7 +174,9 @@ class StateTrees(IncrementalTrees):
         states, cache = self._advance(cache, self._tokens(paths), [depth] * len(paths), {})
         for row, (number, path) in enumerate(paths):
             self._put(number, path, states[row])
-        full = [row for row, (number, path) in enumerate(paths) if self._ends_piece(self._windows[number].depth[path[-1]])]
+        full = [
+            row for row, (number, path) in enumerate(paths) if self._ends_piece(self._windows[number].depth[path[-1]])
+        ]
         if full:
             length = depth + len(paths[full[0]][1])
             made = rows_of(chosen(cache, full, len(paths)), length)
@@ -319,7 +321,7 @@ class StateTrees(IncrementalTrees):
 
 
 def spine(parent: Sequence[int], first: int, least: int) -> set[int]:
-    """The new nodes (`first` and later) that lie on long chains. A chain goes from a node to that child below which it is deepest;
+    """The new nodes (`first` and later) that lie on long chains. A chain goes from a node to the child below which it is deepest;
     it is long when it has `least` new nodes, or when it begins at a root. All new nodes above one of these are among them."""
     size = len(parent)
     height, heavy = [1] * size, [-1] * size

@@ -56,6 +56,7 @@ class Teacher:
     gap: float
     _decoder: Decoder
     _leading: Leading | None
+    _most: int | None
     _logits: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.inference_mode()
@@ -66,15 +67,11 @@ class Teacher:
     @torch.inference_mode()
     def hidden(self, windows: list[Window]) -> list[torch.Tensor]:
         """Last hidden states [n, D] of every window's nodes: one pass for those with branches, one for the others."""
-        if self.attention == "paths":
-            return self._decoder.paths(windows)
         out: dict[int, torch.Tensor] = {}
-        branched = [w.branched for w in windows]
-        trees = self._decoder.trees if self._leading is None else self._over_states
-        for kind, run in ((False, self._decoder.chains), (True, trees)):
-            chosen = [i for i, b in enumerate(branched) if b is kind]
-            if chosen:
-                out |= zip(chosen, run([windows[i] for i in chosen]), strict=True)
+        ways = [self._way(w) for w in windows]
+        for way in dict.fromkeys(ways):
+            chosen = [i for i, taken in enumerate(ways) if taken == way]
+            out |= zip(chosen, way([windows[i] for i in chosen]), strict=True)
         return [out[i] for i in range(len(windows))]
 
     @torch.inference_mode()
@@ -82,9 +79,18 @@ class Teacher:
         """Score these nodes; more that hang off them can be added in rounds (engine/teacher/incremental.py)."""
         if not self.reuse:
             return RescoredTrees(self.hidden, windows)
-        if self._leading is not None:
+        if self._leading is not None:  # also where trees have a limit, which rounds might cross
             return StateTrees(self._decoder, self._leading, windows)
         return CachedTrees(self._decoder, windows)
+
+    def _way(self, window: Window) -> Callable[[list[Window]], list[torch.Tensor]]:
+        if self.attention == "paths":
+            return self._decoder.paths
+        if not window.branched:
+            return self._decoder.chains
+        if self.attention == "tree" and (self._most is None or max(window.depth) < self._most):
+            return self._decoder.trees
+        return self._decoder.paths if self._leading is None else self._over_states
 
     def _over_states(self, windows: list[Window]) -> list[torch.Tensor]:
         assert self._leading is not None
@@ -171,17 +177,23 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
         if config.attention == "paths":
             found = CheckResult(None, False, 'the run file says attention = "paths"')
         else:
-            found = find_way(decoder, log_probs, vocab, max_length, limit)
-    if config.attention == "tree" and found.decoder is None:
+            found = find_way(decoder, log_probs, vocab, max_length, limit, trees=config.attention != "states")
+    way = "tree" if found.decoder is not None else "paths" if found.leading is None else "states"
+    if config.attention not in ("auto", way):
+        other = (
+            f'"states" works here (within {found.gap:.1g} nats)'
+            if found.leading
+            else f'"states" fails ({found.gap:.3g} nats)'
+        )
         raise TeacherError(
-            f'[teacher] {name}: attention = "tree" is not possible: {found.why}. Want trees that give what each context '
-            'alone gives; use "auto" or "paths".'
+            f'[teacher] {name}: attention = "{config.attention}" is not possible: {found.why}. Want what each context alone '
+            f'gives, within {limit} nats; {other}; use "auto".'
         )
     return Teacher(
         model,
         device,
         max_length,
-        "tree" if found.decoder is not None else "paths" if found.leading is None else "states",
+        way,
         end_ids,
         vocab_rows,
         found.why,
@@ -189,6 +201,7 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
         found.gap,
         found.decoder or decoder,
         found.leading,
+        found.most,
         to_logits,
     )
 

@@ -1,9 +1,9 @@
 """Which way a loaded model may be run, found by trying: a wrong attention mask gives plausible numbers and no error.
 
-Small trees are scored as trees, where that is wrong over kept states, and by paths (plain sequences, the model's own causal attention), and the largest
-difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens, where a window that is
-wrong by one token shows, and where it is affordable at their real size, where a window that the model keeps elsewhere
-would show.
+Small trees are scored as trees, where that is wrong over kept states, and by paths (plain sequences, the model's own causal
+attention), and the largest difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens,
+where a window that is wrong by one token shows, and where it is affordable at their real size, where a window that the model
+keeps elsewhere would show. Kept states are tried at a small distance, and at that of real runs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, Runtime
 _TRUNK = 24  # tokens of the small probe
 _SHOWN = 6  # tokens of a window that is cut down for the small probe
 _COMPARED = 64  # last nodes of each window that are compared: all branches, and the end of the trunk
+_BY_THE_MASK = {"full_attention", "sliding_attention", "indexed_attention"}  # kinds of layers that see what the mask shows
 _SPACING = 5  # tokens between kept states in the small probe
 _DEEP_TRUNK = 160  # tokens of the probe of kept states at the spacing of real runs
 _DEEPEST = {"cpu": 512, "cuda": 8192}  # tokens of context that a start-up check may cost
@@ -45,30 +46,39 @@ LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp3
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What the trials gave. decoder: ready for trees, None where those are wrong, and `why`. leading: how it is led over kept
-    states, None where that is not needed or wrong too. reuse: rounds may keep keys and values, or states. gap: nats by which
-    the way that is taken differs from contexts alone, as far as it was tried."""
+    """What the trials gave. decoder: ready for trees, None where those are wrong, and `why`. most: tokens of a context up to which
+    trees are right, None for any. leading: how it is led over kept states, None where that is not needed or wrong too. reuse:
+    rounds may keep keys and values, or states. gap: nats by which the way that is taken differs from contexts alone, as far as
+    it was tried."""
 
     decoder: Decoder | None
     reuse: bool
     why: str
     leading: Leading | None = None
     gap: float = 0.0
+    most: int | None = None
 
 
-def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
-    """Try trees, then kept states. `limit`: nats by which two ways may differ."""
-    found = find_masks(decoder, log_probs, vocab, max_length, limit)
-    if found.decoder is not None:
+def find_way(
+    decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float, *, trees: bool = True
+) -> CheckResult:
+    """Try trees (unless they are not wanted), then kept states. `limit`: nats by which two ways may differ."""
+    found = CheckResult(None, False, 'the run file says attention = "states"')
+    if trees:
+        found = find_masks(decoder, log_probs, vocab, max_length, limit)
+    if found.decoder is not None and found.most is None:
         return found
-    leading, gap = find_leading(decoder, log_probs, vocab, max_length, limit)
+    with _choosing(decoder, _SHOWN):
+        leading, gap = find_leading(decoder, log_probs, vocab, max_length, limit)
+    if found.decoder is not None:
+        return replace(found, leading=leading, reuse=leading is not None)
     return replace(found, leading=leading, reuse=leading is not None, gap=gap)
 
 
 def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
     """Try the masks that the configuration suggests, for trees."""
     text = decoder.model.config.get_text_config()
-    strange = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    strange = set(getattr(text, "layer_types", None) or ()) - _BY_THE_MASK
     if strange:
         return CheckResult(None, False, f"layers of the kind {', '.join(sorted(strange))}")
     size = getattr(text, "max_position_embeddings", None)
@@ -78,15 +88,47 @@ def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
     for masking in maskings(text, max_length):
         tried = replace(decoder, masking=masking)
         try:
-            gap = max(_gaps(tried, log_probs, vocab, max_length))
+            with _choosing(decoder, max_length):
+                gap = max(_gaps(tried, log_probs, vocab, max_length))
         except REFUSALS as error:
             why = why or f"mask not accepted: {first_line(error)}"
             continue
         if gap <= limit:
             tried = _faster(tried, log_probs, vocab, max_length, limit)
-            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "", gap=gap)
+            most = _most_tokens(tried, log_probs, vocab, max_length, limit)
+            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "", gap=gap, most=most)
         why = why or f"differs by {gap:.3g} nats"
     return CheckResult(None, False, why)
+
+
+def _most_tokens(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> int | None:
+    """Tokens that a sparse attention chooses; None where trees are right beyond them too, or where no context has more. Tried with
+    fewer chosen: then the choice must be the one that the context alone makes."""
+    fewest = min((getattr(part, name) for part, name in _choices(decoder)), default=max_length)
+    if fewest >= max_length:
+        return None
+    with suppress(*REFUSALS), _choosing(decoder, _SHOWN):
+        if max(_gaps(decoder, log_probs, vocab, max_length)) <= limit:
+            return None
+    return fewest
+
+
+def _choices(decoder: Decoder) -> list[tuple[torch.nn.Module, str]]:
+    """Parts of the model that choose tokens to attend to, and the name of how many."""
+    return [(part, "index_topk") for part in decoder.model.modules() if isinstance(vars(part).get("index_topk"), int)]
+
+
+@contextmanager
+def _choosing(decoder: Decoder, count: int) -> Iterator[None]:
+    """As long as it is open, sparse attention chooses so many tokens."""
+    before = [(part, name, getattr(part, name)) for part, name in _choices(decoder)]
+    try:
+        for part, name, _ in before:
+            setattr(part, name, count)
+        yield
+    finally:
+        for part, name, was in before:
+            setattr(part, name, was)
 
 
 LEADINGS = [
@@ -108,9 +150,9 @@ def find_leading(
 ) -> tuple[Leading | None, float]:
     """The first way over kept states that gives what contexts alone give, in one go and in rounds, and the gap in nats.
 
-    The first whose small trees are right to a tenth of the limit is taken. Else all are tried, and one that differs much more than
-    the best is not taken even within the limit: in half precision that is wide, and a state that is carried over wrongly may
-    hide in it.
+    They are tried in their order, until the small trees of one are right to a tenth of the limit, then the first that does not
+    differ much more than the best so far is taken: in half precision the limit is wide, and a state that is carried over wrongly
+    may hide in it.
     """
     small, gaps = _small(vocab, max_length), dict[Leading, float]()
     deep = [probe(vocab, min(_DEEP_TRUNK, max_length), 5)]
@@ -131,18 +173,22 @@ def find_leading(
             return None, math.inf
         return (sized if worst <= limit else None), worst
 
+    refused = set[Leading]()
     for leading in LEADINGS:
         gaps[leading] = math.inf
         with suppress(*REFUSALS), _shown(wide, max_length) as shown:
             trees = StateTrees(shown, replace(leading, spacing=_SPACING), small)
             gaps[leading] = _gap(log_probs, trees.hidden, whole)
-        if gaps[leading] <= limit / 10 and (found := proved(leading))[0] is not None:
-            return found
-    least = min(gaps.values())
-    for leading, gap in gaps.items():
-        if limit / 10 < gap <= min(limit, 4 * least) and (found := proved(leading))[0] is not None:
-            return found
-    return None, least
+        if gaps[leading] > limit / 10 and leading != LEADINGS[-1]:
+            continue
+        bound = min(limit, max(limit / 10, 4 * min(gaps.values())))
+        for earlier, gap in gaps.items():
+            if gap <= bound and earlier not in refused:
+                found = proved(earlier)
+                if found[0] is not None:
+                    return found
+                refused.add(earlier)
+    return None, min(gaps.values())
 
 
 def _sized(decoder: Decoder, leading: Leading) -> Leading:
@@ -217,7 +263,9 @@ def _shown(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
     try:
         for name, size in sizes.items():
             setattr(text, name, min(size, small))
-        yield decoder if window is None else replace(decoder, masking=replace(decoder.masking, window=min(window, small)))
+        yield (
+            decoder if window is None else replace(decoder, masking=replace(decoder.masking, window=min(window, small)))
+        )
     finally:
         for name, size in sizes.items():
             setattr(text, name, size)
