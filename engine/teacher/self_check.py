@@ -31,7 +31,11 @@ REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, Runtime
 _TRUNK = 24  # tokens of the small probe
 _SHOWN = 6  # tokens of a window that is cut down for the small probe
 _COMPARED = 64  # last nodes of each window that are compared: all branches, and the end of the trunk
-_BY_THE_MASK = {"full_attention", "sliding_attention", "indexed_attention"}  # kinds of layers that see what the mask shows
+_BY_THE_MASK = {
+    "full_attention",
+    "sliding_attention",
+    "indexed_attention",
+}  # kinds of layers that see what the mask shows
 _SPACING = 5  # tokens between kept states in the small probe
 _DEEP_TRUNK = 160  # tokens of the probe of kept states at the spacing of real runs
 _DEEPEST = {"cpu": 512, "cuda": 8192}  # tokens of context that a start-up check may cost
@@ -46,10 +50,10 @@ LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp3
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What the trials gave. decoder: ready for trees, None where those are wrong, and `why`. most: tokens of a context up to which
-    trees are right, None for any. leading: how it is led over kept states, None where that is not needed or wrong too. reuse:
-    rounds may keep keys and values, or states. gap: nats by which the way that is taken differs from contexts alone, as far as
-    it was tried."""
+    """What the trials gave. decoder: ready for trees, None where those are wrong, and `why`. most: tokens of a context up to
+    which trees are right, None for any. leading: how it is led over kept states, None where that is not needed or wrong too.
+    reuse: rounds may keep keys and values, or states. gap: nats by which the way that is taken differs from contexts alone, as
+    far as it was tried."""
 
     decoder: Decoder | None
     reuse: bool
@@ -102,7 +106,7 @@ def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
 
 
 def _most_tokens(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> int | None:
-    """Tokens that a sparse attention chooses; None where trees are right beyond them too, or where no context has more. Tried with
+    """Tokens that a sparse attention chooses; None where trees are right beyond them too, or no context has more. Tried with
     fewer chosen: then the choice must be the one that the context alone makes."""
     fewest = min((getattr(part, name) for part, name in _choices(decoder)), default=max_length)
     if fewest >= max_length:
