@@ -9,7 +9,8 @@ Files, in the order of the data:
   cache_rows       the states of single sequences, cut out of a model's cache and put together into another
   incremental      trees scored in rounds over kept keys and values
   kept_states      trees of models that take no mask: the trunk once, branches behind states that were kept
-  self_check       which of these ways a loaded model may be run, found by trying
+  self_check       whether a loaded model takes trees, and under which mask, found by trying
+  state_check      whether it may be led over kept states, found by trying; and the way that is taken
   adapter          a LoRA adapter merged into the weights
   model            load a teacher and check it: hidden states and logits
   windows          context trees cut into windows that fit the teacher, and put into batches

@@ -3,7 +3,7 @@
 A cache of transformers is a nest of objects, lists and dictionaries with tensors in it: keys and values, states of convolutions
 and of recurrences, counts of tokens. Nothing is known here of single kinds of layers. Every tensor is taken to have the sequences
 of the batch in its first dimension; a cache of another form does not come apart and together right, which the start-up comparison
-notices (engine/teacher/self_check.py). All that is put together is copied: models change their caches in place.
+notices (engine/teacher/state_check.py). All that is put together is copied: models change their caches in place.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ through states (of convolutions, recurrences, keys and values), which its cache 
 chains of `spacing` tokens or more) are read in pieces that end at the same depths, and the state behind each piece is kept. All
 other nodes are read from the nearest kept state above them, level by level: one token of every node of a level in a pass, each
 behind its parent's state. So a token of the trunk is read once, and once more where something hangs off it or below it in its
-piece; a node of a branch once. How a model can be led so differs (`Leading`), and is found by trying (self_check.py).
+piece; a node of a branch once. How a model can be led so differs (`Leading`), and is found by trying (state_check.py).
 
 Letters: R rows of a pass, L tokens that a pass adds, n and m nodes of one window, D hidden size.
 """

@@ -25,7 +25,8 @@ from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedTrees, IncrementalTrees, RescoredTrees
 from engine.teacher.kept_states import Leading, StateTrees
 from engine.teacher.packing import Window
-from engine.teacher.self_check import CheckResult, LogProbs, find_way, first_line, probe
+from engine.teacher.self_check import CheckResult, LogProbs, first_line, probe
+from engine.teacher.state_check import find_way
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 

@@ -3,12 +3,11 @@
 Small trees are scored as trees, where that is wrong over kept states, and by paths (plain sequences, the model's own causal
 attention), and the largest difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens,
 where a window that is wrong by one token shows, and where it is affordable at their real size, where a window that the model
-keeps elsewhere would show. Kept states are tried at a small distance, and at that of real runs.
+keeps elsewhere would show. Kept states: engine/teacher/state_check.py.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,24 +19,21 @@ import numpy as np
 import torch
 
 from engine.teacher.attention_masks import Masking
-from engine.teacher.cache_rows import rows_of
 from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedTrees, IncrementalTrees
-from engine.teacher.kept_states import STATE_BYTES, Leading, StateTrees
+from engine.teacher.kept_states import Leading
 from engine.teacher.packing import Window
 
 # what libraries raise when a model or a kernel does not take what it is given (errors of the compiler are RuntimeErrors)
 REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, ImportError)
 _TRUNK = 24  # tokens of the small probe
-_SHOWN = 6  # tokens of a window that is cut down for the small probe
+SHOWN = 6  # tokens of a window that is cut down for the small probe
 _COMPARED = 64  # last nodes of each window that are compared: all branches, and the end of the trunk
 _BY_THE_MASK = {
     "full_attention",
     "sliding_attention",
     "indexed_attention",
 }  # kinds of layers that see what the mask shows
-_SPACING = 5  # tokens between kept states in the small probe
-_DEEP_TRUNK = 160  # tokens of the probe of kept states at the spacing of real runs
 _DEEPEST = {"cpu": 512, "cuda": 8192}  # tokens of context that a start-up check may cost
 _OTHER_WINDOWS = (
     "window_size",
@@ -63,22 +59,6 @@ class CheckResult:
     most: int | None = None
 
 
-def find_way(
-    decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float, *, trees: bool = True
-) -> CheckResult:
-    """Try trees (unless they are not wanted), then kept states. `limit`: nats by which two ways may differ."""
-    found = CheckResult(None, False, 'the run file says attention = "states"')
-    if trees:
-        found = find_masks(decoder, log_probs, vocab, max_length, limit)
-    if found.decoder is not None and found.most is None:
-        return found
-    with _choosing(decoder, _SHOWN):
-        leading, gap = find_leading(decoder, log_probs, vocab, max_length, limit)
-    if found.decoder is not None:
-        return replace(found, leading=leading, reuse=leading is not None)
-    return replace(found, leading=leading, reuse=leading is not None, gap=gap)
-
-
 def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
     """Try the masks that the configuration suggests, for trees."""
     text = decoder.model.config.get_text_config()
@@ -92,7 +72,7 @@ def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
     for masking in maskings(text, max_length):
         tried = replace(decoder, masking=masking)
         try:
-            with _choosing(decoder, max_length):
+            with choosing(decoder, max_length):
                 gap = max(_gaps(tried, log_probs, vocab, max_length))
         except REFUSALS as error:
             why = why or f"mask not accepted: {first_line(error)}"
@@ -108,24 +88,24 @@ def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
 def _most_tokens(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> int | None:
     """Tokens that a sparse attention chooses; None where trees are right beyond them too, or no context has more. Tried with
     fewer chosen: then the choice must be the one that the context alone makes."""
-    fewest = min((getattr(part, name) for part, name in _choices(decoder)), default=max_length)
+    fewest = min((getattr(part, name) for part, name in choices(decoder)), default=max_length)
     if fewest >= max_length:
         return None
-    with suppress(*REFUSALS), _choosing(decoder, _SHOWN):
+    with suppress(*REFUSALS), choosing(decoder, SHOWN):
         if max(_gaps(decoder, log_probs, vocab, max_length)) <= limit:
             return None
     return fewest
 
 
-def _choices(decoder: Decoder) -> list[tuple[torch.nn.Module, str]]:
+def choices(decoder: Decoder) -> list[tuple[torch.nn.Module, str]]:
     """Parts of the model that choose tokens to attend to, and the name of how many."""
     return [(part, "index_topk") for part in decoder.model.modules() if isinstance(vars(part).get("index_topk"), int)]
 
 
 @contextmanager
-def _choosing(decoder: Decoder, count: int) -> Iterator[None]:
+def choosing(decoder: Decoder, count: int) -> Iterator[None]:
     """As long as it is open, sparse attention chooses so many tokens."""
-    before = [(part, name, getattr(part, name)) for part, name in _choices(decoder)]
+    before = [(part, name, getattr(part, name)) for part, name in choices(decoder)]
     try:
         for part, name, _ in before:
             setattr(part, name, count)
@@ -133,80 +113,6 @@ def _choosing(decoder: Decoder, count: int) -> Iterator[None]:
     finally:
         for part, name, was in before:
             setattr(part, name, was)
-
-
-LEADINGS = [
-    Leading(*ways)
-    for ways in (
-        (True, True, True),
-        (True, True, False),
-        (False, True, True),
-        (False, True, False),
-        (True, False, True),
-        (True, False, False),
-    )
-]
-"""Ways over kept states, those of the fewest passes and tokens first."""
-
-
-def find_leading(
-    decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float
-) -> tuple[Leading | None, float]:
-    """The first way over kept states that gives what contexts alone give, in one go and in rounds, and the gap in nats.
-
-    They are tried in their order, until the small trees of one are right to a tenth of the limit, then the first that does not
-    differ much more than the best so far is taken: in half precision the limit is wide, and a state that is carried over wrongly
-    may hide in it.
-    """
-    small, gaps = _small(vocab, max_length), dict[Leading, float]()
-    deep = [probe(vocab, min(_DEEP_TRUNK, max_length), 5)]
-    wide = replace(decoder, masking=maskings(decoder.model.config.get_text_config(), max_length)[0])
-    with _shown(wide, max_length) as shown:
-        whole = shown.paths(small)
-    deep_whole = decoder.paths(deep)
-
-    def proved(leading: Leading) -> tuple[Leading | None, float]:
-        tried = replace(leading, spacing=_SPACING)
-        try:
-            with _shown(wide, max_length) as shown:
-                rounds = [_in_rounds(partial(StateTrees, shown, tried), small, extra) for extra in (0, 2)]
-                worst = max(_gap(log_probs, ours, whole) for ours in rounds)
-            sized = _sized(decoder, leading)
-            worst = max(worst, _gap(log_probs, StateTrees(decoder, sized, deep).hidden, deep_whole), gaps[leading])
-        except REFUSALS:
-            return None, math.inf
-        return (sized if worst <= limit else None), worst
-
-    refused = set[Leading]()
-    for leading in LEADINGS:
-        gaps[leading] = math.inf
-        with suppress(*REFUSALS), _shown(wide, max_length) as shown:
-            trees = StateTrees(shown, replace(leading, spacing=_SPACING), small)
-            gaps[leading] = _gap(log_probs, trees.hidden, whole)
-        if gaps[leading] > limit / 10 and leading != LEADINGS[-1]:
-            continue
-        bound = min(limit, max(limit / 10, 4 * min(gaps.values())))
-        for earlier, gap in gaps.items():
-            if gap <= bound and earlier not in refused:
-                found = proved(earlier)
-                if found[0] is not None:
-                    return found
-                refused.add(earlier)
-    return None, min(gaps.values())
-
-
-def _sized(decoder: Decoder, leading: Leading) -> Leading:
-    """With what states take on this device, and the room for them."""
-    room = STATE_BYTES
-    if decoder.device.type == "cuda":
-        room = max(room, torch.cuda.get_device_properties(decoder.device).total_memory // 8)
-    start = torch.zeros((1, 1), dtype=torch.long, device=decoder.device)
-    short, long = (
-        sum(row.bytes for row in rows_of(decoder.onward(start.expand(1, length), None, start)[1], length))
-        for length in (8, 16)
-    )
-    token = max(0, (long - short) // 8)
-    return replace(leading, state_bytes=max(0, short - 8 * token), token_bytes=token, room_bytes=room)
 
 
 def maskings(text: Any, max_length: int) -> list[Masking]:
@@ -234,7 +140,7 @@ def probe(vocab: int, trunk: int, seed: int) -> Window:
     return Window(token, parent, depth)
 
 
-def _small(vocab: int, max_length: int) -> list[Window]:
+def small_trees(vocab: int, max_length: int) -> list[Window]:
     """Three trees; the two smaller ones share a row."""
     trunk = min(_TRUNK, max_length)
     return [probe(vocab, max(1, trunk // part), seed) for seed, part in enumerate((1, 3, 4))]
@@ -242,9 +148,9 @@ def _small(vocab: int, max_length: int) -> list[Window]:
 
 def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) -> Iterator[float]:
     """Differences in nats between trees and paths: the small probe, then the deep one where there are windows."""
-    small = _small(vocab, max_length)
-    with _shown(decoder, max_length) as shown:
-        yield _gap(log_probs, shown.trees(small), shown.paths(small))
+    small = small_trees(vocab, max_length)
+    with cut_down(decoder, max_length) as shown:
+        yield gap_of(log_probs, shown.trees(small), shown.paths(small))
     text = decoder.model.config.get_text_config()
     others = [w for name in _OTHER_WINDOWS if isinstance(w := getattr(text, name, None), int) and w < max_length]
     window = decoder.masking.window
@@ -252,15 +158,15 @@ def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) ->
         others.append(window)
     if others:
         deep = [probe(vocab, min(max(others) + _TRUNK, max_length), 3)]
-        yield _gap(log_probs, decoder.trees(deep), decoder.paths(deep))
+        yield gap_of(log_probs, decoder.trees(deep), decoder.paths(deep))
 
 
 @contextmanager
-def _shown(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
+def cut_down(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
     """The decoder with its sliding windows and chunks cut down, in the model's configuration too: the masks of its plain
     sequences are made from there at each pass."""
     text, window = decoder.model.config.get_text_config(), decoder.masking.window
-    small = min(_SHOWN, max(1, max_length // 2))
+    small = min(SHOWN, max(1, max_length // 2))
     sizes = {} if window is None else {"sliding_window": window}
     if isinstance(chunk := getattr(text, "attention_chunk_size", None), int) and chunk > small:
         sizes["attention_chunk_size"] = chunk
@@ -275,7 +181,7 @@ def _shown(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
             setattr(text, name, size)
 
 
-def _gap(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+def gap_of(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         gap = (log_probs(a[-_COMPARED:]) - log_probs(b[-_COMPARED:])).abs().max()
@@ -285,19 +191,19 @@ def _gap(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[tor
 
 def _grows(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> bool:
     """Whether rounds over a cache give what one pass gives; the first round once with branches and once without."""
-    small = _small(vocab, max_length)
+    small = small_trees(vocab, max_length)
     try:
-        with _shown(decoder, max_length) as shown:
+        with cut_down(decoder, max_length) as shown:
             whole = shown.trees(small)
             for extra in (0, 2):
-                if not _gap(log_probs, _in_rounds(partial(CachedTrees, shown), small, extra), whole) <= limit:
+                if not gap_of(log_probs, in_rounds(partial(CachedTrees, shown), small, extra), whole) <= limit:
                     return False
     except REFUSALS:
         return False
     return True
 
 
-def _in_rounds(
+def in_rounds(
     open_trees: Callable[[list[Window]], IncrementalTrees], windows: list[Window], extra: int
 ) -> list[torch.Tensor]:
     """Hidden states of windows whose first part comes in one round and the rest in another."""

@@ -19,7 +19,7 @@ from engine.teacher.incremental import RescoredTrees
 from engine.teacher.kept_states import Leading, StateTrees, spine
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
-from engine.teacher.self_check import LEADINGS, find_leading
+from engine.teacher.state_check import LEADINGS, find_leading
 from schemas.errors import TeacherError
 from tests.support.architectures import build
 from tests.support.decoders import TREES, VOCAB, alone, chain, load, loaded, logps, reference, save

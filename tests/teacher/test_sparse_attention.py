@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import engine.teacher.self_check
+import engine.teacher.state_check
 from engine.teacher.incremental import CachedTrees, RescoredTrees
 from engine.teacher.kept_states import StateTrees
 from engine.teacher.model import Teacher
@@ -74,7 +75,7 @@ def test_the_choice_does_matter(folder: Path) -> None:
     path = saved("deepseek_v32", folder)
     teacher = load(path)
     narrow = logps(teacher, LONG)
-    with engine.teacher.self_check._choosing(teacher._decoder, 64):
+    with engine.teacher.self_check.choosing(teacher._decoder, 64):
         assert gap(logps(teacher, LONG), narrow) > 10 * TOLERANCE
 
 
@@ -85,7 +86,7 @@ def test_where_choices_differ_long_windows_take_another_way(
     real = engine.teacher.self_check._gaps
 
     def differing(decoder, log_probs, vocab, max_length):  # type: ignore[no-untyped-def]
-        few = {part.index_topk for part, _ in engine.teacher.self_check._choices(decoder)} == {6}
+        few = {part.index_topk for part, _ in engine.teacher.self_check.choices(decoder)} == {6}
         return [1.0] if few else real(decoder, log_probs, vocab, max_length)
 
     monkeypatch.setattr(engine.teacher.self_check, "_gaps", differing)
@@ -98,7 +99,7 @@ def test_where_choices_differ_long_windows_take_another_way(
     assert isinstance(teacher.open_trees(SHORT), StateTrees)  # rounds might go deeper
     assert gap(in_two_rounds(teacher, LONG, 12), truth[2:]) <= TOLERANCE
     assert load(path, max_length=CHOSEN, overlap=2)._most is None  # no context is longer
-    monkeypatch.setattr(engine.teacher.self_check, "LEADINGS", engine.teacher.self_check.LEADINGS[:1])
+    monkeypatch.setattr("engine.teacher.state_check.LEADINGS", engine.teacher.state_check.LEADINGS[:1])
     monkeypatch.setattr("engine.teacher.kept_states.rows_of", lambda cache, length: [])
     last = load(path)
     assert (last.attention, last._leading, last.reuse) == ("tree", None, False)
