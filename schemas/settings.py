@@ -105,11 +105,12 @@ class TeacherConfig(SettingsTable):
         ge=1,
         about="Teacher tokens in one forward pass, padding included. Less needs less memory.",
     )
-    attention: Literal["auto", "tree", "paths"] = key(
+    attention: Literal["auto", "tree", "states", "paths"] = key(
         "auto",
         semantic=True,
-        about="How contexts that share a beginning are evaluated: `tree`, all in one pass with a tree mask; `paths`, "
-        "one sequence each. `auto`: tree where the model supports it.",
+        about="How contexts that share a beginning are evaluated: `tree`, all in one pass with a tree mask; `states`, behind "
+        "states of the model that are kept every few tokens; `paths`, one sequence each. `auto`: the first of these that is "
+        "right.",
     )
     chat_template: str | None = key(
         None, semantic=True, min_length=1, about=_TEMPLATE_ABOUT.format(owner="the teacher's tokenizer")

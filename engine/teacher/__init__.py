@@ -6,8 +6,11 @@ Files, in the order of the data:
   packing          token trees side by side in the rows of a batch, and who is whose ancestor there
   attention_masks  what each token of a packed tree may attend to, as the mask that an architecture takes
   decoder          token trees -> last hidden states: as chains, as trees, or as one sequence for each branch
+  cache_rows       the states of single sequences, cut out of a model's cache and put together into another
   incremental      trees scored in rounds over kept keys and values
-  self_check       which of these ways a loaded model may be run, found by trying
+  kept_states      trees of models that take no mask: the trunk once, branches behind states that were kept
+  self_check       whether a loaded model takes trees, and under which mask, found by trying
+  state_check      whether it may be led over kept states, found by trying; and the way that is taken
   adapter          a LoRA adapter merged into the weights
   model            load a teacher and check it: hidden states and logits
   windows          context trees cut into windows that fit the teacher, and put into batches

@@ -1,14 +1,17 @@
-"""Token trees in, last hidden states out, by the three ways in which a decoder can be run.
+"""Token trees in, last hidden states out, by the ways in which a decoder can be run.
 
 chains   sequences without branches: the model's own causal attention, padded on the right. No mask: faster than packing.
 trees    one token per node, position id = depth, attention to ancestors; several windows packed into a row.
-paths    every branch as a sequence of its own, for architectures that take no tree. Same results, more tokens.
+paths    every branch as a sequence of its own, for architectures that take nothing else. Same results, more tokens.
+
+`onward` is what trees over kept states are made of (engine/teacher/kept_states.py): sequences behind a state that the model gave.
 
 Letters: B rows, N places of a row, n nodes of one window, D hidden size.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from engine.teacher.attention_masks import Masking, Reach, masks_for, reach_of
 from engine.teacher.packing import Window, lay_out, pack
 from schemas.errors import TeacherError
 
 MASK_CELLS = 1 << 26  # a boolean mask [B, M, N] stays below 64 MiB
+_CACHES = ("past_key_values", "cache_params", "state")  # names of it in transformers
 _FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes that FlexAttention compiles for small
 
 
@@ -78,7 +83,7 @@ class Decoder:
 
     def paths(self, windows: Sequence[Window]) -> list[torch.Tensor]:
         """The same by one sequence for each leaf, in passes of at most `path_tokens` padded tokens (or one sequence)."""
-        jobs = [(index, path, first) for index, w in enumerate(windows) for path, first in _paths(w)]
+        jobs = [(index, path, first) for index, w in enumerate(windows) for path, first in paths_of(w)]
         jobs.sort(key=lambda job: len(job[1]))
         out: list[torch.Tensor | None] = [None] * len(windows)
         for batch in _by_length(jobs, self.path_tokens):
@@ -94,6 +99,38 @@ class Decoder:
         """Hidden states [B, N, D] of plain sequences. Nothing but tokens is passed: recurrent models take no more."""
         extra = {} if cache is None else {"past_key_values": cache}
         return self.body(input_ids=token_BN, use_cache=cache is not None, **extra).last_hidden_state
+
+    def onward(self, token_BN: torch.Tensor, state: Any, start: torch.Tensor, **extra: Any) -> tuple[torch.Tensor, Any]:
+        """(Hidden states [B, N, D] of plain sequences behind a state, the state behind them). state: what an earlier call gave,
+        which is changed, or None; start: int64 [B, 1], tokens before each sequence; extra: what else the model is given."""
+        name, takes_places, made_here, inside = self._memory
+        cache, within = (None, [None] * len(inside)) if state is None else state
+        if cache is None and made_here:
+            cache = DynamicCache(config=self.model.config)
+        if cache is not None:
+            extra[name] = cache
+        if takes_places:
+            extra["position_ids"] = start + torch.arange(token_BN.shape[1], device=start.device)
+        for (module, attribute), tensor in zip(inside, within, strict=True):
+            setattr(module, attribute, tensor)
+        out = self.body(input_ids=token_BN, use_cache=True, **extra)
+        cache = cache if made_here else getattr(out, name)
+        return out.last_hidden_state, (cache, [getattr(module, attribute) for module, attribute in inside])
+
+    @cached_property
+    def _memory(self) -> tuple[str, bool, bool, list[tuple[torch.nn.Module, str]]]:
+        """How the model remembers: the name of its cache, whether it takes position ids, whether the cache must be made for it
+        because it returns none, and the attributes of its parts that hold states too (RecurrentGemma)."""
+        takes = inspect.signature(self.body.forward).parameters
+        name = next((n for n in _CACHES if n in takes), _CACHES[0])
+        made_here, seen = False, list[tuple[torch.nn.Module, str]]()
+        for count in (2, 3):  # a state has as many rows as the batch
+            out = self.body(input_ids=torch.ones((count, 2), dtype=torch.long, device=self.device), use_cache=True)
+            made_here = getattr(out, name, None) is None
+            plain = [(part, key, value) for part in self.body.modules() for key, value in vars(part).items()]
+            found = [(p, key) for p, key, v in plain if isinstance(v, torch.Tensor) and v.ndim and len(v) == count]
+            seen = [one for one in found if count == 2 or one in seen]
+        return name, "position_ids" in takes, made_here, seen
 
     def masked(self, token_BM: torch.Tensor, reach: Reach, start: int, kernel: str, cache: Any = None) -> torch.Tensor:
         """Hidden states [B, M, D] of the places from `start` on; the cache holds those before it."""
@@ -121,7 +158,7 @@ def _chain(token: list[int]) -> Window:
     return Window(token, list(range(-1, len(token) - 1)), list(range(len(token))))
 
 
-def _paths(window: Window) -> Iterator[tuple[list[int], int]]:
+def paths_of(window: Window) -> Iterator[tuple[list[int], int]]:
     """For every leaf the nodes from its root to it, and how many of them an earlier leaf's path has brought."""
     parent = np.asarray(window.parent).tolist()
     done = [False] * len(parent)

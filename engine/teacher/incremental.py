@@ -57,7 +57,10 @@ class CachedTrees(IncrementalTrees):
 
     def __init__(self, decoder: Decoder, windows: Sequence[Window]) -> None:
         self._decoder = decoder
-        self._cache = DynamicCache()  # without the config: full layers; one made from it would crop sliding layers
+        config = decoder.model.config
+        kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+        # without the config: full layers; one made from it would crop sliding layers. Indexers keep keys of their own
+        self._cache = DynamicCache(config=config) if kinds == {"indexed_attention"} else DynamicCache()
         chains = not any(w.branched for w in windows)
         self._rows = [[i] for i in range(len(windows))]
         first = lay_out(windows, self._rows)
@@ -81,7 +84,7 @@ class CachedTrees(IncrementalTrees):
 
     @torch.inference_mode()
     def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
-        _check(more, [len(at) for at in self._place])
+        check_round(more, [len(at) for at in self._place])
         past = self._parent.shape[1]
         fresh = lay_out([Window(w.token, [-1] * len(w.token), w.depth) for w in more], self._rows)
         count = fresh.token.shape[1]
@@ -128,7 +131,7 @@ class RescoredTrees(IncrementalTrees):
         return [len(w.token) for w in self._known]
 
     def add(self, more: Sequence[Window]) -> list[torch.Tensor]:
-        _check(more, [len(w.token) for w in self._known])
+        check_round(more, [len(w.token) for w in self._known])
         wanted: list[tuple[int, Window, np.ndarray]] = []
         for index, (known, w) in enumerate(zip(self._known, more, strict=True)):
             joined = [np.concatenate([a, b]).astype(np.int64) for a, b in zip(_arrays(known), _arrays(w), strict=True)]
@@ -159,7 +162,7 @@ def _dense(decoder: Decoder) -> str:
     return decoder.model.config._attn_implementation
 
 
-def _check(more: Sequence[Window], known: list[int]) -> None:
+def check_round(more: Sequence[Window], known: list[int]) -> None:
     if len(more) != len(known):
         raise ValueError(f"a round of {len(more)} windows for {len(known)}; give one for each, empty where none is new")
     for index, (w, count) in enumerate(zip(more, known, strict=True)):

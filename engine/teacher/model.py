@@ -3,7 +3,8 @@
 A decoder scores a whole tree in one pass: one token per node, position id = depth, attention to ancestors only
 (docs/design.md, section 3). Trees without branches take the plain causal path. A wrong mask gives plausible numbers and
 no error, so `load_teacher` scores small trees and the same contexts one by one (engine/teacher/self_check.py), and falls back to
-`paths` (each branch as its own sequence, same results) when they differ, with the reason in `why`.
+kept states (engine/teacher/kept_states.py), then to `paths` (each branch as its own sequence) when they differ, with the reason
+in `why`. The results are the same.
 
 Letters: B sequences, n nodes of one window, D hidden size, C rows of one chunk, V ids of the lm_head.
 """
@@ -22,8 +23,10 @@ from transformers import AutoModelForCausalLM
 from engine.teacher.adapter import with_adapter
 from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedTrees, IncrementalTrees, RescoredTrees
+from engine.teacher.kept_states import Leading, StateTrees
 from engine.teacher.packing import Window
-from engine.teacher.self_check import CheckResult, LogProbs, find_way, first_line, probe
+from engine.teacher.self_check import CheckResult, LogProbs, first_line, probe
+from engine.teacher.state_check import find_way
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
@@ -36,9 +39,11 @@ _LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, Safetensor
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A loaded causal LM. `attention` is "tree" or "paths"; `max_length` in tokens; `end_ids` are its ends of text.
+    """A loaded causal LM. `attention` is "tree", "states" (engine/teacher/kept_states.py) or "paths"; `max_length` in tokens;
+    `end_ids` are its ends of text.
 
-    why: the reason of "paths", empty for "tree". reuse: whether `open_trees` keeps keys and values between its rounds.
+    why: the reason that it is not "tree", empty for that. reuse: whether `open_trees` keeps keys and values, or states, between
+    its rounds. gap: nats by which contexts of the start-up check differ from contexts alone.
     """
 
     model: Any
@@ -49,7 +54,10 @@ class Teacher:
     vocab_rows: int
     why: str
     reuse: bool
+    gap: float
     _decoder: Decoder
+    _leading: Leading | None
+    _most: int | None
     _logits: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.inference_mode()
@@ -60,28 +68,42 @@ class Teacher:
     @torch.inference_mode()
     def hidden(self, windows: list[Window]) -> list[torch.Tensor]:
         """Last hidden states [n, D] of every window's nodes: one pass for those with branches, one for the others."""
-        if self.attention == "paths":
-            return self._decoder.paths(windows)
         out: dict[int, torch.Tensor] = {}
-        branched = [w.branched for w in windows]
-        for kind, run in ((False, self._decoder.chains), (True, self._decoder.trees)):
-            chosen = [i for i, b in enumerate(branched) if b is kind]
-            if chosen:
-                out |= zip(chosen, run([windows[i] for i in chosen]), strict=True)
+        ways = [self._way(w) for w in windows]
+        for way in dict.fromkeys(ways):
+            chosen = [i for i, taken in enumerate(ways) if taken == way]
+            out |= zip(chosen, way([windows[i] for i in chosen]), strict=True)
         return [out[i] for i in range(len(windows))]
 
     @torch.inference_mode()
     def open_trees(self, windows: list[Window]) -> IncrementalTrees:
         """Score these nodes; more that hang off them can be added in rounds (engine/teacher/incremental.py)."""
-        if self.reuse:
-            return CachedTrees(self._decoder, windows)
-        return RescoredTrees(self.hidden, windows)
+        if not self.reuse:
+            return RescoredTrees(self.hidden, windows)
+        if self._leading is not None:  # also where trees have a limit, which rounds might cross
+            return StateTrees(self._decoder, self._leading, windows)
+        return CachedTrees(self._decoder, windows)
+
+    def _way(self, window: Window) -> Callable[[list[Window]], list[torch.Tensor]]:
+        if self.attention == "paths":
+            return self._decoder.paths
+        if not window.branched:
+            return self._decoder.chains
+        if self.attention == "tree" and (self._most is None or max(window.depth) < self._most):
+            return self._decoder.trees
+        return self._decoder.paths if self._leading is None else self._over_states
+
+    def _over_states(self, windows: list[Window]) -> list[torch.Tensor]:
+        assert self._leading is not None
+        return StateTrees(self._decoder, self._leading, windows).hidden
 
     def with_less_memory(self, batch_tokens: int, *, keep: bool) -> Teacher:
         """The same model run with less at a time, after memory ran out. batch_tokens: of one pass over paths; keep: whether
         `open_trees` may keep keys and values."""
-        decoder = replace(self._decoder, path_tokens=batch_tokens)
-        return replace(self, _decoder=decoder, reuse=self.reuse and keep)
+        decoder, leading = replace(self._decoder, path_tokens=batch_tokens), self._leading
+        if leading is not None and batch_tokens < self._decoder.path_tokens:
+            leading = replace(leading, room_bytes=leading.room_bytes * batch_tokens // self._decoder.path_tokens)
+        return replace(self, _decoder=decoder, _leading=leading, reuse=self.reuse and keep)
 
 
 def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None, adapter: str | None = None) -> Teacher:
@@ -156,22 +178,31 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
         if config.attention == "paths":
             found = CheckResult(None, False, 'the run file says attention = "paths"')
         else:
-            found = find_way(decoder, log_probs, vocab, max_length, limit)
-    if config.attention == "tree" and found.decoder is None:
+            found = find_way(decoder, log_probs, vocab, max_length, limit, trees=config.attention != "states")
+    way = "tree" if found.decoder is not None else "paths" if found.leading is None else "states"
+    if config.attention not in ("auto", way):
+        other = (
+            f'"states" works here (within {found.gap:.1g} nats)'
+            if found.leading
+            else f'"states" fails ({found.gap:.3g} nats)'
+        )
         raise TeacherError(
-            f'[teacher] {name}: attention = "tree" is not possible: {found.why}. Want trees that give what each context '
-            'alone gives; use "auto" or "paths".'
+            f'[teacher] {name}: attention = "{config.attention}" is not possible: {found.why}. Want what each context alone '
+            f'gives, within {limit} nats; {other}; use "auto".'
         )
     return Teacher(
         model,
         device,
         max_length,
-        "paths" if found.decoder is None else "tree",
+        way,
         end_ids,
         vocab_rows,
         found.why,
         found.reuse,
+        found.gap,
         found.decoder or decoder,
+        found.leading,
+        found.most,
         to_logits,
     )
 

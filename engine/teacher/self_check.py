@@ -1,17 +1,18 @@
 """Which way a loaded model may be run, found by trying: a wrong attention mask gives plausible numbers and no error.
 
-Small trees are scored as trees and by paths (plain sequences, the model's own causal attention), and the largest
-difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens, where a window that is
-wrong by one token shows, and where it is affordable at their real size, where a window that the model keeps elsewhere
-would show.
+Small trees are scored as trees, where that is wrong over kept states, and by paths (plain sequences, the model's own causal
+attention), and the largest difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens,
+where a window that is wrong by one token shows, and where it is affordable at their real size, where a window that the model
+keeps elsewhere would show. Kept states: engine/teacher/state_check.py.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,20 @@ import torch
 
 from engine.teacher.attention_masks import Masking
 from engine.teacher.decoder import Decoder
-from engine.teacher.incremental import CachedTrees
+from engine.teacher.incremental import CachedTrees, IncrementalTrees
+from engine.teacher.kept_states import Leading
 from engine.teacher.packing import Window
 
 # what libraries raise when a model or a kernel does not take what it is given (errors of the compiler are RuntimeErrors)
 REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, ImportError)
 _TRUNK = 24  # tokens of the small probe
-_SHOWN = 6  # tokens of a window that is cut down for the small probe
+SHOWN = 6  # tokens of a window that is cut down for the small probe
 _COMPARED = 64  # last nodes of each window that are compared: all branches, and the end of the trunk
+_BY_THE_MASK = {
+    "full_attention",
+    "sliding_attention",
+    "indexed_attention",
+}  # kinds of layers that see what the mask shows
 _DEEPEST = {"cpu": 512, "cuda": 8192}  # tokens of context that a start-up check may cost
 _OTHER_WINDOWS = (
     "window_size",
@@ -39,18 +46,23 @@ LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp3
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What the trials gave. decoder: ready for trees, None where only paths are right, and `why`. reuse: rounds may keep keys and
-    values."""
+    """What the trials gave. decoder: ready for trees, None where those are wrong, and `why`. most: tokens of a context up to
+    which trees are right, None for any. leading: how it is led over kept states, None where that is not needed or wrong too.
+    reuse: rounds may keep keys and values, or states. gap: nats by which the way that is taken differs from contexts alone, as
+    far as it was tried."""
 
     decoder: Decoder | None
     reuse: bool
     why: str
+    leading: Leading | None = None
+    gap: float = 0.0
+    most: int | None = None
 
 
-def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
-    """Try the masks that the configuration suggests. `limit`: nats by which two ways may differ."""
+def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
+    """Try the masks that the configuration suggests, for trees."""
     text = decoder.model.config.get_text_config()
-    strange = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    strange = set(getattr(text, "layer_types", None) or ()) - _BY_THE_MASK
     if strange:
         return CheckResult(None, False, f"layers of the kind {', '.join(sorted(strange))}")
     size = getattr(text, "max_position_embeddings", None)
@@ -60,15 +72,47 @@ def find_way(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int,
     for masking in maskings(text, max_length):
         tried = replace(decoder, masking=masking)
         try:
-            gap = max(_gaps(tried, log_probs, vocab, max_length))
+            with choosing(decoder, max_length):
+                gap = max(_gaps(tried, log_probs, vocab, max_length))
         except REFUSALS as error:
             why = why or f"mask not accepted: {first_line(error)}"
             continue
         if gap <= limit:
             tried = _faster(tried, log_probs, vocab, max_length, limit)
-            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "")
+            most = _most_tokens(tried, log_probs, vocab, max_length, limit)
+            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "", gap=gap, most=most)
         why = why or f"differs by {gap:.3g} nats"
     return CheckResult(None, False, why)
+
+
+def _most_tokens(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> int | None:
+    """Tokens that a sparse attention chooses; None where trees are right beyond them too, or no context has more. Tried with
+    fewer chosen: then the choice must be the one that the context alone makes."""
+    fewest = min((getattr(part, name) for part, name in choices(decoder)), default=max_length)
+    if fewest >= max_length:
+        return None
+    with suppress(*REFUSALS), choosing(decoder, SHOWN):
+        if max(_gaps(decoder, log_probs, vocab, max_length)) <= limit:
+            return None
+    return fewest
+
+
+def choices(decoder: Decoder) -> list[tuple[torch.nn.Module, str]]:
+    """Parts of the model that choose tokens to attend to, and the name of how many."""
+    return [(part, "index_topk") for part in decoder.model.modules() if isinstance(vars(part).get("index_topk"), int)]
+
+
+@contextmanager
+def choosing(decoder: Decoder, count: int) -> Iterator[None]:
+    """As long as it is open, sparse attention chooses so many tokens."""
+    before = [(part, name, getattr(part, name)) for part, name in choices(decoder)]
+    try:
+        for part, name, _ in before:
+            setattr(part, name, count)
+        yield
+    finally:
+        for part, name, was in before:
+            setattr(part, name, was)
 
 
 def maskings(text: Any, max_length: int) -> list[Masking]:
@@ -96,7 +140,7 @@ def probe(vocab: int, trunk: int, seed: int) -> Window:
     return Window(token, parent, depth)
 
 
-def _small(vocab: int, max_length: int) -> list[Window]:
+def small_trees(vocab: int, max_length: int) -> list[Window]:
     """Three trees; the two smaller ones share a row."""
     trunk = min(_TRUNK, max_length)
     return [probe(vocab, max(1, trunk // part), seed) for seed, part in enumerate((1, 3, 4))]
@@ -104,9 +148,9 @@ def _small(vocab: int, max_length: int) -> list[Window]:
 
 def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) -> Iterator[float]:
     """Differences in nats between trees and paths: the small probe, then the deep one where there are windows."""
-    small = _small(vocab, max_length)
-    with _shown(decoder, max_length) as shown:
-        yield _gap(log_probs, shown.trees(small), shown.paths(small))
+    small = small_trees(vocab, max_length)
+    with cut_down(decoder, max_length) as shown:
+        yield gap_of(log_probs, shown.trees(small), shown.paths(small))
     text = decoder.model.config.get_text_config()
     others = [w for name in _OTHER_WINDOWS if isinstance(w := getattr(text, name, None), int) and w < max_length]
     window = decoder.masking.window
@@ -114,27 +158,30 @@ def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) ->
         others.append(window)
     if others:
         deep = [probe(vocab, min(max(others) + _TRUNK, max_length), 3)]
-        yield _gap(log_probs, decoder.trees(deep), decoder.paths(deep))
+        yield gap_of(log_probs, decoder.trees(deep), decoder.paths(deep))
 
 
 @contextmanager
-def _shown(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
-    """The decoder with its sliding window cut down, in the model's configuration too: the masks of its plain sequences
-    are made from there at each pass."""
-    window = decoder.masking.window
-    if window is None:
-        yield decoder
-        return
-    text = decoder.model.config.get_text_config()
-    small = min(window, _SHOWN, max(1, max_length // 2))
-    text.sliding_window = small
+def cut_down(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
+    """The decoder with its sliding windows and chunks cut down, in the model's configuration too: the masks of its plain
+    sequences are made from there at each pass."""
+    text, window = decoder.model.config.get_text_config(), decoder.masking.window
+    small = min(SHOWN, max(1, max_length // 2))
+    sizes = {} if window is None else {"sliding_window": window}
+    if isinstance(chunk := getattr(text, "attention_chunk_size", None), int) and chunk > small:
+        sizes["attention_chunk_size"] = chunk
     try:
-        yield replace(decoder, masking=replace(decoder.masking, window=small))
+        for name, size in sizes.items():
+            setattr(text, name, min(size, small))
+        yield (
+            decoder if window is None else replace(decoder, masking=replace(decoder.masking, window=min(window, small)))
+        )
     finally:
-        text.sliding_window = window
+        for name, size in sizes.items():
+            setattr(text, name, size)
 
 
-def _gap(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+def gap_of(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         gap = (log_probs(a[-_COMPARED:]) - log_probs(b[-_COMPARED:])).abs().max()
@@ -144,21 +191,27 @@ def _gap(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[tor
 
 def _grows(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> bool:
     """Whether rounds over a cache give what one pass gives; the first round once with branches and once without."""
-    small = _small(vocab, max_length)
+    small = small_trees(vocab, max_length)
     try:
-        with _shown(decoder, max_length) as shown:
+        with cut_down(decoder, max_length) as shown:
             whole = shown.trees(small)
             for extra in (0, 2):
-                trunks = [min(max(w.depth) // 2 + 1 + extra * 6, len(w.token)) for w in small]
-                rounds = CachedTrees(shown, [_part(w, 0, at) for w, at in zip(small, trunks, strict=True)])
-                first = rounds.hidden
-                rest = rounds.add([_part(w, at, len(w.token)) for w, at in zip(small, trunks, strict=True)])
-                joined = [torch.cat(pair) for pair in zip(first, rest, strict=True)]
-                if not _gap(log_probs, joined, whole) <= limit:
+                if not gap_of(log_probs, in_rounds(partial(CachedTrees, shown), small, extra), whole) <= limit:
                     return False
     except REFUSALS:
         return False
     return True
+
+
+def in_rounds(
+    open_trees: Callable[[list[Window]], IncrementalTrees], windows: list[Window], extra: int
+) -> list[torch.Tensor]:
+    """Hidden states of windows whose first part comes in one round and the rest in another."""
+    trunks = [min(max(w.depth) // 2 + 1 + extra * 6, len(w.token)) for w in windows]
+    rounds = open_trees([_part(w, 0, at) for w, at in zip(windows, trunks, strict=True)])
+    first = rounds.hidden
+    rest = rounds.add([_part(w, at, len(w.token)) for w, at in zip(windows, trunks, strict=True)])
+    return [torch.cat(pair) for pair in zip(first, rest, strict=True)]
 
 
 def _part(window: Window, begin: int, end: int) -> Window:

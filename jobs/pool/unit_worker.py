@@ -48,8 +48,9 @@ class UnitWorker:
         if run.targets.hidden:
             publish_head(self._store, self._scorer.stages.teacher)
         teacher = self._scorer.stages.teacher
-        by_paths = f"teacher: contexts are scored one path at a time: {teacher.why}"
-        self.note = by_paths if teacher.attention == "paths" else ""
+        ways = {"paths": "one path at a time", "states": "over kept states"}
+        way = ways.get(teacher.attention)
+        self.note = f"teacher: contexts are scored {way}: {teacher.why}" if way else ""
 
     def calibrate(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
         """Some or all documents of the calibration sample; last: there are no more. lost: those that kill, and how.

@@ -88,16 +88,18 @@ def test_packed_trees_and_rounds_give_what_each_context_alone_gives(saved: Path,
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_what_takes_no_tree_gives_the_same_by_paths_and_says_why(saved: Path, name: str) -> None:
-    teacher, model = load(saved / name, batch_tokens=100), reference(saved / name)
+    teacher, model = load(saved / name, attention="paths", batch_tokens=100), reference(saved / name)
     assert (teacher.attention, teacher.reuse) == ("paths", False)
-    expected = {"rwkv": "differs by ", "gpt_neo": "a fixed table of which of 64 places see which"}
-    assert teacher.why.startswith(expected.get(name, "layers of the kind ")), teacher.why
+    assert teacher.why == 'the run file says attention = "paths"'
     windows = FOREST[1:]
     truth = [alone(model, w) for w in windows]
     assert min(float(t.std()) for t in truth) > 0.15
     assert gap(logps(teacher, windows), truth) <= 1e-4
     assert gap(rounds(teacher, windows, 0), truth) <= 1e-4
     assert isinstance(teacher.open_trees(windows), RescoredTrees)
+    expected = {"rwkv": "differs by ", "gpt_neo": "a fixed table of which of 64 places see which"}
+    other = load(saved / name)  # engine/teacher/kept_states.py: tests/teacher/test_kept_states.py
+    assert other.attention == "states" and other.why.startswith(expected.get(name, "layers of the kind ")), other.why
     with pytest.raises(TeacherError, match='attention = "tree" is not possible: (layers of|differs by|a fixed)'):
         load(saved / name, attention="tree")
 
@@ -204,7 +206,7 @@ def test_a_window_wrong_by_one_token_is_noticed(
         lambda reach, start, window: right(reach, start, window and window + wrong_by),
     )
     teacher = load(saved / name)
-    assert teacher.attention == "paths" and teacher.why.startswith("differs by ")
+    assert teacher.attention == "states" and teacher.why.startswith("differs by ")
 
 
 def test_a_window_that_no_mask_knows_is_noticed_beyond_the_small_probe(
@@ -214,7 +216,7 @@ def test_a_window_that_no_mask_knows_is_noticed_beyond_the_small_probe(
     teacher = load(saved / "gpt_neo")
 
     def found() -> engine.teacher.self_check.CheckResult:
-        return engine.teacher.self_check.find_way(
+        return engine.teacher.self_check.find_masks(
             replace(teacher._decoder, model=model), lambda h: torch.log_softmax(teacher.logits(h), -1), VOCAB, 128, 1e-3
         )
 
