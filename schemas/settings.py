@@ -84,6 +84,13 @@ class TeacherConfig(SettingsTable):
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", semantic=False, about="Where the model runs. `auto`: CUDA where an actor has a GPU, else the CPU."
     )
+    split: Literal["auto", "tensor", "layers", "experts"] = key(
+        "auto",
+        semantic=False,
+        about="With `[ray] num_gpus` above 1, how the model is shared out among the GPUs of an actor. `tensor`: each has a part "
+        "of every layer; `layers`: each has some of the layers; `experts`: as tensor, but each expert is whole. `auto`: tensor "
+        "where transformers has a plan for the model and its heads can be shared out evenly, else layers.",
+    )
     max_length: int | None = key(
         None,
         semantic=True,
@@ -202,7 +209,11 @@ class RayConfig(SettingsTable):
     actors_per_node: int | None = key(None, semantic=False, ge=1, about="Most actors on one node. Not given: no limit.")
     num_cpus: float = key(1.0, semantic=False, ge=0, about="CPU cores reserved per actor; fractions are allowed.")
     num_gpus: float | None = key(
-        None, semantic=False, ge=0, about="GPUs reserved per actor. Not given: 1 if the cluster has GPUs, else 0."
+        None,
+        semantic=False,
+        ge=0,
+        about="GPUs reserved per actor. Not given: 1 if the cluster has GPUs, else 0. "
+        "Above 1 they share one teacher: `[teacher] split`.",
     )
     max_in_flight: int = key(
         2, semantic=False, ge=1, about="Units handed to an actor ahead of time, the one in work included."

@@ -11,6 +11,7 @@ Files, in the order of the data:
   begin_end      begin and end tokens against what transformers makes of the same files
   make_plan      run file, corpus, files and tokenizers -> plan and fingerprint
   teacher_size   how large the teacher is, from its configuration and the heads of its files
+  teacher_split  how the teacher is shared out among the GPUs of an actor
   host_memory    how much memory there is on this machine
   teacher_fit    what a teacher takes beside what there is: refused with the arithmetic where it cannot fit
   estimate       what a run will take and give, from a trial of a few documents

@@ -2,13 +2,14 @@
 of the documents that cannot be scored, and sums. All other packages meet here.
 
 Files, in the order of the data:
-  room     whether the teacher fits here, before it is loaded
-  stages   teacher, tokenizers and the stages made of them, loaded and derived once for a run
-  prepare  a document -> its passages: tokens, contexts, and what each product's rows are made from
-  ahead    the next documents prepared in a thread, while the teacher works on those before
-  emit     a group of passages and their states -> rows of every product, chunk by chunk
-  memory   running out of memory: how it shows, and the smaller ways to try
-  scorer   documents in groups through all stages -> tables, quarantine, sums; the calibration
+  room          whether the teacher fits here, before it is loaded
+  teacher_here  the teacher loaded in this process: whole, or as one of the ranks that share it
+  stages        teacher, tokenizers and the stages made of them, loaded and derived once for a run
+  prepare       a document -> its passages: tokens, contexts, and what each product's rows are made from
+  ahead         the next documents prepared in a thread, while the teacher works on those before
+  emit          a group of passages and their states -> rows of every product, chunk by chunk
+  memory        running out of memory: how it shows, and the smaller ways to try
+  scorer        documents in groups through all stages -> tables, quarantine, sums; the calibration
 """
 
 from importlib import import_module

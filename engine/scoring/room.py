@@ -9,14 +9,17 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import torch
 
 from engine.plan.host_memory import available_bytes
 from engine.plan.teacher_fit import AtOnce, Room, check_fits
 from engine.plan.teacher_size import TeacherSize, teacher_size
+from engine.plan.teacher_split import gpus_of
 from engine.teacher.decoder import MASK_CELLS
 from engine.teacher.group import MOST_ROWS, rows_at_once
+from engine.teacher.ranks import rank_count
 from schemas.runfile import RunConfig
 
 _ASK_GPUS = (
@@ -54,31 +57,33 @@ def check_on_this_machine(run: RunConfig, units: int) -> str:
     # asked in a process of its own: a context of the driver would take room on every GPU for as long as the run
     asked = subprocess.run([sys.executable, "-c", _ASK_GPUS], capture_output=True, text=True)
     found = json.loads(asked.stdout) if asked.returncode == 0 else []
-    return _check(run, _gpus(found, gpus))
+    return _check(run, _gpus(found, gpus, gpus_of(run)))
 
 
 def check_in_this_process(run: RunConfig) -> None:
     """For an actor, whose GPUs Ray has chosen, before it reads any weight. Raises TeacherError."""
     if run.teacher.device == "cpu" or not torch.cuda.is_available():
-        _check(run, _host(1))
+        _check(run, _host(1, rank_count()))
         return
     devices = range(torch.cuda.device_count())
     found = [[torch.cuda.get_device_name(i), torch.cuda.mem_get_info(i)[0]] for i in devices]
-    _check(run, _gpus(found, run.ray.num_gpus or 1.0))
+    shared = rank_count() if rank_count() > 1 else min(gpus_of(run), len(found))
+    _check(run, _gpus(found, run.ray.num_gpus or 1.0, shared))
 
 
-def _host(teachers: int) -> Room | None:
+def _host(teachers: int, parts: int = 1) -> Room | None:
     free = available_bytes()
-    return None if free is None else Room("available memory of this machine", free, "cpu", teachers=teachers)
+    return None if free is None else Room("available memory of this machine", free, "cpu", parts, teachers)
 
 
-def _gpus(found: list[list], gpus: float) -> Room | None:
-    """found: (name, free bytes) of each; gpus: of an actor, a part of one where several share it."""
+def _gpus(found: list[list[Any]], gpus: float, parts: int) -> Room | None:
+    """found: (name, free bytes) of each; gpus: of an actor, a part of one where several share it; parts: GPUs that share a
+    teacher."""
     if not found:
         return None
     name, free = min(found, key=lambda one: one[1])
     part = "" if gpus >= 1 else f", of which an actor has {gpus:g}"
-    return Room(f"free on a GPU {name}{part}", int(free * min(1.0, gpus)), "cuda")
+    return Room(f"free on a GPU {name}{part}", int(free * min(1.0, gpus)), "cuda", parts)
 
 
 def _check(run: RunConfig, room: Room | None) -> str:

@@ -39,11 +39,11 @@ from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from engine.push.compiled_push import CompiledPush
 from engine.push.push_tables import TableStore
 from engine.scoring.emit import Emitter
-from engine.scoring.room import check_in_this_process
+from engine.scoring.teacher_here import load_here
 from engine.targets.exact_rows import Refinement
 from engine.targets.pushforward import PushForward
 from engine.targets.teacher_rows import JoinedEnds, Statistics
-from engine.teacher.model import Teacher, load_teacher
+from engine.teacher.model import Teacher
 from engine.teacher.pruning import Pruner
 from schemas.errors import TeacherError, TokenizerError
 from schemas.manifest import Regime
@@ -122,12 +122,8 @@ def load_stages(run: RunConfig, progress: Progress = silent, regimes: Mapping[st
     progress(0, 0, "loading the tokenizers")
     known = load_vocabularies(run)
     progress(0, 0, "loading the teacher")
-    check_in_this_process(run)
     as_it_comes = known.chat[TEACHER].full if known.chat else known.teacher
-    adapter = None if run.teacher.adapter is None else run.locate(run.teacher.adapter)
-    teacher = load_teacher(
-        run.teacher, run.locate(run.teacher.model), tokenizer_end=as_it_comes.eos_id, adapter=adapter
-    )
+    teacher = load_here(run, as_it_comes.eos_id)
     if known.chat and known.teacher.eos_id is not None:  # the end of a turn is an end, too
         teacher = replace(teacher, end_ids=tuple(dict.fromkeys((*teacher.end_ids, known.teacher.eos_id))))
     progress(0, 0, "deriving tables from the tokenizers")

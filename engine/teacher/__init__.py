@@ -6,6 +6,7 @@ Files, in the order of the data:
   packing          token trees side by side in the rows of a batch, and who is whose ancestor there
   attention_masks  what each token of a packed tree may attend to, as the mask that an architecture takes
   decoder          token trees -> last hidden states: as chains, as trees, or as one sequence for each branch
+  long_trees       a long window read trunk first, then branches block by block: no square in memory
   cache_rows       the states of single sequences, cut out of a model's cache and put together into another
   incremental      trees scored in rounds over kept keys and values
   kept_states      trees of models that take no mask: the trunk once, branches behind states that were kept
@@ -13,6 +14,7 @@ Files, in the order of the data:
   state_check      whether it may be led over kept states, found by trying; and the way that is taken
   adapter          a LoRA adapter merged into the weights
   model            load a teacher and check it: hidden states and logits
+  ranks            a teacher that several processes share: rank 0 works, the others follow its passes
   windows          context trees cut into windows that fit the teacher, and put into batches
   sharing          windows of one document that begin alike, read as one
   pruning          contexts of small weight left out

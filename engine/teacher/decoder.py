@@ -33,13 +33,15 @@ _FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes 
 @dataclass(frozen=True, eq=False)
 class Decoder:
     """A causal LM and how it is to be run. path_tokens: padded tokens of one pass over paths. masking: which masks trees take;
-    kernel: the attention implementation of transformers that is used for trees."""
+    kernel: the attention implementation of transformers that is used for trees. blocks: whether long windows may be read block by
+    block (engine/teacher/long_trees.py)."""
 
     model: Any
     device: torch.device
     path_tokens: int
     masking: Masking = Masking()
     kernel: str = "sdpa"
+    blocks: bool = False
 
     @cached_property
     def body(self) -> Any:
@@ -98,7 +100,7 @@ class Decoder:
     def causal(self, token_BN: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Hidden states [B, N, D] of plain sequences. Nothing but tokens is passed: recurrent models take no more."""
         extra = {} if cache is None else {"past_key_values": cache}
-        return self.body(input_ids=token_BN, use_cache=cache is not None, **extra).last_hidden_state
+        return self.body(input_ids=token_BN, use_cache=cache is not None, **extra).last_hidden_state.to(self.device)
 
     def onward(self, token_BN: torch.Tensor, state: Any, start: torch.Tensor, **extra: Any) -> tuple[torch.Tensor, Any]:
         """(Hidden states [B, N, D] of plain sequences behind a state, the state behind them). state: what an earlier call gave,
@@ -145,7 +147,7 @@ class Decoder:
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=cache is not None,
-            ).last_hidden_state
+            ).last_hidden_state.to(self.device)  # where layers lie on several GPUs, it comes from the last one
         finally:
             if kernel != own:
                 self.model.set_attn_implementation(own)

@@ -20,7 +20,8 @@ from transformers import DynamicCache
 
 from engine.teacher.attention_masks import Reach, reach_of
 from engine.teacher.decoder import MASK_CELLS, Decoder
-from engine.teacher.packing import Window, ancestors_too, lay_out
+from engine.teacher.long_trees import LONG_NODES, plain
+from engine.teacher.packing import Window, ancestors_too, chain_length, lay_out
 
 
 class IncrementalTrees:
@@ -67,11 +68,18 @@ class CachedTrees(IncrementalTrees):
         self._parent, self._depth = first.parent, first.depth
         self._place = [at + np.arange(len(w.token)) for w, (_, at) in zip(windows, first.start, strict=True)]
         self._row = [row for row, _ in first.start]
-        token = torch.from_numpy(first.token).to(decoder.device)
-        if chains:
-            states = decoder.causal(token, self._cache)
-        else:
-            states = decoder.masked(token, self._reach(), 0, _dense(decoder), self._cache)
+        # a trunk needs no mask, and of a long one it would be a square; where that cannot be spared, it is made in steps
+        alone = len(windows) == 1 and len(windows[0].token) > LONG_NODES
+        trunk = first.token.shape[1] if chains else chain_length(windows[0]) if alone else 0
+        if alone and not plain(decoder):
+            trunk = 0
+        parts = []
+        if trunk:
+            token = torch.from_numpy(first.token[:, :trunk]).to(decoder.device)
+            parts.append(decoder.causal(token, self._cache))
+        if trunk < first.token.shape[1]:
+            parts.append(self._score(first.token[:, trunk:], trunk))
+        states = torch.cat(parts, 1)
         self.hidden = [states[row, at[0] : at[-1] + 1] for row, at in zip(self._row, self._place, strict=True)]
         self._empty = states[0, :0]
 

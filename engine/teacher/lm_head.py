@@ -32,13 +32,12 @@ def publish_head(out: Out, teacher: Teacher) -> None:
 
 def head_tensors(teacher: Teacher) -> dict[str, torch.Tensor]:
     """What the file has of a teacher."""
-    head = teacher.model.get_output_embeddings()
-    weights = {"lm_head": head.weight, "embedding": teacher.model.get_input_embeddings().weight}
     # clone: tied weights are one tensor, which safetensors refuses to store under two names
-    tensors = {name: weight.detach().to("cpu", torch.bfloat16).clone() for name, weight in weights.items()}
-    if (bias := getattr(head, "bias", None)) is not None:
-        tensors["bias"] = bias.detach().to("cpu", torch.float32).clone()
-    return tensors
+    dtype = {"bias": torch.float32}
+    return {
+        name: weight.detach().to("cpu", dtype.get(name, torch.bfloat16)).clone()
+        for name, weight in teacher.head_weights().items()
+    }
 
 
 def _ordered(data: bytes) -> bytes:

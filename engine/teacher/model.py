@@ -18,12 +18,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 from engine.teacher.adapter import with_adapter
 from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedTrees, IncrementalTrees, RescoredTrees
 from engine.teacher.kept_states import Leading, StateTrees
+from engine.teacher.long_trees import long_states, needs_blocks
 from engine.teacher.packing import Window
 from engine.teacher.self_check import CheckResult, LogProbs, first_line, probe
 from engine.teacher.state_check import find_way
@@ -87,15 +90,29 @@ class Teacher:
     def _way(self, window: Window) -> Callable[[list[Window]], list[torch.Tensor]]:
         if self.attention == "paths":
             return self._decoder.paths
+        masked = self.attention == "tree" and (self._most is None or max(window.depth) < self._most)
+        if masked and needs_blocks(self._decoder, window):
+            return self._in_blocks
         if not window.branched:
             return self._decoder.chains
-        if self.attention == "tree" and (self._most is None or max(window.depth) < self._most):
+        if masked:
             return self._decoder.trees
         return self._decoder.paths if self._leading is None else self._over_states
+
+    def _in_blocks(self, windows: list[Window]) -> list[torch.Tensor]:
+        return [long_states(self._decoder, window) for window in windows]
 
     def _over_states(self, windows: list[Window]) -> list[torch.Tensor]:
         assert self._leading is not None
         return StateTrees(self._decoder, self._leading, windows).hidden
+
+    def head_weights(self) -> dict[str, torch.Tensor]:
+        """`lm_head` and `embedding` [V, D], and `bias` [V] where the lm_head has one, whole and in the format of the weights."""
+        head = self.model.get_output_embeddings()
+        found = {"lm_head": head.weight, "embedding": self.model.get_input_embeddings().weight}
+        if (bias := getattr(head, "bias", None)) is not None:
+            found["bias"] = bias
+        return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in found.items()}
 
     def with_less_memory(self, batch_tokens: int, *, keep: bool) -> Teacher:
         """The same model run with less at a time, after memory ran out. batch_tokens: of one pass over paths; keep: whether
@@ -106,9 +123,12 @@ class Teacher:
         return replace(self, _decoder=decoder, _leading=leading, reuse=self.reuse and keep)
 
 
-def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None, adapter: str | None = None) -> Teacher:
-    """Load with transformers and prove the numbers. adapter: a folder or Hub id, merged into the weights. Raises TeacherError
-    saying what is missing or what differs."""
+def load_teacher(
+    config: TeacherConfig, path: str, *, tokenizer_end: int | None, adapter: str | None = None, split: str = "one"
+) -> Teacher:
+    """Load with transformers and prove the numbers. adapter: a folder or Hub id, merged into the weights. split: how the weights
+    are shared out (engine/plan/teacher_split.py); "tensor" and "experts" are among the ranks of this process's group, which all
+    call this at the same time. Raises TeacherError saying what is missing or what differs."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TeacherError(
             '[teacher] device: got "cuda", but torch sees no GPU here; use "auto" or "cpu", or a GPU actor'
@@ -125,6 +145,7 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
+            **_placement(split, device),
         )
     except Exception as error:  # damaged and hostile files make the libraries raise anything
         if type(error).__name__ == "UnpicklingError":
@@ -147,7 +168,35 @@ def load_teacher(config: TeacherConfig, path: str, *, tokenizer_end: int | None,
         )
     if adapter is not None:
         model = with_adapter(model, adapter, config.adapter_revision)
-    return _checked(model.eval().to(device), device, config, tokenizer_end, Path(path).name)
+    if split == "layers":
+        device = _on_gpus_only(model, path)
+    elif split == "one":
+        model = model.to(device)  # an adapter may have been merged elsewhere
+    return _checked(model.eval(), device, config, tokenizer_end, Path(path).name)
+
+
+def _placement(split: str, device: torch.device) -> dict[str, Any]:
+    """Where the weights go, for `from_pretrained`: straight to their devices, file by file, so that host memory never holds them
+    all."""
+    if split == "layers":
+        return {"device_map": "balanced"}
+    if split == "one":
+        return {} if device.type == "cpu" else {"device_map": {"": torch.cuda.current_device()}}
+    count = torch.distributed.get_world_size()
+    return {"distributed_config": DistributedConfig(tp_size=count, ep_size=count if split == "experts" else 1)}
+
+
+def _on_gpus_only(model: Any, path: str) -> torch.device:
+    """The device of the lm_head, where rows come out. Raises TeacherError for layers that found no place on a GPU: accelerate
+    would fetch them from host memory or disk for every pass."""
+    placed = getattr(model, "hf_device_map", {})
+    outside = [name for name, where in placed.items() if where in ("cpu", "disk")]
+    if outside:
+        raise TeacherError(
+            f"[teacher] model {path!r}: {len(outside)} of {len(placed)} parts, such as {outside[0]}, found no room on the GPUs "
+            f"({torch.cuda.device_count()} here). Raise [ray] num_gpus, or take larger GPUs or a smaller dtype"
+        )
+    return model.get_output_embeddings().weight.device
 
 
 def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_end: int | None, name: str) -> Teacher:

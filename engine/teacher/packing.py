@@ -30,6 +30,12 @@ class Window:
         return bool(np.any(np.asarray(self.parent) != np.arange(-1, len(self.parent) - 1)))
 
 
+def chain_length(window: Window) -> int:
+    """How many nodes from the first one on are a chain, each the child of the one before."""
+    broken = np.flatnonzero(np.asarray(window.parent) != np.arange(-1, len(window.parent) - 1))
+    return int(broken[0]) if len(broken) else len(window.parent)
+
+
 @dataclass(frozen=True, slots=True)
 class PackedTrees:
     """Windows in rows. Arrays int64 [B, N]; parents are places of the same row, -1 for a root. Padding: roots of depth 0.

@@ -22,6 +22,7 @@ from engine.teacher.attention_masks import Masking
 from engine.teacher.decoder import Decoder
 from engine.teacher.incremental import CachedTrees, IncrementalTrees
 from engine.teacher.kept_states import Leading
+from engine.teacher.long_trees import long_states
 from engine.teacher.packing import Window
 
 # what libraries raise when a model or a kernel does not take what it is given (errors of the compiler are RuntimeErrors)
@@ -79,6 +80,7 @@ def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
             continue
         if gap <= limit:
             tried = _faster(tried, log_probs, vocab, max_length, limit)
+            tried = replace(tried, blocks=_in_blocks(tried, log_probs, vocab, max_length, limit))
             most = _most_tokens(tried, log_probs, vocab, max_length, limit)
             return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "", gap=gap, most=most)
         why = why or f"differs by {gap:.3g} nats"
@@ -214,6 +216,18 @@ def in_rounds(
     return [torch.cat(pair) for pair in zip(first, rest, strict=True)]
 
 
+def _in_blocks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> bool:
+    """Whether a window read block by block gives what one pass gives: in one block of branches, and in many."""
+    small = _small(vocab, max_length)
+    try:
+        with _shown(decoder, max_length) as shown:
+            whole = shown.trees(small)
+            found = [[long_states(shown, w, cells) for w in small] for cells in (1 << 20, 256)]
+    except REFUSALS:
+        return False
+    return all(_gap(log_probs, parts, whole) <= limit for parts in found)
+
+
 def _part(window: Window, begin: int, end: int) -> Window:
     return Window(window.token[begin:end], window.parent[begin:end], window.depth[begin:end])
 
@@ -234,9 +248,18 @@ def _faster(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, 
     try:
         if not max(_gaps(flex, log_probs, vocab, max_length)) <= limit:
             return decoder
-        return flex if _seconds(flex, tree) < _seconds(decoder, tree) else decoder
+        return flex if _agreed(_seconds(flex, tree) < _seconds(decoder, tree)) else decoder
     except REFUSALS:
         return decoder
+
+
+def _agreed(answer: bool) -> bool:
+    """Rank 0's answer, where several processes share the model: clocks differ, and all must run the same."""
+    if not torch.distributed.is_initialized():
+        return answer
+    box = [answer]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _seconds(decoder: Decoder, tree: Window) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engine.teacher.incremental import IncrementalTrees
-from engine.teacher.packing import Window
+from engine.teacher.packing import Window, chain_length
 
 
 @dataclass(slots=True)
@@ -69,17 +69,12 @@ def share(windows: Sequence[Window], document: Sequence[Hashable | None], most: 
 
 def _alike(a: Window, b: Window) -> int:
     """How many nodes at the beginning of two windows are one and the same chain of tokens."""
-    most = min(_chain(a), _chain(b))
+    most = min(chain_length(a), chain_length(b))
     differ = np.flatnonzero(
         (np.asarray(a.token)[:most] != np.asarray(b.token)[:most])
         | (np.asarray(a.depth)[:most] != np.asarray(b.depth)[:most])
     )
     return int(differ[0]) if len(differ) else most
-
-
-def _chain(window: Window) -> int:
-    broken = np.flatnonzero(np.asarray(window.parent) != np.arange(-1, len(window.parent) - 1))
-    return int(broken[0]) if len(broken) else len(window.parent)
 
 
 class SharedTrees(IncrementalTrees):

@@ -6,6 +6,7 @@ What kills its process is found and left out. Ray is imported in the files named
   unit_worker   what runs inside an actor: score a unit, publish it
   ray_steps     what every actor is at, asked now and then
   ray_metrics   what actors count, for Prometheus
+  ray_ranks     actors that share one teacher: they live and die together
   ray_pool      actors of Ray: started, fed, waited for
   ray_cluster   Ray for the length of a command: a private one, or a cluster
 """

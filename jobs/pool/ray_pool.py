@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -22,9 +22,11 @@ from ray import exceptions as failures
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.corpus.document import Document, Unit
+from engine.teacher.ranks import RankLost, join
 from jobs.pool.events import Event, MakeWorker, Step, Tick
 from jobs.pool.ray_cluster import connect
 from jobs.pool.ray_metrics import UnitMetrics
+from jobs.pool.ray_ranks import RankGroup, rank_of
 from jobs.pool.ray_steps import StepBoard
 from jobs.pool.schedule import RESUME, Call, Schedule, Slot, Task
 from schemas.errors import TargetsmithError, WorkError
@@ -57,7 +59,10 @@ class _Shell:
     def place(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def start(self) -> str:
+    def start(self, rank: tuple[int, int, str] | None = None) -> str:
+        """rank: where several actors share one teacher, whose rank 0 this one is."""
+        if rank is not None:
+            join(rank_of(rank))
         self._worker = self._make_worker(report=self._report)
         self._metrics = UnitMetrics(self._run)
         return self._worker.note
@@ -88,12 +93,14 @@ class Pool:
         local: bool,
         sample: Sequence[Document] | None = None,
         run: str = "",
+        follow: Callable[[], None] | None = None,
         place_limit_s: float = PLACE_LIMIT_S,
         load_limit_s: float = LOAD_LIMIT_S,
     ) -> None:
         """`make_worker` is called inside each actor and must pickle; `config` is [ray] of the run file; `sample`:
         the calibration sample, which every worker reads before its first unit; None: the run needs none. run: its name in
-        metrics."""
+        metrics. follow: where several processes share a teacher (one for each of [ray] num_gpus), what those behind the worker
+        do; it must pickle."""
         self._make_worker = ray.put(make_worker)  # once for all actors: it holds the plan, which lists every unit
         self._config = config
         self._local, self._sample, self._run = local, sample, run
@@ -102,6 +109,8 @@ class Pool:
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
         self._gpus = config.num_gpus if config.num_gpus is not None else float(has_gpus)
         self._waiting_since = self._placeless_since = time.monotonic()  # no actor is ready, has a place, since then
+        self._follow = None if follow is None else ray.put(follow)
+        self._ranks: dict[int, RankGroup] = {}  # by id of the slot
         self._fits: dict[str, int] = {}
         self._asked_at = -math.inf  # when `_fits` was
         self._schedule = Schedule(iter(()), 0, config.max_in_flight)
@@ -121,13 +130,14 @@ class Pool:
                 for slot, call in schedule.hand_out(time.monotonic()):
                     call.ref = self._begin(slot, call)
                 self._check_progress()
+                self._mourn()
                 for slot in self._landed():
                     yield from self._collect(slot)
                 board.ask(schedule.slots, time.monotonic())
                 yield Tick(board.steps())
         finally:
             for slot in schedule.slots:
-                ray.kill(slot.handle)
+                self._kill(slot)
 
     # ---- actors
 
@@ -152,26 +162,47 @@ class Pool:
         wanted = self._config.actors if isinstance(self._config.actors, int) else max(1, sum(fits.values()))
         for _ in range(self._schedule.missing(wanted, time.monotonic())):
             node_id = None
-            strategy: Any = "SPREAD"
             if self._config.actors_per_node is not None:
                 taken = [slot.node_id for slot in slots]
                 free = {node: taken.count(node) for node, most in fits.items() if taken.count(node) < most}
                 if not free:
                     return
                 node_id = min(free, key=lambda node: free[node])
-                strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            ranks = None if self._follow is None else self._rank_group(node_id)
             remote: Any = ray.remote  # its types do not know of groups
             actor = remote(concurrency_groups={_ASIDE: 1, _UNITS: 2})(_Shell).options(
-                num_cpus=self._cpus,
-                num_gpus=self._gpus,
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy=strategy,
+                max_restarts=0, max_task_retries=0, **(ranks.options(0, self._cpus) if ranks else self._place(node_id))
             )
             handle = actor.remote(self._make_worker, self._run)
-            self._schedule.join(
-                Slot(handle, node_id, deque([Call("place", ref=handle.place.remote())])), time.monotonic()
-            )
+            slot = Slot(handle, node_id, deque([Call("place", ref=handle.place.remote())]))
+            if ranks is not None:
+                self._ranks[id(slot)] = ranks
+            self._schedule.join(slot, time.monotonic())
+
+    def _place(self, node_id: str | None) -> dict[str, Any]:
+        """Options of an actor by itself."""
+        strategy = "SPREAD" if node_id is None else NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return {"num_cpus": self._cpus, "num_gpus": self._gpus, "scheduling_strategy": strategy}
+
+    def _rank_group(self, node_id: str | None) -> RankGroup:
+        address = next((node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id), None)
+        return RankGroup(int(self._gpus), self._cpus, self._follow, address)
+
+    def _kill(self, slot: Slot) -> None:
+        """The actor, and those that share its teacher."""
+        ray.kill(slot.handle)
+        if (ranks := self._ranks.pop(id(slot), None)) is not None:
+            ranks.end()
+
+    def _mourn(self) -> None:
+        """An actor that has lost a rank of its teacher cannot go on, and may not notice: its death is then handled like any."""
+        for slot in self._schedule.slots:
+            if self._failed_rank(slot):
+                ray.kill(slot.handle)
+
+    def _failed_rank(self, slot: Slot) -> str:
+        ranks = self._ranks.get(id(slot))
+        return "" if ranks is None else ranks.gone()
 
     def _check_progress(self) -> None:
         now, placed = time.monotonic(), any(slot.placed for slot in self._schedule.slots)
@@ -196,7 +227,8 @@ class Pool:
 
     def _begin(self, slot: Slot, call: Call) -> Any:
         if call.kind == "start":
-            return slot.handle.start.remote()
+            ranks = self._ranks.get(id(slot))
+            return slot.handle.start.remote() if ranks is None else slot.handle.start.remote(ranks.rank(0))
         if call.kind == "calibrate":
             return slot.handle.calibrate.remote(call.sample, not slot.sample, self._schedule.lost)
         assert call.task is not None
@@ -220,17 +252,23 @@ class Pool:
         except failures.RayTaskError as error:  # raised by our own code, the actor lives
             if isinstance(error.cause, TargetsmithError):
                 raise error.cause from None
-            raise
+            if not isinstance(error.cause, RankLost):
+                raise
+            yield from self._bury(slot, True, str(error.cause))
         except (failures.LocalRayletDiedError, failures.RaySystemError, failures.RuntimeEnvSetupError) as error:
             raise WorkError(f"Ray itself failed: {error} {RESUME}") from error
         except failures.RayError as error:  # the actor, its node or the result is lost
-            ray.kill(slot.handle)
-            self._asked_at = -math.inf  # its place may be free, or gone
-            yield from self._schedule.died(slot, self._blame(slot, error), _how(error))
-            return
-        event = self._schedule.landed(slot, value, time.monotonic())
-        if event is not None:
-            yield event
+            yield from self._bury(slot, self._blame(slot, error), _how(error))
+        else:
+            event = self._schedule.landed(slot, value, time.monotonic())
+            if event is not None:
+                yield event
+
+    def _bury(self, slot: Slot, blame: bool, how: str) -> Iterator[Event]:
+        rank = self._failed_rank(slot)
+        self._kill(slot)
+        self._asked_at = -math.inf  # its place may be free, or gone
+        yield from self._schedule.died(slot, blame, f"a process that shares its teacher: {rank}"[:300] if rank else how)
 
     def _blame(self, slot: Slot, error: failures.RayError) -> bool:
         """Whether the actor died by itself. Not when its node died or was taken away, or only the connection broke."""

@@ -26,9 +26,11 @@ from engine.kernels.jit import compile_all, is_compiled
 from engine.plan.make_plan import ENGINE_VERSION, known_files, make_plan
 from engine.plan.pin import pin
 from engine.plan.retry import check_corpus, find_retry, read_retried, retry_plan
+from engine.plan.teacher_split import IN_RANKS, split_of
 from engine.plan.token_files import publish_tokens
 from engine.plan.vocabularies import load_teacher_vocabulary
 from engine.scoring.room import check_on_this_machine
+from engine.scoring.teacher_here import follow_leader
 from jobs.pool.events import Done, Notice, Ready, Salvaged, Tick
 from jobs.pool.ray_cluster import address_of, connect
 from jobs.pool.ray_pool import Pool
@@ -155,12 +157,14 @@ def work(job: Job, missing: set[int], budget: Budget, counts: Counts, display: D
         calibration = None  # its documents
         if has_calibration(plan) and not store.exists(CALIBRATION):
             calibration = sample(run.corpus, job.scan, run.targets.calibration_documents)
+        follow = partial(follow_leader, run) if split_of(run) in IN_RANKS else None
         pool = Pool(
             partial(UnitWorker, run, plan),
             run.ray,
             local=where == "local",
             sample=calibration,
             run=plan.fingerprint[:12],
+            follow=follow,
         )
         with closing(pool.run(job.units(missing), len(missing))) as events:
             for event in events:

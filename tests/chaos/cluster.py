@@ -3,7 +3,8 @@
     python -m tests.chaos.cluster FOLDER      (private: Ray's temporary files; the fewest letters, for its sockets)
 
 It answers each line of standard input with one line of JSON. First comes {"address": ..., "raylet": head's pid}; then
-`add CPUS` -> {"raylet": pid}, `kill PID` (SIGKILL of the whole node) and `leave PID` (SIGTERM) -> {}, `alive` -> {"count": n}.
+`add CPUS GPUS` -> {"raylet": pid}, `kill PID` (SIGKILL of the whole node) and `leave PID` (SIGTERM) -> {}, `alive` ->
+{"count": n}.
 It ends with standard input, and with its process end all nodes.
 
 A process of its own, because Ray wants nodes added in the main thread, keeps the token for the life of a process, and
@@ -59,8 +60,8 @@ def serve(folder: str) -> None:
     answer(address=cluster.address, raylet=raylet(cluster.head_node))
     for line in sys.stdin:
         match line.split():
-            case ["add", cpus]:
-                node = cluster.add_node(num_cpus=int(cpus), object_store_memory=STORE_BYTES)
+            case ["add", cpus, gpus]:
+                node = cluster.add_node(num_cpus=int(cpus), num_gpus=int(gpus), object_store_memory=STORE_BYTES)
                 nodes[raylet(node)] = node
                 answer(raylet=raylet(node))
             case ["kill" | "leave" as how, pid]:
@@ -87,9 +88,9 @@ class Nodes:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def add(self, cpus: int = 1) -> int:
-        """The pid of the new node's raylet."""
-        self.raylets.append(self.ask(f"add {cpus}")["raylet"])
+    def add(self, cpus: int = 1, gpus: int = 0) -> int:
+        """The pid of the new node's raylet. gpus: that Ray believes in; torch sees none, and computes on the CPU."""
+        self.raylets.append(self.ask(f"add {cpus} {gpus}")["raylet"])
         return self.raylets[-1]
 
     def remove(self, raylet: int, how: str = "kill") -> None:

@@ -48,9 +48,9 @@ class Site:
     reference: Path
     commands: list[Command] = field(default_factory=list)  # all that were ever started here
 
-    def run_file(self, name: str, actors: int = 2) -> Path:
-        """A run of its own on the same corpus."""
-        return _write(self.folder / name, self.documents, actors)
+    def run_file(self, name: str, actors: int = 2, more: str = "") -> Path:
+        """A run of its own on the same corpus. more: settings of [ray]."""
+        return _write(self.folder / name, self.documents, actors, more)
 
     def stop(self) -> None:
         """End what a round that failed has left running."""
@@ -59,7 +59,7 @@ class Site:
                 command.kill()
 
 
-def _write(folder: Path, documents: int, actors: int) -> Path:
+def _write(folder: Path, documents: int, actors: int, more: str = "") -> Path:
     folder.mkdir()
     texts = tuple(
         f"Tom has {i} apples and gets {i % 7} more. {i} + {i % 7} = {i + i % 7}." for i in range(documents - 4)
@@ -70,7 +70,7 @@ def _write(folder: Path, documents: int, actors: int) -> Path:
         lines="\n".join(BAD) + "\n",
         students={"bl": STUDENTS["bl"]},
         targets='top_k = 8\nregime = "fast"\ncalibration_documents = 8',
-        extra=f"[ray]\nactors = {actors}\nmax_in_flight = {IN_HAND}",
+        extra=f"[ray]\nactors = {actors}\nmax_in_flight = {IN_HAND}\n{more}",
     )
 
 
