@@ -218,14 +218,14 @@ def in_rounds(
 
 def _in_blocks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> bool:
     """Whether a window read block by block gives what one pass gives: in one block of branches, and in many."""
-    small = _small(vocab, max_length)
+    small = small_trees(vocab, max_length)
     try:
-        with _shown(decoder, max_length) as shown:
+        with cut_down(decoder, max_length) as shown:
             whole = shown.trees(small)
             found = [[long_states(shown, w, cells) for w in small] for cells in (1 << 20, 256)]
     except REFUSALS:
         return False
-    return all(_gap(log_probs, parts, whole) <= limit for parts in found)
+    return all(gap_of(log_probs, parts, whole) <= limit for parts in found)
 
 
 def _part(window: Window, begin: int, end: int) -> Window:
