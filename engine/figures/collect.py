@@ -45,6 +45,7 @@ def collect(
         products[product], costs[product] = product_figures(
             product, facts, output.shards, stats, groups, known(product)
         )
+    boundaries = stats.get("beam.boundaries", 0)
     tokens, evaluations = stats.get("teacher_tokens", 0), stats.get("teacher_evaluations", 0)
     return Figures(
         out=str(store),
@@ -60,6 +61,7 @@ def collect(
         teacher_tokens=int(tokens),
         teacher_evaluations=int(evaluations),
         evaluations_per_token=evaluations / tokens if tokens else None,
+        expected_tv=stats["beam.expected_tv_sum"] / boundaries if boundaries else None,
         target_error=plan.target_error,
         seed=seed,
         read_units=len(read),

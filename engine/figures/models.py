@@ -155,6 +155,10 @@ class Figures(_Frozen):
     teacher_tokens: int
     teacher_evaluations: int
     evaluations_per_token: float | None
+    expected_tv: float | None = Field(
+        description="total variation that the search expects to have left, a boundary, over all its students; where evaluations "
+        "are spent by expected error"
+    )
     target_error: float | None = Field(
         description="[targets] target_error: what the expected total variation was brought below"
     )

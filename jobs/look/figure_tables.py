@@ -23,16 +23,17 @@ _MOST_REFUSALS = 3
 
 def width_words(figures: Figures) -> str:
     """What a width is and is not, for people who see .5 in a mean for the first time."""
-    aim = figures.target_error
-    spent = (
-        f" The expected total variation was brought below {aim:g} ([targets] target_error) wherever evaluations could do it."
-        if aim
-        else ""
+    aim = f" ([targets] target_error {figures.target_error:g})" if figures.target_error else ""
+    left = (
+        ""
+        if figures.expected_tv is None
+        else f" What is expected to be wrong is far less: a total variation of {figures.expected_tv:.2g} in the mean, as the search "
+        f"itself has counted over its students{aim}."
     )
     return (
         "Width is a guarantee for the worst case, not the error: the stored distribution is at most this far (total variation) "
         "from the definition, whatever the mass that was left open would do. Means of .4 to .7 are usual for compiled students "
-        f"(beam, fast).{spent}"
+        f"(beam, fast) and no error of that size.{left}"
     )
 
 

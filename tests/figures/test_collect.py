@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from engine.figures import collect, open_published
 from engine.figures.models import Figures, Spread
 from engine.reader import Targets
 from engine.reader.targets import Document
+from jobs.look.figure_tables import width_words
 from schemas.target import FLAG_END
 from tests.support.runs import TEXTS, score_here, write_run
 
@@ -173,3 +175,13 @@ def test_an_unfinished_output_has_figures_of_what_is_ready(out: Path, figures: F
 
 def test_figures_are_json(figures: Figures) -> None:
     assert Figures.model_validate_json(figures.model_dump_json()) == figures
+
+
+def test_what_the_search_expects_to_have_left(out: Path, figures: Figures) -> None:
+    """Beside widths, where evaluations are spent by expected error; these sums are in the seals (docs/format.md, section 5)."""
+    output = open_published(out)
+    assert figures.expected_tv is None and figures.target_error is None
+    counted = replace(output, stats={**output.stats, "beam.boundaries": 400.0, "beam.expected_tv_sum": 0.6})
+    made = collect(counted)
+    assert made.expected_tv == pytest.approx(0.0015)
+    assert "a total variation of 0.0015 in the mean" in width_words(made) and "expected" not in width_words(figures)

@@ -42,6 +42,7 @@ function summary() {
     ["documents", count(figures.documents)], ["in quarantine", count(figures.quarantined)], ["text", size(figures.text_bytes)],
     ["teacher tokens", count(figures.teacher_tokens)], ["evaluations a token", short(figures.evaluations_per_token)], ["on disk", size(disk)],
   ];
+  if (figures.expected_tv !== null) tiles.push(["expected total variation", short(figures.expected_tv)]);
   for (const [name, value] of tiles) byId("tiles").append(make("div", {}, make("dt", {}, name), make("dd", {}, value)));
   const found = figures.differences.filter((one) => one.finding);
   for (const one of found) {
