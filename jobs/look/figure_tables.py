@@ -27,8 +27,8 @@ def width_words(figures: Figures) -> str:
     left = (
         ""
         if figures.expected_tv is None
-        else f" What is expected to be wrong is far less: a total variation of {figures.expected_tv:.2g} in the mean, as the search "
-        f"itself has counted over its students{aim}."
+        else f" What is expected to be wrong is far less: a total variation of {figures.expected_tv:.2g} in the mean, as the "
+        f"search itself has counted over its students{aim}."
     )
     return (
         "Width is a guarantee for the worst case, not the error: the stored distribution is at most this far (total variation) "
