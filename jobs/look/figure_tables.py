@@ -124,7 +124,8 @@ def _products(figures: Figures) -> Table:
         "disk MB",
         "bytes/pos",
     ]
-    table = Table(Column("product", overflow="fold", min_width=10), "regime", box=SIMPLE_HEAD, pad_edge=False)
+    name = Column("product", overflow="fold", min_width=10)
+    table = Table(name, "regime", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, product in figures.products.items():
@@ -193,7 +194,11 @@ def _differences(figures: Figures) -> Table:
             number(difference.bits_per_byte, ".4f"),
             number(difference.against_bits_per_byte, ".4f"),
             number(difference.difference_bits_per_byte, "+.4f"),
-            "[bold red]finding: look at it[/]" if difference.finding else "",
+            "[bold red]finding: look at it[/]"
+            if difference.finding
+            else ""
+            if difference.documents
+            else "none to compare",
         )
     return table
 
