@@ -127,7 +127,12 @@ def compare(one: Side, other: Side, *, seed: int = 0, documents: int = DOCUMENTS
     ]
     made = _Gathered()
     waiting = {rows.doc_ids[0]: rows for rows in drawn}
-    for rows in read_rows(other.output.store, other.output.plan, other.product, other.output.shards):
+
+    def has_one(shard: Shard, group: int) -> bool:
+        names = shard.file.read_row_group(group, ["doc_id"]).column("doc_id").to_pylist() if waiting else []
+        return not waiting.keys().isdisjoint(names)
+
+    for rows in read_rows(other.output.store, other.output.plan, other.product, other.output.shards, has_one):
         for document, doc_id in enumerate(rows.doc_ids):
             if (mine := waiting.get(doc_id)) is None:
                 continue
@@ -174,9 +179,8 @@ def _draw(side: Side, most: int, seed: int) -> list[Rows]:
     for rows in read_rows(side.output.store, side.output.plan, side.product, side.output.shards, has_one):
         first = seen - len(rows.doc_ids)
         for number in numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, seen)].tolist():
-            found.setdefault(
-                rows.doc_ids[number - first], rows.alone(number - first)
-            )  # of documents with one name the first
+            n = number - first
+            found.setdefault(rows.doc_ids[n], rows.alone(n))  # of documents with one name the first
     return list(found.values())
 
 

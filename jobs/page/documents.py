@@ -48,7 +48,7 @@ def documents_of(
     most_positions: int,
     room_bytes: int = ROOM_BYTES,
 ) -> dict[str, Any]:
-    """{"strings": texts of tokens, "documents": [...], "missing": why there is none}. The shape of a document: `_document`."""
+    """{"strings": texts of tokens, "documents": [...]}, in the order of the corpus. The shape of a document: `_document`."""
     worst = _worst(figures)
     products = [name for name, facts in output.plan.products.items() if facts.codec != "hidden"]
     shards = choose_shards(output.shards, most_positions, figures.seed)
