@@ -17,6 +17,7 @@ teacher's distribution over the student's tokens, with what is left open. No Ray
   beam        where more teacher evaluations are spent, and what they give (section 5)
   scoring     a unit of documents -> its tables: all of the above, loaded once
   verify      an output beside its plan, its corpus and the live teacher
+  figures     an output in numbers, and two outputs beside each other
   reader      for trainers: files -> batches; stands alone
   losses      for trainers: losses on these targets; stands alone
 """

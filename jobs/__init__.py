@@ -8,9 +8,13 @@ Each verb is a file of its own with its options, and is loaded when it is asked 
   score       run file -> finished shards and a summary
   show        one document for human eyes
   cat         the targets as JSON lines
+  stats       an output in numbers
+  diff        two outputs, or two products, position by position
+  report      an output as one HTML file
   verify      is the output whole, undamaged, and what the teacher says
   vendor      the reader or the losses copied into a trainer
   demo        the embedded model and corpus (demo_assets/) through the real job
 
-Packages: run (the work of `plan` and `score`), pool (its actors, Ray), look (the work of `show`, `cat` and `verify`).
+Packages: run (the work of `plan` and `score`), pool (its actors, Ray), look (the work of `show`, `cat`, `stats`, `diff`
+and `verify`), page (that of `report`).
 """

@@ -29,7 +29,7 @@ HELP = (
 )
 # markup would take "[ray]" in a help text for a style
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-QUIET_VERBS = ("cat", "show")  # print and change nothing: when their reader has enough, all is well
+QUIET_VERBS = ("cat", "show", "stats", "diff")  # print and change nothing: when their reader has enough, all is well
 
 
 class Commands(TyperGroup):

@@ -211,6 +211,12 @@ class Plan(_Frozen):
         return count if isinstance(count, int) else None
 
     @property
+    def target_error(self) -> float | None:
+        """[targets] target_error, where it counts: in a run with a product that compiled functions make in the regime beam."""
+        aim = setting(self.semantic, "compiled", "target_error")
+        return aim if isinstance(aim, float) else None
+
+    @property
     def compiled_products(self) -> list[str]:
         """Products that compiled functions make; they place no open mass by a calibration."""
         named = setting(self.semantic, "compiled", "products")

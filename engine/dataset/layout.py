@@ -154,7 +154,7 @@ def load_json(store: Store, name: str, model: type[_Model]) -> _Model:
             )
         return model.model_validate(content)
     except (ValueError, RecursionError) as error:
-        raise OutputError(f"{place}: damaged: {error}; {REMAKE}") from error
+        raise OutputError(f"{place}: damaged: {' '.join(str(error).split())}; {REMAKE}") from error
 
 
 def _numbered(store: Store, name_of: Callable[[int], str]) -> list[int]:

@@ -88,6 +88,10 @@ class Store(ABC):
     def size(self, name: str) -> int | None:
         """Bytes of a file; None: there is none."""
 
+    def published_s(self, name: str) -> float | None:
+        """When a file was published, in seconds since 1970; None where that is not known. A copied file has another time."""
+        return None
+
     @abstractmethod
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """Name and bytes of every file below a folder, in any order; none when there is no such folder."""
@@ -114,6 +118,11 @@ class PosixStore(Store):
         path = self.root / name
         with output_errors(path):
             return path.stat().st_size if path.is_file() else None
+
+    def published_s(self, name: str) -> float | None:
+        path = self.root / name
+        with output_errors(path):
+            return path.stat().st_mtime if path.is_file() else None
 
     def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
         with output_errors(self.root / folder):

@@ -9,5 +9,7 @@ is changed.
   scored_parts     what is scored of a document that is read in parts, and behind what
   widest           the tables of `targetsmith show --widest`: where a product is least certain
   json_lines       the lines of `targetsmith cat`
+  figure_tables    the tables of `targetsmith stats`
+  difference_tables  those of `targetsmith diff`
   verification     the report of `targetsmith verify`
 """

@@ -16,3 +16,8 @@ ViewOption = Annotated[
     typer.Option(help="Over the student's vocabulary, over the teacher's own, byte by byte, or hidden states (cat)."),
 ]
 StudentOption = Annotated[str | None, typer.Option(help="Name of the student, where the run has several.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Which units or documents are taken, where not all are.")]
+MostOption = Annotated[
+    int,
+    typer.Option(min=1, help="Read at most so many positions of each product: whole units, drawn by the seed."),
+]

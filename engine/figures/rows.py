@@ -1,0 +1,144 @@
+"""A row group of one product as arrays, and what is counted of its positions.
+
+D documents, N positions of them all, K = top_k. Offsets are bytes of the document's text, log-probabilities nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.dataset.layout import REMAKE
+from engine.dataset.parquet import Shard, flat, lengths_of, open_shard
+from engine.dataset.store import Store
+from schemas.errors import OutputError
+from schemas.manifest import Plan, ProductFacts, ShardRecord
+from schemas.target import FLAG_END
+
+NATS_PER_BIT = float(np.log(2))
+
+_NAMES = ("doc_id", "doc_row", "text")
+_LISTS = ("token_ids", "byte_end", "scored", "flags", "gold_logp", "err", "open_mass", "excluded_mass")
+_TOPK = ("topk_ids", "topk_logps", "tail_logp")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Documents of one row group. `ids_NK`, `logps_NK` and `tail_logp_N` are None unless the codec is topk."""
+
+    doc_ids: list[str]
+    doc_rows: list[int]
+    texts: list[str]  # "" where the run stores none
+    first_D1: npt.NDArray[np.int64]  # document d has the positions first[d] .. first[d + 1]
+    token_ids_N: npt.NDArray[np.int32]
+    start_N: npt.NDArray[np.int64]  # bytes; the token reaches from here to `end_N`
+    end_N: npt.NDArray[np.int64]
+    scored_N: npt.NDArray[np.bool_]
+    flags_N: npt.NDArray[np.uint8]
+    gold_logp_N: npt.NDArray[np.float32]
+    width_N: npt.NDArray[np.float32]
+    open_mass_N: npt.NDArray[np.float32]
+    excluded_mass_N: npt.NDArray[np.float32]
+    ids_NK: npt.NDArray[np.int32] | None
+    logps_NK: npt.NDArray[np.float32] | None
+    tail_logp_N: npt.NDArray[np.float32] | None
+
+    @property
+    def document_N(self) -> npt.NDArray[np.int64]:
+        """Which document of the group a position is of."""
+        return np.repeat(np.arange(len(self.doc_ids)), np.diff(self.first_D1))
+
+    @property
+    def bits_N(self) -> npt.NDArray[np.float64]:
+        """What the token costs in the text: -log2 of its probability and of the share that is text; inf where it has none,
+        0 where unscored."""
+        with np.errstate(divide="ignore"):
+            share = 1 - np.minimum(self.excluded_mass_N.astype(np.float64), 1.0)  # it may be 1e-6 above 1
+            nats = self.gold_logp_N.astype(np.float64) + np.log(share)
+        return np.where(self.scored_N, -nats / NATS_PER_BIT, 0.0)
+
+    @property
+    def is_end_N(self) -> npt.NDArray[np.bool_]:
+        """Rows of an end token, which has no bytes."""
+        return (self.flags_N & FLAG_END) != 0
+
+    def positions(self, document: int) -> slice:
+        """Those of a document."""
+        return slice(int(self.first_D1[document]), int(self.first_D1[document + 1]))
+
+    def alone(self, document: int) -> Rows:
+        """One document as rows of its own, copied, so that the row group can go."""
+        here = self.positions(document)
+
+        def cut(name: str) -> Any:
+            values = getattr(self, name)
+            return None if values is None else values[here].copy()
+
+        return Rows(
+            [self.doc_ids[document]],
+            [self.doc_rows[document]],
+            [self.texts[document]],
+            np.array([0, here.stop - here.start], np.int64),
+            *(cut(column.name) for column in fields(self)[4:]),
+        )
+
+
+def entropy_bits(logps_NK: npt.NDArray[np.float32], tail_logp_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Entropy of what is stored, [N] bits: the K tokens and, as one outcome, all others. At most that of the distribution."""
+    logps = np.concatenate([logps_NK, tail_logp_N[:, None]], 1).astype(np.float64)
+    probs = np.exp(logps)
+    return -(probs * np.where(probs > 0, logps, 0.0)).sum(1) / NATS_PER_BIT
+
+
+def read_rows(
+    store: Store,
+    plan: Plan,
+    product: str,
+    shards: Sequence[ShardRecord],
+    wanted: Callable[[Shard, int], bool] = lambda shard, group: True,
+) -> Iterator[Rows]:
+    """The row groups of all files of a product, in order; only those that are wanted (open file, number of the group) are read.
+    Raises OutputError for a file that is missing, damaged or of another run."""
+    for shard in shards:
+        record = shard.files[product]
+        if record is None:
+            continue
+        place, size = store.place(record.name), store.size(record.name)
+        if size != record.bytes:
+            got = "missing" if size is None else f"{size:,} bytes"
+            raise OutputError(f"{place}: {got}, sealed with {record.bytes:,} bytes; {REMAKE}")
+        with store.open(record.name) as data, open_shard(data, place) as opened:
+            if opened.footer.get("targetsmith.fingerprint") != plan.fingerprint:
+                raise OutputError(f"{place}: a file of another run; {REMAKE}")
+            for group in range(opened.file.num_row_groups):
+                if wanted(opened, group):
+                    rows = rows_of(opened, group, plan.products[product])  # in here, where a damaged page gets its name
+                    yield rows
+
+
+def rows_of(shard: Shard, group: int, facts: ProductFacts) -> Rows:
+    """A row group as arrays. Not for hidden states, which have no distributions."""
+    names = [*_NAMES, *_LISTS, *(_TOPK if facts.codec == "topk" else ())]
+    table = shard.file.read_row_group(group, names)
+    lists = {name: flat(table, name) for name in names[len(_NAMES) :]}
+    first = np.concatenate([[0], np.cumsum(lengths_of(table))]).astype(np.int64)
+    end = lists["byte_end"].astype(np.int64)
+    start = np.concatenate([[0], end[:-1]]) if len(end) else end
+    start[first[:-1]] = 0
+    shape = (-1, facts.top_k)
+    topk = facts.codec == "topk"
+    return Rows(
+        *(table.column(name).to_pylist() for name in _NAMES),
+        first,
+        lists["token_ids"],
+        start,
+        end,
+        *(lists[name] for name in ("scored", "flags", "gold_logp", "err", "open_mass", "excluded_mass")),
+        lists["topk_ids"].reshape(shape) if topk else None,
+        lists["topk_logps"].reshape(shape) if topk else None,
+        lists["tail_logp"] if topk else None,
+    )
