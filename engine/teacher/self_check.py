@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -81,22 +81,17 @@ def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
         if gap <= limit:
             tried = _faster(tried, log_probs, vocab, max_length, limit)
             tried = replace(tried, blocks=_in_blocks(tried, log_probs, vocab, max_length, limit))
-            most = _most_tokens(tried, log_probs, vocab, max_length, limit)
+            most = _most_tokens(tried, max_length)
             return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "", gap=gap, most=most)
         why = why or f"differs by {gap:.3g} nats"
     return CheckResult(None, False, why)
 
 
-def _most_tokens(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> int | None:
-    """Tokens that a sparse attention chooses; None where trees are right beyond them too, or no context has more. Tried with
-    fewer chosen: then the choice must be the one that the context alone makes."""
+def _most_tokens(decoder: Decoder, max_length: int) -> int | None:
+    """Tokens of a context of which a sparse attention leaves out none; None where no context has more. Beyond them trees choose
+    among their ancestors too, but scores that are nearly equal are then chosen by the layout."""
     fewest = min((getattr(part, name) for part, name in choices(decoder)), default=max_length)
-    if fewest >= max_length:
-        return None
-    with suppress(*REFUSALS), choosing(decoder, SHOWN):
-        if max(_gaps(decoder, log_probs, vocab, max_length)) <= limit:
-            return None
-    return fewest
+    return fewest if fewest < max_length else None
 
 
 def choices(decoder: Decoder) -> list[tuple[torch.nn.Module, str]]:
