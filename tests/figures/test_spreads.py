@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.figures.spreads import PROBABILITY_EDGES, bits_edges, count_edges, probability_edges, spread_of
 from schemas.errors import IdentityError
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0, 1 + 1e-6), min_size=1, max_size=50))
 def test_probabilities(values: list[float]) -> None:
     array = np.array(values)
@@ -25,6 +26,7 @@ def test_probabilities(values: list[float]) -> None:
     assert all(value in array.tolist() for value in spread.quantiles.values())
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(-1e-7, 200), min_size=1, max_size=50))
 def test_bits(values: list[float]) -> None:
     array = np.array(values)
@@ -33,6 +35,7 @@ def test_bits(values: list[float]) -> None:
     assert list(spread.edges) == sorted(set(spread.edges))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=50))
 def test_counts(values: list[int]) -> None:
     array = np.array(values, np.int32)

@@ -192,7 +192,7 @@ def test_hover_click_and_keys(opened: Open, out: Path) -> None:
 
     def check() -> int:
         position = int(page.locator("#detail dd").nth(0).text_content())
-        best = [tokens.names[t].replace(" ", "␣").replace("\n", "⏎") for t in document.ids[position][:6].tolist()]
+        best = [str(tokens.names[t]).replace(" ", "␣").replace("\n", "⏎") for t in document.ids[position][:6].tolist()]
         mine = page.locator("#detail > div").nth(1)
         assert [text.rstrip(" ✓") for text in mine.locator(".fill").all_text_contents()] == best
         for text, logp in zip(mine.locator("em").all_text_contents(), document.logps[position].tolist(), strict=False):

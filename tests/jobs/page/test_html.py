@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import vl_convert
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.dataset.commit import open_output
@@ -29,6 +29,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return score_here(write_run(tmp_path_factory.mktemp("run"), targets="top_k = 16\nhidden = true"))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
