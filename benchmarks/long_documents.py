@@ -16,6 +16,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,10 +81,16 @@ def main() -> None:
     now = time.process_time if args.cpu else time.perf_counter
     teacher = load_vocabulary(args.teacher or args.tokenizer)
     tree = tree_of(gsm8k(), args.tokens, teacher, None if args.bytes else load_vocabulary(args.student))
+    model: Any
     if args.teacher:
         model = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=torch.float32).eval()
     else:
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes: dict[str, Any] = {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
         config = LlamaConfig(**sizes, vocab_size=teacher.size, max_position_embeddings=1 << 17)
         model = AutoModelForCausalLM.from_config(config).eval()
     decoder = Decoder(

@@ -128,11 +128,12 @@ class _Behind(DynamicLayer):
         return tuple(torch.cat(pair, -2) for pair in zip(self._trunk, mine, strict=True))
 
     def get_seq_length(self) -> int:
+        assert self.keys is not None
         return self._trunk[0].shape[-2] + self.keys.shape[-2]
 
 
 def _over(cache: Any, places: int) -> Any:
     """A cache that begins with the first places of another one."""
-    made = DynamicCache()
+    made: Any = DynamicCache()
     made.layers = [_Behind(layer.keys[..., :places, :], layer.values[..., :places, :]) for layer in cache.layers]
     return made

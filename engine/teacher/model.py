@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from engine.teacher.adapter import with_adapter
 from engine.teacher.decoder import Decoder

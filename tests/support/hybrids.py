@@ -26,6 +26,12 @@ from transformers import (
 
 from tests.support.decoders import ENDS, VOCAB
 
+
+def more(**given: Any) -> dict[str, Any]:
+    """Settings that a configuration takes without declaring them."""
+    return given
+
+
 LENGTH = 256  # tokens that each of them takes
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -61,10 +67,10 @@ HYBRIDS: dict[str, PreTrainedConfig] = {
     "nemotron_h": NemotronHConfig(
         **BASE, layers_block_type=["linear_attention", "moe", "full_attention", "mlp"], mamba_num_heads=8, mamba_head_dim=8,
         ssm_state_size=8, n_groups=2, chunk_size=8, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
-        moe_shared_expert_intermediate_size=16, n_group=1, topk_group=1, head_dim=8,
+        moe_shared_expert_intermediate_size=16, n_group=1, topk_group=1, **more(head_dim=8),
     ),
     "falcon_h1": FalconH1Config(
-        **BASE, head_dim=8, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, mamba_n_groups=1
+        **BASE, **more(head_dim=8), mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, mamba_n_groups=1
     ),
     "lfm2": Lfm2Config(
         **BASE, layer_types=["conv", "full_attention", "conv", "conv"], conv_L_cache=3, block_auto_adjust_ff_dim=False
@@ -75,16 +81,17 @@ HYBRIDS: dict[str, PreTrainedConfig] = {
     ),
     "recurrent_gemma": RecurrentGemmaConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4, lru_width=32,
-        attention_window_size=8, w_init_variance_scale=0.5, max_position_embeddings=LENGTH, **ENDS,
+        attention_window_size=8, w_init_variance_scale=0.5, **more(max_position_embeddings=LENGTH), **ENDS,
     ),
     "rwkv": RwkvConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, context_length=LENGTH, max_position_embeddings=LENGTH,
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, context_length=LENGTH,
+        **more(max_position_embeddings=LENGTH),
         bos_token_id=1, eos_token_id=2,
     ),
     "bamba": BambaConfig(**BASE, **SSM, attn_layer_indices=[1, 3]),
     "zamba2": Zamba2Config(
-        **BASE, mamba_d_state=8, n_mamba_heads=8, mamba_headdim=8, chunk_size=8, layers_block_type=["mamba", "hybrid"] * 2,
-        attention_head_dim=16, adapter_rank=4, num_mem_blocks=1,
+        **BASE, mamba_d_state=8, n_mamba_heads=8, chunk_size=8, layers_block_type=["mamba", "hybrid"] * 2,
+        adapter_rank=4, **more(mamba_headdim=8, attention_head_dim=16), num_mem_blocks=1,
     ),
     "deepseek_v4": DeepseekV4Config(  # keys and values of several tokens in one, and few of them chosen
         vocab_size=VOCAB, hidden_size=32, moe_intermediate_size=16, num_hidden_layers=4, num_attention_heads=4, head_dim=16,
