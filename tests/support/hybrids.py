@@ -70,7 +70,8 @@ HYBRIDS: dict[str, PreTrainedConfig] = {
         moe_shared_expert_intermediate_size=16, n_group=1, topk_group=1, **more(head_dim=8),
     ),
     "falcon_h1": FalconH1Config(
-        **BASE, **more(head_dim=8), mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, mamba_n_groups=1
+        **BASE, **more(head_dim=8),
+        mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8, mamba_n_groups=1
     ),
     "lfm2": Lfm2Config(
         **BASE, layer_types=["conv", "full_attention", "conv", "conv"], conv_L_cache=3, block_auto_adjust_ff_dim=False
