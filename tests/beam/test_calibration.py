@@ -186,6 +186,7 @@ class Killer(UnitWorker):
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_a_calibration_document_that_kills_is_left_out_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

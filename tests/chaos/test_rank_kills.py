@@ -40,6 +40,7 @@ def followers(ray: Nodes) -> list[int]:
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_ranks_are_killed_and_the_files_are_the_same(place: Site, ray: Nodes) -> None:
     calm = place.run_file("calm", actors=1, more=RANKS)

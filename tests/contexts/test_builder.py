@@ -363,13 +363,10 @@ def test_without_byte_tokens_nothing_ends_inside_a_character() -> None:
 
 
 @needs_shared
-def test_a_monstrous_pre_token_goes_to_quarantine() -> None:
+def test_monstrous_pre_tokens_are_taken() -> None:
+    """A run of one kind is never too long, nor are white space and signs of several kinds, quotes among them."""
     vocab, make = vocabulary("gpt2"), builder("gpt2")
-    text = "'=" * 300
-    with pytest.raises(BadDocument) as caught:
-        make.build(text.encode(), vocab.encode(text)[0], [599], (50256,))
-    assert caught.value.reason == "too_long" and "from byte 0 on is longer than 256 units" in caught.value.detail
-    for text in ("a" * 6000, "\t \n" * 2000):  # a run of one kind is never too long, nor is white space
+    for text in ("a" * 6000, "\t \n" * 2000, "'=" * 3000):
         make.build(text.encode(), vocab.encode(text)[0], [5999], (50256,))
 
 

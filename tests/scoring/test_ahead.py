@@ -96,7 +96,7 @@ def test_a_fault_of_a_tokenizer_is_of_one_document(monkeypatch: pytest.MonkeyPat
 def test_targets_do_not_depend_on_what_is_prepared_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow boundaries, searches and canonical states ask objects that the thread uses, too."""
     asset = SHARED / "tokenizers"
-    docs = documents([*demo_texts(40), *HOSTILE])
+    docs = documents([*demo_texts(16), *HOSTILE])
     for regime in ("fast", "beam"):
         results = []
         for most in (64, 0):

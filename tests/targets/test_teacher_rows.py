@@ -143,7 +143,8 @@ def test_the_head_has_its_bias(tmp_path: Path) -> None:
     shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = PhiForCausalLM(PhiConfig(vocab_size=11, **shape))
     torch.nn.init.normal_(model.lm_head.bias)
-    publish_head(tmp_path, cast(Teacher, SimpleNamespace(model=model)))
+    teacher = SimpleNamespace(model=model, head_weights=lambda: Teacher.head_weights(cast(Teacher, teacher)))
+    publish_head(tmp_path, cast(Teacher, teacher))
     head = load_file(tmp_path / LM_HEAD)
     states = torch.randn(5, 8)
     want = states @ model.lm_head.weight.to(torch.bfloat16).float().T + model.lm_head.bias

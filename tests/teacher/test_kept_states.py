@@ -309,7 +309,7 @@ def test_a_whole_run_gives_what_one_sequence_for_each_context_gives(tmp_path: Pa
     tables = {}
     teacher = tmp_path / "hybrid"
     shutil.copytree(ASSETS / "teacher", teacher, ignore=shutil.ignore_patterns("model*", "config.json", "gen*"))
-    config = HYBRIDS["qwen3_next"].to_dict() | {"vocab_size": 512}
+    config = HYBRIDS["qwen3_next"].to_dict() | {"vocab_size": 2048}
     build(type(HYBRIDS["qwen3_next"]).from_dict(config)).save_pretrained(teacher)
     for way in ("auto", "paths"):
         (tmp_path / way).mkdir()

@@ -40,8 +40,8 @@ def one_scorer():
     """A scorer with the same settings is loaded once for this file: its rules stay learned."""
     made: dict[str, Scorer] = {}
 
-    def load(run: Any) -> Scorer:
-        return made.setdefault(run.model_dump_json(), Scorer(run))
+    def load(run: Any, **given: Any) -> Scorer:
+        return made.setdefault(run.model_dump_json(), Scorer(run, **given))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rescore, "Scorer", load)

@@ -182,6 +182,7 @@ def test_a_calibration_document_that_kills_is_found_and_left_out_by_all(local_ra
     assert (tmp_path / "log.calibrated").read_text().splitlines()[-2:] == ["calibrated a", "calibrated b all"]
 
 
+@pytest.mark.chaos
 def test_when_every_calibration_document_kills_the_run_ends(local_ray: None, tmp_path: Path) -> None:
     sample = [Document(f"d{i}", i, "kill", "f", f"row {i}") for i in range(6)]
     pool = Pool(partial(ScriptedWorker, tmp_path / "log"), RayConfig(actors=2), local=True, sample=sample)
@@ -201,6 +202,7 @@ def test_actors_that_die_while_they_start_end_the_run(local_ray: None) -> None:
         run([["a"]], die_at_start, actors=1)
 
 
+@pytest.mark.chaos
 def test_when_everything_dies_the_run_ends_and_nothing_is_blamed_wrongly(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

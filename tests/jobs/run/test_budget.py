@@ -19,7 +19,7 @@ from tests.support.runs import TEXTS, score_here, write_run
 def ended(run_file: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """The exit code of `targetsmith score` on a run that is scored in this process."""
 
-    def score(*_: object) -> Outcome:
+    def score(*_: object, **__: object) -> Outcome:
         out = score_here(run_file, died=[f"bad{i}" for i in range(10)])
         return Outcome(open_store(out), load_manifest(out), Counts(0, 0), load_plan(out))
 
@@ -61,7 +61,7 @@ def test_a_run_without_a_single_distribution_is_no_success(
     content = json.loads(file.read_text())
     content["stats"] = {k: 0.0 if k.endswith(".scored") else v for k, v in content["stats"].items()}
     empty = type(load_manifest(out)).model_validate(content)
-    monkeypatch.setattr(job, "score", lambda *_: Outcome(open_store(out), empty, Counts(0, 0), load_plan(out)))
+    monkeypatch.setattr(job, "score", lambda *_, **__: Outcome(open_store(out), empty, Counts(0, 0), load_plan(out)))
     with pytest.raises(SystemExit) as stop:
         main(["score"], ["score", str(run_file)])
     assert stop.value.code == 3 and "not one position has a distribution" in capsys.readouterr().err
