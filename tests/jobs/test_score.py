@@ -82,6 +82,7 @@ def test_local_ray_from_another_folder(reference: Path, tmp_path: Path) -> None:
     assert all({"time", "message"} <= json.loads(line).keys() for line in again.stderr.splitlines())
 
 
+@pytest.mark.chaos
 def test_killed_and_run_again(reference: Path, tmp_path: Path) -> None:
     """SIGKILL of the driver once a unit is sealed; the next command does the rest, to the byte."""
     run_file = write_run(tmp_path, texts=TEXTS * 3, extra="[ray]\nactors = 1\nmax_in_flight = 1")

@@ -236,7 +236,9 @@ def test_bad_documents_leave_and_the_others_stay(ready: Scorer):
     good = demo_texts(4)
     docs = documents([good[0], "", good[1], "added " * 3, good[2], "unread", good[3]])
     docs[1] = Document("d1", 1, "", "corpus.jsonl", "line 2", problem=("malformed_json", "Expecting ',' at column 7"))
-    docs[3] = Document("d3", 3, "", "corpus.jsonl", "line 4", problem=("too_long", "longer than any pattern can be followed"))
+    docs[3] = Document(
+        "d3", 3, "", "corpus.jsonl", "line 4", problem=("too_long", "longer than any pattern can be followed")
+    )
     docs[5] = Document("d5", 5, "", "corpus.jsonl", "line 6", problem=("invalid_utf8", "byte 3"))
     unit = ready.score_unit(docs)
     check(unit, ready, docs)
