@@ -38,7 +38,10 @@ def demo(
     outcome = score(run, "local")
     show_document(out, doc=None, rows=SHOWN_ROWS, top=3, student=None, view=None, stream=sys.stdout)
     print_summary(outcome, sys.stdout)
-    print(f"Next: targetsmith show {out} --doc 7, targetsmith cat {out} --student {run.student[0].name} --limit 1")
+    print(
+        f"Next: targetsmith show {out} --doc 7, targetsmith report {out} (a page for the browser), targetsmith cat {out} "
+        f"--student {run.student[0].name} --limit 1"
+    )
 
 
 def demo_run(out: Path) -> RunConfig:

@@ -7,6 +7,7 @@ once; what is lost is named and made again. Normative text: docs/format.md. No t
   store         where an output lies: a folder, or a prefix of a bucket
   layout        the names of all files; plan, seals, quarantine and manifest read back
   parquet       rows rounded and encoded as a Parquet file, and the one way to open such a file
+  sealed        a file as its seal says it is, open for reading
   invariants    what the rows of a product must keep before they are published
   token_tables  the tokens of each product, so that an output can be read anywhere
   sidecars      the two files of a whole run: the calibration, and the teacher's lm_head

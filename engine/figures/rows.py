@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.dataset.layout import REMAKE
-from engine.dataset.parquet import Shard, flat, lengths_of, open_shard
+from engine.dataset.parquet import Shard, flat, lengths_of
+from engine.dataset.sealed import open_sealed
 from engine.dataset.store import Store
-from schemas.errors import OutputError
 from schemas.manifest import Plan, ProductFacts, ShardRecord
 from schemas.target import FLAG_END
 
@@ -107,13 +106,7 @@ def read_rows(
         record = shard.files[product]
         if record is None:
             continue
-        place, size = store.place(record.name), store.size(record.name)
-        if size != record.bytes:
-            got = "missing" if size is None else f"{size:,} bytes"
-            raise OutputError(f"{place}: {got}, sealed with {record.bytes:,} bytes; {REMAKE}")
-        with store.open(record.name) as data, open_shard(data, place) as opened:
-            if opened.footer.get("targetsmith.fingerprint") != plan.fingerprint:
-                raise OutputError(f"{place}: a file of another run; {REMAKE}")
+        with open_sealed(store, plan, record) as opened:
             for group in range(opened.file.num_row_groups):
                 if wanted(opened, group):
                     rows = rows_of(opened, group, plan.products[product])  # in here, where a damaged page gets its name

@@ -66,12 +66,14 @@ def make_plan(
     scan: CorpusScan,
     regimes: Mapping[str, Regime] | None = None,
     *,
+    known: Vocabularies | None = None,
     sha256: Callable[[Path], str] = sha256_of,
 ) -> Plan:
-    """The plan of a run: hashes the teacher's files (in parallel; about 1 GB/s and core), loads every vocabulary. sha256: of a
-    file; another function where nobody will compare the fingerprint.
+    """The plan of a run: hashes the teacher's files (in parallel; about 1 GB/s and core), loads every vocabulary.
 
-    regimes: those of the students in an output of this run, where the corpus may not be there to be looked at any more.
+    regimes: those of the students in an output of this run, where the corpus may not be there to be looked at any more. known:
+    the vocabularies of the run, where they are loaded already. sha256: of a file; another function where nobody will compare the
+    fingerprint.
 
     Raises TeacherError (a missing file, named, with the fix), TokenizerError, and RunFileError for a regime or BOS that
     these tokenizers do not allow: before anything is written.
@@ -79,7 +81,7 @@ def make_plan(
     files = teacher_files(run)
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
         hashes = dict(zip((file.name for file in files), pool.map(sha256, files), strict=True))
-    known = load_vocabularies(run)
+    known = known or load_vocabularies(run)
     if run.corpus.specials == "boundary":
         check_specials(known.by_product)
     products = _products(run, known, scan, regimes)

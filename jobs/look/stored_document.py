@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.dataset.layout import REMAKE, load_seals, own_seal, read_quarantine, seal_name
-from engine.dataset.parquet import Shard, open_shard
+from engine.dataset.layout import load_seals, own_seal, read_quarantine, seal_name
+from engine.dataset.parquet import Shard
+from engine.dataset.sealed import open_sealed
 from engine.dataset.store import Store
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal
@@ -65,13 +66,7 @@ def _read(store: Store, plan: Plan, product: str, seal: Seal, wanted: tuple[str,
     record = seal.files[product]
     if record is None:
         return None
-    place, size = store.place(record.name), store.size(record.name)
-    if size != record.bytes:
-        got = "missing" if size is None else f"{size:,} bytes"
-        raise OutputError(f"{place}: {got}, sealed with {record.bytes:,} bytes; {REMAKE}")
-    with store.open(record.name) as data, open_shard(data, place) as shard:
-        if shard.footer.get("targetsmith.fingerprint") != plan.fingerprint:
-            raise OutputError(f"{place}: a file of another run; {REMAKE}")
+    with open_sealed(store, plan, record) as shard:
         return _first_row(shard, wanted)
 
 

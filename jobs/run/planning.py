@@ -81,8 +81,8 @@ def plan_run(run: RunConfig, asked: Asked, stream: TextIO) -> Told:
             with display.stepping("compiling functions, once on this machine") as tell:
                 compile_all(tell)
         with display.stepping("reading the tokenizers"):
-            plan = make_plan(run, scan, sha256=lambda file: f"{file.stat().st_size} bytes, not read")
             known = load_vocabularies(run)
+            plan = make_plan(run, scan, known=known, sha256=lambda file: f"{file.stat().st_size} bytes, not read")
             why = {
                 p: why_of(run.targets, plan.products[p].regime, known.teacher, known.students[p])
                 for p in known.students
@@ -90,16 +90,9 @@ def plan_run(run: RunConfig, asked: Asked, stream: TextIO) -> Told:
         notes = list(dict.fromkeys(note for facts in plan.products.values() for note in facts.notes))
         size, tried, examples = teacher_size(run, on_cpu=_on_cpu(run, asked)), 0, dict[str, str]()
         trial = None
-        if asked.sample:
-            try:
-                if hint := check_on_this_machine(run, scan.n_units):
-                    notes.append(hint)
-                trial, examples = try_run(run, scan, plan, asked.sample, counts, display)
-                tried = trial.documents
-            except TeacherError as error:
-                if "does not fit" not in str(error):
-                    raise
-                notes.append(f"nothing was scored to measure: {error}")
+        if asked.sample and _fits(run, scan, notes):
+            trial, examples = try_run(run, scan, plan, asked.sample, counts, display)
+            tried = trial.documents
         if trial is None:
             trial = untried(plan, known, first_documents(run.corpus, scan, 64))
     told = estimate(
@@ -112,6 +105,17 @@ def plan_run(run: RunConfig, asked: Asked, stream: TextIO) -> Told:
     told = replace(told, quarantined=_quarantined(scan, told))
     needs = needs_of(size, at_once(run, size), "cpu" if _on_cpu(run, asked) else "cuda")
     return Told(str(run.output), told, why, tuple(needs.lines()), tried, examples, (*notes, *_warnings(told, plan)))
+
+
+def _fits(run: RunConfig, scan: CorpusScan, notes: list[str]) -> bool:
+    """Whether the teacher, whose size is known, fits on this machine; what there is to be said goes to the notes."""
+    try:
+        if hint := check_on_this_machine(run, scan.n_units):
+            notes.append(hint)
+        return True
+    except TeacherError as error:
+        notes.append(f"nothing was scored to measure: {error}")
+        return False
 
 
 def _students(tokenizers: tuple[str, ...]) -> tuple[StudentConfig, ...]:

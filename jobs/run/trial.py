@@ -5,9 +5,7 @@ run file -> corpus scan, plan -> Ray on this machine -> output of some units -> 
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +16,9 @@ import torch
 from engine.corpus.scan import CorpusScan
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
+from engine.dataset.layout import sealed_quarantine
 from engine.dataset.parquet import table_to_parquet_bytes
-from engine.dataset.store import open_store
+from engine.dataset.store import Store, open_store
 from engine.plan.estimate import Trial, trial_rows
 from engine.plan.make_plan import ENGINE_VERSION
 from engine.plan.retry import read_retried, retry_plan
@@ -52,7 +51,7 @@ def try_run(
             sizes = {product: _sizes(Path(folder) / "out", manifest, product) for product in manifest.totals}
             listed = sum(size for _, size in store.files())
             refused = quarantined_by_reason(store, manifest)
-            examples = _examples(Path(folder) / "out")
+            examples = _examples(store, manifest)
     read = read_retried(run.corpus, scan, rows, range(len(trial_plan.units)))
     trial = Trial(
         documents=manifest.documents,
@@ -106,12 +105,11 @@ def _columns_of(file: pq.FileMetaData) -> tuple[int, int]:
     return len(groups), sum(group.column(j).total_compressed_size for group in groups for j in range(group.num_columns))
 
 
-def _examples(out: Path) -> dict[str, str]:
+def _examples(store: Store, manifest: Manifest) -> dict[str, str]:
     """Reason -> detail of the first document that is in quarantine for it."""
     found: dict[str, str] = {}
-    for path in sorted((out / "_engine/quarantine").glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record: Mapping[str, str] = json.loads(line)
+    for shard in manifest.shards:
+        for record in sealed_quarantine(store, shard):
             found.setdefault(record["reason"], record["detail"])
     return found
 

@@ -35,7 +35,8 @@ function signed(text) {  // text nodes, white space pale
 function summary() {
   byId("title").textContent = figures.out.split("/").filter(Boolean).pop() || figures.out;
   const state = figures.finished ? "finished" : `not finished: ${count(figures.sealed)} of ${count(figures.units)} units are ready`;
-  byId("subtitle").textContent = `Run ${figures.fingerprint.slice(0, 12)} by targetsmith ${figures.engine_version}, ${state}. ${figures.out}`;
+  byId("subtitle").textContent = `Run ${figures.fingerprint.slice(0, 12)} by targetsmith ${figures.engine_version}, ${state}.`
+    + (figures.out === byId("title").textContent ? "" : ` ${figures.out}`);
   document.title = `${byId("title").textContent} · Targetsmith report`;
   const disk = Object.values(figures.products).reduce((sum, one) => sum + one.disk_bytes, 0);
   const tiles = [
@@ -54,7 +55,8 @@ function summary() {
   if (!found.length && figures.differences.length) {
     const most = figures.differences.reduce((a, b) => Math.abs(b.difference_bits_per_byte) > Math.abs(a.difference_bits_per_byte) ? b : a);
     if (most.difference_bits_per_byte !== null) byId("findings").append(make("p", { class: "note" },
-      `The same text costs the same: at most ${Math.abs(most.difference_bits_per_byte).toFixed(4)} bits a byte apart (${most.product} beside ${most.against}, `
+      `No product is far from another in what the same text costs: at most ${percent(Math.abs(most.difference_bits_per_byte) / most.against_bits_per_byte)} `
+      + `(${Math.abs(most.difference_bits_per_byte).toFixed(4)} bits a byte, ${most.product} beside ${most.against}, `
       + `${count(most.documents)} documents${most.left_out ? `, ${count(most.left_out)} left out` : ""}).`));
   }
   const table = byId("products");
