@@ -102,5 +102,6 @@ def test_a_command_ends_without_taking_the_interpreter_apart(arguments: str, cod
     command = [sys.executable, "-c", LEAVING.format(arguments=arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     lines = done.stdout.splitlines()
-    assert done.returncode == code and lines[-2:] == ["waited for", "at the end"], done
+    # on a busy machine the command may take longer than the thread
+    assert done.returncode == code and lines[-1] == "at the end" and "waited for" in lines, done
     assert "taken apart" not in done.stdout
