@@ -198,8 +198,11 @@ class Scorer:
         teacher = stages.teacher.with_less_memory(batch_tokens, keep=keep)
         pruner = stages.pruner and stages.pruner.with_teacher(teacher)
         batches: list[OpenBatch] | None = [] if stages.searches else None
-        hidden, spent = hidden_states(teacher, parts, config, pruner, open_batches=batches), 0
-        logits = KeptLogits(teacher.logits, self._kept_logits) if batches and keep else teacher.logits
+        kept = None
+        if keep and (stages.searches or pruner is not None):  # whose contexts are read before their rows are made
+            kept = KeptLogits(teacher.logits, self._kept_logits, sum(len(part.tree.token) for part in parts))
+        hidden, spent = hidden_states(teacher, parts, config, pruner, open_batches=batches, logits=kept), 0
+        logits = kept or teacher.logits
         if stages.beam_search is not None and batches:
             with stages.guard:
                 spent = int(stages.beam_search.search(parts, hidden, batches, logits).sum())

@@ -13,6 +13,7 @@ import torch
 
 from engine.alignment.passage import Passage
 from engine.teacher.incremental import OpenBatch
+from engine.teacher.kept_logits import KeptLogits, LogitsStore
 from engine.teacher.model import Teacher
 from engine.teacher.pruning import Pruner
 from engine.teacher.sharing import SharedTrees, share
@@ -31,11 +32,12 @@ def hidden_states(
     pruner: Pruner | None = None,
     *,
     open_batches: list[OpenBatch] | None = None,
+    logits: KeptLogits | None = None,
 ) -> torch.Tensor:
     """Last hidden states [N, D] of all contexts of the group, passage after passage; those of pruned contexts are zeros.
 
-    Sets `kept` of every passage when there is a pruner. open_batches: takes the batches, kept open (they hold all keys and
-    values). Raises TeacherError when `overlap` leaves no room in a window.
+    Sets `kept` of every passage when there is a pruner, whose logits go into `logits`. open_batches: takes the batches, kept open
+    (they hold all keys and values). Raises TeacherError when `overlap` leaves no room in a window.
     """
     room = teacher.max_length - (0 if open_batches is None else BEAM_DEPTH)
     windows: list[tuple[int, int, OwnedWindow]] = []  # (passage, number of its first node, window)
@@ -60,7 +62,9 @@ def hidden_states(
         open_trees, numbers = None, [np.arange(len(w.nodes)) for _, _, w in chosen]
         if pruner is not None:
             trees, data = [docs[i].tree for i, _, _ in chosen], [docs[i].data for i, _, _ in chosen]
-            hidden, kept, open_trees, numbers = pruner.hidden([w for _, _, w in chosen], trees, data)
+            passages = [i for i, _, _ in chosen]
+            logits = logits or KeptLogits(teacher.logits, LogitsStore(0), 0)
+            hidden, kept, open_trees, numbers = pruner.hidden([w for _, _, w in chosen], trees, data, passages, logits)
         elif open_batches is not None:
             open_trees, kept = teacher.open_trees([joined[index].window for index in batch]), None
             if len(chosen) > len(batch):

@@ -1,4 +1,5 @@
-"""Logits of contexts that are asked for more than once, made once: a beam search reads every row of a group, and so do its rows.
+"""Logits of contexts that are asked for more than once, made once: a beam search reads every row of a group, pruning those with
+something below them, and rows are made of all.
 
 Letters: R contexts asked for at once, D hidden size, V rows of the lm_head, P passages, N contexts of a passage.
 """
@@ -43,9 +44,9 @@ class KeptLogits:
     The group may be numbered anew with longer trees, as long as its passages and their first contexts stay the same.
     """
 
-    def __init__(self, logits: Callable[[torch.Tensor], torch.Tensor], store: LogitsStore) -> None:
-        """logits: [R, D] -> [R, V]."""
-        self._logits, self._store = logits, store
+    def __init__(self, logits: Callable[[torch.Tensor], torch.Tensor], store: LogitsStore, contexts: int) -> None:
+        """logits: [R, D] -> [R, V]. contexts: of the group as it is now; room is made for so many rows at most."""
+        self._logits, self._store, self._contexts = logits, store, contexts
         self._kept: torch.Tensor | None = None
         self._used = 0
         self._at_PN = np.full((0, 0), -1, np.int64)  # row of `_kept`; -1: none
@@ -57,33 +58,39 @@ class KeptLogits:
     def rows(self, group: Group, nodes_R: np.ndarray, hidden_ND: torch.Tensor) -> torch.Tensor:
         """[R, V] of the contexts with these numbers in the group, a tensor of the caller's own."""
         passage_R = group.passage_of[nodes_R]
-        local_R = nodes_R - group.first_node[passage_R]
-        self._grow(len(group.passages), int(np.diff(group.first_node).max(initial=0)))
-        at_R = self._at_PN[passage_R, local_R]
+        hidden_RD = hidden_ND[torch.from_numpy(nodes_R).to(hidden_ND.device)]
+        return self.of(passage_R, nodes_R - group.first_node[passage_R], hidden_RD)
+
+    def of(self, passage_R: np.ndarray, local_R: np.ndarray, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """[R, V] of contexts by passage and by number within it, a tensor of the caller's own. A number below 0: of a context
+        that nobody will ask for again."""
+        self._grow(int(passage_R.max(initial=-1)) + 1, int(local_R.max(initial=-1)) + 1)
+        at_R = np.where(local_R >= 0, self._at_PN[passage_R, local_R], -1)
         known_R = at_R >= 0
         if self._kept is None or not known_R.any():
-            made = self._made(hidden_ND, nodes_R)
-            self._keep(group, passage_R, local_R, made)
+            made = self(hidden_RD)
+            self._keep(passage_R, local_R, made)
             return made
         kept = self._kept
         index = torch.from_numpy(np.maximum(at_R, 0)).to(kept.device)
         out = kept.index_select(0, index)
         if not known_R.all():
-            lacking = np.flatnonzero(~known_R)
-            out[torch.from_numpy(lacking).to(kept.device)] = self._made(hidden_ND, nodes_R[lacking])
+            lacking = torch.from_numpy(np.flatnonzero(~known_R)).to(kept.device)
+            made = self(hidden_RD[lacking])
+            self._keep(passage_R[~known_R], local_R[~known_R], made)
+            out[lacking] = made
         return out
 
-    def _made(self, hidden_ND: torch.Tensor, nodes: np.ndarray) -> torch.Tensor:
-        return self(hidden_ND[torch.from_numpy(nodes).to(hidden_ND.device)])
-
-    def _keep(self, group: Group, passage_R: np.ndarray, local_R: np.ndarray, made_RV: torch.Tensor) -> None:
+    def _keep(self, passage_R: np.ndarray, local_R: np.ndarray, made_RV: torch.Tensor) -> None:
         if self._kept is None:
-            self._kept = self._store.room_for(int(group.evaluated.sum()), made_RV)
-        count = min(len(made_RV), len(self._kept) - self._used)
-        if count > 0:
-            self._kept[self._used : self._used + count] = made_RV[:count]
-            self._at_PN[passage_R[:count], local_R[:count]] = np.arange(self._used, self._used + count)
-            self._used += count
+            self._kept = self._store.room_for(self._contexts, made_RV)
+        worth = np.flatnonzero(local_R >= 0)[: len(self._kept) - self._used]
+        if len(worth):
+            to = slice(self._used, self._used + len(worth))
+            all_first = len(worth) == int(worth[-1]) + 1  # the usual case, without a copy
+            self._kept[to] = made_RV[: len(worth)] if all_first else made_RV[torch.from_numpy(worth).to(made_RV.device)]
+            self._at_PN[passage_R[worth], local_R[worth]] = np.arange(to.start, to.stop)
+            self._used += len(worth)
 
     def _grow(self, passages: int, contexts: int) -> None:
         have = self._at_PN.shape

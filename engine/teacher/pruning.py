@@ -21,6 +21,7 @@ from engine.alignment.token_trie import Trie
 from engine.contexts.tree import ContextTree
 from engine.teacher.group import rows_at_once
 from engine.teacher.incremental import IncrementalTrees
+from engine.teacher.kept_logits import KeptLogits
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
 from engine.teacher.softmax import interval_sums
@@ -29,7 +30,8 @@ from engine.teacher.windows import OwnedWindow
 
 @dataclass(slots=True)
 class _WindowState:
-    """One window between rounds. Numbers of nodes are places in the window; given and trunk nodes are those before `spine`.
+    """One window of a passage between rounds. Numbers of nodes are places in the window; given and trunk nodes are those before
+    `spine`.
 
     parent: int64 [N], -1 at the root.
     above, branch: int64 [P], all pairs of a branch node and an ancestor of it, up to and with the trunk node that it hangs off.
@@ -43,6 +45,7 @@ class _WindowState:
     """
 
     owned: OwnedWindow
+    passage: int
     spine: int
     parent: np.ndarray
     above: np.ndarray
@@ -69,14 +72,20 @@ class Pruner:
         return self if teacher is self.teacher else Pruner(teacher, self.trie, self.real, self.eps)
 
     def hidden(
-        self, windows: list[OwnedWindow], trees: list[ContextTree], data: list[bytes]
+        self,
+        windows: list[OwnedWindow],
+        trees: list[ContextTree],
+        data: list[bytes],
+        passages: list[int],
+        logits: KeptLogits,
     ) -> tuple[list[torch.Tensor], list[np.ndarray], IncrementalTrees, list[np.ndarray]]:
         """For every window: last hidden states [N, D] (zeros where a context was pruned), and bool [N], which were not;
         the trees over whose cache they were made, and their numbers in there (int64 [N], -1 where pruned).
 
-        trees, data: the context tree of each window's passage, and its prefix and text as bytes.
+        trees, data: the context tree of each window's passage, and its prefix and text as bytes. passages: their numbers, by
+        which logits are kept for the rows.
         """
-        windows_state = [self._start(w, t, d) for w, t, d in zip(windows, trees, data, strict=True)]
+        windows_state = [self._start(*one) for one in zip(windows, trees, data, passages, strict=True)]
         spines = [
             Window(g.owned.window.token[: g.spine], g.owned.window.parent[: g.spine], g.owned.window.depth[: g.spine])
             for g in windows_state
@@ -89,7 +98,7 @@ class Pruner:
             out.append(made)
         fresh = [np.arange(g.spine) for g in windows_state]
         while True:
-            self._weigh(windows_state, fresh, out)
+            self._weigh(windows_state, fresh, out, logits)
             fresh = [self._chosen(g) for g in windows_state]
             if not sum(map(len, fresh)):
                 break
@@ -98,7 +107,7 @@ class Pruner:
                 made[torch.from_numpy(nodes).to(made.device)] = states
         return out, [g.evaluated for g in windows_state], open_trees, [g.number for g in windows_state]
 
-    def _start(self, owned: OwnedWindow, tree: ContextTree, data: bytes) -> _WindowState:
+    def _start(self, owned: OwnedWindow, tree: ContextTree, data: bytes, passage: int) -> _WindowState:
         parent = np.asarray(owned.window.parent, np.int64)
         size = len(parent)
         spine = int(np.searchsorted(owned.nodes, int(tree.trunk[-1]), side="right"))  # BOS, trunk, then branches
@@ -118,6 +127,7 @@ class Pruner:
         number[:spine] = np.arange(spine)
         return _WindowState(
             owned,
+            passage,
             spine,
             parent,
             pair_above,
@@ -149,7 +159,9 @@ class Pruner:
         return np.where(here, self.trie.lo[child], 0), np.where(here, self.trie.hi[child], 0)
 
     @torch.inference_mode()
-    def _weigh(self, windows_state: list[_WindowState], fresh: list[np.ndarray], out: list[torch.Tensor]) -> None:
+    def _weigh(
+        self, windows_state: list[_WindowState], fresh: list[np.ndarray], out: list[torch.Tensor], logits: KeptLogits
+    ) -> None:
         """What the contexts that were just evaluated say: the weights of their children, and what they add to `reach` of all
         branches below them. fresh: for each window the nodes; out: the hidden states so far."""
         step = rows_at_once(len(self.real))
@@ -160,7 +172,12 @@ class Pruner:
         for begin in range(0, len(rows), step):
             part = rows[begin : begin + step]
             states = torch.stack([out[i][n] for i, n in part])
-            x = self.teacher.logits(states)[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
+            passage_R = np.array([windows_state[i].passage for i, _ in part])
+            # a context that two windows hold has its row from the one that owns it; of the other only weights are wanted
+            owned_R = np.array([windows_state[i].owned.owned[n] for i, n in part])
+            local_R = np.array([windows_state[i].owned.nodes[n] for i, n in part])
+            x = logits.of(passage_R, np.where(owned_R, local_R, -1), states)
+            x = x[:, : len(self.real)].masked_fill(~self.real, -torch.inf)
             prob = torch.softmax(x, 1).double()
             place = {key: row for row, key in enumerate(part)}
             for i in sorted({i for i, _ in part}):

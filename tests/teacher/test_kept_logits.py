@@ -14,6 +14,8 @@ from engine.teacher.kept_logits import KeptLogits, LogitsStore
 from tests.beam.test_compiled_search import scorer
 from tests.push.test_compiled_rows import TEXTS
 from tests.scoring.test_scorer import documents
+from tests.support.vocabularies import needs_shared
+from tests.teacher.test_pruning import scorer as pruned
 
 
 class _Group:
@@ -39,7 +41,7 @@ def test_rows_are_those_of_the_head_whatever_is_kept(rows: int) -> None:
         return hidden_RD @ weight
 
     for _ in range(3):  # the room serves one group after another
-        kept, seen, asked = KeptLogits(head, store), 0, 0
+        kept, seen, asked = KeptLogits(head, store, 18), 0, 0
         sizes = [3, 8, 1, 6]
         hidden: Any = [torch.randn(n, 5, dtype=torch.float64) for n in sizes]
         for _ in range(3):
@@ -52,8 +54,32 @@ def test_rows_are_those_of_the_head_whatever_is_kept(rows: int) -> None:
                 asked += len(nodes)
             hidden = [torch.cat([h, torch.randn(2, 5, dtype=torch.float64)]) for h in hidden]
         assert asked == 18 + 26 + 34
-        first = 18  # room is made for the contexts of the first time; what is added is made each time
+        first = 18  # there is room for the contexts of the first time; what is added is made each time
         assert seen == asked - 2 * min(rows, first)
+
+
+@needs_shared
+@pytest.mark.parametrize("max_length", [None, 64])
+def test_pruning_puts_every_context_through_the_head_once(max_length: int | None) -> None:
+    """Rows as without room for any; the head sees each context once, and again only those that a second window holds."""
+    made, plain = (pruned("vachan-gpt2-280K", 1e-4, "tokenizers/gpt2", max_length=max_length) for _ in range(2))
+    plain._kept_logits = LogitsStore(0)
+    teacher, seen = made.stages.teacher, [0]
+
+    def head(hidden_RD: torch.Tensor) -> torch.Tensor:
+        seen[0] += len(hidden_RD)
+        return type(teacher).logits(teacher, hidden_RD)
+
+    counted = replace(teacher, _logits=head)
+    made.stages = replace(made.stages, teacher=counted)
+    ours, twin = made.score_unit(documents(TEXTS)), plain.score_unit(documents(TEXTS))
+    contexts = ours.stats["teacher_evaluations"]
+    assert contexts == twin.stats["teacher_evaluations"] and not ours.quarantine
+    assert seen[0] >= contexts
+    if max_length is None:
+        assert seen[0] <= contexts + len(TEXTS)  # the given ones
+    for product in twin.products:
+        assert ours.products[product].equals(twin.products[product]), product
 
 
 @pytest.mark.parametrize("room", [0, 30, None])
