@@ -1,7 +1,7 @@
 # Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or .ci/constraints.txt changed.
 # A Python of your choice: make PYTHON=/path/to/python3.12 test
 
-.PHONY: demo test chaos soak fuzz lint bench bench-exact bench-distill audit clean
+.PHONY: demo test chaos soak fuzz lint docs bench bench-exact bench-distill audit clean
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -24,6 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation as a site in docs_out/ (open docs_out/index.html); a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
@@ -44,7 +48,7 @@ audit: $(STAMP)
 	.venv/audit/bin/pip-audit --strict --requirement .ci/constraints.txt --no-deps --disable-pip $(ARGS)
 
 clean:
-	rm -rf .venv demo_out
+	rm -rf .venv demo_out docs_out
 
 $(STAMP): pyproject.toml .ci/constraints.txt .ci/venv
 	@PYTHON="$(PYTHON)" ./.ci/venv

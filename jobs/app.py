@@ -28,17 +28,18 @@ HELP = (
     "Exit codes: 0 done, 1 failed, 2 wrong run file or command line, 3 too many bad documents."
 )
 # markup would take "[ray]" in a help text for a style
-PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+PLAIN: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
 QUIET_VERBS = ("cat", "show", "stats", "diff")  # print and change nothing: when their reader has enough, all is well
 
 
 class Commands(TyperGroup):
-    """Verbs by name; verb `x` is the function `x` of the module jobs.x, whose arguments are its options. Runs one of them."""
+    """Verbs by name; verb `x` is the function `x` of the module jobs.x, whose arguments are its options. Runs one of them. The
+    module's EXAMPLE ends its help."""
 
     def get_command(self, ctx, cmd_name):
         if self.commands.get(cmd_name, self) is None:  # a verb, not loaded yet
-            one = typer.Typer(**PLAIN)
-            one.command(cmd_name)(getattr(import_module(f"jobs.{cmd_name}"), cmd_name))
+            module, one = import_module(f"jobs.{cmd_name}"), typer.Typer(add_completion=False, **PLAIN)
+            one.command(cmd_name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, cmd_name))
             self.commands[cmd_name] = typer.main.get_command(one)
         return super().get_command(ctx, cmd_name)
 

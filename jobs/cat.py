@@ -11,6 +11,8 @@ import typer
 from jobs.app import main_of
 from jobs.look.options import OutArgument, StudentOption, ViewOption
 
+EXAMPLE = "targetsmith cat out --student small --text --limit 3 | jq ."
+
 
 def cat(
     out: OutArgument,

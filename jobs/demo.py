@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "demo_assets"
 SHOWN_ROWS = "0:10"
 
+EXAMPLE = "targetsmith demo --out demo_out"
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder; a finished or interrupted one is resumed.")] = Path(

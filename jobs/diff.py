@@ -11,6 +11,8 @@ import typer
 from jobs.app import main_of
 from jobs.look.options import OutArgument, SeedOption, StudentOption, ViewOption
 
+EXAMPLE = "targetsmith diff out other --student small"
+
 
 def diff(
     a: OutArgument,

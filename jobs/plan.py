@@ -13,6 +13,8 @@ import typer
 
 from jobs.app import main_of
 
+EXAMPLE = "targetsmith plan run.toml --gpus 8 --gpu h100 --price 2.5"
+
 
 def plan(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file (docs/runfile.md).")],

@@ -11,6 +11,8 @@ import typer
 from jobs.app import main_of
 from jobs.look.options import MostOption, OutArgument, SeedOption
 
+EXAMPLE = "targetsmith report out -o report.html"
+
 
 def report(
     out: OutArgument,

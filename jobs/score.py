@@ -14,6 +14,8 @@ import typer
 
 from jobs.app import main_of
 
+EXAMPLE = "targetsmith score run.toml --address auto"
+
 
 def score(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file (docs/runfile.md).")],

@@ -13,6 +13,8 @@ import typer
 from jobs.app import main_of
 from jobs.look.options import OutArgument, StudentOption, ViewOption
 
+EXAMPLE = "targetsmith show out --doc 7 --student small --top 5"
+
 
 def show(
     out: OutArgument,

@@ -10,6 +10,8 @@ import typer
 from jobs.app import main_of
 from jobs.look.options import MostOption, OutArgument, SeedOption
 
+EXAMPLE = "targetsmith stats out --worst 10"
+
 
 def stats(
     out: OutArgument,

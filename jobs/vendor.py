@@ -20,6 +20,8 @@ VENDORED = "VENDORED"
 
 Package = Literal["reader", "losses"]
 
+EXAMPLE = "targetsmith vendor reader src/kd_reader"
+
 
 def vendor(
     package: Annotated[Package, typer.Argument(metavar="PACKAGE", help="What is copied: reader or losses.")],

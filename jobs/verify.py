@@ -14,6 +14,8 @@ import typer
 from jobs.app import main_of
 from jobs.look.options import OutArgument
 
+EXAMPLE = "targetsmith verify out --run run.toml"
+
 
 def verify(
     out: OutArgument,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 from engine.reader.targets import Targets
+from jobs.app import commands
 from jobs.cli import VERBS, main
 from tests.support.runs import TEXTS, score_here, write_run
 
@@ -51,6 +55,28 @@ def test_every_verb_is_a_module_too(verb: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"jobs.{verb}", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert f"targetsmith {verb}" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_ends_with_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(verb, "--help") == 0
+    example = " ".join(capsys.readouterr().out.rpartition("Example: ")[2].split())
+    words = shlex.split(example.partition("|")[0])
+    assert words[:2] == ["targetsmith", verb]
+    group = commands(VERBS)
+    command = group.get_command(typer.Context(group), verb)
+    assert command is not None
+    command.make_context(verb, words[2:])  # raises where an option, or a value, is not one
+
+
+def test_a_shell_completes_verbs_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        said = {"_TARGETSMITH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        command = [Path(sys.executable).parent / "targetsmith"]
+        return subprocess.run(command, env={**os.environ, **said}, capture_output=True, text=True).stdout.split()
+
+    assert completed("targetsmith st") == ["stats"]
+    assert completed("targetsmith stats --most") == ["--most-positions"]
 
 
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
