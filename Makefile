@@ -1,7 +1,7 @@
 # Each target makes its own environment (./.venv) when there is none, or when pyproject.toml or .ci/constraints.txt changed.
 # A Python of your choice: make PYTHON=/path/to/python3.12 test
 
-.PHONY: demo test chaos soak fuzz lint docs bench bench-exact bench-distill audit clean
+.PHONY: demo test thorough chaos soak fuzz lint docs bench bench-exact bench-distill audit clean
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -11,6 +11,10 @@ demo: $(STAMP)
 # Files side by side in two processes, each with one thread. ARGS=-n0 for one process (a debugger, a quiet timing).
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# All tests but those of faults, with twice the random cases (an hour).
+thorough: $(STAMP)
+	TARGETSMITH_EFFORT=2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos and not soak" $(ARGS)
 
 # Faults on purpose (docs/CONTRIBUTING.md): all kinds in minutes; kills, TARGETSMITH_KILLS of them (an hour), with a table.
 chaos: $(STAMP)

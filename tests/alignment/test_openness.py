@@ -51,7 +51,7 @@ def openness_of(student: Vocabulary) -> Openness:
     return Openness(build_segmenter(student))
 
 
-@pytest.mark.parametrize("seed", range(4 * EFFORT))
+@pytest.mark.parametrize("seed", range(2 * EFFORT))
 def test_inside_one_pre_token_decided_is_exactly_what_never_changes(seed: int, tmp_path: Path):
     """Without a pre-tokenizer, every string is inside one pre-token, and a token has at most four characters: what four
     more characters do not change is decided, and nothing else (lemma 15 loses nothing there)."""
@@ -71,7 +71,7 @@ def test_inside_one_pre_token_decided_is_exactly_what_never_changes(seed: int, t
 def test_characters_without_a_token_are_known_as_well(style: str, tmp_path: Path):
     """SentencePiece: `decided` of whole characters, some of which are spelt in bytes."""
     rng, found = random.Random(style), 0
-    for number in range(20 * EFFORT):
+    for number in range(10 * EFFORT):
         chars = ("a", " ", "é")
         student = toy(rng, tmp_path / str(number), style, chars, whole=False, merges=rng.randint(2, 10))
         openness = openness_of(student)
@@ -123,7 +123,7 @@ def test_no_continuation_changes_a_decided_leaf(
 ):
     """All leaves of random documents against all continuations of up to three characters, read as whole texts."""
     rng, decided, open_, varying = random.Random(change), 0, 0, 0
-    for pair, text in pairs_of(rng, tmp_path, change, 20 * EFFORT):
+    for pair, text in pairs_of(rng, tmp_path, change, 10 * EFFORT):
         table = TableTeacher(pair.teacher, pair.chars, 0, masked=False)
         assert pair.teacher.bos_id is not None
         try:
@@ -212,7 +212,7 @@ def test_real_text_never_changes_a_decided_leaf(name: str):
     rng, decided, total = random.Random(name), 0, 0
     student = vocabulary(name)
     for teacher in ("qwen2.5", "llama-2", "gpt2"):
-        book = RuleBook(few_tokens(teacher, 120 * EFFORT, rng), segmenter(name))
+        book = RuleBook(few_tokens(teacher, 60 * EFFORT, rng), segmenter(name))
         aligner = Aligner(book, b"")
         for before in ("", "the", "a ", "x\n  ", "it'", "3", "né"):
             ids = student.encode(before)[0] if before else []
@@ -232,7 +232,7 @@ def test_real_text_never_changes_a_decided_leaf(name: str):
                     same = got.ids[: len(ids)] == ids and len(got.ids) > len(ids)
                     begins = got.ids[len(ids)] if same else -1
                     assert begins == answer, (name, teacher, r, text)
-    assert decided > 0.1 * total and total > 2000
+    assert decided > 0.1 * total and total > 1000
 
 
 MARKS = ("\u0301", "\u0323", "\u0308\u0301", "\u0328", "\u0338", "\u093c", "\u094d", "\u11a8", "\u3099", "\u05b8")
@@ -248,7 +248,7 @@ def test_no_mark_changes_a_decided_leaf_of_a_student_with_nfc(name: str):
     assert student.nfc
     plain = replace(student, nfc=False)
     for teacher in ("llama-3", "smollm2"):
-        tokens_of = few_tokens(teacher, 150 * EFFORT, rng, ascii=False)
+        tokens_of = few_tokens(teacher, 75 * EFFORT, rng, ascii=False)
         book = RuleBook(tokens_of, segmenter(name))
         without = RuleBook(tokens_of, Segmenter(plain, merge_table(name), build_splitter(plain)))
         aligner = Aligner(book, b"")
@@ -274,7 +274,7 @@ def test_no_mark_changes_a_decided_leaf_of_a_student_with_nfc(name: str):
                     assert (got.ids[len(ids)] if same else -1) == answer, (name, before, r, ascii(end))
                 claims += 1
     print(f"{name}: {composed[0]} leaves decided without normaliser, {composed[1]} with it")
-    assert claims > 500 and composed[1] > 0.5 * composed[0]
+    assert claims > 250 and composed[1] > 0.5 * composed[0]
 
 
 def leaves(aligner: Aligner, student: Vocabulary, before: str, ids: list[int]) -> tuple[np.ndarray, ...]:

@@ -19,7 +19,7 @@ from tests.support.vocabularies import EFFORT
 
 def test_intervals_hold_the_truth_where_texts_are_normalised(tmp_path: Path):
     rng, compared, marks = random.Random(3), 0, 0
-    for number in range(16 * EFFORT):
+    for number in range(8 * EFFORT):
         pair = nfc_pair(rng, tmp_path)
         assert pair.teacher.bos_id is not None
         text = unicodedata.normalize("NFC", random_text(rng, pair.chars, 6))

@@ -95,7 +95,7 @@ def pruned_share(rows: TopK, k: int, mass: float, excluded: float) -> float:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seed", range(2 * EFFORT))
+@pytest.mark.parametrize("seed", range(1 * EFFORT))
 def test_lossless_rows_are_the_truth(seed: int, mode: str, tmp_path: Path):
     """All student tokens of every row to 1e-9, the excluded share, and a width that only pruned contexts leave."""
     rows_seen = split = proved = lost = conditioned = 0
@@ -130,7 +130,7 @@ def test_lossless_rows_are_the_truth(seed: int, mode: str, tmp_path: Path):
 def test_the_trees_are_those_of_brute_force(tmp_path: Path):
     """The truth takes its contexts from the engine's tree; here the same documents' trees against encoding texts."""
     rng, same = random.Random(77), 0
-    for case in finite_cases(rng, tmp_path, 40 * EFFORT, "context"):
+    for case in finite_cases(rng, tmp_path, 20 * EFFORT, "context"):
         shift = len(case.pair.teacher.prefix_bytes)
         ends = case.pair.student.encode(case.text)[1]
         every = range(shift, len(case.doc.data) + 1)
@@ -141,10 +141,10 @@ def test_the_trees_are_those_of_brute_force(tmp_path: Path):
             case
         )  # more: canonical only before characters that the alphabet lacks
         same += chosen == set(case.truth.contexts)
-    assert same >= 36 * EFFORT
+    assert same >= 18 * EFFORT
 
 
-@pytest.mark.parametrize("seed", range(2 * EFFORT))
+@pytest.mark.parametrize("seed", range(1 * EFFORT))
 def test_masked_lossless_multiplies_to_the_probability_of_the_text(seed: int, tmp_path: Path):
     """canonical-masked is a distribution over texts. Row k's boundary event B_k is "the student's first k tokens are the
     document's", and q_k(gold) = P(B_{k+1}) / P(B_k); so the rows, the end's included, multiply to P(document), which is the

@@ -47,7 +47,7 @@ def test_added_tokens_stand_for_what_they_are_looked_for(
     """Texts with the token: the bytes are the text's or the text is refused, and the splitter cuts as the library does."""
     vocab = with_tool(name, tmp_path, normalized=normalized, content=content)
     token, cuts, rng, found = vocab.size - 1, build_splitter(vocab), random.Random(name + content), 0
-    for _ in range(100 * EFFORT):
+    for _ in range(50 * EFFORT):
         text = "".join(rng.choices([content, " ", "  ", "a", "bc", "\n", "<", ">"], k=rng.randint(1, 6)))
         try:
             ids, ends = vocab.encode(text)

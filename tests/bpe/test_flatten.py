@@ -31,8 +31,8 @@ def test_tokens_in_byte_order_and_the_ranges_of_their_beginnings(name: str) -> N
     pieces = [p for p, _ in pairs]
     assert flat.bytes_B.tobytes() == b"".join(pieces)
     assert np.diff(flat.start_R).tolist() == [len(p) for p in pieces]
-    asked = [b"", *(w.encode()[: random.Random(w).randint(1, 6)] for w in words()[: 300 * EFFORT])]
-    asked += [p[: len(p) // 2 + 1] for p in random.Random(name).sample(pieces, min(len(pieces), 300 * EFFORT))]
+    asked = [b"", *(w.encode()[: random.Random(w).randint(1, 6)] for w in words()[: 150 * EFFORT])]
+    asked += [p[: len(p) // 2 + 1] for p in random.Random(name).sample(pieces, min(len(pieces), 150 * EFFORT))]
     inside = 0
     for z in asked:
         begin = bisect.bisect_right(pieces, z)

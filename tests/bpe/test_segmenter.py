@@ -46,7 +46,7 @@ def check_text(parts: Segmenter, text: str) -> int:
 @pytest.mark.parametrize("style", [*BYTE_LEVEL, *SENTENCEPIECE])
 def test_toys(style: str, tmp_path: Path) -> None:
     rng, checked = random.Random(style), 0
-    for number in range(6 * EFFORT):
+    for number in range(3 * EFFORT):
         chars = alphabet(rng)
         vocab = toy(
             rng, tmp_path / str(number), style, chars, whole=style in BYTE_LEVEL and rng.random() < 0.3, merges=8

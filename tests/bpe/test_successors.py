@@ -17,7 +17,7 @@ from tests.support.vocabularies import EFFORT, merge_table, needs_shared, vocabu
 def test_illegal_successors(name: str) -> None:
     table, flat = merge_table(name), flatten(vocabulary(name), merge_table(name))
     rng = random.Random(name)
-    tokens = rng.choices(flat.made_Q[rng.sample(range(len(flat.made_Q)), 40)].tolist(), k=200 * EFFORT)
+    tokens = rng.choices(flat.made_Q[rng.sample(range(len(flat.made_Q)), 40)].tolist(), k=100 * EFFORT)
     small = Successors(flat, most_bytes=30_000)
     number = np.full(len(flat.rank_V), -1, np.int32)
     number[::3] = np.arange(len(number[::3]))

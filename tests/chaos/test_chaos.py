@@ -87,6 +87,7 @@ def test_actors_and_drivers_killed(place: Site, ray: Nodes, rng: random.Random) 
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_frozen_node_and_a_dead_one_under_two_drivers(place: Site, ray: Nodes, rng: random.Random) -> None:
     """Two commands on one output. The actor of one goes on writing on a node that is frozen; the other loses its node to

@@ -17,6 +17,7 @@ from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled.pair import compile_pair
 from engine.compiled.walk import StudentWalk
 from engine.contexts.builder import ContextBuilder
+from tests.support.tiers import one_of
 from tests.support.vocabularies import needs_shared, vocabulary
 
 ASSETS = Path(__file__).resolve().parents[2] / "jobs" / "demo_assets"
@@ -104,7 +105,7 @@ def test_views_of_the_demo(teacher: str, student: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(("teacher", "student"), PUBLIC)
+@pytest.mark.parametrize(("teacher", "student"), one_of(2, PUBLIC))
 def test_views_of_public_tokenizers(teacher: str, student: str) -> None:
     for text in TEXTS[:4]:
         compare(teacher, student, text)

@@ -81,7 +81,7 @@ def check_twin(name: str, samples: Iterator[tuple[str, list[int], bytes]]) -> No
 @pytest.mark.parametrize("name", ALL)
 def test_trees_are_those_of_the_slow_twin(name: str) -> None:
     """Fragments of every kind and pieces of texts of 81 languages; wanted: all bytes, some, one, none, a student's."""
-    check_twin(name, documents(name, (3 if name in SLOW else 8) * EFFORT))
+    check_twin(name, documents(name, (2 if name in SLOW else 4) * EFFORT))
 
 
 @needs_shared
@@ -93,7 +93,7 @@ def test_long_texts_are_those_of_the_slow_twin(name: str) -> None:
     mixes = ["".join(rng.choices([*FRAGMENTS, " a", " word", "\r\n\r\n", "    "], k=120)) for _ in range(EFFORT)]
 
     def samples() -> Iterator[tuple[str, list[int], bytes]]:
-        for text in [t[:500] for t in rng.sample(prose, 4 * EFFORT)] + mixes:
+        for text in [t[:500] for t in rng.sample(prose, 2 * EFFORT)] + mixes:
             ids = encodable(vocabulary(name), text)
             if ids is not None:
                 yield text, ids, vocabulary(name).prefix_bytes + text.encode()

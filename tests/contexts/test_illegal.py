@@ -16,6 +16,7 @@ from engine.contexts.illegal import NOTHING, IllegalLists, IllegalTokens
 from schemas.errors import IdentityError
 from tests.contexts.test_builder import documents, given_token
 from tests.contexts.test_canonical import chooser, toy_side, tree_of
+from tests.support.tiers import one_of
 from tests.support.toys import random_text
 from tests.support.vocabularies import ALL, EFFORT, builder, needs_shared, vocabulary
 
@@ -54,19 +55,19 @@ def check(choose: CanonicalNext, states: list[State], rng: random.Random) -> Non
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of(2, ALL))
 def test_real_tokenizers(name: str) -> None:
     vocab, choose, rng = vocabulary(name), chooser(name), random.Random(name)
     found: list[State] = []
-    for _, ids, data in documents(name, 2 * EFFORT):
+    for _, ids, data in documents(name, 1 * EFFORT):
         shift = len(vocab.prefix_bytes)
         places = sorted(rng.sample(range(shift, len(data) + 1), min(20, len(data) + 1 - shift)))
         tree = builder(name).build(data, ids, places, given_token(vocab))
         found += [state for state in choose.states(tree, data) if state is not None]
-    check(choose, rng.sample(found, min(len(found), 40 * EFFORT)), rng)
+    check(choose, rng.sample(found, min(len(found), 20 * EFFORT)), rng)
 
 
-@pytest.mark.parametrize("seed", range(12 * EFFORT))
+@pytest.mark.parametrize("seed", range(6 * EFFORT))
 def test_toys(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     vocab, chars, choose, make = toy_side(rng, tmp_path / "toy")

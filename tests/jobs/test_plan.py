@@ -56,6 +56,7 @@ def test_a_plan_of_all_documents_is_what_the_run_gives(tmp_path: Path, capsys: p
 
 
 @pytest.mark.ray
+@pytest.mark.thorough  # docs/tutorial.md runs the same
 def test_a_plan_for_a_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two students named on the command line beside each other, on a cluster that is elsewhere."""
     write_subset(tmp_path / "subset")

@@ -73,6 +73,7 @@ def rows(out: Path, product: str, doc_ids: set[str]) -> pa.Table:
 
 
 @pytest.mark.ray
+@pytest.mark.chaos
 def test_a_document_that_kills_is_quarantined_and_can_be_scored_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,7 @@ def belongs(process: psutil.Process, folder: Path) -> bool:
     return any(str(folder) in part for part in process.info["cmdline"] or [])
 
 
+@pytest.mark.thorough
 def test_a_cluster_by_address(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
     run_file = write_run(tmp_path, texts=TEXTS * 3)
     done = targetsmith("score", run_file, "--address", cluster.address, extra=cluster.token)
@@ -217,6 +218,7 @@ def test_a_submitted_job(cluster: Cluster, reference: Path, tmp_path: Path) -> N
     assert digests(out) == digests(reference)
 
 
+@pytest.mark.thorough
 def test_a_submitted_job_with_a_relative_output_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     write_run(tmp_path)
     done = submit(cluster, tmp_path)

@@ -93,21 +93,21 @@ def test_a_fault_of_a_tokenizer_is_of_one_document(monkeypatch: pytest.MonkeyPat
 
 
 @needs_shared
-def test_targets_do_not_depend_on_what_is_prepared_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("regime", [pytest.param("fast", marks=pytest.mark.thorough), "beam"])
+def test_targets_do_not_depend_on_what_is_prepared_beside_them(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow boundaries, searches and canonical states ask objects that the thread uses, too."""
     asset = SHARED / "tokenizers"
     docs = documents([*demo_texts(16), *HOSTILE])
-    for regime in ("fast", "beam"):
-        results = []
-        for most in (64, 0):
-            monkeypatch.setattr(ahead, "MOST_DOCUMENTS", most)
-            made = scorer(
-                ASSETS / "teacher",
-                {"nfc": asset / "qwen2.5", "words": asset / "llama-3"},
-                settings={"batch_tokens": 256},
-                regime=regime,
-                semantics="canonical-masked",
-            )
-            results.append(made.score_unit(docs).products)
-        for product, table in results[0].items():
-            assert table.equals(results[1][product]), (regime, product)
+    results = []
+    for most in (64, 0):
+        monkeypatch.setattr(ahead, "MOST_DOCUMENTS", most)
+        made = scorer(
+            ASSETS / "teacher",
+            {"nfc": asset / "qwen2.5", "words": asset / "llama-3"},
+            settings={"batch_tokens": 256},
+            regime=regime,
+            semantics="canonical-masked",
+        )
+        results.append(made.score_unit(docs).products)
+    for product, table in results[0].items():
+        assert table.equals(results[1][product]), (regime, product)

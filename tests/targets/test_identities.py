@@ -35,7 +35,7 @@ from schemas.runfile import parse_run
 from tests.scoring.test_scorer import documents
 from tests.support.oracle import encode_closed
 from tests.support.runs import ASSETS
-from tests.support.vocabularies import SHARED, needs_shared
+from tests.support.vocabularies import EFFORT, SHARED, needs_shared
 
 pytestmark = needs_shared
 FOLDERS = {
@@ -164,11 +164,12 @@ def dense(rows: TopK, size: int) -> np.ndarray:
 def test_hard_texts_are_scored_and_every_row_has_mass_one(name: str, folder: Path):
     """None fails; only what a normaliser would change is in quarantine; stored + tail = 1 on every row but the given."""
     made = plain(name, folder)
-    unit = made.score_unit(documents([*HARD, CHANGED_BY_NFC]))
+    texts = HARD if name in SMALL or EFFORT > 1 else HARD[::4]  # with 151,665 ids a text takes seconds
+    unit = made.score_unit(documents([*texts, CHANGED_BY_NFC]))
     refused = [(record["doc_row"], record["reason"]) for record in unit.quarantine]
-    assert refused == ([(len(HARD), "not_reversible")] if made.stages.vocabulary.nfc else [])
+    assert refused == ([(len(texts), "not_reversible")] if made.stages.vocabulary.nfc else [])
     assert set(made.stages.regimes.values()) == {"subset"}
-    for text in HARD:
+    for text in texts:
         for product, rows in rows_of(made, text).items():
             mass = np.exp(rows.logps).sum(1) + np.exp(rows.tail_logp)
             first = int(np.argmax(rows.scored))

@@ -43,7 +43,7 @@ def probabilities(rows: TopK, at: int, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("make_pair", "seed"), [(random_pair, s) for s in range(10 * EFFORT)] + [(added_pair, s) for s in range(5 * EFFORT)]
+    ("make_pair", "seed"), [(random_pair, s) for s in range(5 * EFFORT)] + [(added_pair, s) for s in range(3 * EFFORT)]
 )
 def test_rows_are_what_brute_force_says(make_pair: Callable[..., Pair], seed: int, tmp_path: Path) -> None:
     """q, gold, tail, excluded share and the pruned bound of 100 cases per seed, against encoding every leaf for real."""
@@ -94,7 +94,7 @@ def test_rows_are_what_brute_force_says(make_pair: Callable[..., Pair], seed: in
 def test_the_pruned_bound_holds_where_it_is_not_trivial(tmp_path: Path):
     """Students with long tokens leave many teacher contexts unevaluated; their leaves never hold more than the bound."""
     rng, seen = random.Random(7), 0
-    for number in range(200 * EFFORT):
+    for number in range(100 * EFFORT):
         chars = ("a", "b", " ") if number % 2 else ("a", " ", "\u00e9")
         sides = [
             toy(
@@ -117,10 +117,10 @@ def test_the_pruned_bound_holds_where_it_is_not_trivial(tmp_path: Path):
                 pruned, live = float(rows.pruned_mass[k]), target.mass.sum() + target.excluded
                 assert pruned / (1 - pruned) * live >= target.missed - 1e-12, (text, k)
                 seen += target.missed > 0
-    assert seen >= 10
+    assert seen >= 5
 
 
-@pytest.mark.parametrize("seed", range(3 * EFFORT))
+@pytest.mark.parametrize("seed", range(2 * EFFORT))
 def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
     """A decided leaf has the same first token (or no boundary) however the text goes on, by up to three characters."""
     checked = open_ = 0
@@ -147,7 +147,7 @@ def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
                         begins = got[k] if got[:k] == ids[:k] and len(got) > k else -1
                         assert begins == answer, (str(case), k, text, whole + tail, answer, begins)
                         checked += 1
-    assert checked > 10_000 and open_ > 1_000
+    assert checked > 5_000 and open_ > 500
 
 
 @pytest.mark.parametrize("added", [False, True])

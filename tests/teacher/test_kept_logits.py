@@ -14,6 +14,7 @@ from engine.teacher.kept_logits import KeptLogits, LogitsStore
 from tests.beam.test_compiled_search import scorer
 from tests.push.test_compiled_rows import TEXTS
 from tests.scoring.test_scorer import documents
+from tests.support.tiers import one_of
 from tests.support.vocabularies import needs_shared
 from tests.teacher.test_pruning import scorer as pruned
 
@@ -82,7 +83,7 @@ def test_pruning_puts_every_context_through_the_head_once(max_length: int | None
         assert ours.products[product].equals(twin.products[product]), product
 
 
-@pytest.mark.parametrize("room", [0, 30, None])
+@pytest.mark.parametrize("room", one_of(2, [30, 0, None]))
 def test_a_beam_puts_every_context_through_the_head_once(monkeypatch: pytest.MonkeyPatch, room: int | None) -> None:
     """Rows are the same with room for all, for some and for none; the head sees each context once, or twice without room."""
     made = scorer(monkeypatch, compiled=True, target_error=1e-4)

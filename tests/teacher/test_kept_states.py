@@ -25,6 +25,7 @@ from tests.support.architectures import build
 from tests.support.decoders import TREES, VOCAB, alone, chain, load, loaded, logps, reference, save
 from tests.support.hybrids import HYBRIDS
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run
+from tests.support.tiers import one_of
 
 TOLERANCE = 1e-3  # nats, fp32: the limit of the start-up check
 WAYS = {  # that transformers' code takes rightly; the others go on from a state in pieces, level by level, in mixed rows
@@ -81,7 +82,7 @@ def in_rounds(teacher: Teacher, windows: list[Window], seed: int) -> list[torch.
 # ==== the numbers
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", one_of(2, list(HYBRIDS)))
 def test_kept_states_and_rounds_give_what_each_context_alone_gives(saved: Path, name: str) -> None:
     teacher, model = loaded(saved / name), reference(saved / name)
     assert (teacher.attention, teacher.reuse) == ("states", True) and teacher.why and 0 < teacher.gap <= TOLERANCE
@@ -304,6 +305,7 @@ def test_what_is_not_possible_says_what_was_tried(saved: Path, monkeypatch: pyte
 TARGETS = "top_k = 16\nbytes = true"
 
 
+@pytest.mark.thorough
 def test_a_whole_run_gives_what_one_sequence_for_each_context_gives(tmp_path: Path) -> None:
     """Beam and bytes, windows of a long document: a hybrid teacher over kept states beside the same by paths."""
     tables = {}

@@ -19,6 +19,7 @@ from engine.teacher.ranks import LeadingTeacher, RankLost
 from schemas.errors import RunFileError
 from tests.support.decoders import RECURRENT, SMALL, chain, load, random_window, save
 from tests.support.ranks import shared
+from tests.support.tiers import one_of
 
 MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MILD: dict[str, Any] = SMALL | {
@@ -80,7 +81,16 @@ def equal(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("llama", "tensor"), ("qwen3", "tensor"), ("qwen3_moe", "tensor"), ("qwen3_moe", "experts"), ("gemma3", "tensor")],
+    one_of(
+        3,
+        [
+            ("llama", "tensor"),
+            ("qwen3", "tensor"),
+            ("qwen3_moe", "tensor"),
+            ("qwen3_moe", "experts"),
+            ("gemma3", "tensor"),
+        ],
+    ),
 )
 def test_two_processes_give_what_one_gives(name: str, split: str, saved: Path) -> None:
     equal(shared(saved / name, everything, split), everything(load(saved / name)))

@@ -1,0 +1,105 @@
+"""The data of benchmarks/real_distill.py: GSM8K as prompts and completions, scored by a real teacher in several ways.
+
+Four splits that share no problem. train: what a student is trained on, the first of GSM8K's train file. valid: by which
+the learning rates are chosen, from the end of that file. held: held-out bits per byte and KL to the teacher; solve: problems
+for greedy generation; both from GSM8K's test file. Calculator marks (<<48/2=24>>) are taken out: no model but those trained
+on this file writes them.
+
+`RUNS` are the scoring runs, each an output folder of its own: name -> keys of [targets].
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.distill_data import Problem
+from benchmarks.fresh import SHARED
+from jobs.run.job import score
+from schemas.runfile import load_run
+
+RUNS = {
+    "beam": "top_k = 64\nteacher_stats = true",
+    "fast": 'regime = "fast"\ntop_k = 64\nteacher = false',
+    "draws": 'codec = "sample"\ndraws = 50\nteacher = false',
+    **{
+        f"budget{budget}": f"top_k = 64\nteacher = false\ntarget_error = 0.0\nmax_nodes_per_token = {budget}.0"
+        for budget in (1, 2, 6)
+    },
+}
+"""Budget 0 is `fast`. `budgetN` spends all that it may, whatever error is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    prompt: str
+    completion: str
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    train: list[Example]
+    valid: list[Example]
+    held: list[Example]
+    solve: tuple[Problem, ...]
+
+
+def gsm8k_splits(train: int, valid: int, held: int, solve: int) -> Splits:
+    """Sizes in problems. Raises SystemExit where the files are not, or too short."""
+    first, last = (_examples(SHARED / "text/gsm8k" / f"{name}.jsonl") for name in ("train", "test"))
+    if train + valid > len(first) or held + solve > len(last):
+        raise SystemExit(f"GSM8K has {len(first)} and {len(last)} problems; wanted {train + valid} and {held + solve}")
+    problems = tuple(
+        Problem(example.prompt, "#### ", int(answer.replace(",", "")))
+        for example in last[held:]
+        if re.fullmatch(r"-?[\d,]+", answer := example.completion.rpartition("#### ")[2])
+    )
+    return Splits(first[:train], first[-valid:], last[:held], problems[:solve])
+
+
+def _examples(path: Path) -> list[Example]:
+    if not path.is_file():
+        raise SystemExit(f"no {path}: set TARGETSMITH_SHARED to the folder that has text/gsm8k")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [
+        Example(f"Question: {row['question']}\nAnswer:", " " + re.sub(r"<<.*?>>", "", row["answer"])) for row in rows
+    ]
+
+
+def scored(
+    folder: Path, name: str, examples: list[Example], teacher: Path, students: dict[str, Path], targets: str
+) -> Path:
+    """Score what is not scored yet; the output folder, `folder/<name>`. Raises what `targetsmith score` raises."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in examples)
+    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    tables = "".join(
+        f"[[student]]\nname = {json.dumps(student)}\ntokenizer = {json.dumps(str(place.resolve()))}\n"
+        for student, place in students.items()
+    )
+    run_file = folder / f"{name}.toml"
+    run_file.write_text(
+        f"""output = {json.dumps(name)}
+[teacher]
+model = {json.dumps(str(teacher.resolve()))}
+dtype = "float32"
+[corpus]
+paths = ["{name}.jsonl"]
+prompt = "prompt"
+completion = "completion"
+unit_documents = 32
+{tables}[targets]
+{targets}
+""",
+        encoding="utf-8",
+    )
+    outcome = score(load_run(run_file))
+    if outcome.manifest.quarantined:
+        raise SystemExit(f"{outcome.store}: {outcome.manifest.quarantined} documents in quarantine, wanted none")
+    return Path(str(outcome.store))
