@@ -32,7 +32,7 @@ def export(
     Axolotl, DistillKit, Megatron-LM, TRL. Says what the form loses. Example: targetsmith export out --to axolotl out_axolotl
     """
     from engine.exchange.formats import export as write
-    from engine.exchange.formats import form_of, losses
+    from engine.exchange.formats import form_of, loads, losses
     from engine.exchange.outgoing import open_outgoing
     from engine.plan.make_plan import ENGINE_VERSION
 
@@ -45,7 +45,7 @@ def export(
     print(f"kept: {form.keeps}")
     for line in losses(form, tally):
         print(f"lost: {line}")
-    print(f"To load it:\n{form.loads.replace('DEST', dest)}", end="")
+    print(f"To load it:\n{loads(form, tally, dest)}", end="")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,6 @@ class AxolotlSource(Source):
                     "",
                     tokens,
                     one_list(record["labels"], np.int64) != IGNORED,
-                    kept.any(1),
                     *sorted_rows(ids, logps, kept, self.top_k),
                     np.full(len(tokens), -np.inf, np.float32),
                     None,

@@ -44,7 +44,7 @@ NEEDED = ("input_ids", "compressed_logprobs", "bytepacked_indices")
 def write(folder: Path, outgoing: Outgoing, metadata: Mapping[str, str], length: int | None) -> Tally:
     """All files. length: tokens of every row; None: of the longest reading."""
     how, tally = Compression.exact(outgoing.facts.vocab_size, outgoing.facts.top_k), Tally()
-    size = length or outgoing.longest()
+    size = tally.rows = length or outgoing.longest()
 
     def columns(readings: list[Reading]) -> pa.Table:
         taken = [_fitted(reading, size, tally) for reading in readings]
@@ -83,7 +83,7 @@ def write(folder: Path, outgoing: Outgoing, metadata: Mapping[str, str], length:
 
 def _fitted(reading: Reading, size: int, tally: Tally) -> Reading:
     """The first tokens of a reading, as many as there is room for; what is left out is counted."""
-    taken = reading.first(size)
+    taken = reading.part(slice(size))
     left_out = int(reading.scored_T[size:].sum())
     tally.cut += len(reading) > size
     tally.cut_positions += left_out
@@ -127,9 +127,9 @@ class DistillKitSource(Source):
         ids, logps, kept = (
             before(values, fill, len(tokens)) for values, fill in ((ids, PAD_ID), (logps, -np.inf), (kept, False))
         )
-        scored = kept.any(1)
+        scored, ids, logps = sorted_rows(ids, logps, kept, self.top_k)
         nothing = np.full(len(tokens), -np.inf, np.float32)
-        return Reading("", tokens, scored, scored, *sorted_rows(ids, logps, kept, self.top_k), nothing, None)
+        return Reading("", tokens, scored, scored, ids, logps, nothing, None)
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:

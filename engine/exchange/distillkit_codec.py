@@ -14,6 +14,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Number = Literal["float16", "bfloat16", "float32", "float64"]
+_ROWS = 1024
+"""Rows that are taken apart into bits at a time: a bit is a byte meanwhile, or eight."""
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -67,9 +69,12 @@ class Compression(_Frozen):
 
 def pack_ids(ids_NK: npt.NDArray[np.integer], bits: int) -> npt.NDArray[np.uint8]:
     """[N, bytes]. ids below 2**bits."""
-    place = np.arange(bits - 1, -1, -1)
-    bit = (ids_NK.astype(np.int64)[..., None] >> place) & 1
-    return np.packbits(bit.astype(np.uint8).reshape(len(ids_NK), -1), axis=1)
+    place, packed = np.arange(bits - 1, -1, -1), [np.empty((0, -(-ids_NK.shape[1] * bits // 8)), np.uint8)]
+    for first in range(0, len(ids_NK), _ROWS):
+        ids = ids_NK[first : first + _ROWS].astype(np.int64)
+        bit = (ids[..., None] >> place) & 1
+        packed.append(np.packbits(bit.astype(np.uint8).reshape(len(ids), -1), axis=1))
+    return np.concatenate(packed)
 
 
 def unpack_ids(packed_NB: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.int64]:
@@ -78,8 +83,12 @@ def unpack_ids(packed_NB: npt.NDArray[np.uint8], bits: int, count: int) -> npt.N
         raise ValueError(
             f"{packed_NB.shape[1]} bytes of ids, wanted {-(-count * bits // 8)} for {count} of {bits} bits"
         )
-    bit = np.unpackbits(packed_NB, axis=1, count=count * bits).reshape(len(packed_NB), count, bits)
-    return bit.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
+    worth, ids = 1 << np.arange(bits - 1, -1, -1, dtype=np.int64), [np.empty((0, count), np.int64)]
+    for first in range(0, len(packed_NB), _ROWS):
+        rows = packed_NB[first : first + _ROWS]
+        bit = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
+        ids.append(bit.astype(np.int64) @ worth)
+    return np.concatenate(ids)
 
 
 def pack_exact(logps_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

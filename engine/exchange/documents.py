@@ -121,11 +121,7 @@ def _without_begin(reading: Reading, bos_id: int | None) -> Reading:
     """An output has no begin token before a text: the reader puts it there."""
     if bos_id is None or not len(reading) or reading.token_ids_T[0] != bos_id or reading.scored_T[0]:
         return reading
-    lists = (
-        reading.token_ids_T, reading.asked_T, reading.scored_T, reading.ids_TK, reading.logps_TK, reading.gold_logp_T
-    )  # fmt: skip
-    tail = None if reading.tail_logp_T is None else reading.tail_logp_T[1:]
-    return Reading(reading.name, *(values[1:] for values in lists), tail)
+    return reading.part(slice(1, None))
 
 
 def _distributions(

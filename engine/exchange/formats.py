@@ -59,6 +59,7 @@ FORMS: dict[str, Form] = {
             "hard labels in front of positions without a distribution (its labels choose rows and tokens at once), and that such "
             "a position was to be learned from",
         ),
+        "sequence_length: ROWS\n"
         "dataset:\n"
         "  train_dataset: {repo_id: DEST, split: train}\n"
         "  prepacked: true\n"
@@ -81,7 +82,8 @@ FORMS: dict[str, Form] = {
             _TEXT,
             "the hash of Megatron's own data, which only its run can make: give it the samples of samples.parquet in their order",
         ),
-        "--logits-load-dir DEST --logits-load-ignore-hash --seq-length ROWS\n",
+        "--logits-load-dir DEST --logits-load-ignore-hash --seq-length ROWS\n"
+        "# the samples of DEST/samples.parquet, in their order; a sample is one token longer than its rows\n",
         megatron.write,
         megatron.open_source,
         fixed_length=True,
@@ -134,6 +136,11 @@ def export(outgoing: Outgoing, name: str, dest: str, length: int | None, version
     return tally
 
 
+def loads(form: Form, tally: Tally, dest: str) -> str:
+    """How its program loads what was written."""
+    return form.loads.replace("DEST", dest).replace("ROWS", str(tally.rows))
+
+
 def losses(form: Form, tally: Tally) -> list[str]:
     """What a form has lost of this product, one line each."""
     counted = []
@@ -174,5 +181,5 @@ Lost:
 
 {lost}
 ```text
-{form.loads.replace("DEST", folder)}```
+{loads(form, tally, folder)}```
 """

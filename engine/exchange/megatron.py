@@ -50,7 +50,7 @@ def write(folder: Path, outgoing: Outgoing, metadata: Mapping[str, str], length:
             f"{outgoing.store}: {outgoing.product} has {facts.vocab_size:,} ids, and Megatron's form has 17 bits for one "
             f"({MOST_IDS:,}); write another form"
         )
-    rows = length or max(1, outgoing.longest() - 1)
+    rows = tally.rows = length or max(1, outgoing.longest() - 1)
     saver = {"k": facts.top_k, "p": None, "min_k": 1, "save_dtype": "fp32", "format_version": 2}
     saver |= {"mbs_save": 1, "dp_size_save": 1, "gbs_save": 1}
     meta = json.dumps({"hash": None, "identifiers": {}, "saver": saver, "targetsmith": dict(metadata)}).encode()
@@ -75,7 +75,7 @@ def write(folder: Path, outgoing: Outgoing, metadata: Mapping[str, str], length:
 
 def _fitted(reading: Reading, rows: int, tally: Tally) -> Reading:
     """The tokens that so many rows are of, and the one before them; what is left out is counted."""
-    taken = reading.first(rows + 1)
+    taken = reading.part(slice(rows + 1))
     tally.cut += len(reading) > rows + 1
     tally.cut_positions += int(reading.scored_T[rows + 1 :].sum())
     tally.count(taken, by_input=True)
@@ -156,7 +156,6 @@ class MegatronSource(Source):
                     record["doc_id"].as_py() if "doc_id" in record else "",
                     tokens,
                     one_list(mask, bool) if mask is not None else np.ones(len(tokens), bool),
-                    kept.any(1),
                     *sorted_rows(ids, logps, kept, self.top_k),
                     np.full(len(tokens), -np.inf, np.float32),
                     None,

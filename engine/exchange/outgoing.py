@@ -30,6 +30,7 @@ class Tally:
     first_rows: int = 0  # distributions of first tokens, with no input before them
     cut: int = 0  # readings longer than a form of fixed length takes
     cut_positions: int = 0  # scored positions of theirs that are left out
+    rows: int = 0  # of every sequence, in a form of fixed length
 
     def count(self, reading: Reading, *, by_input: bool) -> None:
         """by_input: the form counts its rows by inputs, so that the first token has none."""

@@ -139,8 +139,8 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError, TypeError) as error:
         raise CorpusError(
-            f"{path}: cannot be read as Parquet of this form ({type(error).__name__}: {str(error).strip()}); copy it again, or "
-            "name another file"
+            f"{path}: cannot be read as Parquet of this form ({type(error).__name__}: {' '.join(str(error).split())}); copy it "
+            "again, or name another file"
         ) from error
 
 

@@ -7,11 +7,13 @@ T tokens, K entries of a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from schemas.errors import CorpusError
 from schemas.target import PAD_ID
 
 
@@ -41,11 +43,13 @@ class Reading:
         """Whether the first token has a distribution and there is no input that a model could give it behind."""
         return bool(len(self) and self.scored_T[0])
 
-    def first(self, tokens: int) -> Reading:
-        """The first so many tokens."""
-        lists = (self.token_ids_T, self.asked_T, self.scored_T, self.ids_TK, self.logps_TK, self.gold_logp_T)
-        tail = None if self.tail_logp_T is None else self.tail_logp_T[:tokens]
-        return Reading(self.name, *(values[:tokens] for values in lists), tail)
+    def part(self, here: slice) -> Reading:
+        """Some of its tokens."""
+        cut: dict[str, Any] = {name: getattr(self, name)[here] for name in _LISTS}
+        return replace(self, tail_logp_T=None if self.tail_logp_T is None else self.tail_logp_T[here], **cut)
+
+
+_LISTS = ("token_ids_T", "asked_T", "scored_T", "ids_TK", "logps_TK", "gold_logp_T")
 
 
 def behind(values_T: np.ndarray, fill: object) -> np.ndarray:
@@ -62,8 +66,13 @@ def before(values_T: np.ndarray, fill: object, tokens: int) -> np.ndarray:
 
 def sorted_rows(
     ids_TK: np.ndarray, logps_TK: np.ndarray, kept_TK: np.ndarray, top_k: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Entries by falling log-probability, those that are not kept taken out, [T, top_k] each."""
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """(whether there is an entry [T], ids [T, top_k], log-probabilities [T, top_k]): what is kept, by falling log-probability.
+    Raises CorpusError for a row with more than top_k."""
+    if (most := int(kept_TK.sum(axis=1).max(initial=0))) > top_k:
+        raise CorpusError(
+            f"a row with {most} entries in files that say they have at most {top_k}; copy the files again"
+        )
     logps = np.where(kept_TK, logps_TK, -np.inf).astype(np.float32)
     order = np.argsort(-logps, axis=1, kind="stable")[:, :top_k]
     rows = np.arange(len(logps))[:, None]
@@ -71,6 +80,7 @@ def sorted_rows(
     short = top_k - logps.shape[1]
     pad = ((0, 0), (0, max(0, short)))
     return (
+        np.asarray(kept_TK.any(axis=1)),
         np.pad(np.where(logps == -np.inf, PAD_ID, ids), pad, constant_values=PAD_ID).astype(np.int32),
         np.pad(logps, pad, constant_values=-np.inf),
     )

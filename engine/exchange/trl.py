@@ -95,7 +95,6 @@ class TrlSource(Source):
                     record["doc_id"].as_py() if "doc_id" in record else "",
                     tokens,
                     one_list(labels, np.int64) != IGNORED if labels is not None else np.ones(len(tokens), bool),
-                    kept.any(1),
                     *sorted_rows(ids, logps, kept, self.top_k),
                     one_list(gold, np.float32) if gold is not None else np.full(len(tokens), -np.inf, np.float32),
                     one_list(tail, np.float32) if tail is not None else None,

@@ -1,7 +1,4 @@
-"""targetsmith import FORM SRC OUT: what another program stored, as an output. The forms: engine/exchange.
-
-Named with a line below, since `import` is a word of Python.
-"""
+"""targetsmith import FORM SRC OUT: what another program stored, as an output. The forms: engine/exchange."""
 
 from __future__ import annotations
 
