@@ -9,6 +9,8 @@ import typer
 from jobs.app import main_of
 from jobs.look.options import OutArgument
 
+EXAMPLE = "targetsmith export out --to axolotl out_axolotl --product small"
+
 
 def export(
     out: OutArgument,
@@ -29,7 +31,7 @@ def export(
 ) -> None:
     """Write a product for another program.
 
-    Axolotl, DistillKit, Megatron-LM, TRL. Says what the form loses. Example: targetsmith export out --to axolotl out_axolotl
+    Axolotl, DistillKit, Megatron-LM, TRL. Says what the form loses.
     """
     from engine.exchange.formats import export as write
     from engine.exchange.formats import form_of, loads, losses

@@ -9,6 +9,8 @@ import typer
 
 from jobs.app import main_of
 
+EXAMPLE = "targetsmith import distillkit captured out --tokenizer Qwen/Qwen3-8B"
+
 
 def import_(
     form: Annotated[str, typer.Argument(metavar="FORM", help="axolotl, distillkit, megatron or trl.")],
@@ -24,8 +26,7 @@ def import_(
 ) -> None:
     """Read what another program stored as an output.
 
-    Then show, stats, diff, report, verify and trainers read it. It certifies nothing: its widths are 1. Example:
-    targetsmith import distillkit captured out --tokenizer Qwen/Qwen3-8B
+    Then show, stats, diff, report, verify and trainers read it. It certifies nothing: its widths are 1.
     """
     from engine.bpe.vocabulary import load_vocabulary
     from engine.exchange.formats import form_of
