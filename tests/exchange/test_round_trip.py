@@ -126,6 +126,14 @@ def test_an_import_says_what_it_does_not_know(tmp_path: Path, call: Call) -> Non
     assert (forward_kl(logits, ids, logps, tail) > 0).all()
 
 
+def test_certificates_in_an_import_are_findings(tmp_path: Path) -> None:
+    """Rows as a run would have them, called imported: bit 2, a width below 1, shares."""
+    random_output(tmp_path / "out", regime="imported")
+    found = {finding.column: finding.wanted for finding in verify(tmp_path / "out").findings if finding.column}
+    assert "no certificate" in found["flags"] and found["err"] == "1, which any distribution keeps"
+    assert found["open_mass"] == "0 in the regime imported"
+
+
 def test_an_import_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Some files of it lost, as by a kill before they were written: the same command makes the same bytes."""
     random_output(tmp_path / "out", units=(3, 2, 2))

@@ -36,8 +36,9 @@ def random_output(
     begin: bool = True,
     tokenizer: Path = TOKENIZER,
     flags: dict[int, int] | None = None,
+    regime: str = "same",
 ) -> Plan:
-    """A finished output with the product student/sp in the regime same: so many documents a unit. begin: whether the
+    """A finished output with the product student/sp: so many documents a unit. begin: whether the
     vocabulary has a begin token. flags: position of each document -> bits that are set there."""
     known = vocabulary(tokenizer)
     facts = facts_of(
@@ -47,7 +48,7 @@ def random_output(
         tokenizer_hash=known.content_hash,
         bos_id=known.bos_id if begin else None,
         eos_id=known.eos_id,
-        regime="same",
+        regime=regime,
     )
     firsts = np.concatenate([[0], np.cumsum(units)])
     cut = [
