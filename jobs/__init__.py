@@ -12,6 +12,8 @@ Each verb is a file of its own with its options, and is loaded when it is asked 
   diff        two outputs, or two products, position by position
   report      an output as one HTML file
   verify      is the output whole, undamaged, and what the teacher says
+  export      a product in the form of another program
+  import      what another program stored, as an output
   vendor      the reader or the losses copied into a trainer
   demo        the embedded model and corpus (demo_assets/) through the real job
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import keyword
 import os
 import sys
 import threading
@@ -33,13 +34,14 @@ QUIET_VERBS = ("cat", "show", "stats", "diff")  # print and change nothing: when
 
 
 class Commands(TyperGroup):
-    """Verbs by name; verb `x` is the function `x` of the module jobs.x, whose arguments are its options. Runs one of them. The
-    module's EXAMPLE ends its help."""
+    """Verbs by name; verb `x` is the function `x` of the module jobs.x, whose arguments are its options; `import_` where `import`
+    is a word of Python. Runs one of them. The module's EXAMPLE ends its help."""
 
     def get_command(self, ctx, cmd_name):
         if self.commands.get(cmd_name, self) is None:  # a verb, not loaded yet
             module, one = import_module(f"jobs.{cmd_name}"), typer.Typer(add_completion=False, **PLAIN)
-            one.command(cmd_name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, cmd_name))
+            name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+            one.command(cmd_name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
             self.commands[cmd_name] = typer.main.get_command(one)
         return super().get_command(ctx, cmd_name)
 

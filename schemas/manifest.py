@@ -56,7 +56,7 @@ COLUMNS: dict[str, str] = {
 }
 """One line per column; a footer has those of its product. Row i predicts token i given tokens < i."""
 
-Regime = Literal["own", "same", "subset", "bytes", "fast", "beam"]
+Regime = Literal["own", "same", "subset", "bytes", "fast", "beam", "imported"]
 Semantics = Literal["canonical-context", "canonical-masked"]
 
 REGIMES: dict[str, str] = {
@@ -66,6 +66,7 @@ REGIMES: dict[str, str] = {
     "bytes": "the next byte at every byte: exact, all contexts summed up (but those below eps)",
     "fast": "any other tokenizer: one step behind each context, open mass closed and bounded by err",
     "beam": "any other tokenizer: open mass split by more teacher evaluations until err is small or they are spent",
+    "imported": "rows of another program, as they were: nothing is certified, every width is 1",
 }
 """How a product is made: the words of `regime` in the facts of a product."""
 

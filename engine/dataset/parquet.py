@@ -240,7 +240,7 @@ def open_shard(data: BinaryIO | bytes, place: str) -> Iterator[Shard]:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield Shard(file, _text_of(file))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # KeyError: a column that is not there
-        raise OutputError(f"{place}: damaged ({str(error).strip()}); {REMAKE}") from error
+        raise OutputError(f"{place}: damaged ({' '.join(str(error).split())}); {REMAKE}") from error
 
 
 def _text_of(file: pq.ParquetFile) -> dict[str, str]:

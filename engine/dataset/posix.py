@@ -59,6 +59,16 @@ def read_published(path: Path) -> bytes:
         return path.read_bytes()
 
 
+def publish_folder(part: Path, folder: Path) -> None:
+    """A folder of finished files appears under its final name, whole and durable; an empty one may lie there already. `part` is
+    on the same file system. Raises OSError: another file or a folder with something in it is there, or the disk fails."""
+    for path in sorted(part.rglob("*"), reverse=True):  # what a folder holds, then the folder
+        _fsync_path(path)
+    _fsync_path(part)
+    part.rename(folder)
+    _fsync_folder(folder.absolute().parent)
+
+
 def make_folder(folder: Path) -> None:
     """mkdir -p, durable: the parent of each new folder is fsynced, once also that of one that is there: whoever made it may
     have been killed in between. Raises OSError."""
@@ -110,7 +120,11 @@ def _link(part: Path, path: Path) -> bool:
 
 
 def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync_path(folder, os.O_DIRECTORY)
+
+
+def _fsync_path(path: Path, how: int = 0) -> None:
+    handle = os.open(path, os.O_RDONLY | how)
     try:
         os.fsync(handle)
     finally:

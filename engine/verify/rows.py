@@ -39,6 +39,7 @@ _ZERO = {  # regime -> columns that are 0 there: nothing is open, excluded or le
     "same": ("err", "open_mass", "excluded_mass", "pruned_mass"),
     "subset": ("open_mass",),
     "bytes": ("open_mass",),
+    "imported": SHARE_COLUMNS,
 }
 
 
@@ -85,8 +86,14 @@ def _flags(table: pa.Table, facts: ProductFacts) -> Iterator[BrokenInvariant]:
     text = "flags {}"
     yield from first_broken(flags_N & ~np.uint8(_KNOWN_FLAGS), "flags", text, "known bits only", flags_N)
     exact_N, bounded_N = (flags_N & FLAG_EXACT) != 0, (flags_N & FLAG_BOUNDED) != 0
-    neither = scored_N & (exact_N == bounded_N)
-    yield from first_broken(neither, "flags", text, "1 (exact) or 2 (bounded) where scored, not both", flags_N)
+    if facts.regime == "imported":
+        certified = scored_N & (exact_N | bounded_N)
+        yield from first_broken(
+            certified, "flags", text, "neither 1 nor 2: rows of another program have no certificate", flags_N
+        )
+    else:
+        neither = scored_N & (exact_N == bounded_N)
+        yield from first_broken(neither, "flags", text, "1 (exact) or 2 (bounded) where scored, not both", flags_N)
     budget_N = (flags_N & FLAG_BUDGET) != 0
     yield from first_broken(budget_N & ~bounded_N, "flags", text, "4 (budget) only beside 2 (bounded)", flags_N)
     why_N = (flags_N & (FLAG_GIVEN | FLAG_NO_MASS | FLAG_CONTEXT)) != 0
@@ -96,6 +103,9 @@ def _flags(table: pa.Table, facts: ProductFacts) -> Iterator[BrokenInvariant]:
     if facts.codec != "hidden":
         err_N = flat(table, "err")
         yield from first_broken(scored_N & exact_N & (err_N != 0), "err", "err {} where exact (flag 1)", "0", err_N)
+        if facts.regime == "imported":
+            wanted = "1, which any distribution keeps"
+            yield from first_broken(scored_N & (err_N != 1), "err", "err {} in the regime imported", wanted, err_N)
         for name in _ZERO.get(facts.regime, ()):
             values = flat(table, name)
             wrong = scored_N & (values != 0)

@@ -23,6 +23,12 @@ _MOST_REFUSALS = 3
 
 def width_words(figures: Figures) -> str:
     """What a width is and is not, for people who see .5 in a mean for the first time."""
+    if all(product.facts.regime == "imported" for product in figures.products.values()):
+        return (
+            "Imported rows of another program: a width of 1 is no certificate, and nothing else is known. A true token that is "
+            "not in its row costs inf where the files do not tell its log-probability; bits per byte leave such positions out, "
+            "and are too low by them."
+        )
     aim = f" ([targets] target_error {figures.target_error:g})" if figures.target_error else ""
     left = (
         ""
