@@ -23,7 +23,17 @@ from tests.support.tiers import one_of
 from tests.support.toys import BYTE_LEVEL as TOY_BYTE_LEVEL
 from tests.support.toys import SENTENCEPIECE as TOY_SENTENCEPIECE
 from tests.support.toys import TableTeacher, added_texts, alphabet, random_text, strings, toy
-from tests.support.vocabularies import ALL, BYTE_LEVEL, EFFORT, builder, merge_table, needs_shared, vocabulary, words
+from tests.support.vocabularies import (
+    ALL,
+    BYTE_LEVEL,
+    EFFORT,
+    builder,
+    merge_table,
+    needs_shared,
+    segmenter,
+    vocabulary,
+    words,
+)
 
 MORE = [*CONTINUATIONS, "x ", "zq", "Qj", " Zq", "7x", "  x", "\n\nx", "\t\tx", "'x", "##", "=x", "\r", " \n\n", "   "]
 
