@@ -76,6 +76,8 @@ def scored(
     folder: Path, name: str, examples: list[Example], teacher: Path, students: dict[str, Path], targets: str
 ) -> Path:
     """Score what is not scored yet; the output folder, `folder/<name>`. Raises what `targetsmith score` raises."""
+    if (folder / name / "_engine" / "manifest.json").is_file():
+        return folder / name
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in examples)
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
