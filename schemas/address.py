@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -60,6 +61,16 @@ def source_fault(url: str) -> tuple[str, str] | None:
     if kind not in WEB and ("#" in rest or not rest.strip("/")):
         return f"{kind}://place/path", "correct it"
     return None
+
+
+def gguf_parts(place: str) -> tuple[str, str | None]:
+    """(folder or Hub id, file in it) of a model that is one GGUF file, such as "/models/x.gguf" or "owner/name/x.gguf"; (place,
+    None) of any other."""
+    if not place.lower().endswith(".gguf"):
+        return place, None
+    parts = place.split("/")
+    at = -1 if len(parts) < 3 or os.path.isabs(place) else 2  # an id of the Hub is two names
+    return "/".join(parts[:at]) or os.sep, "/".join(parts[at:])
 
 
 def without_query(url: str) -> str:

@@ -343,6 +343,10 @@ def _dropped(content: dict[str, Any], *keys: str) -> dict[str, Any]:
 MAXIMUM = "_max"
 """Statistics whose names end so are the largest value, not a sum."""
 
+NOISE_MEAN, NOISE_MOST = "teacher_noise_mean_max", "teacher_noise_max"
+"""Of a teacher whose distributions hang on what else is in a batch: total variation between two batches, the mean over the
+contexts of the trial at the start of an actor, and the largest; of the noisiest actor."""
+
 
 def add_stats(into: dict[str, float], stats: Mapping[str, float]) -> None:
     """Put one unit's statistics to those of others."""

@@ -119,6 +119,16 @@ class TeacherConfig(SettingsTable):
         "states of the model that are kept every few tokens; `paths`, one sequence each. `auto`: the first of these that is "
         "right.",
     )
+    max_noise: float = key(
+        0.02,
+        semantic=False,
+        ge=0,
+        le=1,
+        wanted="a number, 0 to 1",
+        about="A teacher in half precision, or with weights that stay quantised, gives a context other distributions in other "
+        "batches. How far apart they may be, as the mean total variation over the contexts of a trial at the start; with more "
+        "the teacher is refused.",
+    )
     chat_template: str | None = key(
         None, semantic=True, min_length=1, about=_TEMPLATE_ABOUT.format(owner="the teacher's tokenizer")
     )

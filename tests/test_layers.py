@@ -246,15 +246,18 @@ def test_pyproject_names_every_package() -> None:
 
 
 def test_every_dependency_is_imported_and_every_import_declared() -> None:
-    """`dependencies` for the three packages, `adapters` and `sentencepiece` for what is imported where a run file or a tokenizer
-    asks for it; `dev` and `s3` are for the rest."""
+    """`dependencies` for the three packages, `adapters`, `gguf` and `sentencepiece` for what is imported where a run file or a
+    tokenizer asks for it; transformers imports what quantised weights ask for; `dev` and `s3` are for the rest."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"]}
     used = {top for path in MODULES for top in tops(path)} - set(sys.stdlib_module_names) - {*LAYERS, "_typeshed"}
-    extras = [line for extra in ("adapters", "sentencepiece") for line in project["optional-dependencies"][extra]]
+    extras = [
+        line for extra in ("adapters", "gguf", "sentencepiece") for line in project["optional-dependencies"][extra]
+    ]
     asked_for = {re.split(r"[\[<>=]", line)[0] for line in extras} - {"protobuf"}  # transformers imports that one
     modules = {"vl-convert-python": "vl_convert", "pyyaml": "yaml"}  # packages whose module has another name
-    assert asked_for == {"peft", "sentencepiece"} and {modules.get(name, name) for name in declared} | asked_for == used
+    assert asked_for == {"peft", "gguf", "sentencepiece"}
+    assert {modules.get(name, name) for name in declared} | asked_for == used
 
 
 def test_the_top_level_holds_only_what_is_agreed() -> None:

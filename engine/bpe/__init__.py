@@ -5,6 +5,7 @@ that are cut in a given way. Teacher and student are each one of these. docs/des
 Files, in the order of the data:
   trial_texts      short texts on which tokenizers differ
   rank_lists       a tokenizer that is a list of tokens by rank (tekken.json), as a tokenizer.json
+  gguf_tokenizer   the tokenizer in a GGUF file as a folder with tokenizer.json
   tokenizer_files  a folder or Hub id -> the object of its tokenizer.json, made of other files where there is none
   tokenizer_json   that object checked and taken apart; what is not exact BPE is refused
   roles            which special token begins a text, ends it, stands for what is not known

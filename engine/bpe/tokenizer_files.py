@@ -18,9 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from engine.bpe.gguf_tokenizer import gguf_file, gguf_folder
 from engine.bpe.rank_lists import TEKKEN, tekken_spec
 from engine.bpe.tokenizer_json import INSTEAD_OF_BPE, read_json
 from engine.bpe.trial_texts import TRIAL_TEXTS
+from schemas.address import gguf_parts
 from schemas.errors import BadDocument, TokenizerError
 
 TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja"]  # what of a Hub repository belongs to its tokenizer
@@ -31,6 +33,8 @@ _BPE = 2  # of SentencePiece's types of model
 
 def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
     """The local folder of a tokenizer; fetched from the Hub when it is an id. Raises TokenizerError."""
+    if gguf_parts(path_or_id)[1] is not None:
+        return gguf_folder(gguf_file(path_or_id, revision, where), where)
     path = Path(path_or_id).expanduser()
     folder = path.parent if path.name in ("tokenizer.json", TEKKEN) else path
     if folder.is_dir():

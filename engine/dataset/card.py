@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.manifest import COLUMNS, REGIMES, SEMANTICS, Manifest, ProductFacts
+from schemas.manifest import COLUMNS, NOISE_MEAN, NOISE_MOST, REGIMES, SEMANTICS, Manifest, ProductFacts
 from schemas.products import STUDENT, TEACHER
 from schemas.target import Codec
 
@@ -67,9 +67,21 @@ def _words(manifest: Manifest) -> str:
 
 
 def _notes(manifest: Manifest) -> str:
-    """What was decided about begin and end tokens where the tokenizers' files disagree; "" where they agree."""
-    told = dict.fromkeys(note for facts in manifest.products.values() for note in facts.notes)
+    """What was decided about begin and end tokens where the tokenizers' files disagree, and how far the teacher's own values are
+    defined; "" where there is nothing to tell."""
+    told = [*dict.fromkeys(note for facts in manifest.products.values() for note in facts.notes), *_noise(manifest)]
     return "".join(f"* note: {note}\n" for note in told) + ("\n" if told else "")
+
+
+def _noise(manifest: Manifest) -> list[str]:
+    """Of a teacher in half precision, or with quantised weights; none of others."""
+    if NOISE_MOST not in manifest.stats:
+        return []
+    mean, most = manifest.stats[NOISE_MEAN], manifest.stats[NOISE_MOST]
+    return [
+        "the teacher is in half precision, or quantised: with other texts in its batch a context's distribution moves by "
+        f"{mean:.2g} on average and {most:.2g} at most (total variation, measured at the start)"
+    ]
 
 
 def _default(products: list[str]) -> str:

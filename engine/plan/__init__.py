@@ -3,6 +3,8 @@ fingerprint (everything that changes the answer, and nothing else), and the run 
 these tokenizers do not allow is refused here, before anything is written.
 
 Files, in the order of the data:
+  teacher_place  where the teacher lies: a folder, a GGUF file, or the Hub, from which it is fetched
+  teacher_config  its configuration as transformers reads it; what is no causal language model is refused
   teacher_files  the files that decide what the teacher answers, and their sha256
   adapter_files  the files of a LoRA adapter for it
   vocabularies   the tokenizers of a run, loaded in one way for everybody

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.plan.teacher_files import local_folder
+from engine.plan.teacher_place import local_folder
 from schemas.errors import TeacherError
 from schemas.runfile import RunConfig
 

@@ -15,6 +15,7 @@ from engine.bpe.tokenizer_json import find_within, read_json
 from engine.bpe.vocabulary import Vocabulary
 from engine.plan.regimes import bos_of
 from engine.plan.vocabularies import Vocabularies
+from schemas.address import gguf_parts
 from schemas.errors import RunFileError
 from schemas.products import TEACHER
 from schemas.runfile import RunConfig, TokenizerSource
@@ -45,6 +46,11 @@ def notes_of(run: RunConfig, known: Vocabularies) -> dict[str, tuple[str, ...]]:
             notes.append(
                 f"{source.where}: the end token is {_shown(vocabulary, vocabulary.eos_id)}; transformers' tokenizer has "
                 f"{_shown(vocabulary, theirs.eos_token_id)}. eos_token in tokenizer_config.json decides"
+            )
+        if gguf_parts(source.place)[1] is not None:
+            notes.append(
+                f"{source.where}: the tokenizer is made of a GGUF file, which does not say whether texts are normalised (NFC) "
+                "nor the flags of added tokens; tokenizer = ... names the model's own"
             )
         if source.product == TEACHER and not run.corpus.messages:
             notes += _begins(run, source, vocabulary, folder, theirs)

@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from engine.alignment.expansion import apart, near_subset_gap
 from engine.bpe.vocabulary import Vocabulary
 from engine.chat.conversation import ChatEncoder
@@ -29,7 +27,8 @@ from engine.plan.adapter_files import adapter_files
 from engine.plan.added_in_corpus import added_in_corpus
 from engine.plan.begin_end import check_ends, notes_of
 from engine.plan.regimes import COMPILED_VERSION, check_tokenizers, is_compiled
-from engine.plan.teacher_files import sha256_of, teacher_files, teacher_folder
+from engine.plan.teacher_config import teacher_config
+from engine.plan.teacher_files import name_of, sha256_of, teacher_files
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from schemas.address import is_url
 from schemas.errors import OutputError
@@ -80,7 +79,7 @@ def make_plan(
     """
     files = teacher_files(run)
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter lock
-        hashes = dict(zip((file.name for file in files), pool.map(sha256, files), strict=True))
+        hashes = dict(zip((name_of(file) for file in files), pool.map(sha256, files), strict=True))
     known = known or load_vocabularies(run)
     if run.corpus.specials == "boundary":
         check_specials(known.by_product)
@@ -220,8 +219,7 @@ def _facts(
 
 def _hidden_size(run: RunConfig) -> int:
     """Numbers in a hidden state, from the model's configuration: the weights are not loaded here."""
-    config = AutoConfig.from_pretrained(teacher_folder(run), trust_remote_code=run.teacher.trust_remote_code)
-    config = config.get_text_config()  # OPT-350m projects its states before the lm_head
+    config = teacher_config(run).get_text_config()  # OPT-350m projects its states before the lm_head
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 

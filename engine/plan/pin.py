@@ -12,7 +12,8 @@ from huggingface_hub import snapshot_download
 from engine.bpe.tokenizer_files import TOKENIZER_PATTERNS
 from engine.chat.template_files import template_text
 from engine.plan.adapter_files import ADAPTER_FILES
-from engine.plan.teacher_files import HUB_FILES
+from engine.plan.teacher_place import HUB_FILES
+from schemas.address import gguf_parts
 from schemas.runfile import RunConfig
 
 
@@ -45,4 +46,7 @@ def _pinned(run: RunConfig, name: str, revision: str | None, patterns: list[str]
     place = run.locate(name)
     if Path(place).exists():
         return place, revision
-    return name, Path(snapshot_download(name, revision=revision, allow_patterns=patterns)).name
+    repository, file = gguf_parts(name)
+    return name, Path(
+        snapshot_download(repository, revision=revision, allow_patterns=[file] if file else patterns)
+    ).name

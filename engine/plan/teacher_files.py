@@ -10,11 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-from engine.bpe.tokenizer_files import TOKENIZER_PATTERNS
+from engine.plan.teacher_config import teacher_config
+from engine.plan.teacher_place import teacher_folder, teacher_gguf
 from schemas.errors import TeacherError
 from schemas.runfile import RunConfig
 
@@ -22,42 +19,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 SLOW_TOKENIZER_FILES = ("tekken.json", "tokenizer.model", "vocab.json", "merges.txt")
 """What a tokenizer is made of where there is no tokenizer.json (bpe/tokenizer_files.py)."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers looks for them
-HUB_FILES = [*TOKENIZER_PATTERNS, "*.safetensors", "*.py", "pytorch_model*.bin"]
-"""What of a Hub repository belongs to a teacher, as patterns."""
-
-
-def teacher_folder(run: RunConfig) -> Path:
-    """The local folder of the teacher; fetched from the Hub when `model` is an id. Raises TeacherError."""
-    return local_folder(
-        run, "model", run.teacher.model, run.teacher.revision, HUB_FILES, "config.json, weights and tokenizer"
-    )
-
-
-def local_folder(run: RunConfig, key: str, name: str, revision: str | None, patterns: list[str], holds: str) -> Path:
-    """The folder that a key of [teacher] names; fetched from the Hub when it is an id. patterns: what of a Hub repository
-    belongs to it; holds: the same in words. Raises TeacherError."""
-    folder = Path(run.locate(name))
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise TeacherError(f"[teacher] {key} = {name!r} is a file; want the folder that holds {holds}")
-    if folder.is_absolute():
-        raise TeacherError(
-            f"[teacher] {key} = {name!r}: there is no folder {folder}. Want one with {holds}; correct the path (relative ones "
-            "start at the folder of the run file)."
-        )
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise TeacherError(
-            f"[teacher] {key} = {name!r} (revision {revision or 'main'}): there is no such folder, and the Hugging "
-            f"Face Hub did not give it ({type(error).__name__}). Want a folder with {holds}, or a Hub id: check the "
-            "spelling, the network, and HF_TOKEN if it is gated."
-        ) from error
+_GGUF = "model.gguf"
+"""What a GGUF file is called in the fingerprint, whatever its name."""
 
 
 def teacher_files(run: RunConfig) -> list[Path]:
     """All files that decide what the teacher answers, sorted. Raises TeacherError naming the first that is missing."""
+    if (file := teacher_gguf(run)) is not None:
+        teacher_config(run)
+        return sorted({file, *_tokenizer_files(run, None)})
     folder = teacher_folder(run)
     config = folder / "config.json"
     if not config.is_file():
@@ -70,45 +40,30 @@ def teacher_files(run: RunConfig) -> list[Path]:
         json.loads(config.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TeacherError(f"[teacher] model: {config} is not valid JSON ({error}); fetch the file again") from error
-    _refuse_other_classes(run, folder)
-    files = [config, *_weights(folder)]
-    tokenizer = Path(run.locate(run.teacher.tokenizer)) if run.teacher.tokenizer else folder
-    if tokenizer.is_dir():
-        have = [tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
-        if not (tokenizer / "tokenizer.json").is_file():
-            slow = [tokenizer / name for name in SLOW_TOKENIZER_FILES if (tokenizer / name).is_file()]
-            if not slow:
-                raise TeacherError(
-                    f"[teacher]: {tokenizer / 'tokenizer.json'} is missing, and so are "
-                    f"{', '.join(SLOW_TOKENIZER_FILES)}. Copy the teacher's tokenizer there, or name "
-                    f"its folder with [teacher] tokenizer = ..."
-                )
-            have += slow
-        files += have
+    teacher_config(run)
+    files = [config, *_weights(folder), *_tokenizer_files(run, folder)]
     if run.teacher.trust_remote_code:
         files += folder.glob("*.py")
     return sorted(set(files))
 
 
-def _refuse_other_classes(run: RunConfig, folder: Path) -> None:
-    """Raises TeacherError for a configuration that no causal language model of transformers has: known without the weights."""
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=run.teacher.trust_remote_code)
-    except Exception as error:  # remote code, and whatever transformers says about an unknown model_type
-        raise TeacherError(
-            f"[teacher] model = {run.teacher.model!r}: transformers cannot read its config.json "
-            f"({(str(error).strip().splitlines() or [type(error).__name__])[0]}). Want a model that this version of transformers "
-            "knows: update transformers, or set trust_remote_code = true where the model brings its own code and you trust it."
-        ) from error
-    own = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (run.teacher.trust_remote_code and "AutoModelForCausalLM" in own):
-        return
-    named = ", ".join(config.architectures or ()) or "none named"
-    raise TeacherError(
-        f"[teacher] model = {run.teacher.model!r}: model_type {config.model_type!r} (architectures: {named}) is no causal "
-        "language model for transformers' AutoModelForCausalLM. Want a decoder that predicts the next token, such as "
-        "Llama or Qwen; of a multimodal checkpoint, its text model saved by itself."
-    )
+def _tokenizer_files(run: RunConfig, folder: Path | None) -> list[Path]:
+    """Those in the folder that the run file names, or in the model's; none where the tokenizer is a file or an id, whose content
+    the plan hashes. Raises TeacherError."""
+    tokenizer = Path(run.locate(run.teacher.tokenizer)) if run.teacher.tokenizer else folder
+    if tokenizer is None or not tokenizer.is_dir():
+        return []
+    have = [tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()]
+    if not (tokenizer / "tokenizer.json").is_file():
+        slow = [tokenizer / name for name in SLOW_TOKENIZER_FILES if (tokenizer / name).is_file()]
+        if not slow:
+            raise TeacherError(
+                f"[teacher]: {tokenizer / 'tokenizer.json'} is missing, and so are "
+                f"{', '.join(SLOW_TOKENIZER_FILES)}. Copy the teacher's tokenizer there, or name "
+                f"its folder with [teacher] tokenizer = ..."
+            )
+        have += slow
+    return have
 
 
 def _refuse_adapter(name: str, folder: Path) -> None:
@@ -158,6 +113,11 @@ def _weights(folder: Path) -> Iterator[Path]:
         f"[teacher] model: {folder} has no weights; want {' or '.join(_WEIGHTS)}, or their .index.json with all parts. "
         f"Fetch them, or correct the path."
     )
+
+
+def name_of(file: Path) -> str:
+    """What a file is called in the fingerprint."""
+    return _GGUF if file.suffix.lower() == ".gguf" else file.name
 
 
 def sha256_of(path: Path) -> str:

@@ -142,7 +142,7 @@ def _ways(size: TeacherSize, work: AtOnce, room: Room) -> list[str]:
     if room.teachers > 1 and one <= room.free_bytes:
         fit = room.free_bytes // one
         found.append(f"[ray] actors = {fit} on this machine ({fit} x {_gib(one)})")
-    if size.number_bytes == 4:
+    if size.number_bytes == 4 and not size.packed:
         half = replace(size, dtype="bfloat16", weights_bytes=size.weights_bytes // 2)
         if total(half, room.parts) * room.teachers <= room.free_bytes:
             found.append(f'dtype = "bfloat16" ({_gib(total(half, room.parts) * room.teachers)})')
@@ -156,7 +156,7 @@ def _ways(size: TeacherSize, work: AtOnce, room: Room) -> list[str]:
     found.append(f"{where} with {_gib(one)} free")
     beside = one - needs_of(size, least(work), room.device, room.parts).weights
     numbers = (room.free_bytes // room.teachers - beside) * room.parts // BYTES_OF.get(size.dtype, 4)
-    if numbers > 0:
+    if numbers > 0 and not size.packed:
         found.append(f"a model of at most {numbers / 1e9:,.1f} billion parameters in {size.dtype}")
     return found
 

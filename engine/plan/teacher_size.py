@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from engine.plan.teacher_config import teacher_config
 from engine.plan.teacher_files import teacher_files
+from engine.plan.teacher_place import teacher_gguf
 from schemas.errors import TeacherError
 from schemas.runfile import RunConfig
 
@@ -35,7 +37,8 @@ class TeacherSize:
     format in which they are run; dtype: that of the others, where some are quantised. layers: blocks of the decoder.
     cache_bytes_per_token: keys and values of all layers. pass_bytes_per_token: what one layer holds at a time while it works (an
     estimate: residual and normed states, queries, keys and values with their rotated and repeated copies, the widest of the
-    MLP). state_bytes: of one last hidden state. vocabulary: rows of the lm_head.
+    MLP). state_bytes: of one last hidden state. vocabulary: rows of the lm_head. packed: quantised weights stay as they lie in
+    the files, whatever the dtype.
     """
 
     parameters: int
@@ -46,6 +49,7 @@ class TeacherSize:
     pass_bytes_per_token: int
     state_bytes: int
     vocabulary: int
+    packed: bool = False
 
     @property
     def number_bytes(self) -> int:
@@ -56,15 +60,28 @@ class TeacherSize:
 def teacher_size(run: RunConfig, *, on_cpu: bool) -> TeacherSize:
     """The size of the teacher of a run. on_cpu: there `dtype = "auto"` is float32. Raises TeacherError for files that are missing
     or that are no weights."""
-    files = teacher_files(run)
-    folder = next(file.parent for file in files if file.name == "config.json")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=run.teacher.trust_remote_code)
+    files, config = teacher_files(run), teacher_config(run)
     heads = [file for file in files if file.suffix == ".safetensors"]
-    if heads:
+    if heads and not unpacked(config, on_cpu):
         tensors = list(_tensors(heads))
-    else:  # a .bin file tells its shapes only to whoever unpickles it
+    else:  # a .bin file tells its shapes only to whoever unpickles it; unpacked weights are those of the architecture
         tensors = _without_memory(config, run.teacher.trust_remote_code)
-    return size_of(config, tensors, _dtype(run.teacher.dtype, config, tensors, on_cpu))
+    dtype = run.teacher.dtype
+    if dtype == "auto" and teacher_gguf(run) is not None:
+        dtype = "float32"
+    return size_of(config, tensors, _dtype(dtype, config, tensors, on_cpu), packed=bool(heads and method_of(config)))
+
+
+def method_of(config: Any) -> str:
+    """How the weights are quantised, as a configuration of transformers names it; "" where they are not."""
+    said = getattr(config, "quantization_config", None) or {}
+    return str((said if isinstance(said, dict) else said.to_dict()).get("quant_method", ""))
+
+
+def unpacked(config: Any, on_cpu: bool) -> bool:
+    """Whether plain numbers are made of quantised weights as they are loaded (engine/teacher/loading.py)."""
+    method = method_of(config)
+    return method == "compressed-tensors" or (on_cpu and method in ("fp8", "mxfp8", "mxfp4"))
 
 
 def _dtype(asked: str, config: Any, tensors: Iterable[tuple[str, int]], on_cpu: bool) -> str:
@@ -78,15 +95,16 @@ def _dtype(asked: str, config: Any, tensors: Iterable[tuple[str, int]], on_cpu: 
     return named.removeprefix("torch.") or found
 
 
-def size_of(config: Any, tensors: Iterable[tuple[str, int]], dtype: str) -> TeacherSize:
-    """From a configuration of transformers and its tensors, each as (type as safetensors names it, count of numbers)."""
+def size_of(config: Any, tensors: Iterable[tuple[str, int]], dtype: str, *, packed: bool = False) -> TeacherSize:
+    """From a configuration of transformers and its tensors, each as (type as safetensors names it, count of numbers). packed:
+    some of these are quantised and stay as they are; beside them scales stay in float32 and all else becomes `dtype`."""
     text = config.get_text_config()
-    number, quantised = BYTES_OF.get(dtype, 4), getattr(config, "quantization_config", None) is not None
+    number = BYTES_OF.get(dtype, 4)
     parameters = weights = 0
     for kind, count in tensors:
         own = max(8, _BITS.get(kind, 8)) // 8
         parameters += count
-        weights += count * (own if quantised or kind not in _FLOATS else number)
+        weights += count * (own if kind not in _FLOATS else max(own, number) if packed else number)
     heads, head = _numbers(text, "num_attention_heads", "n_head"), _numbers(text, "head_dim")
     hidden, layers = _numbers(text, "hidden_size", "n_embd", "d_model"), _numbers(text, "num_hidden_layers", "n_layer")
     head = head or (hidden // heads if heads else 0)
@@ -115,6 +133,7 @@ def size_of(config: Any, tensors: Iterable[tuple[str, int]], dtype: str) -> Teac
         pass_bytes_per_token=widest * number,
         state_bytes=hidden * number,
         vocabulary=_numbers(text, "vocab_size"),
+        packed=packed,
     )
 
 

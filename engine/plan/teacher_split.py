@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from transformers import AutoConfig
-
-from engine.plan.teacher_files import teacher_folder
+from engine.plan.teacher_config import teacher_config
+from engine.plan.teacher_place import teacher_gguf
 from schemas.errors import RunFileError
 from schemas.runfile import RunConfig
 
@@ -33,12 +32,14 @@ def split_of(run: RunConfig) -> Split:
     gpus = gpus_of(run)
     if gpus == 1:
         return "one"
-    config = AutoConfig.from_pretrained(teacher_folder(run), trust_remote_code=run.teacher.trust_remote_code)
-    return choose_split(config, run.teacher.split, gpus, changed=run.teacher.adapter is not None)
+    changed = "an adapter cannot be merged into weights that lie in parts" if run.teacher.adapter is not None else ""
+    if teacher_gguf(run) is not None:
+        changed = "a GGUF file is unpacked whole"
+    return choose_split(teacher_config(run), run.teacher.split, gpus, changed=changed)
 
 
-def choose_split(config: Any, asked: str, gpus: int, *, changed: bool = False) -> Split:
-    """config: of transformers; asked: [teacher] split; changed: whether an adapter is merged into the weights.
+def choose_split(config: Any, asked: str, gpus: int, *, changed: str = "") -> Split:
+    """config: of transformers; asked: [teacher] split; changed: what stands between the files and the weights.
 
     auto is tensor where transformers has a plan for the architecture, the heads can be shared out evenly, and nothing stands
     between the files and the weights (adapters, quantisation); else layers, which any architecture takes. Raises RunFileError.
@@ -56,13 +57,13 @@ def choose_split(config: Any, asked: str, gpus: int, *, changed: bool = False) -
     return "layers" if asked == "layers" else "tensor" if asked == "tensor" else "experts"
 
 
-def _against_tensor(config: Any, gpus: int, changed: bool) -> str:
+def _against_tensor(config: Any, gpus: int, changed: str) -> str:
     """Why layers cannot be shared out in parts; "" where they can."""
     text = config.get_text_config()
     if not getattr(text, "base_model_tp_plan", None):
         return f"transformers has no plan of tensor parallelism for model_type {config.model_type!r}"
     if changed:
-        return "an adapter cannot be merged into weights that lie in parts"
+        return changed
     heads = {"attention heads": "num_attention_heads", "key and value heads": "num_key_value_heads"}
     for what, name in heads.items():
         count = getattr(text, name, None)

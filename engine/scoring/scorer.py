@@ -29,7 +29,7 @@ from engine.teacher.evaluate import hidden_states
 from engine.teacher.incremental import OpenBatch
 from engine.teacher.kept_logits import KeptLogits, LogitsStore
 from schemas.errors import BadDocument, IdentityError
-from schemas.manifest import Regime, add_stats
+from schemas.manifest import NOISE_MEAN, NOISE_MOST, Regime, add_stats
 from schemas.runfile import RunConfig
 
 T = TypeVar("T")
@@ -139,6 +139,8 @@ class Scorer:
             report(len(documents), int(stats["teacher_tokens"]))
         stats["documents"] += len(documents)
         stats["quarantined"] += len(quarantine)
+        if (noise := self.stages.teacher.noise) is not None:
+            add_stats(stats, {NOISE_MEAN: noise.mean, NOISE_MOST: noise.most})
         quarantine.sort(key=lambda record: record["doc_row"])
         products = {p: pa.concat_tables([schemas[p].empty_table(), *tables]) for p, tables in done.items()}
         return UnitResult(products, quarantine, dict(stats), self.calibration_sha256)

@@ -10,9 +10,12 @@ Files, in the order of the data:
   cache_rows       the states of single sequences, cut out of a model's cache and put together into another
   incremental      trees scored in rounds over kept keys and values
   kept_states      trees of models that take no mask: the trunk once, branches behind states that were kept
+  gauge            how far apart two ways of running a teacher are, and may be; the noise of its kernels
   self_check       whether a loaded model takes trees, and under which mask, found by trying
   state_check      whether it may be led over kept states, found by trying; and the way that is taken
   adapter          a LoRA adapter merged into the weights
+  gguf_weights     whether all of a GGUF file is in the model made of it
+  loading          files -> a model of transformers on its devices; weights unpacked or left packed
   model            load a teacher and check it: hidden states and logits
   ranks            a teacher that several processes share: rank 0 works, the others follow its passes
   windows          context trees cut into windows that fit the teacher, and put into batches

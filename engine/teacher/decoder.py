@@ -34,7 +34,7 @@ _FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes 
 class Decoder:
     """A causal LM and how it is to be run. path_tokens: padded tokens of one pass over paths. masking: which masks trees take;
     kernel: the attention implementation of transformers that is used for trees. blocks: whether long windows may be read block by
-    block (engine/teacher/long_trees.py)."""
+    block (engine/teacher/long_trees.py). numbers: what it computes in; None: what the model says."""
 
     model: Any
     device: torch.device
@@ -42,6 +42,7 @@ class Decoder:
     masking: Masking = Masking()
     kernel: str = "sdpa"
     blocks: bool = False
+    numbers: torch.dtype | None = None
 
     @cached_property
     def body(self) -> Any:
@@ -117,7 +118,10 @@ class Decoder:
             setattr(module, attribute, tensor)
         out = self.body(input_ids=token_BN, use_cache=True, **extra)
         cache = cache if made_here else getattr(out, name)
-        return out.last_hidden_state, (cache, [getattr(module, attribute) for module, attribute in inside])
+        return out.last_hidden_state.to(self.device), (
+            cache,
+            [getattr(module, attribute) for module, attribute in inside],
+        )
 
     @cached_property
     def _memory(self) -> tuple[str, bool, bool, list[tuple[torch.nn.Module, str]]]:
@@ -137,7 +141,7 @@ class Decoder:
     def masked(self, token_BM: torch.Tensor, reach: Reach, start: int, kernel: str, cache: Any = None) -> torch.Tensor:
         """Hidden states [B, M, D] of the places from `start` on; the cache holds those before it."""
         own = self.model.config._attn_implementation
-        mask = masks_for(self.masking, kernel, reach, start, self.model.dtype)
+        mask = masks_for(self.masking, kernel, reach, start, self.numbers or self.model.dtype)
         if kernel != own:
             self.model.set_attn_implementation(kernel)
         try:

@@ -11,33 +11,29 @@ Letters: B sequences, n nodes of one window, D hidden size, C rows of one chunk,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
-from transformers.distributed.configuration_utils import DistributedConfig
 
-from engine.teacher.adapter import with_adapter
 from engine.teacher.decoder import Decoder
+from engine.teacher.gauge import Gauge, LogProbs, Noise, noisy_gauge
 from engine.teacher.incremental import CachedTrees, IncrementalTrees, RescoredTrees
 from engine.teacher.kept_states import Leading, StateTrees
+from engine.teacher.loading import load_model, number_format, packed
 from engine.teacher.long_trees import long_states, needs_blocks
 from engine.teacher.packing import Window
-from engine.teacher.self_check import CheckResult, LogProbs, first_line, probe
+from engine.teacher.self_check import CheckResult, first_line, probe
 from engine.teacher.state_check import find_way
 from schemas.errors import TeacherError
 from schemas.settings import TeacherConfig
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 _DEFAULT_CONTEXT = 2048
-_NOT_THE_MODEL = (torch.OutOfMemoryError, MemoryError, getattr(torch, "AcceleratorError", MemoryError))
-_LOADING = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+NOT_THE_MODEL = (torch.OutOfMemoryError, MemoryError, getattr(torch, "AcceleratorError", MemoryError))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +42,8 @@ class Teacher:
     `end_ids` are its ends of text.
 
     why: the reason that it is not "tree", empty for that. reuse: whether `open_trees` keeps keys and values, or states, between
-    its rounds. gap: nats by which contexts of the start-up check differ from contexts alone.
+    its rounds. gap: by which contexts of the start-up check differ from contexts alone, in nats; where there is noise, as total
+    variation. noise: of its kernels, as measured then; None for a plain teacher in float32 (engine/teacher/gauge.py).
     """
 
     model: Any
@@ -58,6 +55,7 @@ class Teacher:
     why: str
     reuse: bool
     gap: float
+    noise: Noise | None
     _decoder: Decoder
     _leading: Leading | None
     _most: int | None
@@ -112,6 +110,12 @@ class Teacher:
         found = {"lm_head": head.weight, "embedding": self.model.get_input_embeddings().weight}
         if (bias := getattr(head, "bias", None)) is not None:
             found["bias"] = bias
+        for name, t in found.items():
+            if not (t.is_floating_point() and type(t) in (torch.Tensor, torch.nn.Parameter, DTensor)):
+                raise TeacherError(
+                    f"[targets] hidden = true: the {name} of this teacher is quantised and stays packed, so that it cannot be "
+                    "stored beside the states. Take a model whose lm_head and embedding are not quantised"
+                )
         return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in found.items()}
 
     def with_less_memory(self, batch_tokens: int, *, keep: bool) -> Teacher:
@@ -134,69 +138,10 @@ def load_teacher(
             '[teacher] device: got "cuda", but torch sees no GPU here; use "auto" or "cpu", or a GPU actor'
         )
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    dtype: Any = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
-    if config.dtype == "auto" and device.type == "cpu":
-        dtype = torch.float32  # half precision on a CPU is slower and less exact
-    try:
-        # transformers chooses the attention: SDPA where the architecture has it, else its own plain one (Gemma-2)
-        made: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=config.revision,
-            dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-            **_placement(split, device),
-        )
-    except Exception as error:  # damaged and hostile files make the libraries raise anything
-        if type(error).__name__ == "UnpicklingError":
-            raise TeacherError(
-                f"[teacher] model {path!r}: a .bin file holds more than weights, and such files can hold code, so it was not "
-                "loaded. Want model.safetensors; convert the model where you trust it, or take another."
-            ) from error
-        if not isinstance(error, _LOADING):
-            raise
-        raise TeacherError(
-            f"[teacher] model {path!r} cannot be loaded: {first_line(error)}. Want a folder (or Hub id) with config.json "
-            "and weights of a causal language model that transformers knows."
-        ) from error
-    model, report = made
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers fills them with random numbers and only warns
-        raise TeacherError(
-            f"[teacher] model {path!r}: the weights lack {len(missing)} tensor(s), such as {missing[0]}. Want the complete "
-            "weights of a causal language model; fetch them again, or check that config.json belongs to them."
-        )
-    if adapter is not None:
-        model = with_adapter(model, adapter, config.adapter_revision)
+    model = load_model(config, path, device, adapter, split)
     if split == "layers":
-        device = _on_gpus_only(model, path)
-    elif split == "one":
-        model = model.to(device)  # an adapter may have been merged elsewhere
-    return _checked(model.eval(), device, config, tokenizer_end, Path(path).name)
-
-
-def _placement(split: str, device: torch.device) -> dict[str, Any]:
-    """Where the weights go, for `from_pretrained`: straight to their devices, file by file, so that host memory never holds them
-    all."""
-    if split == "layers":
-        return {"device_map": "balanced"}
-    if split == "one":
-        return {} if device.type == "cpu" else {"device_map": {"": torch.cuda.current_device()}}
-    count = torch.distributed.get_world_size()
-    return {"distributed_config": DistributedConfig(tp_size=count, ep_size=count if split == "experts" else 1)}
-
-
-def _on_gpus_only(model: Any, path: str) -> torch.device:
-    """The device of the lm_head, where rows come out. Raises TeacherError for layers that found no place on a GPU: accelerate
-    would fetch them from host memory or disk for every pass."""
-    placed = getattr(model, "hf_device_map", {})
-    outside = [name for name, where in placed.items() if where in ("cpu", "disk")]
-    if outside:
-        raise TeacherError(
-            f"[teacher] model {path!r}: {len(outside)} of {len(placed)} parts, such as {outside[0]}, found no room on the GPUs "
-            f"({torch.cuda.device_count()} here). Raise [ray] num_gpus, or take larger GPUs or a smaller dtype"
-        )
-    return model.get_output_embeddings().weight.device
+        device = model.get_output_embeddings().weight.device  # where rows come out
+    return _checked(model, device, config, tokenizer_end, Path(path).name)
 
 
 def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_end: int | None, name: str) -> Teacher:
@@ -214,30 +159,32 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
     if tokenizer_end is not None:
         listed.append(tokenizer_end)
     end_ids = tuple(dict.fromkeys(listed))
-    to_logits, limit = _logits_function(model), _TOLERANCE_NATS[model.dtype]
-    vocab_rows = head.weight.shape[0]
-    decoder = Decoder(model, device, config.batch_tokens, kernel=model.config._attn_implementation)
+    to_logits = _logits_function(model)
+    vocab_rows = head.out_features if packed(model) else head.weight.shape[0]  # a packed matrix has another shape
+    numbers, kernel = number_format(model), model.config._attn_implementation
+    decoder = Decoder(model, device, config.batch_tokens, kernel=kernel, numbers=numbers)
 
     def log_probs(hidden: torch.Tensor) -> torch.Tensor:
         return torch.log_softmax(to_logits(hidden), -1)
 
     vocab = min(vocab_rows, 1000)
     with torch.inference_mode():
-        _check_logits(decoder, log_probs, vocab, min(12, max_length), limit, name)
+        gauge = _gauge(decoder, log_probs, vocab, max_length, config, name)
+        _check_logits(decoder, gauge, vocab, min(12, max_length), name)
         if config.attention == "paths":
             found = CheckResult(None, False, 'the run file says attention = "paths"')
         else:
-            found = find_way(decoder, log_probs, vocab, max_length, limit, trees=config.attention != "states")
+            found = find_way(decoder, gauge, vocab, max_length, trees=config.attention != "states")
     way = "tree" if found.decoder is not None else "paths" if found.leading is None else "states"
     if config.attention not in ("auto", way):
         other = (
-            f'"states" works here (within {found.gap:.1g} nats)'
+            f'"states" works here (within {found.gap:.1g} {gauge.unit})'
             if found.leading
-            else f'"states" fails ({found.gap:.3g} nats)'
+            else f'"states" fails ({found.gap:.3g} {gauge.unit})'
         )
         raise TeacherError(
             f'[teacher] {name}: attention = "{config.attention}" is not possible: {found.why}. Want what each context alone '
-            f'gives, within {limit} nats; {other}; use "auto".'
+            f'gives, within {gauge.limit:.3g} {gauge.unit}; {other}; use "auto".'
         )
     return Teacher(
         model,
@@ -249,6 +196,7 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
         found.why,
         found.reuse,
         found.gap,
+        gauge.noise,
         found.decoder or decoder,
         found.leading,
         found.most,
@@ -256,7 +204,56 @@ def _checked(model: Any, device: torch.device, config: TeacherConfig, tokenizer_
     )
 
 
-def _check_logits(decoder: Decoder, log_probs: LogProbs, vocab: int, size: int, limit: float, name: str) -> None:
+def _gauge(
+    decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, config: TeacherConfig, name: str
+) -> Gauge:
+    """How ways are compared. Raises TeacherError where the noise is above what the run file allows."""
+    method, numbers = packed(decoder.model), decoder.numbers
+    if not method and numbers == torch.float32:
+        return Gauge(log_probs)
+    try:
+        gauge = noisy_gauge(decoder, log_probs, vocab, max_length)
+    except (TeacherError, *NOT_THE_MODEL):
+        raise
+    except Exception as error:  # code of every architecture there is: it may raise anything
+        raise _not_scored(error, name, "a batch of plain sequences of token ids") from error
+    noise = gauge.noise
+    assert noise is not None
+    if noise.mean > config.max_noise:
+        what = f"weights quantised by {method}" if method else f"numbers in {str(numbers).removeprefix('torch.')}"
+        raise TeacherError(
+            f"[teacher] {name}: its distributions hang on what else is in a batch: the same contexts differ by {noise.mean:.3g} "
+            f"in total variation on average (at most {noise.most:.3g}), want <= {config.max_noise:g} ([teacher] max_noise). This "
+            f"comes of {what}. {_quieter(method)}, or set max_noise = {_above(noise.mean)} if such targets are good enough."
+        )
+    return gauge
+
+
+def _quieter(method: str) -> str:
+    if not method:
+        return 'Take dtype = "float32"'
+    if method == "bitsandbytes":
+        return (
+            "Take the model unquantised or as NF4, or write llm_int8_threshold = 0.0 into the quantization_config of its "
+            "config.json: columns of large activations are else chosen by all that is in a batch"
+        )
+    return "Take the model unquantised, or with only its weights quantised"
+
+
+def _above(noise: float) -> float:
+    """A round number above it."""
+    step = 10.0 ** math.floor(math.log10(noise))
+    return round((math.floor(noise / step) + 1) * step, 9)
+
+
+def _not_scored(error: Exception, name: str, what: str) -> TeacherError:
+    return TeacherError(
+        f"[teacher] {name}: {what} cannot be scored: {first_line(error)}. Want a causal language model that needs nothing but "
+        "token ids; check its config.json, or take another teacher."
+    )
+
+
+def _check_logits(decoder: Decoder, gauge: Gauge, vocab: int, size: int, name: str) -> None:
     """The last hidden state, through the head as this file knows it, gives the model's own log-probabilities, and those of a
     token do not depend on what follows it. Raises TeacherError: they do not, or the model cannot be run so at all."""
     chain = probe(vocab, size, 0)
@@ -266,27 +263,25 @@ def _check_logits(decoder: Decoder, log_probs: LogProbs, vocab: int, size: int, 
     given = torch.tensor([token], device=decoder.device)
     try:
         theirs = torch.log_softmax(decoder.model(input_ids=given).logits[0].float(), -1)
-        ours = log_probs(decoder.chains([trunk])[0])
-        alone = log_probs(decoder.chains([Window(token[:short], chain.parent[:short], chain.depth[:short])])[0])
-        gap, later = float((ours - theirs).abs().max()), float((ours[:short] - alone).abs().max())
+        ours = gauge.log_probs(decoder.chains([trunk])[0])
+        alone = gauge.log_probs(decoder.chains([Window(token[:short], chain.parent[:short], chain.depth[:short])])[0])
+        gap, later = gauge.apart(ours, theirs), gauge.apart(ours[:short], alone)
     except TeacherError as error:
         raise TeacherError(f"[teacher] {name}: {error}") from error
-    except _NOT_THE_MODEL:
+    except NOT_THE_MODEL:
         raise
     except Exception as error:  # code of every architecture there is: it may raise anything
+        raise _not_scored(error, name, f"a plain sequence of {size} token ids") from error
+    if not gap <= gauge.limit:
         raise TeacherError(
-            f"[teacher] {name}: a plain sequence of {size} token ids cannot be scored: {first_line(error)}. Want a causal "
-            "language model that needs nothing but token ids; check its config.json, or take another teacher."
-        ) from error
-    if not gap <= limit:
-        raise TeacherError(
-            f"[teacher] {name}: log-probabilities made from the last hidden state differ from the model's own by {gap:.3g} nats "
-            f"(want <= {limit}). This architecture changes its logits in a way that is not known; report it with its config.json."
+            f"[teacher] {name}: log-probabilities made from the last hidden state differ from the model's own by {gap:.3g} "
+            f"{gauge.unit} (want <= {gauge.limit:.3g}). This architecture changes its logits in a way that is not known; report "
+            "it with its config.json."
         )
-    if not later <= limit:
+    if not later <= gauge.limit:
         raise TeacherError(
-            f"[teacher] {name}: the distributions of a text's first {short} tokens change by {later:.3g} nats when "
-            f"{size - short} more follow (want <= {limit}). As its config.json has it, it is no causal language "
+            f"[teacher] {name}: the distributions of a text's first {short} tokens change by {later:.3g} {gauge.unit} "
+            f"when {size - short} more follow (want <= {gauge.limit:.3g}). As its config.json has it, it is no causal language "
             "model (is_decoder?); take another."
         )
 

@@ -1,15 +1,15 @@
 """Which way a loaded model may be run, found by trying: a wrong attention mask gives plausible numbers and no error.
 
 Small trees are scored as trees, where that is wrong over kept states, and by paths (plain sequences, the model's own causal
-attention), and the largest difference in log-probability decides. Sliding windows are tried twice: cut down to a few tokens,
-where a window that is wrong by one token shows, and where it is affordable at their real size, where a window that the model
-keeps elsewhere would show. Kept states: engine/teacher/state_check.py.
+attention), and the largest difference decides (engine/teacher/gauge.py). Sliding windows are tried twice: cut down to a few
+tokens, where a window that is wrong by one token shows, and where it is affordable at their real size, where a window that the
+model keeps elsewhere would show. Kept states: engine/teacher/state_check.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ import torch
 
 from engine.teacher.attention_masks import Masking
 from engine.teacher.decoder import Decoder
+from engine.teacher.gauge import Gauge, agreed
 from engine.teacher.incremental import CachedTrees, IncrementalTrees
 from engine.teacher.kept_states import Leading
 from engine.teacher.long_trees import long_states
@@ -29,7 +30,6 @@ from engine.teacher.packing import Window
 REFUSALS = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, ImportError)
 _TRUNK = 24  # tokens of the small probe
 SHOWN = 6  # tokens of a window that is cut down for the small probe
-_COMPARED = 64  # last nodes of each window that are compared: all branches, and the end of the trunk
 _BY_THE_MASK = {
     "full_attention",
     "sliding_attention",
@@ -42,15 +42,13 @@ _OTHER_WINDOWS = (
     "local_attention_window",
 )  # names of windows that no mask here knows
 
-LogProbs = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, D] -> fp32 log-probabilities [n, V]
-
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
     """What the trials gave. decoder: ready for trees, None where those are wrong, and `why`. most: tokens of a context up to
     which trees are right, None for any. leading: how it is led over kept states, None where that is not needed or wrong too.
-    reuse: rounds may keep keys and values, or states. gap: nats by which the way that is taken differs from contexts alone, as
-    far as it was tried."""
+    reuse: rounds may keep keys and values, or states. gap: by which the way that is taken differs from contexts alone, as far as
+    it was tried, in the unit of the gauge."""
 
     decoder: Decoder | None
     reuse: bool
@@ -60,7 +58,7 @@ class CheckResult:
     most: int | None = None
 
 
-def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> CheckResult:
+def find_masks(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> CheckResult:
     """Try the masks that the configuration suggests, for trees."""
     text = decoder.model.config.get_text_config()
     strange = set(getattr(text, "layer_types", None) or ()) - _BY_THE_MASK
@@ -74,16 +72,16 @@ def find_masks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
         tried = replace(decoder, masking=masking)
         try:
             with choosing(decoder, max_length):
-                gap = max(_gaps(tried, log_probs, vocab, max_length))
+                gap = max(_gaps(tried, gauge, vocab, max_length))
         except REFUSALS as error:
             why = why or f"mask not accepted: {first_line(error)}"
             continue
-        if gap <= limit:
-            tried = _faster(tried, log_probs, vocab, max_length, limit)
-            tried = replace(tried, blocks=_in_blocks(tried, log_probs, vocab, max_length, limit))
+        if gap <= gauge.limit:
+            tried = _faster(tried, gauge, vocab, max_length)
+            tried = replace(tried, blocks=_in_blocks(tried, gauge, vocab, max_length))
             most = _most_tokens(tried, max_length)
-            return CheckResult(tried, _grows(tried, log_probs, vocab, max_length, limit), "", gap=gap, most=most)
-        why = why or f"differs by {gap:.3g} nats"
+            return CheckResult(tried, _grows(tried, gauge, vocab, max_length), "", gap=gap, most=most)
+        why = why or f"differs by {gap:.3g} {gauge.unit}"
     return CheckResult(None, False, why)
 
 
@@ -143,11 +141,11 @@ def small_trees(vocab: int, max_length: int) -> list[Window]:
     return [probe(vocab, max(1, trunk // part), seed) for seed, part in enumerate((1, 3, 4))]
 
 
-def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) -> Iterator[float]:
-    """Differences in nats between trees and paths: the small probe, then the deep one where there are windows."""
+def _gaps(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> Iterator[float]:
+    """Differences between trees and paths: the small probe, then the deep one where there are windows."""
     small = small_trees(vocab, max_length)
     with cut_down(decoder, max_length) as shown:
-        yield gap_of(log_probs, shown.trees(small), shown.paths(small))
+        yield gauge.gap(shown.trees(small), shown.paths(small))
     text = decoder.model.config.get_text_config()
     others = [w for name in _OTHER_WINDOWS if isinstance(w := getattr(text, name, None), int) and w < max_length]
     window = decoder.masking.window
@@ -155,7 +153,7 @@ def _gaps(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int) ->
         others.append(window)
     if others:
         deep = [probe(vocab, min(max(others) + _TRUNK, max_length), 3)]
-        yield gap_of(log_probs, decoder.trees(deep), decoder.paths(deep))
+        yield gauge.gap(decoder.trees(deep), decoder.paths(deep))
 
 
 @contextmanager
@@ -178,22 +176,14 @@ def cut_down(decoder: Decoder, max_length: int) -> Iterator[Decoder]:
             setattr(text, name, size)
 
 
-def gap_of(log_probs: LogProbs, ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    worst = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        gap = (log_probs(a[-_COMPARED:]) - log_probs(b[-_COMPARED:])).abs().max()
-        worst = max(worst, float(gap) if torch.isfinite(gap) else float("inf"))
-    return worst
-
-
-def _grows(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> bool:
+def _grows(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> bool:
     """Whether rounds over a cache give what one pass gives; the first round once with branches and once without."""
     small = small_trees(vocab, max_length)
     try:
         with cut_down(decoder, max_length) as shown:
             whole = shown.trees(small)
             for extra in (0, 2):
-                if not gap_of(log_probs, in_rounds(partial(CachedTrees, shown), small, extra), whole) <= limit:
+                if not gauge.gap(in_rounds(partial(CachedTrees, shown), small, extra), whole) <= gauge.limit:
                     return False
     except REFUSALS:
         return False
@@ -211,7 +201,7 @@ def in_rounds(
     return [torch.cat(pair) for pair in zip(first, rest, strict=True)]
 
 
-def _in_blocks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> bool:
+def _in_blocks(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> bool:
     """Whether a window read block by block gives what one pass gives: in one block of branches, and in many."""
     small = small_trees(vocab, max_length)
     try:
@@ -220,14 +210,14 @@ def _in_blocks(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: in
             found = [[long_states(shown, w, cells) for w in small] for cells in (1 << 20, 256)]
     except REFUSALS:
         return False
-    return all(gap_of(log_probs, parts, whole) <= limit for parts in found)
+    return all(gauge.gap(parts, whole) <= gauge.limit for parts in found)
 
 
 def _part(window: Window, begin: int, end: int) -> Window:
     return Window(window.token[begin:end], window.parent[begin:end], window.depth[begin:end])
 
 
-def _faster(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float) -> Decoder:
+def _faster(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> Decoder:
     """FlexAttention where it is right and faster on this GPU: both are timed on one tree."""
     if decoder.device.type != "cuda" or not getattr(decoder.model, "_supports_flex_attn", False):
         return decoder
@@ -241,20 +231,11 @@ def _faster(decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, 
         np.concatenate([chain.depth[:trunk], [n + 1 for n in branches]]),
     )
     try:
-        if not max(_gaps(flex, log_probs, vocab, max_length)) <= limit:
+        if not max(_gaps(flex, gauge, vocab, max_length)) <= gauge.limit:
             return decoder
-        return flex if _agreed(_seconds(flex, tree) < _seconds(decoder, tree)) else decoder
+        return flex if agreed(_seconds(flex, tree) < _seconds(decoder, tree)) else decoder
     except REFUSALS:
         return decoder
-
-
-def _agreed(answer: bool) -> bool:
-    """Rank 0's answer, where several processes share the model: clocks differ, and all must run the same."""
-    if not torch.distributed.is_initialized():
-        return answer
-    box = [answer]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _seconds(decoder: Decoder, tree: Window) -> float:

@@ -15,16 +15,16 @@ import torch
 
 from engine.teacher.cache_rows import rows_of
 from engine.teacher.decoder import Decoder
+from engine.teacher.gauge import Gauge, agreed
 from engine.teacher.kept_states import STATE_BYTES, Leading, StateTrees
+from engine.teacher.packing import Window
 from engine.teacher.self_check import (
     REFUSALS,
     SHOWN,
     CheckResult,
-    LogProbs,
     choosing,
     cut_down,
     find_masks,
-    gap_of,
     in_rounds,
     maskings,
     probe,
@@ -47,26 +47,35 @@ LEADINGS = [
 """Ways over kept states, those of the fewest passes and tokens first."""
 
 
-def find_way(
-    decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float, *, trees: bool = True
-) -> CheckResult:
-    """Try trees (unless they are not wanted), then kept states. `limit`: nats by which two ways may differ."""
+def find_way(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int, *, trees: bool = True) -> CheckResult:
+    """Try trees (unless they are not wanted), then kept states. gauge: how far two ways may differ."""
+    if gauge.noise is not None and _blind(decoder, gauge, vocab, max_length):
+        return CheckResult(
+            None, False, f"noise of up to {gauge.noise.most:.3g} in total variation would hide a wrong way"
+        )
     found = CheckResult(None, False, 'the run file says attention = "states"')
     if trees:
-        found = find_masks(decoder, log_probs, vocab, max_length, limit)
+        found = find_masks(decoder, gauge, vocab, max_length)
     if found.decoder is not None and found.most is None:
         return found
     with choosing(decoder, SHOWN):
-        leading, gap = find_leading(decoder, log_probs, vocab, max_length, limit)
+        leading, gap = find_leading(decoder, gauge, vocab, max_length)
     if found.decoder is not None:
         return replace(found, leading=leading, reuse=leading is not None)
     return replace(found, leading=leading, reuse=leading is not None, gap=gap)
 
 
-def find_leading(
-    decoder: Decoder, log_probs: LogProbs, vocab: int, max_length: int, limit: float
-) -> tuple[Leading | None, float]:
-    """The first way over kept states that gives what contexts alone give, in one go and in rounds, and the gap in nats.
+def _blind(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> bool:
+    """Whether contexts pass for right that have tokens of other branches in them: then no trial proves anything."""
+    small = small_trees(vocab, max_length)
+    wrong = [w.token[:max_length] for w in small]
+    chains = decoder.chains([Window(t, list(range(-1, len(t) - 1)), list(range(len(t)))) for t in wrong])
+    right = [states[:max_length] for states in decoder.paths(small)]
+    return gauge.gap(chains, right) <= gauge.limit
+
+
+def find_leading(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> tuple[Leading | None, float]:
+    """The first way over kept states that gives what contexts alone give, in one go and in rounds, and the gap.
 
     They are tried in their order, until the small trees of one are right to a tenth of the limit, then the first that does not
     differ much more than the best so far is taken: in half precision the limit is wide, and a state that is carried over wrongly
@@ -84,22 +93,22 @@ def find_leading(
         try:
             with cut_down(wide, max_length) as shown:
                 rounds = [in_rounds(partial(StateTrees, shown, tried), small, extra) for extra in (0, 2)]
-                worst = max(gap_of(log_probs, ours, whole) for ours in rounds)
+                worst = max(gauge.gap(ours, whole) for ours in rounds)
             sized = _sized(decoder, leading)
-            worst = max(worst, gap_of(log_probs, StateTrees(decoder, sized, deep).hidden, deep_whole), gaps[leading])
+            worst = max(worst, gauge.gap(StateTrees(decoder, sized, deep).hidden, deep_whole), gaps[leading])
         except REFUSALS:
             return None, math.inf
-        return (sized if worst <= limit else None), worst
+        return (sized if worst <= gauge.limit else None), worst
 
     refused = set[Leading]()
     for leading in LEADINGS:
         gaps[leading] = math.inf
         with suppress(*REFUSALS), cut_down(wide, max_length) as shown:
             trees = StateTrees(shown, replace(leading, spacing=_SPACING), small)
-            gaps[leading] = gap_of(log_probs, trees.hidden, whole)
-        if gaps[leading] > limit / 10 and leading != LEADINGS[-1]:
+            gaps[leading] = gauge.gap(trees.hidden, whole)
+        if gaps[leading] > gauge.limit / 10 and leading != LEADINGS[-1]:
             continue
-        bound = min(limit, max(limit / 10, 4 * min(gaps.values())))
+        bound = min(gauge.limit, max(gauge.limit / 10, 4 * min(gaps.values())))
         for earlier, gap in gaps.items():
             if gap <= bound and earlier not in refused:
                 found = proved(earlier)
@@ -120,4 +129,4 @@ def _sized(decoder: Decoder, leading: Leading) -> Leading:
         for length in (8, 16)
     )
     token = max(0, (long - short) // 8)
-    return replace(leading, state_bytes=max(0, short - 8 * token), token_bytes=token, room_bytes=room)
+    return agreed(replace(leading, state_bytes=max(0, short - 8 * token), token_bytes=token, room_bytes=room))

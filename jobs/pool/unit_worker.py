@@ -50,7 +50,13 @@ class UnitWorker:
         teacher = self._scorer.stages.teacher
         ways = {"paths": "one path at a time", "states": "over kept states"}
         way = ways.get(teacher.attention)
-        self.note = f"teacher: contexts are scored {way}: {teacher.why}" if way else ""
+        notes = [f"contexts are scored {way}: {teacher.why}"] if way else []
+        if teacher.noise is not None:
+            notes.append(
+                f"noise of its kernels {teacher.noise.mean:.2g} on average, {teacher.noise.most:.2g} at most (total variation "
+                "between batches)"
+            )
+        self.note = f"teacher: {'; '.join(notes)}" if notes else ""
 
     def calibrate(self, documents: Sequence[Document], last: bool, lost: Sequence[tuple[Document, str]] = ()) -> None:
         """Some or all documents of the calibration sample; last: there are no more. lost: those that kill, and how.

@@ -136,7 +136,7 @@ def test_auto_takes_parts_of_layers_where_that_is_sound(saved: Path) -> None:
     config = AutoConfig.from_pretrained(saved / "llama")  # 4 heads, 2 of keys and values
     assert choose_split(config, "auto", 2) == "tensor"
     assert choose_split(config, "auto", 4) == "layers"
-    assert choose_split(config, "auto", 2, changed=True) == "layers"
+    assert choose_split(config, "auto", 2, changed="an adapter") == "layers"
     assert choose_split(config, "layers", 2) == "layers"
     config.quantization_config = {"quant_method": "bitsandbytes"}
     assert (choose_split(config, "auto", 2), choose_split(config, "tensor", 2)) == ("layers", "tensor")
