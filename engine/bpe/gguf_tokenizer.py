@@ -68,6 +68,7 @@ def _folder(file: Path, size: int, changed: int, where: str) -> Path:
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as part:
             made.save_pretrained(part)
+            _drop_foreign(Path(part, "tokenizer.json"), len(head["tokenizer.ggml.tokens"]))
             shutil.copytree(part, f"{part}-whole")
         try:
             Path(f"{part}-whole").rename(home)
@@ -107,6 +108,14 @@ def _made(file: Path, where: str) -> Any:
             raise TokenizerError(
                 f"{where}: transformers cannot make a tokenizer of {file}: {first}. {_INSTEAD}"
             ) from error
+
+
+def _drop_foreign(file: Path, count: int) -> None:
+    """Special tokens that the classes of transformers put behind those of the file, such as GPT-2's own end, stand for no row of
+    the model. count: tokens of the file."""
+    spec = json.loads(file.read_text(encoding="utf-8"))
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < count]
+    file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
 
 
 def _refuse_unknown_steps(head: dict[str, Any], file: Path, where: str) -> None:

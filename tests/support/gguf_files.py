@@ -1,4 +1,4 @@
-"""A GGUF file of the demo's teacher, written by the gguf library: weights, tokens and merges, and a name for how texts are cut."""
+"""A GGUF file of the demo's teacher, written by the gguf library: weights, tokens and merges, and a name for its cuts."""
 
 from __future__ import annotations
 
