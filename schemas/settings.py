@@ -43,13 +43,16 @@ class TeacherConfig(SettingsTable):
     """[teacher]: the model whose next-token distributions are stored."""
 
     model: str = key(
-        semantic=True, min_length=1, about="Any Hugging Face causal language model: a local folder or a hub id."
+        semantic=True,
+        min_length=1,
+        about="Any Hugging Face causal language model: a local folder or a hub id. Or one GGUF file: a path, or "
+        "`owner/name/file.gguf` of the hub; needs `pip install 'targetsmith[gguf]'`.",
     )
     tokenizer: str | None = key(
         None,
         semantic=True,
         min_length=1,
-        about="The teacher's tokenizer: a local folder or file, or a hub id. Not given: the one beside `model`.",
+        about="The teacher's tokenizer: a local folder or file, or a hub id. Not given: the one beside `model`, or in its GGUF file.",
     )
     revision: str | None = key(
         None, semantic=True, min_length=1, about="Branch, tag or commit of `model` on the hub. Not given: main."
@@ -78,8 +81,8 @@ class TeacherConfig(SettingsTable):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto",
         semantic=True,
-        about="Number format of the weights. `auto`: the one the model was saved in. Log-probabilities are always "
-        "computed in float32.",
+        about="Number format of the weights. `auto`: the one the model was saved in; float32 on a CPU and of a GGUF file. "
+        "Log-probabilities are always computed in float32.",
     )
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", semantic=False, about="Where the model runs. `auto`: CUDA where an actor has a GPU, else the CPU."

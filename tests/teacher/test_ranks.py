@@ -101,6 +101,14 @@ def test_paths_are_shared_too(saved: Path) -> None:
     equal(shared(saved / "qwen3", everything, "tensor", **settings), everything(load(saved / "qwen3", **settings)))
 
 
+def test_kept_states_are_shared_too(saved: Path) -> None:
+    """A way over states is found by all ranks alike, and each keeps its own part of them."""
+    settings: dict[str, Any] = {"attention": "states"}
+    found, alone = shared(saved / "llama", everything, "tensor", **settings), load(saved / "llama", **settings)
+    assert alone.attention == "states"
+    equal(found, everything(alone))
+
+
 def breaks(teacher: Teacher) -> str:
     """A round whose parents do not exist fails on rank 0, and on the other one."""
     trees = teacher.open_trees([chain(1, 10)])
