@@ -52,7 +52,8 @@ class TeacherConfig(SettingsTable):
         None,
         semantic=True,
         min_length=1,
-        about="The teacher's tokenizer: a local folder or file, or a hub id. Not given: the one beside `model`, or in its GGUF file.",
+        about="The teacher's tokenizer: a local folder or file, or a hub id. Not given: the one beside `model`, or in its GGUF "
+        "file.",
     )
     revision: str | None = key(
         None, semantic=True, min_length=1, about="Branch, tag or commit of `model` on the hub. Not given: main."

@@ -79,7 +79,7 @@ def _folder(file: Path, size: int, changed: int, where: str) -> Path:
 
 def gguf_head(file: Path, where: str) -> dict[str, Any]:
     """What the file says of itself, key -> value. Raises TokenizerError where it is no whole GGUF file of one part."""
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     try:
         head, _ = read_gguf_metadata(str(file), ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"))

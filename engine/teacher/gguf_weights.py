@@ -19,7 +19,9 @@ def check_all_taken(model: Any, place: str, file: str, revision: str | None) -> 
     """Compares the count of numbers. place: a folder or Hub id. Raises TeacherError where they differ."""
     from gguf import GGUFReader
 
-    tensors = GGUFReader(cached_file(place, file, revision=revision)).tensors
+    found = cached_file(place, file, revision=revision)
+    assert found is not None  # it was loaded
+    tensors = GGUFReader(found).tensors
     there, taken = sum(int(t.n_elements) for t in tensors), sum(p.numel() for p in model.parameters())
     if there == taken:
         return

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GgufConfig, Mxfp4Config, PreTrainedConfig
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GgufConfig, PreTrainedConfig
 from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.utils.quantization_config import Mxfp4Config
 
 from engine.teacher.adapter import with_adapter
 from engine.teacher.gguf_weights import check_all_taken

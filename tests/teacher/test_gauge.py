@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from engine.dataset.layout import load_manifest
 from engine.dataset.store import open_store
 from engine.plan.teacher_size import teacher_size
 from engine.scoring.stages import load_stages
-from engine.teacher.adapter import with_adapter
 from engine.teacher.gauge import LEAST, Gauge, Noise
 from engine.teacher.loading import load_model, packed
 from engine.teacher.model import Teacher, load_teacher
@@ -36,9 +36,8 @@ NEEDS = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "ao": "torchao"}
 
 def settings_of(kind: str) -> Any:
     if kind == "ao":
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-
-        return TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+        torchao: Any = import_module("torchao.quantization")
+        return TorchAoConfig(torchao.Int8DynamicActivationInt8WeightConfig())
     return BitsAndBytesConfig(load_in_8bit=kind == "int8", load_in_4bit=kind == "nf4", bnb_4bit_quant_type="nf4")
 
 
@@ -188,7 +187,6 @@ def test_sizes_count_packed_weights_as_they_are(tmp_path: Path, saved: dict[str,
 
 
 def test_an_adapter_is_not_rounded_away(saved: dict[str, Path], tmp_path: Path) -> None:
-    assert with_adapter is not None
     with pytest.raises(TeacherError, match=r"quantised \(bitsandbytes\) and stay packed.*round the adapter away"):
         load_model(
             TeacherConfig(model=str(folder_of(saved, "nf4")), device="cpu"),
@@ -202,8 +200,7 @@ def test_an_adapter_is_not_rounded_away(saved: dict[str, Path], tmp_path: Path) 
 def test_a_packed_lm_head_is_not_stored(tmp_path: Path) -> None:
     if find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed: pip install -e '.[bitsandbytes]'")
-    import bitsandbytes
-
+    bitsandbytes: Any = import_module("bitsandbytes")
     teacher = load(TEACHER)
     head = bitsandbytes.nn.Linear4bit(128, VOCAB, bias=False, quant_type="nf4").to("cpu")
     teacher.model.set_output_embeddings(head)
