@@ -26,12 +26,14 @@ _PROCESS_BYTES = {"cpu": GIB, "cuda": GIB // 2}
 @dataclass(frozen=True, slots=True)
 class AtOnce:
     """What a run does at once. tokens: of a forward pass; rows: of the lm_head; mask_bytes: of a mask, at most; rounds: whether
-    keys and values of a group are kept (searches, and pruning by eps)."""
+    keys and values of a group are kept (searches, and pruning by eps). states_bytes: of the states that a recurrent teacher
+    keeps, and of those of one pass (engine/teacher/kept_states.py)."""
 
     tokens: int
     rows: int
     mask_bytes: int
     rounds: bool
+    states_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Needs:
     activations: int
     hidden_states: int
     keys_and_values: int
+    kept_states: int
     process: int
 
     @property
@@ -69,6 +72,7 @@ class Needs:
             ("activations", self.activations),
             ("hidden states", self.hidden_states),
             ("keys and values", self.keys_and_values),
+            ("kept states", self.kept_states),
             ("the process itself", self.process),
         ]
 
@@ -88,14 +92,18 @@ def needs_of(size: TeacherSize, work: AtOnce, device: str, parts: int = 1) -> Ne
         * (size.number_bytes + 8),  # logits as they come, in float32, and one copy
         activations=work.tokens * size.pass_bytes_per_token + work.mask_bytes,
         hidden_states=(nodes + work.tokens) * size.state_bytes,
-        keys_and_values=ceil(nodes * size.cache_bytes_per_token / parts) if work.rounds else 0,
+        # over kept states, keys and values are a part of them
+        keys_and_values=ceil(nodes * size.cache_bytes_per_token / parts)
+        if work.rounds and not work.states_bytes
+        else 0,
+        kept_states=work.states_bytes,
         process=_PROCESS_BYTES[device],
     )
 
 
 def least(work: AtOnce) -> AtOnce:
     """What is left of it when memory runs out."""
-    return replace(work, tokens=min(work.tokens, LEAST_TOKENS), mask_bytes=0, rounds=False)
+    return replace(work, tokens=min(work.tokens, LEAST_TOKENS), mask_bytes=0, rounds=False, states_bytes=0)
 
 
 def check_fits(size: TeacherSize, work: AtOnce, room: Room, name: str) -> str:

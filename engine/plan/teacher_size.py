@@ -38,7 +38,7 @@ class TeacherSize:
     cache_bytes_per_token: keys and values of all layers. pass_bytes_per_token: what one layer holds at a time while it works (an
     estimate: residual and normed states, queries, keys and values with their rotated and repeated copies, the widest of the
     MLP). state_bytes: of one last hidden state. vocabulary: rows of the lm_head. packed: quantised weights stay as they lie in
-    the files, whatever the dtype.
+    the files, whatever the dtype. recurrent: some layers have states that are no keys and values.
     """
 
     parameters: int
@@ -50,6 +50,7 @@ class TeacherSize:
     state_bytes: int
     vocabulary: int
     packed: bool = False
+    recurrent: bool = False
 
     @property
     def number_bytes(self) -> int:
@@ -134,6 +135,7 @@ def size_of(config: Any, tensors: Iterable[tuple[str, int]], dtype: str, *, pack
         state_bytes=hidden * number,
         vocabulary=_numbers(text, "vocab_size"),
         packed=packed,
+        recurrent=attending < len(kinds),
     )
 
 

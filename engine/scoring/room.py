@@ -19,6 +19,7 @@ from engine.plan.teacher_size import TeacherSize, teacher_size
 from engine.plan.teacher_split import gpus_of
 from engine.teacher.decoder import MASK_CELLS
 from engine.teacher.group import MOST_ROWS, rows_at_once
+from engine.teacher.kept_states import STATE_BYTES
 from engine.teacher.ranks import rank_count
 from schemas.runfile import RunConfig
 
@@ -33,7 +34,9 @@ def at_once(run: RunConfig, size: TeacherSize) -> AtOnce:
     targets = run.targets
     searched = bool(run.student) and targets.regime in ("auto", "beam") and targets.max_nodes_per_token > 0
     rows = rows_at_once(max(1, size.vocabulary), MOST_ROWS)
-    return AtOnce(run.teacher.batch_tokens, rows, MASK_CELLS, searched or targets.eps > 0)
+    over_states = run.teacher.attention == "states" or (size.recurrent and run.teacher.attention == "auto")
+    states_bytes = 2 * STATE_BYTES if over_states else 0  # at most, on a host; on a GPU up to a quarter of it
+    return AtOnce(run.teacher.batch_tokens, rows, MASK_CELLS, searched or targets.eps > 0, states_bytes)
 
 
 def actors_here(run: RunConfig) -> int:

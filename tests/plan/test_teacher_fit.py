@@ -27,10 +27,11 @@ from engine.plan.host_memory import available_bytes
 from engine.plan.teacher_fit import GIB, AtOnce, Room, check_fits, least, needs_of
 from engine.plan.teacher_size import TeacherSize, _tensors, _without_memory, size_of, teacher_size
 from engine.scoring.room import at_once, check_in_this_process, check_on_this_machine
+from engine.teacher.kept_states import STATE_BYTES
 from jobs.run.job import score
 from schemas.errors import TeacherError
 from schemas.runfile import load_run
-from tests.support.decoders import SMALL
+from tests.support.decoders import RECURRENT, SMALL
 from tests.support.runs import ASSETS, write_run
 
 LLAMA_8B: dict[str, Any] = {
@@ -226,6 +227,22 @@ def test_a_run_with_a_teacher_that_cannot_fit_starts_nothing(tmp_path: Path) -> 
     assert not ray.is_initialized() and not (tmp_path / "out").exists()
     with pytest.raises(TeacherError, match="does not fit"):  # and on a cluster in the actor, before it reads a weight
         check_in_this_process(load_run(run_file))
+
+
+def test_kept_states_are_counted_for_whoever_keeps_them(tmp_path: Path) -> None:
+    """In full; when memory runs out fewer are kept, so that nobody is refused for them."""
+    for name, model in (("llama", LlamaConfig(**SMALL)), ("jamba", RECURRENT["jamba"])):
+        model.save_pretrained(tmp_path / name)
+        torch.save({}, tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "tokenizer.json").write_bytes((ASSETS / "teacher" / "tokenizer.json").read_bytes())
+        run = load_run(with_teacher(write_run(tmp_path), tmp_path / name))
+        size = teacher_size(run, on_cpu=True)
+        work = at_once(run, size)
+        kept = needs_of(size, work, "cpu").kept_states
+        assert kept == (2 * STATE_BYTES if name == "jamba" else 0)
+        assert needs_of(size, least(work), "cpu").kept_states == 0
+        asked = run.model_copy(update={"teacher": run.teacher.model_copy(update={"attention": "states"})})
+        assert at_once(asked, size).states_bytes == 2 * STATE_BYTES
 
 
 def test_the_demo_fits_here(tmp_path: Path) -> None:
