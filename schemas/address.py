@@ -70,7 +70,8 @@ def gguf_parts(place: str) -> tuple[str, str | None]:
         return place, None
     parts = place.split("/")
     at = -1 if len(parts) < 3 or os.path.isabs(place) else 2  # an id of the Hub is two names
-    return "/".join(parts[:at]) or os.sep, "/".join(parts[at:])
+    folder = "/".join(parts[:at]) or (os.sep if os.path.isabs(place) else ".")
+    return folder, "/".join(parts[at:])
 
 
 def without_query(url: str) -> str:

@@ -75,7 +75,8 @@ def _of_gguf(name: str, file: Path, size: int, changed: int) -> Any:
 
 def _refuse_lost_scaling(config: Any, head: dict[str, Any], name: str) -> None:
     """Raises TeacherError where the file stretches its positions and the configuration does not: plausible numbers, all wrong."""
-    asked = {key: value for key, value in head.items() if ".rope.scaling." in key and value not in ("none", 1.0)}
+    keys = (".rope.scaling.type", ".rope.scaling.factor", ".rope.scale_linear")
+    asked = {key: value for key, value in head.items() if key.endswith(keys) and value not in ("none", 0.0, 1.0)}
     taken = getattr(config.get_text_config(), "rope_parameters", None) or {}
     if asked and taken.get("rope_type", "default") == "default":
         key, value = next(iter(asked.items()))

@@ -121,6 +121,11 @@ def scaled(writer: Any) -> None:
     writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
 
 
+def unscaled(writer: Any) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    writer.add_rope_scaling_finetuned(False)
+
+
 def frequencies(writer: Any) -> None:
     writer.add_tensor("rope_freqs.weight", np.ones(16, np.float32))
 
@@ -143,14 +148,19 @@ def test_what_would_get_lost_is_refused(change: Callable[[Any], None], told: str
         load_stages(pin(checked(run_with(tmp_path, str(file)))))
 
 
+def test_what_says_that_nothing_is_stretched_is_taken(tmp_path: Path) -> None:
+    fingerprint(run_with(tmp_path, str(write_gguf(tmp_path / "x.gguf", change=unscaled))))
+
+
 def checked(run: RunConfig) -> RunConfig:
     fingerprint(run)
     return run
 
 
 def test_what_is_no_model_is_refused(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TeacherError, match=r"there is no file .*gone\.gguf"):
-        fingerprint(run_with(tmp_path, "./gone.gguf"))
+    for name in ("./gone.gguf", "gone.gguf", "models/gone.gguf"):
+        with pytest.raises(TeacherError, match=r"there is no file .*gone\.gguf"):
+            fingerprint(run_with(tmp_path, name))
     (tmp_path / "text.gguf").write_text("a text")
     with pytest.raises(TeacherError, match=r"text\.gguf cannot be read as GGUF"):
         fingerprint(run_with(tmp_path, "text.gguf"))
@@ -179,6 +189,7 @@ def test_without_the_library(whole: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_names(tmp_path: Path) -> None:
     assert gguf_parts("owner/name/a/x.gguf") == ("owner/name", "a/x.gguf")
     assert gguf_parts("/models/llama/a/x.GGUF") == ("/models/llama/a", "x.GGUF")
+    assert gguf_parts("x.gguf") == (".", "x.gguf") and gguf_parts("/x.gguf") == ("/", "x.gguf")
     assert gguf_parts("owner/name") == ("owner/name", None)
 
 
