@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +34,9 @@ _FLEX_BLOCK = 128  # places; rows of a multiple of it keep the number of shapes 
 class Decoder:
     """A causal LM and how it is to be run. path_tokens: padded tokens of one pass over paths. masking: which masks trees take;
     kernel: the attention implementation of transformers that is used for trees. blocks: whether long windows may be read block by
-    block (engine/teacher/long_trees.py). numbers: what it computes in; None: what the model says."""
+    block (engine/teacher/long_trees.py). numbers: what it computes in; None: what the model says. _found: what was
+    asked of the model by passes through it, shared with all decoders that are made of this one by `replace`: among ranks no
+    one may run a pass that the others do not."""
 
     model: Any
     device: torch.device
@@ -43,6 +45,7 @@ class Decoder:
     kernel: str = "sdpa"
     blocks: bool = False
     numbers: torch.dtype | None = None
+    _found: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def body(self) -> Any:
@@ -123,8 +126,14 @@ class Decoder:
             [getattr(module, attribute) for module, attribute in inside],
         )
 
-    @cached_property
+    @property
     def _memory(self) -> tuple[str, bool, bool, list[tuple[torch.nn.Module, str]]]:
+        """As `_remembers` finds it, once for a model."""
+        if "memory" not in self._found:
+            self._found["memory"] = self._remembers()
+        return self._found["memory"]
+
+    def _remembers(self) -> tuple[str, bool, bool, list[tuple[torch.nn.Module, str]]]:
         """How the model remembers: the name of its cache, whether it takes position ids, whether the cache must be made for it
         because it returns none, and the attributes of its parts that hold states too (RecurrentGemma)."""
         takes = inspect.signature(self.body.forward).parameters
