@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoConfig
 import engine.teacher.attention_masks
 import engine.teacher.self_check
 from engine.teacher.attention_masks import Masking
+from engine.teacher.gauge import Gauge
 from engine.teacher.incremental import CachedTrees, RescoredTrees
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window, lay_out, pack
@@ -217,7 +218,10 @@ def test_a_window_that_no_mask_knows_is_noticed_beyond_the_small_probe(
 
     def found() -> engine.teacher.self_check.CheckResult:
         return engine.teacher.self_check.find_masks(
-            replace(teacher._decoder, model=model), lambda h: torch.log_softmax(teacher.logits(h), -1), VOCAB, 128, 1e-3
+            replace(teacher._decoder, model=model),
+            Gauge(lambda h: torch.log_softmax(teacher.logits(h), -1)),
+            VOCAB,
+            128,
         )
 
     config = GPTNeoConfig.from_dict(

@@ -15,6 +15,7 @@ import torch
 
 import engine.teacher.kept_states
 from engine.teacher.decoder import Decoder
+from engine.teacher.gauge import Gauge
 from engine.teacher.incremental import RescoredTrees
 from engine.teacher.kept_states import Leading, StateTrees, spine
 from engine.teacher.model import Teacher
@@ -233,10 +234,10 @@ def test_a_way_within_a_wide_limit_that_differs_more_than_others_is_not_taken(sa
     teacher = loaded(saved / "mamba")
     with torch.inference_mode():
         for limit in (1e-3, 100.0):
-            taken, found = find_leading(teacher._decoder, log_probs(teacher), VOCAB, 256, limit)
+            taken, found = find_leading(teacher._decoder, Gauge(log_probs(teacher), limit), VOCAB, 256)
             pieces = limit > 1  # right to a tenth of such a limit
             assert taken is not None and taken.pieces is pieces and found <= limit
-        taken, found = find_leading(teacher._decoder, log_probs(teacher), VOCAB, 256, 9.0)
+        taken, found = find_leading(teacher._decoder, Gauge(log_probs(teacher), 9.0), VOCAB, 256)
         assert taken is not None and not taken.pieces and found <= TOLERANCE
 
 
