@@ -1,8 +1,9 @@
 """What a trainer reads a run with: the folder or URL of an output goes in, documents as numpy arrays or batches as torch
 tensors come out, in an order that depends on seed and epoch alone, shared out to ranks and workers, resumable at any batch.
 
-This package stands alone: it needs the standard library, pyarrow, numpy, torch and fsspec, and imports nothing else of the
-project. `targetsmith vendor reader DEST` copies it into a trainer, under any name.
+This package stands alone: it needs the standard library, pyarrow, numpy, torch, fsspec and filelock (safetensors for the
+teacher's head), and imports nothing else of the project. `targetsmith vendor reader DEST` copies it into a trainer, under any
+name.
 
   run_files      what a run's folder or bucket holds: its records, and any file of it
   product_files  the sealed files of a product: found, checked, read by row groups
@@ -15,6 +16,7 @@ project. `targetsmith vendor reader DEST` copies it into a trainer, under any na
   targets        Targets: the documents and batches of one product of a run
   blend          Blend: several outputs as one, each with its weight
   torch_dataset  TargetsDataset: the same for data loaders, a share for each rank and worker, with exact resume
+  row_collator   rows of the shards -> batches for Hugging Face's trainers
   teacher_head   the teacher's lm_head of an output with hidden states
 """
 

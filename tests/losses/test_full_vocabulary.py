@@ -1,4 +1,4 @@
-"""KL over the whole vocabulary from hidden states: against plain sums, its gradients, and no tensor of all rows times the vocabulary."""
+"""KL over the whole vocabulary from hidden states: against plain sums, its gradients, and no table of all rows."""
 
 from __future__ import annotations
 
