@@ -254,7 +254,7 @@ def test_unit_without_rows_is_skipped_by_all_readers(tmp_path: Path) -> None:
 def test_the_examples_of_the_format_page_run_as_they_stand(finished: Path) -> None:
     page = (ROOT / "docs" / "format.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 12
     card = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
     code = (
         "\n".join(blocks)
