@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import resource
 import tempfile
@@ -87,6 +88,7 @@ def measure_cache(folder: Path, wait: float) -> None:
     from moto.server import ThreadedMotoServer
 
     write_topk(folder / "out", 16, 3, 100_000)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
