@@ -66,8 +66,9 @@ def full_kl_of_states(
     teacher_hidden_RE  batch["hidden"] of the same rows, bfloat16; teacher_head: `engine.reader.teacher_head(out)`, or any other
                        function of states. No gradient goes there
 
-    Memory: some tensors [rows_per_chunk, V] at a time, whatever R is; docs/log.md has what that came to. See `chunked`: the price
-    is both heads once more in the backward pass. Raises ValueError as `full_kl` and `chunked` do.
+    Memory: 7.5 * rows_per_chunk * V * 4 bytes whatever R is (counted over all tensors alive, float32), but not less than about 5
+    times the gradient of the head's weight. See `chunked`: the price is both heads once more in the backward pass. Raises
+    ValueError as `full_kl` and `chunked` do.
     """
     return chunked(
         partial(_of_chunk, teacher_head=teacher_head, temperature=temperature),
