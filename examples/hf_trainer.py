@@ -1,109 +1,33 @@
 """The same with Hugging Face's Trainer: python examples/hf_trainer.py OUT MODEL --save FOLDER      (needs `accelerate`)
 
-`Collator` takes rows of the shards as they are (a list of dicts, one for each document) and returns what Trainer and TRL's
-trainers expect, `input_ids`, `attention_mask`, `labels`, and beside them the targets. `StudentTrainer` adds the divergence to
-Trainer's loss. Nothing else is special: mixed precision, several devices, accumulation and logging are Trainer's own.
-
-Letters: B documents, L rows of the longest of them, K stored tokens. The model reads L + 1 tokens, the begin token first, so
-that row i goes with the logits at position i, and its label with labels[i + 1], which is the shift that models make themselves.
+`RowCollator` takes rows of the shards as they are and returns what Trainer expects, `input_ids`, `attention_mask`, `labels`, and
+beside them the targets. `TargetsLoss` adds the divergence to Trainer's loss. Nothing else is special: mixed precision, several
+devices, accumulation and logging are Trainer's own. examples/trl_trainer.py is the same for TRL.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import datasets
-import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from train_student import begin_id, load_student
 from transformers import Trainer, TrainingArguments
 
-from engine.losses.sparse import forward_kl
+from engine.losses.trainer_loss import TargetsLoss
+from engine.reader.row_collator import COLUMNS, RowCollator
 from engine.reader.targets import Targets
 
-COLUMNS = ["token_ids", "scored", "flags", "topk_ids", "topk_logps", "tail_logp"]
-FLAG_CONTEXT = 64  # of `flags`: not asked for (chat template, other roles)
-FLAG_ANEW = 128  # a model reads anew from here: a row of its own
+
+class StudentTrainer(TargetsLoss, Trainer):
+    """kd * KL(teacher || student) + (1 - kd) * cross-entropy, nats per position asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Collator:
-    """Rows of a product -> input_ids, attention_mask, labels int64 [B, L + 1], target_ids int64 and target_logps float32
-    [B, L, K], target_tail_logp float32 and target_mask (scored) bool [B, L]. Labels are -100 where nobody asked."""
-
-    begin: int
-    pad: int
-    top_k: int
-    max_length: int = 1024  # rows of a document; the rest of it is left out
-
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        features = [self._behind_begin(reading) for feature in features for reading in self._readings(feature)]
-        rows = [min(len(feature["token_ids"]), self.max_length) for feature in features]
-        shape = (len(rows), max(rows))
-        ids, logps = np.zeros((*shape, self.top_k), np.int64), np.full((*shape, self.top_k), -np.inf, np.float32)
-        tail, mask, tokens = np.zeros(shape, np.float32), np.zeros(shape, np.bool_), np.full(shape, self.pad, np.int64)
-        asked = np.zeros(shape, np.bool_)
-        for b, (feature, n) in enumerate(zip(features, rows, strict=True)):
-            tokens[b, :n], mask[b, :n], tail[b, :n] = (feature[key][:n] for key in ("token_ids", "scored", "tail_logp"))
-            asked[b, :n] = np.asarray(feature["flags"][:n]) & FLAG_CONTEXT == 0
-            stored = np.asarray(feature["topk_ids"][: n * self.top_k]).reshape(n, self.top_k)
-            ids[b, :n] = np.maximum(stored, 0)  # -1, no token: its log-probability is -inf
-            logps[b, :n] = np.asarray(feature["topk_logps"][: n * self.top_k]).reshape(n, self.top_k)
-        first = np.full((len(rows), 1), self.begin)
-        seen = np.arange(shape[1] + 1) <= np.array(rows)[:, None]
-        batch = {
-            "input_ids": np.concatenate([first, tokens], 1),
-            "attention_mask": seen.astype(np.int64),
-            "labels": np.concatenate([np.full_like(first, -100), np.where(asked, tokens, -100)], 1),
-            "target_ids": ids,
-            "target_logps": logps,
-            "target_tail_logp": tail,
-            "target_mask": mask,
-        }
-        return {key: torch.from_numpy(array) for key, array in batch.items()}
-
-    def _readings(self, feature: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The document cut where a model reads anew: earlier turns of a conversation may be written otherwise later on."""
-        anew = [int(at) for at in np.flatnonzero(np.asarray(feature["flags"]) & FLAG_ANEW) if at]
-        bounds = [0, *anew, len(feature["token_ids"])]
-        width = {key: self.top_k if key.startswith("topk") else 1 for key in feature}
-        return [
-            {key: values[start * width[key] : stop * width[key]] for key, values in feature.items()}
-            for start, stop in zip(bounds, bounds[1:], strict=False)
-        ]
-
-    def _behind_begin(self, feature: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Without the begin token that a chat template wrote: it is put before the tokens anyway, once."""
-        if not (feature["token_ids"][0] == self.begin and feature["flags"][0] & FLAG_CONTEXT):
-            return feature
-        return {key: values[self.top_k if key.startswith("topk") else 1 :] for key, values in feature.items()}
-
-
-class StudentTrainer(Trainer):
-    """kd * KL(teacher || student) + (1 - kd) * cross-entropy, nats per position asked for, of all batches of a step together."""
-
-    kd = 0.8
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        mask, labels = inputs["target_mask"], inputs["labels"][:, 1:]
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        logits = outputs.logits[:, :-1].float()
-        ids, logps, tail_logp = (inputs[f"target_{name}"][mask] for name in ("ids", "logps", "tail_logp"))
-        ce = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-        loss = self.kd * forward_kl(logits[mask], ids, logps, tail_logp).sum() + (1 - self.kd) * ce
-        asked = (labels != -100).sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-        loss = loss / asked.clamp(min=1)  # a batch of template text alone has a loss of 0
-        return (loss, outputs) if return_outputs else loss
+def rows_of(targets: Targets) -> datasets.Dataset:
+    """The documents of a product as a dataset, columns as they are stored."""
+    files = [str(file) for file in targets.files]
+    return datasets.load_dataset("parquet", data_files=files, columns=COLUMNS, split="train").with_format("numpy")  # type: ignore[union-attr]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,9 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     model, tokenizer = load_student(args.model, "cpu")  # Trainer puts it where it belongs
     targets = Targets(args.out, args.student)
-    rows = datasets.load_dataset(
-        "parquet", data_files=[str(file) for file in targets.files], columns=COLUMNS, split="train"
-    ).with_format("numpy")
     settings = TrainingArguments(
         output_dir=args.save,
         max_steps=args.steps,
@@ -144,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = StudentTrainer(
         model,
         settings,
-        data_collator=Collator(begin, begin, targets.top_k),
-        train_dataset=rows,
+        data_collator=RowCollator(begin, begin, targets.top_k),
+        train_dataset=rows_of(targets),
         processing_class=tokenizer,
     )
     trainer.kd = args.kd

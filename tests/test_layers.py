@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exchange": {"bpe", "dataset", "plan", "verify", "figures"},
 }
 ALONE = {  # nothing of the project, not even schemas; these libraries, and relative imports: the folder can be copied
-    "engine/reader": {"numpy", "torch", "pyarrow", "fsspec"},
+    "engine/reader": {"numpy", "torch", "pyarrow", "fsspec", "filelock", "safetensors"},
     "engine/losses": {"numpy", "torch"},
 }
 NO_TORCH = (

@@ -6,7 +6,7 @@ P = pieces of documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def packed_layout(
     rows: int,
     width: int,
     max_length: int | None,
-    piece: int,
+    begun: Mapping[int, int],
     *,
     last: bool,
 ) -> BatchLayout | None:
@@ -88,7 +88,7 @@ def packed_layout(
     reading of a document that is read anew.
 
     lengths     [D] of the waiting documents
-    piece       pieces of the first document that earlier batches had
+    begun       document -> its pieces that earlier batches had
     last        no document comes after these: give what there is
     None: the documents do not fill a batch.
     """
@@ -96,7 +96,7 @@ def packed_layout(
     pieces: list[tuple[int, int, int, int, int, int]] = []
     for document, whole in enumerate(lengths.tolist()):
         for number, (origin, start, size) in enumerate(_cut(readings[document].tolist(), whole, width, max_length)):
-            if document == 0 and number < piece:
+            if number < begun.get(document, 0):
                 continue
             row = next((row for row, taken in enumerate(used) if taken + size <= width), None)
             if row is None:
@@ -154,10 +154,10 @@ def collate(pool: DocumentPool, layout: BatchLayout, first: int, *, pin: bool = 
         batch.update(_samples(pool, pieces, into, shape))
     if layout.packed:
         batch["lengths"] = torch.from_numpy(np.bincount(layout.row, layout.length, shape[0]).astype(np.int64))
-        batch.update(_segments(pool.doc_rows[document], layout, into))
+        batch.update(_segments({key: values[document] for key, values in pool.of_documents.items()}, layout, into))
     else:
         batch["lengths"] = torch.from_numpy(layout.length.copy())
-        batch["doc_row"] = torch.from_numpy(pool.doc_rows[document])
+        batch.update({key: torch.from_numpy(values[document]) for key, values in pool.of_documents.items()})
     return {key: tensor.pin_memory() for key, tensor in batch.items()} if pin else batch
 
 
@@ -198,7 +198,7 @@ def _samples(
 
 
 def _segments(
-    doc_rows: npt.NDArray[np.int64], layout: BatchLayout, into: npt.NDArray[np.int64]
+    of_documents: dict[str, npt.NDArray[np.int64]], layout: BatchLayout, into: npt.NDArray[np.int64]
 ) -> dict[str, torch.Tensor]:
     first = np.searchsorted(layout.row, layout.row)  # pieces lie row by row
     number = np.arange(len(layout.row)) - first + 1
@@ -206,7 +206,7 @@ def _segments(
     for key, values, pad in (
         ("segments", np.repeat(number, layout.length), 0),
         ("positions", ranges(layout.start - layout.origin, layout.length), 0),
-        ("doc_row", np.repeat(doc_rows, layout.length), -1),
+        *((key, np.repeat(values, layout.length), -1) for key, values in of_documents.items()),
     ):
         flat = np.full(layout.shape[0] * layout.shape[1], pad, np.int64)
         flat[into] = values

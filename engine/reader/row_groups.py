@@ -22,6 +22,8 @@ FLAG_CONTEXT, FLAG_ANEW = 64, 128
 STATISTICS = ("logz", "entropy", "logit_std", "logz_scaled", "space_logp", "end_logp")
 LEFT_OUT = "(left out)"
 """Made while reading: scored, but wider than max_width."""
+OF_DOCUMENTS = ("doc_row", "output")
+"""Columns with one number a document, int64: where it is in its corpus, and, in a blend only, which output it is of."""
 
 _SAMPLE_LISTS = ("sample_ids", "sample_counts")
 
@@ -58,7 +60,7 @@ BATCH_COLUMNS = (
 class RowGroup:
     """A decoded row group.
 
-    columns  flat array [N], [N, K] or [N, H]; [sum of sizes] for the ragged sample columns; [D] for doc_row; list of str
+    columns  flat array [N], [N, K] or [N, H]; [sum of sizes] for the ragged sample columns; [D] for OF_DOCUMENTS; list of str
     samples  [N + 1], where the samples of a position begin; zeros without that codec
     """
 
@@ -75,6 +77,17 @@ class RowGroup:
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
+
+    def part(self, first: int, last: int) -> RowGroup:
+        """The documents first .. last - 1, as views."""
+        bounds = self.bounds[first : last + 1]
+        at, samples = slice(*bounds[[0, -1]]), slice(*self.samples[bounds[[0, -1]]])
+        cuts: dict[str, slice] = {
+            **dict.fromkeys(OF_DOCUMENTS, slice(first, last)),
+            **dict.fromkeys(_SAMPLE_LISTS, samples),
+        }
+        columns = {name: values[cuts.get(name, at)] for name, values in self.columns.items()}
+        return RowGroup.of(bounds - bounds[0], columns)
 
     def cut(self, name: str, document: int) -> npt.NDArray[Any]:
         """The column's part of one document, a view."""
@@ -159,7 +172,8 @@ class DocumentPool:
     Columns of one value a position are joined (the copies are small), with the padding as last row, so that a batch is one
     gather. The others, which are most of the bytes, stay where Arrow has put them: they are copied once, into the batch.
 
-    lengths, doc_rows, starts  [D] int64, of the documents in the order of delivery; starts: in the joined arrays
+    lengths, starts            [D] int64, of the documents in the order of delivery; starts: in the joined arrays
+    of_documents               batch key -> [D] int64, likewise: the columns OF_DOCUMENTS
     group, within              [D] int64, where a document begins: row group, position in it
     readings                   of each document, where it is read anew: first positions of its readings, 0 the first of them
     arrays                     batch key -> [N + 1]; LEFT_OUT too
@@ -192,7 +206,11 @@ class DocumentPool:
         self.within = np.concatenate([group.bounds[:-1] for group in self.groups])[order]
         self.starts = shifts[self.group] + self.within
         self.lengths = np.concatenate([np.diff(group.bounds) for group in self.groups])[order]
-        self.doc_rows = np.concatenate([group.columns["doc_row"] for group in self.groups])[order]
+        self.of_documents = {
+            name: np.concatenate([group.columns[name] for group in self.groups])[order]
+            for name in OF_DOCUMENTS
+            if name in self.groups[0].columns
+        }
         self.arrays: dict[str, npt.NDArray[Any]] = {}
         for key, (column, dtype, pad) in {**NARROW, LEFT_OUT: (LEFT_OUT, np.bool_, False)}.items():
             if column in self.groups[0].columns:
@@ -229,7 +247,7 @@ class DocumentPool:
                 strict=True,
             )
         ]
-        columns: dict[str, Any] = {"doc_row": self.doc_rows[document:]}
+        columns: dict[str, Any] = {name: values[document:] for name, values in self.of_documents.items()}
         for name in self.groups[0].columns.keys() - columns.keys():
             ragged = name in _SAMPLE_LISTS
             columns[name] = np.concatenate([g.columns[name][samples if ragged else at] for g, at, samples in cuts])

@@ -1,44 +1,24 @@
-"""The sealed files of a run, on a local disk or any fsspec store: find them, check them, open them.
-
-A file is opened only if it has the size of its seal, the footer of its run, and (verify=True) the sha256 of its seal.
-Page checksums are compared while it is read.
-"""
+"""What a run's folder or bucket holds: its records, and any file of it, on a local disk or any fsspec store."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 SCHEMA_NAME = "targetsmith.targets"
 SCHEMA_VERSIONS = (2, 3)
 
-_REMAKE = "copy the file again, or remove it and run `targetsmith score` again: it is made anew"
+REMAKE = "copy the file again, or remove it and run `targetsmith score` again: it is made anew"
 
 _SEAL = re.compile(r"[0-9]{1,9}\.json")
-
-_OPEN_FILES = 64
-"""Files kept open: a shuffled epoch visits the row groups of all files in turn, and each opening reads a footer."""
-
-_FOOTERS_AT_ONCE = 16
-
-_COLUMNS = ("doc_id", "doc_row", "text", "token_ids", "byte_end", "scored", "flags")
-_CODECS = {
-    "topk": ("topk_ids", "topk_logps", "tail_logp"),
-    "sample": ("sample_sizes", "sample_ids", "sample_counts"),
-    "hidden": ("hidden",),
-}
 
 
 class TargetsError(Exception):
@@ -92,11 +72,19 @@ class OutputFolder:
             raise self._unreadable(folder, error) from error
 
     def open(self, name: str) -> Any:
-        """A file for random reads. Remote: without a cache, since Arrow asks for whole ranges of column chunks."""
+        """A file to be read from its beginning or here and there."""
         if self.local is not None:
             return (self.local / name).open("rb")
         fs, root = self._remote_root()
         return fs.open(f"{root}/{name}", "rb", cache_type="none")
+
+    def fetch(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a remote file, in one request. Any thread may ask."""
+        fs, root = self._remote_root()
+        data = fs.cat_file(f"{root}/{name}", start=start, end=stop)
+        if len(data) != stop - start:
+            raise OSError(f"{len(data):,} bytes came of {stop - start:,} at {start:,}")
+        return data
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run. Raises TargetsError when it is no JSON or has a schema that is not known here."""
@@ -104,7 +92,7 @@ class OutputFolder:
             with self.open(name) as file:
                 content = json.loads(file.read())
         except Exception as error:
-            raise TargetsError(f"{self.place(name)}: cannot be read ({error}); {_REMAKE}") from error
+            raise TargetsError(f"{self.place(name)}: cannot be read ({error}); {REMAKE}") from error
         found = (content.get("schema_name"), content.get("schema_version")) if isinstance(content, dict) else None
         if found not in [(SCHEMA_NAME, version) for version in SCHEMA_VERSIONS]:
             raise TargetsError(
@@ -121,7 +109,7 @@ class OutputFolder:
         except TargetsError:
             raise
         except (OSError, pa.ArrowException) as error:
-            raise TargetsError(f"{self.place(name)}: damaged or unreadable ({error}); {_REMAKE}") from error
+            raise TargetsError(f"{self.place(name)}: damaged or unreadable ({error}); {REMAKE}") from error
         except Exception as error:
             raise self._unreadable(name, error) from error
 
@@ -176,6 +164,7 @@ class Run:
             )
         self.folder, self.fingerprint = folder, content["fingerprint"]
         self.products: dict[str, dict[str, Any]] = content["products"]
+        self.head: dict[str, Any] | None = content.get("head")  # the record of the teacher's lm_head, in a finished run
 
     def choose(self, product: str | None) -> str:
         """The full name of a product: "teacher", "student/small" or "small"; None: the only student or product."""
@@ -192,7 +181,7 @@ class Run:
 
 
 _NUMBERS = ("top_k", "vocab_size", "draws", "hidden_size")
-_FACTS = (*_NUMBERS, "codec", "regime", "semantics", "tokenizer_hash", "bos_id", "eos_id")
+FACTS = (*_NUMBERS, "codec", "regime", "semantics", "tokenizer_hash", "bos_id", "eos_id")
 
 
 def _malformed(content: dict[str, Any], shards: list[dict[str, Any]]) -> str | None:
@@ -204,7 +193,7 @@ def _malformed(content: dict[str, Any], shards: list[dict[str, Any]]) -> str | N
             not isinstance(facts.get(name), str | None) for name in ("codec", "regime", "semantics", "tokenizer_hash")
         ):
             return f"facts of {product}"
-        lost = content["schema_version"] > 2 and not facts.keys() >= {*_FACTS}
+        lost = content["schema_version"] > 2 and not facts.keys() >= {*FACTS}
         if lost or any(not isinstance(facts[name], int) for name in _NUMBERS if facts.get(name) is not None):
             return f"facts of {product}"
     units, sums = [], dict.fromkeys(content["products"], 0)
@@ -223,127 +212,3 @@ def _malformed(content: dict[str, Any], shards: list[dict[str, Any]]) -> str | N
         if total["rows"] != sums[product]:
             return f"{sums[product]} documents of {product} in the files, {total['rows']} in the totals"
     return None
-
-
-class ProductFiles:
-    """The sealed files of one product, in corpus order.
-
-    facts    the product's facts in the manifest (or plan)
-    records  name, rows, positions, bytes, sha256 of each file (units without a good document have none)
-    units    the unit of each record
-    """
-
-    def __init__(self, run: Run, product: str, *, verify: bool) -> None:
-        self.folder, self.product, self.verify = run.folder, product, verify
-        self.facts = run.products[product]
-        self.codec: str = self.facts.get("codec") or "topk"
-        self.fingerprint = run.fingerprint
-        kept = [(shard["unit"], file) for shard in run.shards if (file := shard["files"].get(product)) is not None]
-        self.units: list[int] = [unit for unit, _ in kept]
-        self.records: list[dict[str, Any]] = [file for _, file in kept]
-        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._verified: set[int] = set()
-        self._process = os.getpid()
-        if self.codec not in _CODECS:
-            raise TargetsError(
-                f"{run.folder.url}: {product} has the codec {self.codec!r}, this reader knows {', '.join(_CODECS)}: use "
-                "the reader of the version that wrote it"
-            )
-
-    def open(self, index: int) -> pq.ParquetFile:
-        """The checked file; one of the last _OPEN_FILES is kept open. Raises TargetsError."""
-        if self._process != os.getpid():  # a forked worker: a remote file's connection stays with its parent
-            self._open, self._process = OrderedDict(), os.getpid()
-        if index not in self._open:
-            if self.verify and index not in self._verified:
-                self._check_digest(index)
-            self._open[index] = self._checked(index)
-            if len(self._open) > _OPEN_FILES:
-                self._open.popitem(last=False)[1].close(force=True)
-        self._open.move_to_end(index)
-        return self._open[index]
-
-    def group_rows(self) -> list[list[int]]:
-        """Documents of each row group of each file, from the footers. Raises TargetsError."""
-
-        def rows(index: int) -> list[int]:
-            file = self._checked(index)
-            found = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            file.close(force=True)
-            return found
-
-        indexes = range(len(self.records))
-        if self.folder.local is not None:
-            return [rows(index) for index in indexes]
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:  # a store answers slowly, but many at once
-            return list(threads.map(rows, indexes))
-
-    def read(self, index: int, group: int, columns: list[str]) -> pa.Table:
-        """Columns of one row group. Raises TargetsError."""
-        file = self.open(index)
-        with self.folder.reading(self.records[index]["name"]):
-            return file.read_row_group(group, columns=columns)
-
-    def place(self, index: int, group: int | None = None) -> str:
-        within = "" if group is None else f", row group {group}"
-        return self.folder.place(self.records[index]["name"]) + within
-
-    def lacking(self, stored: list[str]) -> list[str]:
-        """Columns that a file should have and does not."""
-        return [name for name in (*_COLUMNS, *_CODECS[self.codec]) if name not in stored]
-
-    def _checked(self, index: int) -> pq.ParquetFile:
-        record = self.records[index]
-        name, size = record["name"], self.folder.size(record["name"])
-        if size != record["bytes"]:
-            found = "missing" if size is None else f"{size:,} bytes"
-            raise TargetsError(f"{self.place(index)}: {found}, sealed with {record['bytes']:,} bytes; {_REMAKE}")
-        with self.folder.reading(name):
-            file = pq.ParquetFile(
-                self.folder.open(name), page_checksum_verification=True, pre_buffer=self.folder.local is None
-            )
-            self._check_footer(index, file)
-            _ = file.schema_arrow.names  # read here, where an error has the name of the file
-        return file
-
-    def _check_digest(self, index: int) -> None:
-        record = self.records[index]
-        with self.folder.reading(record["name"]), self.folder.open(record["name"]) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != record["sha256"]:
-            raise TargetsError(
-                f"{self.place(index)}: sha256 {digest[:12]}…, sealed with {record['sha256'][:12]}…: damaged; {_REMAKE}"
-            )
-        self._verified.add(index)
-
-    def _check_footer(self, index: int, file: pq.ParquetFile) -> None:
-        wanted = {
-            "schema": SCHEMA_NAME,
-            "fingerprint": self.fingerprint,
-            "product": self.product,
-            "unit": str(self.units[index]),
-            "rows": str(self.records[index]["rows"]),
-        }
-        if self.codec == "topk" and self.facts.get("top_k") is not None:
-            wanted["top_k"] = str(self.facts["top_k"])
-        footer = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
-        stated = {"positions": self.records[index]["positions"], **self.facts}
-        for key in ("positions", *_FACTS):  # an edited manifest must not change what the numbers mean
-            if key in stated and f"targetsmith.{key}" in footer:
-                wanted[key] = "" if stated[key] is None else str(stated[key])
-        found = {key: footer.get(f"targetsmith.{key}") for key in wanted}
-        version = footer.get("targetsmith.schema_version")
-        wrong = {key: value for key, value in found.items() if value != wanted[key]}
-        if (
-            wrong
-            or version not in [str(known) for known in SCHEMA_VERSIONS]
-            or file.metadata.num_rows != self.records[index]["rows"]
-        ):
-            raise TargetsError(
-                f"{self.place(index)}: its footer says {wrong} in schema version {version} with "
-                f"{file.metadata.num_rows} rows, wanted { {key: wanted[key] for key in wrong} } in one of "
-                f"{SCHEMA_VERSIONS} with {self.records[index]['rows']}: a file of another run lies here; copy the folder again"
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}

@@ -18,21 +18,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from .collate import Batch, collate, packed_layout, padded_layouts, to_device
-from .row_groups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, DocumentPool, RowGroup, decode, spread
-from .run_files import SCHEMA_NAME, SCHEMA_VERSIONS, OutputFolder, ProductFiles, Run, TargetsError
+from .product_files import ProductFiles
+from .range_cache import RangeCache
+from .row_groups import BATCH_COLUMNS, LEFT_OUT, PAD_ID, RowGroup, decode, spread
+from .run_files import SCHEMA_NAME, SCHEMA_VERSIONS, OutputFolder, Run, TargetsError
+from .spans import Spans
+from .walk import Parts, Walk
 
-__all__ = ["PAD_ID", "SCHEMA_NAME", "SCHEMA_VERSIONS", "Cursor", "Document", "Targets", "TargetsError"]
+__all__ = ["PAD_ID", "SCHEMA_NAME", "SCHEMA_VERSIONS", "Document", "Targets", "TargetsError"]
 
 _LISTS = (
     "token_ids", "byte_end", "scored", "tail_logp", "gold_logp", "err",
     "open_mass", "excluded_mass", "pruned_mass", "noncanonical_mass", "flags",
 )  # fmt: skip
-
-POOL_GROUPS = 8
-"""Row groups (at most 64 documents each) whose documents are mixed with each other when a seed is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +63,7 @@ class Document:
     source: str = ""  # of a mixture: the name of its [[corpus]] table
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """A place in the order of an epoch: documents before it, and pieces used of the next one (packing only)."""
-
-    document: int
-    piece: int = 0
-
-
-class Targets:
+class Targets(Walk):
     """The shards of one product of one run.
 
     out              the output folder, or its URL on any fsspec store (s3://bucket/out)
@@ -84,6 +75,8 @@ class Targets:
                      there, all else stays, and `left_out` counts them. 0 keeps the exact ones. None: no limit
     beside           other products of the same documents, in batch[name]; max_width holds for each
     storage_options  for fsspec
+    cache            a RangeCache: where row groups of a remote output are kept on a local disk, for other processes and the
+                     next epoch. With or without it the next pool's row groups are fetched while one is used
 
     `top_k`, `draws`, `codec`, `vocab_size`, `regime`, `semantics`, `facts`, `rows`, `positions` and `files` say what is
     there (top_k is 0 and draws None where the codec has none). The vocabulary of "bytes": ids 0..255 are bytes, 256 is
@@ -101,6 +94,7 @@ class Targets:
         max_width: float | None = None,
         beside: Sequence[str] = (),
         storage_options: dict[str, Any] | None = None,
+        cache: RangeCache | None = None,
     ) -> None:
         if max_width is not None and not max_width >= 0:  # NaN too
             raise ValueError(f"max_width {max_width}: wanted a number >= 0, or None for no limit")
@@ -112,8 +106,9 @@ class Targets:
         names = {name: run.choose(name) for name in beside}
         if len({self.product, *names.values()}) != 1 + len(beside):
             raise ValueError(f"product {self.product} and beside {list(names)}: wanted different products")
-        self._main = ProductFiles(run, self.product, verify=verify)
-        self._beside = {name: ProductFiles(run, full, verify=verify) for name, full in names.items()}
+        self.beside = tuple(names)
+        self._main = ProductFiles(run, self.product, verify=verify, cache=cache)
+        self._beside = {name: ProductFiles(run, full, verify=verify, cache=cache) for name, full in names.items()}
         for name, files in self._beside.items():
             if files.units != self._main.units:
                 raise TargetsError(
@@ -151,90 +146,6 @@ class Targets:
             for group in range(self._main.open(index).num_row_groups):
                 yield from _documents(self._group(self._main, index, group, columns))
 
-    # ---- batches ----
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        max_length: int | None = None,
-        device: str | torch.device | None = None,
-        epoch: int = 0,
-        pack_length: int | None = None,
-    ) -> Iterator[Batch]:
-        """Batches of every document, each once; the last may be smaller.
-
-        seed         None: corpus order. Else the row groups of all files are shuffled, and the documents of POOL_GROUPS
-                     of them at a time, the same way at every call with this seed and epoch.
-        max_length   keep the first so many positions of a document (the rest of it is left out).
-        pack_length  None: a document a row, padded to the longest. L: batch_size rows of L positions, documents laid one
-                     behind another, each a segment of its own; one longer than L is cut into pieces of L. A document that
-                     is read anew (flag 128) has a row, or a segment, for each of its readings.
-
-        Keys (in brackets the padding): token_ids [B, L] int64 (0), byte_end [B, L] int64 (0), mask [B, L] bool: scored
-        (within max_width) and not padding, loss_mask [B, L] bool: asked for (flag 64 is not set) and not padding,
-        flags [B, L] int64 (64), lengths [B] int64, left_out [B] int64: positions that only max_width left out,
-        doc_row [B] int64, gold_logp [B, L] nats (-inf), err [B, L] (0).
-        Codec topk: ids [B, L, K] int64 (0, also where no token is stored: safe to gather with), logps [B, L, K] float32
-        nats (-inf, also where no token is stored), tail_logp [B, L] nats (0).
-        Codec sample: ids [B, L, U] int64 (0), counts [B, L, U] int64 (0).
-        Where stored: logz, entropy, logit_std, logz_scaled, space_logp, end_logp [B, L] float32 (0), roles [B, L] int64
-        (0), hidden [B, L, H] bfloat16 (0).
-        Packed: segments [B, L] int64: 1, 2 .. for the documents of a row (0), positions [B, L] int64: within the document
-        (0), and doc_row [B, L] (-1); lengths counts the filled positions of a row. Products beside others are packed only
-        where all have the same positions, else ValueError.
-        """
-        for batch, _ in self.walk(
-            batch_size, seed=seed, max_length=max_length, device=device, epoch=epoch, pack_length=pack_length
-        ):
-            yield batch
-
-    def walk(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        max_length: int | None = None,
-        device: str | torch.device | None = None,
-        epoch: int = 0,
-        pack_length: int | None = None,
-        start: Cursor | None = None,
-        stop: int | None = None,
-        pool_groups: int = POOL_GROUPS,
-    ) -> Iterator[tuple[Batch, Cursor]]:
-        """`batches` over documents [start, stop) of the epoch's order, each with the cursor behind it."""
-        for value, name in ((batch_size, "batch_size"), (max_length, "max_length"), (pack_length, "pack_length")):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value}: wanted a number >= 1")
-        cursor, stop = start or Cursor(0), self.rows if stop is None else stop
-        pin = device is not None and torch.device(device).type == "cuda"
-        waiting: list[RowGroup] | None = None
-        for parts in self._order(seed, epoch, cursor.document, stop, pool_groups):
-            pools, done = self._read(parts, waiting), 0
-            count = len(pools[0].lengths)
-            last = cursor.document + count == stop
-            while done < count:
-                if pack_length is None:
-                    if done + batch_size > count and not last:
-                        break
-                    layouts = padded_layouts(pools, done, batch_size, max_length, list(self._beside))
-                else:
-                    rest = pools[0].lengths[done:], pools[0].readings[done:]
-                    layout = packed_layout(*rest, batch_size, pack_length, max_length, cursor.piece, last=last)
-                    if layout is None:
-                        break
-                    layouts = [layout] * len(pools)
-                    self._check_same_lengths(pools)
-                batch, *others = (
-                    collate(pool, layout, done, pin=pin) for pool, layout in zip(pools, layouts, strict=True)
-                )
-                done += layouts[0].consumed
-                cursor = Cursor(cursor.document + layouts[0].consumed, layouts[0].piece)
-                yield to_device({**batch, **dict(zip(self._beside, others, strict=True))}, device), cursor
-            waiting = [pool.after(done) for pool in pools] if done < count else None
-            del pools  # before the next ones are read: half the memory
-
     # ---- order and reading ----
 
     @cached_property
@@ -244,12 +155,27 @@ class Targets:
         table = [(index, number, count) for index, counts in enumerate(rows) for number, count in enumerate(counts)]
         return np.array(table, np.int64).reshape(-1, 3)
 
-    def _order(
-        self, seed: int | None, epoch: int, start: int, stop: int, pool_groups: int
-    ) -> Iterator[list[tuple[int, int, npt.NDArray[np.int64]]]]:
-        """Per pool, its row groups: (file, number, place of each document in the pool's order; -1: not wanted).
+    def prepare(self) -> None:
+        _ = self.group_table
 
-        The order of all documents depends on seed and epoch alone; [start, stop) is a part of it.
+    def pools(self, seed: int | None, epoch: int, spans: Spans, pool_groups: int) -> Iterator[list[Parts]]:
+        order = self._order(seed, epoch, spans, pool_groups)
+        now = next(order, None)
+        if now is not None:
+            self._ask_ahead(now)
+        while now is not None:
+            after = next(order, None)
+            parts = self._read(now, after)
+            now = after
+            yield parts
+            del parts
+
+    def _order(
+        self, seed: int | None, epoch: int, spans: Spans, pool_groups: int
+    ) -> Iterator[list[tuple[int, int, npt.NDArray[np.int64]]]]:
+        """Per pool, its row groups: (file, number, number of each document within the spans; -1: not wanted).
+
+        The order of all documents depends on seed and epoch alone; the spans are parts of it.
         """
         groups = self.group_table
         if seed is None:
@@ -260,12 +186,11 @@ class Targets:
         for first in range(0, len(groups), pool_groups):
             pool = groups[first : first + pool_groups]
             count = int(pool[:, 2].sum())
-            if max(before, start) < min(before + count, stop):
+            if any(start < before + count and before < stop for start, stop in spans.bounds):
                 places = np.arange(count)
                 if seed is not None:
                     places = np.random.default_rng([seed, epoch, first]).permutation(count)
-                places[(places < start - before) | (places >= stop - before)] = -1
-                blocks = np.split(places, np.cumsum(pool[:-1, 2]))
+                blocks = np.split(spans.numbers(before + places), np.cumsum(pool[:-1, 2]))
                 yield [
                     (int(index), int(number), block)
                     for (index, number, _), block in zip(pool, blocks, strict=True)
@@ -273,14 +198,20 @@ class Targets:
                 ]
             before += count
 
+    def _ask_ahead(self, pool: list[tuple[int, int, npt.NDArray[np.int64]]]) -> None:
+        for files in (self._main, *self._beside.values()):
+            files.ask_ahead((index, group) for index, group, _ in pool)
+
     def _read(
-        self, parts: list[tuple[int, int, npt.NDArray[np.int64]]], waiting: list[RowGroup] | None
-    ) -> list[DocumentPool]:
-        """The pool of each product, behind the documents that still wait."""
-        pools: list[DocumentPool] = []
-        for number, files in enumerate((self._main, *self._beside.values())):
-            groups = []
-            for index, group, places in parts:
+        self,
+        pool: list[tuple[int, int, npt.NDArray[np.int64]]],
+        after: list[tuple[int, int, npt.NDArray[np.int64]]] | None,
+    ) -> list[Parts]:
+        """The documents of a pool, of each product; those of the pool `after` it begin to be fetched."""
+        found: list[Parts] = []
+        for files in (self._main, *self._beside.values()):
+            groups: Parts = []
+            for index, group, places in pool:
                 decoded = self._group(files, index, group, BATCH_COLUMNS)
                 if len(decoded) != len(places):
                     raise TargetsError(
@@ -288,13 +219,16 @@ class Targets:
                         f"of {self.product}: files of different runs; copy the folder again"
                     )
                 groups.append((decoded, places))
-            pools.append(DocumentPool(groups, waiting[number] if waiting else None))
-            if not np.array_equal(pools[0].doc_rows, pools[-1].doc_rows):
+            found.append(groups)
+            doc_rows = [[group.columns["doc_row"] for group, _ in parts] for parts in (found[0], groups)]
+            if not all(map(np.array_equal, *doc_rows)):
                 raise TargetsError(
-                    f"{files.place(parts[0][0], parts[0][1])} and other row groups: other documents (doc_row) than in "
+                    f"{files.place(pool[0][0], pool[0][1])} and other row groups: other documents (doc_row) than in "
                     f"{self.product}: files of different runs; copy the folder again"
                 )
-        return pools
+        if after is not None:
+            self._ask_ahead(after)
+        return found
 
     def _group(self, files: ProductFiles, index: int, group: int, columns: Sequence[str]) -> RowGroup:
         stored = files.open(index).schema_arrow.names
@@ -312,15 +246,6 @@ class Targets:
                 f"{where}: its columns are of other types than a file of targets has ({type(error).__name__}: {error}); "
                 "a damaged or foreign file: copy it again"
             ) from error
-
-    def _check_same_lengths(self, pools: list[DocumentPool]) -> None:
-        for name, pool in zip(self._beside, pools[1:], strict=True):
-            same = map(np.array_equal, pools[0].readings, pool.readings)
-            if not np.array_equal(pools[0].lengths, pool.lengths) or not all(same):
-                raise ValueError(
-                    f"pack_length with beside={name!r}: its documents have other positions than those of "
-                    f"{self.product}, so one row cannot hold both; leave out one of the two"
-                )
 
 
 def _documents(group: RowGroup) -> Iterator[Document]:

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engine.losses.sparse import forward_kl
+from engine.reader.row_groups import FLAG_CONTEXT
 from engine.reader.targets import Targets
 from tests.support.chats import chat_teacher, with_template
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run
@@ -92,9 +93,8 @@ def test_the_collator_and_the_reader_give_the_same_loss(
     batch = next(targets.batches(len(TEXTS)))
     divergence, ce = plain.losses(model, batch, begin)
 
-    files = [str(file) for file in targets.files]
-    rows = module.datasets.load_dataset("parquet", data_files=files, columns=module.COLUMNS, split="train")
-    collated = module.Collator(begin, begin, targets.top_k)([dict(row) for row in rows])
+    rows = module.rows_of(targets)
+    collated = module.RowCollator(begin, begin, targets.top_k)([*rows])
     mask = collated["target_mask"]
     assert torch.equal(mask, batch["mask"])
     logits = model(input_ids=collated["input_ids"], attention_mask=collated["attention_mask"]).logits[:, :-1][mask]
@@ -123,6 +123,63 @@ def test_trainer_lowers_the_loss_and_saves(
     batch = next(Targets(finished).batches(len(TEXTS)))
     before, after = (plain.losses(m, batch, plain.begin_id(tokenizer)) for m in (fresh, trained))
     assert after[0].item() < before[0].item() / 2 and after[1].item() < before[1].item() / 2
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL's own default
+def test_trl_s_trainer_has_our_loss_and_lowers_it(
+    finished: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SFTTrainer's first logged loss is that of the reader's batches, with batches accumulated and without; then it learns."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    module, plain = example("trl_trainer", monkeypatch), example("train_student", monkeypatch)
+    torch.manual_seed(0)
+    fresh, tokenizer = plain.load_student(str(student), "cpu")
+    targets, begin = Targets(finished), plain.begin_id(tokenizer)
+    batch = next(targets.batches(len(TEXTS)))
+    assert torch.equal(batch["mask"], batch["loss_mask"])  # the two means have one denominator
+    before = plain.losses(fresh, batch, begin)
+    wanted = 0.7 * before[0].item() + 0.3 * before[1].item()
+    for accumulated in (1, len(TEXTS)):
+        model, _ = plain.load_student(str(student), "cpu")
+        model.load_state_dict(fresh.state_dict())
+        trainer = module.StudentSFTTrainer(
+            model,
+            module.settings(
+                str(tmp_path / "t"), max_steps=30, learning_rate=0.02, logging_steps=1, save_strategy="no", report_to="none",
+                per_device_train_batch_size=len(TEXTS) // accumulated, gradient_accumulation_steps=accumulated,
+                bf16=False, dataloader_pin_memory=False,
+            ),
+            data_collator=module.RowCollator(begin, begin, targets.top_k),
+            train_dataset=module.rows_of(targets),
+            processing_class=tokenizer,
+        )  # fmt: skip
+        trainer.kd = 0.7
+        trainer.train()
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert logged[0] == pytest.approx(wanted, rel=1e-3) and logged[-1] < logged[0] / 2
+        after = plain.losses(model, batch, begin)
+        assert after[0].item() < before[0].item() / 2 and after[1].item() < before[1].item() / 2
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL's own default
+def test_trl_s_command_saves_what_it_trained(
+    finished: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    module, saved = example("trl_trainer", monkeypatch), tmp_path / "saved"
+    module.main([str(finished), str(student), "--save", str(saved), "--steps", "3", "--batch", "3", "--kd", "1"])
+    trained = AutoModelForCausalLM.from_pretrained(saved)
+    assert all(p.isfinite().all() for p in trained.parameters())
+
+
+def test_a_trainer_without_targets_says_what_to_give_it(
+    finished: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, plain = example("hf_trainer", monkeypatch), example("train_student", monkeypatch)
+    model, _ = plain.load_student(str(student), "cpu")
+    one = module.StudentTrainer(model, module.TrainingArguments(output_dir=str(tmp_path / "t"), report_to="none"))
+    with pytest.raises(ValueError, match="no target_ids, .*data_collator=RowCollator.*remove_unused_columns=False"):
+        one.compute_loss(model, {"input_ids": torch.zeros(1, 2, dtype=torch.int64)})
 
 
 # ==== conversations whose template writes the begin token
@@ -164,7 +221,7 @@ def test_a_template_s_begin_token_is_read_once(talked: Path, monkeypatch: pytest
     for document in targets.documents():
         ids = torch.tensor(document.token_ids).long()
         assert ids[0] == begin and (ids == begin).sum() == 1
-        asked = torch.tensor(document.flags & module.FLAG_CONTEXT == 0)
+        asked = torch.tensor(document.flags & FLAG_CONTEXT == 0)
         assert not asked[0]
         logits = model(input_ids=ids[None]).logits[0].float()
         nats += cross_entropy(logits[:-1][asked[1:]], ids[1:][asked[1:]], reduction="sum").item()
@@ -173,9 +230,8 @@ def test_a_template_s_begin_token_is_read_once(talked: Path, monkeypatch: pytest
     divergence, ce = plain.losses(model, batch, begin)
     assert ce.item() == pytest.approx(nats / counted, rel=1e-5)
 
-    files = [str(file) for file in targets.files]
-    rows = module.datasets.load_dataset("parquet", data_files=files, columns=module.COLUMNS, split="train")
-    collated = module.Collator(begin, begin, targets.top_k)([dict(row) for row in rows])
+    rows = module.rows_of(targets)
+    collated = module.RowCollator(begin, begin, targets.top_k)([*rows])
     assert ((collated["input_ids"] == begin) & (collated["attention_mask"] == 1)).sum() == 2
     logits = model(input_ids=collated["input_ids"], attention_mask=collated["attention_mask"]).logits[:, :-1]
     mask = collated["target_mask"]
@@ -204,9 +260,8 @@ def test_batches_with_nothing_to_learn_give_no_nan(
     trainer = example("hf_trainer", monkeypatch)
     model, tokenizer = module.load_student(str(talked / "bl"), "cpu")
     begin, targets = module.begin_id(tokenizer), Targets(talked / "out")
-    files = [str(file) for file in targets.files]
-    rows = trainer.datasets.load_dataset("parquet", data_files=files, columns=trainer.COLUMNS, split="train")
-    collated = trainer.Collator(begin, begin, targets.top_k, max_length=3)([dict(row) for row in rows])
+    rows = trainer.rows_of(targets)
+    collated = trainer.RowCollator(begin, begin, targets.top_k, max_length=3)([*rows])
     one = trainer.StudentTrainer(model, trainer.TrainingArguments(output_dir=str(tmp_path / "t"), report_to="none"))
     for items in (None, 0, torch.tensor(0)):
         assert one.compute_loss(model, collated, num_items_in_batch=items).item() == 0.0

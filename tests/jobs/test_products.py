@@ -16,8 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from engine.dataset.layout import load_manifest, load_plan
 from engine.dataset.store import open_store
 from engine.losses.chunked_head import chunked
+from engine.losses.full_vocabulary import full_kl
 from engine.losses.sampled import sampled_ce
 from engine.losses.sparse import forward_kl
+from engine.reader import teacher_head
 from engine.reader.collate import student_inputs
 from engine.reader.targets import Targets
 from jobs.look.json_lines import write_documents
@@ -140,6 +142,8 @@ def test_the_examples_of_the_training_page(everything: Path) -> None:
     found = []
     for code in PAGE.read_text(encoding="utf-8").split("```python\n")[1:]:
         code = code.partition("```")[0].replace('Targets("out", "small")', f"Targets({str(everything)!r}, 'sp')")
+        code = code.replace('Targets("out", "hidden")', f"Targets({str(everything)!r}, 'hidden')")
+        code = code.replace('teacher_head("out").to("cuda")', f"teacher_head({str(everything)!r})")
         found.append(code.replace(', device="cuda"', ""))
     names = {"student": student, "bos_id": 1}
     exec(found[0], names)
@@ -149,3 +153,11 @@ def test_the_examples_of_the_training_page(everything: Path) -> None:
     stored = (batch[key][mask] for key in ("ids", "logps", "tail_logp"))
     torch.testing.assert_close(names["loss"], forward_kl(logits, *stored).mean(), rtol=1e-4, atol=1e-5)
     assert names["chunked"] is chunked
+
+    own: Any = LlamaForCausalLM(LlamaConfig(vocab_size=Targets(everything, "hidden").vocab_size, **small))
+    names = {"student": own, "bos_id": 1}
+    exec(found[2], names)
+    batch, mask = names["batch"], names["rows"]
+    logits = own(input_ids=student_inputs(batch, 1)).logits[mask]
+    whole = full_kl(logits, teacher_head(everything)(batch["hidden"][mask])).mean()
+    torch.testing.assert_close(names["loss"], whole, rtol=1e-4, atol=1e-5)

@@ -84,4 +84,4 @@ def test_a_file_in_the_way_is_a_message(tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vendor("losses", tmp_path / "kd_losses")
-    assert capsys.readouterr().out.startswith(f"{tmp_path}/kd_losses: 15 files of engine/losses")
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/kd_losses: 17 files of engine/losses")

@@ -80,15 +80,15 @@ def whole(lengths: np.ndarray) -> list[np.ndarray]:
 
 def test_first_fit_by_hand() -> None:
     lengths = np.array([6, 7, 3, 25, 2])  # rows of 10: [6, 3] [7], then 25 = 10 + 10 + 5
-    one = packed_layout(lengths, whole(lengths), 2, 10, None, 0, last=True)
+    one = packed_layout(lengths, whole(lengths), 2, 10, None, {}, last=True)
     assert one is not None and (one.consumed, one.piece) == (3, 0)
     assert one.document.tolist() == [0, 2, 1] and one.row.tolist() == [0, 0, 1] and one.column.tolist() == [0, 6, 0]
-    two = packed_layout(lengths[3:], whole(lengths[3:]), 2, 10, None, 0, last=True)
+    two = packed_layout(lengths[3:], whole(lengths[3:]), 2, 10, None, {}, last=True)
     assert two is not None and (two.consumed, two.piece, two.length.tolist()) == (0, 2, [10, 10])
-    three = packed_layout(lengths[3:], whole(lengths[3:]), 2, 10, None, 2, last=True)
+    three = packed_layout(lengths[3:], whole(lengths[3:]), 2, 10, None, {0: 2}, last=True)
     assert three is not None and (three.consumed, three.length.tolist(), three.start.tolist()) == (2, [5, 2], [20, 0])
-    assert packed_layout(lengths[3:], whole(lengths[3:]), 2, 10, None, 2, last=False) is None
-    cut = packed_layout(lengths, whole(lengths), 9, 10, 10, 0, last=True)
+    assert packed_layout(lengths[3:], whole(lengths[3:]), 2, 10, None, {0: 2}, last=False) is None
+    cut = packed_layout(lengths, whole(lengths), 9, 10, 10, {}, last=True)
     assert cut is not None and cut.length.tolist() == [6, 3, 7, 2, 10]  # max_length 10: the rest of 25 is left out
 
 
@@ -98,10 +98,10 @@ def test_readings_by_hand() -> None:
     assert rows.shape == (3, 6) and rows.consumed == 2 and rows.document.tolist() == [0, 1, 1]
     assert rows.start.tolist() == [0, 0, 4] and rows.length.tolist() == [6, 4, 5]
     assert padded_layout(lengths, readings, 4).length.tolist() == [4, 4, 4]
-    packed = packed_layout(lengths, readings, 2, 10, None, 0, last=True)  # [6, 4] [5]
+    packed = packed_layout(lengths, readings, 2, 10, None, {}, last=True)  # [6, 4] [5]
     assert packed is not None and packed.row.tolist() == [0, 0, 1] and packed.column.tolist() == [0, 6, 0]
     assert packed.start.tolist() == packed.origin.tolist() == [0, 0, 4]
-    narrow = packed_layout(lengths, readings, 9, 3, None, 0, last=True)
+    narrow = packed_layout(lengths, readings, 9, 3, None, {}, last=True)
     assert narrow is not None and sorted((narrow.start - narrow.origin).tolist()) == [0, 0, 0, 3, 3, 3]
 
 

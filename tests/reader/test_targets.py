@@ -22,7 +22,7 @@ from engine.dataset.layout import load_plan
 from engine.dataset.parquet import round_rows
 from engine.dataset.store import open_store
 from engine.dataset.token_tables import TokenTable, token_file
-from engine.reader import Targets, TargetsError, run_files
+from engine.reader import Targets, TargetsError, product_files
 from engine.reader import row_groups as row_groups_module
 from engine.reader import targets as targets_module
 from schemas import target
@@ -59,9 +59,9 @@ def test_constants_are_those_of_the_schema() -> None:
     assert target.SCHEMA_VERSION in targets_module.SCHEMA_VERSIONS
     assert row_groups_module.FLAG_CONTEXT == target.FLAG_CONTEXT
     assert row_groups_module.STATISTICS == target.STATISTIC_COLUMNS
-    for codec, columns in run_files._CODECS.items():
+    for codec, columns in product_files._CODECS.items():
         schema = target.row_schema(codec, True)  # pyright: ignore[reportArgumentType]
-        assert {*run_files._COLUMNS, *columns} <= {*schema.names}
+        assert {*product_files._COLUMNS, *columns} <= {*schema.names}
         for column in schema:
             plain = pa.list_(column.type.value_type) if pa.types.is_list(column.type) else column.type
             assert row_groups_module._TYPES[column.name] == plain
@@ -254,7 +254,7 @@ def test_unit_without_rows_is_skipped_by_all_readers(tmp_path: Path) -> None:
 def test_the_examples_of_the_format_page_run_as_they_stand(finished: Path) -> None:
     page = (ROOT / "docs" / "format.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 12
     card = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
     code = (
         "\n".join(blocks)
