@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.card.describe import describe
 from engine.dataset import store as stores
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
@@ -49,7 +50,7 @@ def test_a_unit_without_its_seal_is_sealed_and_one_without_data_is_scored(bucket
         fs.rm_file(f"{root}/{name}")
     assert open_output(out, plan) == [0, 1] and unsealed_units(out, plan) == [2]
     with pytest.raises(OutputError, match="1 of 3 units are not sealed"):
-        finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test", describe=describe)
     publish_all(out, plan)
     assert contents(out) == before
 
@@ -62,7 +63,7 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
         store = open_store(out)
         open_output(store, plan)
         publish_all(store, plan, seed=seed)
-        return finish(store, plan, engine_version="test")
+        return finish(store, plan, engine_version="test", describe=describe)
 
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(drive, [1, 2])
@@ -74,6 +75,7 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
 PUBLISH = """
 import sys
 from engine.dataset.commit import open_output, publish_unit
+from engine.card.describe import describe
 from engine.dataset.finish import finish
 from engine.dataset.store import open_store
 from tests.support.tables import quarantine_record, small_plan, unit_tables
@@ -82,7 +84,7 @@ print("begun", flush=True)
 open_output(store, plan)
 for unit in plan.units:
     publish_unit(store, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": 2.0})
-finish(store, plan, engine_version="test")
+finish(store, plan, engine_version="test", describe=describe)
 """
 
 
@@ -125,12 +127,12 @@ def test_foreign_and_changed_outputs_are_refused(bucket: str) -> None:
     fs, root = real(out), out.url.removeprefix("s3://")
     out.put_if_absent("data/teacher/stray.parquet", b"x")
     with pytest.raises(OutputError, match=r"stray.parquet: not a file of this run"):
-        finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test", describe=describe)
     fs.rm_file(f"{root}/data/teacher/stray.parquet")
     name = sealed_names(out, "teacher")[0]
     fs.pipe_file(f"{root}/{name}", b"torn")
     with pytest.raises(OutputError, match=f"{name}: 4 bytes, sealed with"):
-        finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test", describe=describe)
     with pytest.raises(OutputError, match="specified bucket does not exist; make the bucket first"):
         open_output(ObjectStore("s3://nobody-has-this/out", fs), plan)
 

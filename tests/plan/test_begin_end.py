@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from engine.dataset.card import dataset_card
 
 from engine.corpus.scan import scan_corpus
-from engine.dataset.card import dataset_card
 from engine.dataset.layout import load_manifest
 from engine.plan.make_plan import make_plan
 from schemas.errors import RunFileError
