@@ -40,8 +40,8 @@ def loading(product: str, facts: ProductFacts) -> str:
     with_datasets = f"""
 from datasets import load_dataset{"" if facts.codec != "sample" else chr(10) + "import numpy as np"}
 
-rows = load_dataset(".", "{config_name(product)}", split="train").with_format("numpy")  # published: the repository's name
-row = rows[0]  # a document
+rows = load_dataset("parquet", data_files="data/{product}/*.parquet", split="train").with_format("numpy")
+row = rows[0]  # a document; published: load_dataset("ORG/NAME", "{config_name(product)}", split="train")
 {_ROW[facts.codec].format(**numbers)}"""
     with_polars = f"""
 import polars as pl

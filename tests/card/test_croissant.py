@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import mlcroissant
@@ -12,12 +13,12 @@ import pytest
 
 from engine.card import croissant as module
 from engine.dataset.layout import CROISSANT, load_manifest
+from engine.dataset.store import open_store
+from engine.verify.catalogue import croissant_findings
 from schemas.runfile import RunConfig
 from schemas.settings_card import CardConfig
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:ConjunctiveGraph is deprecated:DeprecationWarning"
-)  # mlcroissant to rdflib
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of mlcroissant, to rdflib and pandas
 
 RECOMMENDED = ("citeAs", "datePublished", "version")  # nothing that a run knows
 
@@ -59,3 +60,20 @@ def test_a_large_run_is_named_by_patterns(finished: Path, monkeypatch: pytest.Mo
         f"data/{product}/*.parquet" for product in ("bytes", "student/small", "teacher")
     ]
     assert "license" not in content and "creator" not in content
+
+
+def test_verify_names_a_catalogue_that_is_not_of_these_files(finished: Path, tmp_path: Path) -> None:
+    store, manifest = open_store(shutil.copytree(finished, tmp_path / "out")), load_manifest(finished)
+    place = tmp_path / "out" / CROISSANT
+    text = place.read_text(encoding="utf-8")
+    assert not [*croissant_findings(store, manifest)]
+    file = next(file for file in manifest.shards[0].files.values() if file is not None)
+    for other in (text.replace(file.sha256, "0" * 64), text.replace(f'"{file.bytes} B"', '"1 B"')):
+        place.write_text(other, encoding="utf-8")
+        assert file.name in next(croissant_findings(store, manifest)).found
+    for other in ("", "[]", '{"distribution": [1]}', "[" * 100_000):
+        place.write_text(other, encoding="utf-8")
+        (finding,) = croissant_findings(store, manifest)
+        assert finding.found.startswith("not readable") and "remove it" in finding.wanted
+    place.unlink()
+    assert not [*croissant_findings(store, manifest)]

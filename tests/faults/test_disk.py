@@ -283,6 +283,7 @@ def test_everything_is_durable_before_what_relies_on_it(tmp_path: Path, monkeypa
         "_engine/plan.json",
         *(name.format(i) for i in (0, 1) for name in unit),
         "README.md",
+        "croissant.json",
         "_engine/manifest.json",
     ]
     assert names == wanted

@@ -257,10 +257,8 @@ def test_the_examples_of_the_format_page_run_as_they_stand(finished: Path) -> No
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 10
     card = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
-    code = (
-        "\n".join(blocks)
-        + f"\nimport os\nos.chdir(OUT)\n{card[0]}\nassert logps.shape == ({len_of_first(finished)}, 8)"
-    )
+    code = "\n".join(blocks) + "\nimport os\nos.chdir(OUT)\n" + "\n".join(card)
+    code += f"\nassert logps.shape == ({len_of_first(finished)}, 8) and positions.height and batch"
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
