@@ -33,11 +33,11 @@ def push(
     from huggingface_hub.utils import disable_progress_bars
 
     from engine.card.hub import repository_of
-    from engine.card.push import push as push_output
+    from engine.card.publish import publish
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    done = push_output(out, repository_of(address), public=public, say=lambda text: print(text, file=sys.stderr))
+    done = publish(out, repository_of(address), public=public, say=lambda text: print(text, file=sys.stderr))
     for name in done.replaced:
         print(f"replaced {name}, which was another there", file=sys.stderr)
     if public and done.private:

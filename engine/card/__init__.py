@@ -10,5 +10,5 @@ catalogues, and a repository of the Hugging Face Hub come out. No torch, no Ray.
   markdown   texts of others inside Markdown
   croissant  the files and columns as JSON-LD
   hub        a repository of the Hub: its address, what it holds, whose run that is
-  push       a finished output into a repository, again and again until all of it is there
+  publish    a finished output into a repository, again and again until all of it is there
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from engine.card.describe import describe
 from engine.card.headline import figures_table, headline, sample_note
-from engine.card.inputs import SHOWN_FILES, checksums
+from engine.card.inputs import SHOWN_FILES, checksums, inputs_of, run_file
 from engine.card.markdown import block, code, plain
 from engine.dataset.finish import finish
 from engine.dataset.layout import CARD, CROISSANT, MANIFEST, load_manifest, load_plan
@@ -20,7 +20,7 @@ from engine.dataset.store import open_store
 from engine.figures import collect, open_published
 from schemas.errors import OutputError, RunFileError
 from schemas.runfile import RunConfig, load_run
-from tests.support.runs import write_run
+from tests.support.runs import ASSETS, write_run
 from tests.support.tables import small_plan
 
 SECRET = "hf_" + "s" * 34
@@ -94,6 +94,39 @@ def test_the_run_file_is_in_it_without_secrets_and_without_where_it_ran(
     assert run.semantic() == load_run(file).semantic() and "card" not in run.semantic()
 
 
+def test_teacher_tokenizers_and_corpora_have_names_revisions_and_hashes(finished: Path, tmp_path: Path) -> None:
+    """The run file names branches; the card has the commits that were read."""
+    text = (
+        write_run(tmp_path, students={})
+        .read_text()
+        .replace(json.dumps(str(ASSETS / "teacher")), '"org/teacher"\nrevision = "main"')
+    )
+    text = text.replace("[targets]", '[[student]]\nname = "small"\ntokenizer = "org/student"\n[targets]')
+    text = text.replace("[corpus]", '[[corpus]]\nsource = "web"\ndataset = "org/texts"\nrevision = "v2"\n[[corpus]]')
+    (tmp_path / "run.toml").write_text(text)
+    run = load_run(tmp_path / "run.toml")
+    teacher, student = "1" * 40, "2" * 40
+    pinned = run.model_copy(
+        update={
+            "teacher": run.teacher.model_copy(update={"revision": teacher}),
+            "student": (run.student[0].model_copy(update={"revision": student}),),
+        }
+    )
+    plan = small_plan(units=1, vocabularies={"teacher": "a" * 64, "student/small": "b" * 64})
+    assert [
+        (one.what, one.name, one.revision, one.content) for one in inputs_of(plan, load_manifest(finished), run, pinned)
+    ] == [
+        ("teacher", "org/teacher", teacher, "files below"),
+        ("tokenizer of the teacher", "org/teacher", teacher, f"vocabulary {'a' * 64}"),
+        ("tokenizer of student/small", "org/student", student, f"vocabulary {'b' * 64}"),
+        ("corpus web", "org/texts, train", "v2", "sha256 below"),
+        ("corpus corpus2", "corpus.jsonl", "", "files below"),
+    ]
+    assert run_file(run).count("[[corpus]]") + run_file(run).count("corpus = [") >= 1 and 'revision = "v2"' in run_file(
+        run
+    )
+
+
 def test_the_same_run_gives_the_same_card_wherever_it_ran(finished: Path, tmp_path: Path) -> None:
     runs = []
     for number, folder in enumerate(("here", "there")):
@@ -122,8 +155,6 @@ def test_a_card_that_is_there_stays_and_one_that_is_removed_is_made_anew(finishe
 
 
 def test_a_damaged_shard_is_found_before_the_manifest(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = Path(shutil.copytree(finished, tmp_path / "out"))
     for name in (CARD, CROISSANT, MANIFEST):
         (out / name).unlink()
@@ -173,10 +204,3 @@ def test_wrong_keys_are_told(tmp_path: Path, lines: str, says: str) -> None:
     with pytest.raises(RunFileError, match=says) as raised:
         load_run(write_run(tmp_path, extra=f"[card]\n{lines}"))
     assert "[card]" in str(raised.value)
-
-
-def test_finish_needs_no_run_file_at_all(tmp_path: Path, finished: Path) -> None:
-    assert partial(describe, run=None)(open_store(finished), load_plan(finished), load_manifest(finished)).keys() == {
-        CARD,
-        CROISSANT,
-    }

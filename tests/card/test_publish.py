@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from engine.card import push as module
+from engine.card import publish as module
 from engine.card.describe import describe
 from engine.card.hub import repository_of
-from engine.card.push import push
+from engine.card.publish import publish
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import CARD, CROISSANT, MANIFEST, PLAN
@@ -44,8 +44,8 @@ def api_of(hub: Hub) -> HfApi:
     return HfApi(endpoint=hub.url, token=TOKEN)
 
 
-def send(out: Path | str, hub: Hub, **more: bool) -> module.Pushed:
-    return push(out, NAME, api=api_of(hub), say=lambda text: None, **more)
+def send(out: Path | str, hub: Hub, **more: bool) -> module.Published:
+    return publish(out, NAME, api=api_of(hub), say=lambda text: None, **more)
 
 
 def another(out: Path, units: int = 2) -> Path:

@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
+class Published:
     """What was done. sent, sent_bytes: by this call; replaced: of these, names that were there with another content."""
 
     url: str
@@ -49,7 +49,9 @@ class _File:
     sha256: str | None
 
 
-def push(out: Out, repository: str, *, public: bool = False, api: HfApi | None = None, say: Say = print) -> Pushed:
+def publish(
+    out: Out, repository: str, *, public: bool = False, api: HfApi | None = None, say: Say = print
+) -> Published:
     """Bring all files of a finished output into 'ORG/NAME', which is made where there is none: private, unless `public`.
 
     Raises OutputError: the run is not finished, a file is missing or damaged, the repository holds something else, or the Hub
@@ -79,7 +81,7 @@ def push(out: Out, repository: str, *, public: bool = False, api: HfApi | None =
             say(f"{done:,} of {len(missing):,} files sent")
         private = bool(api.repo_info(repository, repo_type=KIND).private)
     replaced = tuple(file.name for file in missing if file.name in there)
-    return Pushed(f"{api.endpoint}/datasets/{repository}", private, len(files), len(missing), size, replaced)
+    return Published(f"{api.endpoint}/datasets/{repository}", private, len(files), len(missing), size, replaced)
 
 
 def _files(store: Store, manifest: Manifest) -> list[_File]:
