@@ -255,7 +255,11 @@ def test_every_dependency_is_imported_and_every_import_declared() -> None:
     used = {top for path in MODULES for top in tops(path)} - set(sys.stdlib_module_names) - {*LAYERS, "_typeshed"}
     extras = [line for extra in ("adapters", "sentencepiece") for line in project["optional-dependencies"][extra]]
     asked_for = {re.split(r"[\[<>=]", line)[0] for line in extras} - {"protobuf"}  # transformers imports that one
-    modules = {"vl-convert-python": "vl_convert", "pyyaml": "yaml", "tomli-w": "tomli_w"}  # packages whose module has another name
+    modules = {
+        "vl-convert-python": "vl_convert",
+        "pyyaml": "yaml",
+        "tomli-w": "tomli_w",
+    }  # packages whose module has another name
     assert asked_for == {"peft", "sentencepiece"} and {modules.get(name, name) for name in declared} | asked_for == used
 
 

@@ -69,6 +69,11 @@ def checksums(plan: Plan) -> str:
     for title, key in (("teacher", "teacher_files"), ("adapter", "adapter_files")):
         files = setting(plan.semantic, key)
         lines += _shown([(str(sha256), f"{title}/{name}") for name, sha256 in _sorted(files)], key)
+    imported = setting(plan.semantic, "imported", "files")
+    named = (
+        [(str(file["sha256"]), f"imported/{file['name']}") for file in imported] if isinstance(imported, list) else []
+    )
+    lines += _shown(named, "imported.files")
     corpus = plan.corpus_files if plan.has_corpus and setting(plan.semantic, "corpus", "files") else ()
     lines += _shown([(file.sha256, _label(file)) for file in corpus], "corpus.files")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from schemas.manifest import REGIMES, SEMANTICS, Manifest, Plan, ProductFacts
 from schemas.plan_inputs import setting
 
 _ESTIMATES = ("fast", "beam")
+_IMPORTED = "imported"
 
 
 def limits(plan: Plan, manifest: Manifest, found: Headline, names: dict[str, str]) -> list[str]:
@@ -21,7 +22,7 @@ def limits(plan: Plan, manifest: Manifest, found: Headline, names: dict[str, str
             f"{_listed(estimates)}: estimates. `err` is the certified width of each position: total variation to the "
             "definition is at most this; 0 where nothing is open"
         )
-    if exact := [names[product] for product, one in facts.items() if one.regime not in _ESTIMATES]:
+    if exact := [names[product] for product, one in facts.items() if one.regime not in (*_ESTIMATES, _IMPORTED)]:
         eps = setting(plan.semantic, "settings", "targets", "eps")
         pruned = f", but for contexts of a weight below {eps:g}, bounded in `pruned_mass`" if eps else ""
         lines.append(f"{_listed(exact)}: exact, up to the precision of storage{pruned}")

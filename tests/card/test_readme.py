@@ -11,17 +11,19 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
 from engine.card.describe import describe
-from engine.card.headline import figures_table, headline, sample_note
+from engine.card.headline import Headline, figures_table, headline, sample_note
 from engine.card.inputs import SHOWN_FILES, checksums, inputs_of, run_file
+from engine.card.limits import limits
 from engine.card.markdown import block, code, plain
 from engine.dataset.finish import finish
 from engine.dataset.layout import CARD, CROISSANT, MANIFEST, load_manifest, load_plan
 from engine.dataset.store import open_store
 from engine.figures import collect, open_published
 from schemas.errors import OutputError, RunFileError
+from schemas.manifest import Plan
 from schemas.runfile import RunConfig, load_run
 from tests.support.runs import ASSETS, write_run
-from tests.support.tables import small_plan
+from tests.support.tables import facts_of, small_plan
 
 SECRET = "hf_" + "s" * 34
 RENDER = MarkdownIt("gfm-like", {"linkify": False})
@@ -204,3 +206,13 @@ def test_wrong_keys_are_told(tmp_path: Path, lines: str, says: str) -> None:
     with pytest.raises(RunFileError, match=says) as raised:
         load_run(write_run(tmp_path, extra=f"[card]\n{lines}"))
     assert "[card]" in str(raised.value)
+
+
+def test_what_was_imported_is_called_so_and_its_files_are_named(finished: Path) -> None:
+    facts = {"teacher": facts_of(regime="imported")}
+    semantic = {"imported": {"form": "trl", "files": [{"name": "rows.parquet", "bytes": 3, "sha256": "c" * 64}]}}
+    plan = Plan.make(semantic, [], facts)
+    manifest = load_manifest(finished).model_copy(update={"products": facts, "totals": {}, "shards": ()})
+    assert checksums(plan) == f"{'c' * 64}  imported/rows.parquet"
+    lines = "\n".join(limits(plan, manifest, Headline({}, 0, False), {"teacher": "teacher"}))
+    assert "nothing is certified" in lines and "exact" not in lines
