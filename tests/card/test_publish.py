@@ -23,6 +23,7 @@ from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.dataset.layout import CARD, CROISSANT, MANIFEST, PLAN
 from schemas.errors import OutputError, RunFileError
+from tests.support.hub import hub as reading_hub
 from tests.support.hub_writes import TOKEN, Hub, Pointer, written_hub
 from tests.support.objectstores import publish_all
 from tests.support.tables import sealed_paths, small_plan
@@ -172,17 +173,6 @@ def test_a_card_that_the_hub_refuses_is_told_before_anything_large_is_sent(finis
     assert hub.sent_bytes() == 0
 
 
-def test_an_output_on_an_object_store_is_sent_from_there(bucket: str, hub: Hub) -> None:
-    plan = small_plan(units=2)
-    out = f"{bucket}/out"
-    open_output(out, plan)
-    publish_all(out, plan)
-    finish(out, plan, engine_version="test", describe=describe)
-    done = send(out, hub)
-    assert done.sent == done.files and hub.repositories[NAME].commits[-1][-1] == MANIFEST
-    assert send(out, hub).sent == 0
-
-
 @pytest.mark.parametrize(
     "address",
     ["out", "hf://name", "hf://models/org/name", "hf://datasets/org/name/data", "hf://datasets/org/na me", "s3://a/b"],
@@ -228,3 +218,21 @@ def test_the_command_sends_over_xet(finished: Path, hub: Hub, tmp_path: Path) ->
     assert repository.files.keys() - {".gitattributes"} == names_of(finished) and not hub.objects
     stored = sum(path.stat().st_size for path in Path(hub.cas).rglob("*") if path.is_file())
     assert stored > sum(file.size for file in repository.files.values() if isinstance(file, Pointer)) / 2
+
+
+def test_what_is_published_is_read_as_the_card_says(finished: Path, tmp_path: Path) -> None:
+    """By the card's configuration, and by the reader, from a server that speaks the Hub's reading."""
+    files = {name: (finished / name).read_bytes() for name in names_of(finished)}
+    card = files[CARD].decode()
+    assert 'load_dataset("ORG/NAME", "student-small", split="train")' in card and '"hf://datasets/ORG/NAME"' in card
+    code = """
+from datasets import load_dataset
+from engine.reader import Targets
+rows = load_dataset("org/name", "student-small", split="train")
+documents = list(Targets("hf://datasets/org/name", "student/small", verify=True).documents())
+assert [d.token_ids.tolist() for d in documents] == [row["token_ids"] for row in rows] and len(rows) == 8
+"""
+    with reading_hub(files, []) as url:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf")}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

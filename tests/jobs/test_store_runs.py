@@ -5,6 +5,7 @@ TARGETSMITH_EFFORT=n kills n times as often.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -19,8 +20,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi, constants
 
 from engine.card.describe import describe
+from engine.card.publish import publish
 from engine.dataset import store as stores
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
@@ -31,6 +34,7 @@ from engine.reader.targets import Targets
 from jobs.cli import main
 from schemas.errors import FingerprintMismatch, OutputError, RunFileError
 from schemas.runfile import load_run
+from tests.support.hub_writes import TOKEN, written_hub
 from tests.support.objectstores import ROOT, SECRET, contents, publish_all, real
 from tests.support.runs import TEXTS, score_here, score_run, write_run
 from tests.support.tables import sealed_names, small_plan
@@ -53,6 +57,23 @@ def test_a_unit_without_its_seal_is_sealed_and_one_without_data_is_scored(bucket
         finish(out, plan, engine_version="test", describe=describe)
     publish_all(out, plan)
     assert contents(out) == before
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub to its own library
+def test_an_output_is_published_from_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # what the environment variable sets
+    plan, out = small_plan(units=2), f"{bucket}/out"
+    open_output(out, plan)
+    publish_all(out, plan)
+    finish(out, plan, engine_version="test", describe=describe)
+    with written_hub() as hub:
+        api = HfApi(endpoint=hub.url, token=TOKEN)
+        sent = [publish(out, "org/name", api=api, say=lambda text: None).sent for _ in range(2)]
+    whole, found = contents(out), hub.repositories["org/name"].files
+    assert sent == [len(whole), 0] and found.keys() - {".gitattributes"} == whole.keys()
+    for name, data in whole.items():
+        file = found[name]
+        assert file == data if isinstance(file, bytes) else file.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None:
