@@ -27,7 +27,7 @@ from schemas.errors import OutputError, RunFileError, TargetsmithError
 from schemas.redact import redacted
 
 KIND = "dataset"
-_ADDRESS = re.compile(r"hf://(?:datasets/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?")
+_ADDRESS = re.compile(r"hf://(?:datasets/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?", re.ASCII)
 _SHOWN_CHARACTERS = 300
 
 

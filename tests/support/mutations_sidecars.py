@@ -120,4 +120,5 @@ def means_file(out: Path, rng: Rng) -> str:
     if sealed:
         record = Sidecar.of(CALIBRATION, (out / CALIBRATION).read_bytes()).model_dump()
         write_json(manifest, {**json.loads(manifest.read_text()), "continuations": record})
+        recatalogue(out, CALIBRATION)
     return f"{out / CALIBRATION}: {how}{', resealed' if sealed else ''}"
