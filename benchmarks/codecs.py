@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from engine.card.describe import describe
 from engine.corpus.scan import scan_corpus
 from engine.corpus.units import read_units, sample
 from engine.dataset.commit import open_output
@@ -51,7 +52,7 @@ def scored(folder: Path, arguments: argparse.Namespace, targets: dict[str, objec
     worker = UnitWorker(pin(run), plan, sample(run.corpus, scan, run.targets.calibration_documents))
     for unit, documents in read_units(run.corpus, scan, range(len(plan.units))):
         worker.score(unit, documents)
-    return Path(run.output), finish(run.output, plan, engine_version=ENGINE_VERSION)
+    return Path(run.output), finish(run.output, plan, engine_version=ENGINE_VERSION, describe=describe)
 
 
 def report(title: str, out: Path, manifest: Manifest) -> None:

@@ -24,6 +24,7 @@ import polars as pl
 import pyarrow as pa
 import torch
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.parquet import encodings
@@ -57,7 +58,7 @@ def write_topk(out: Path, top_k: int, files: int, positions: int) -> None:
     for unit, sizes in enumerate(lengths):
         table = targets_table(rng, sizes[:rows], top_k=top_k, vocab_size=151_936, first_row=unit * rows)
         publish_unit(out, plan, unit, {"student/small": table}, [], {})
-    finish(out, plan, engine_version="benchmark")
+    finish(out, plan, engine_version="benchmark", describe=describe)
 
 
 def write_sample(out: Path, files: int, positions: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.reader import document_lengths
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.parquet import lengths_of, round_rows
@@ -42,7 +43,7 @@ def write(out: Path, top_k: int, files: int, positions: int) -> None:
         stats |= {"teacher_tokens": float(sums["positions"]), "teacher_evaluations": float(sums["positions"])}
         assert lengths_of(table).sum() == sums["positions"]
         publish_unit(out, plan, unit.index, {"student/small": table}, [], stats)
-    finish(out, plan, engine_version="benchmark")
+    finish(out, plan, engine_version="benchmark", describe=describe)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ teacher's distribution over the student's tokens, with what is left open. No Ray
   scoring     a unit of documents -> its tables: all of the above, loaded once
   verify      an output beside its plan, its corpus and the live teacher
   figures     an output in numbers, and two outputs beside each other
+  card        an output described, and published on the Hugging Face Hub
   exchange    an output as other programs' files, and theirs as an output (docs/exchange.md)
   reader      for trainers: files -> batches; stands alone
   losses      for trainers: losses on these targets; stands alone

@@ -11,6 +11,7 @@ Each verb is a file of its own with its options, and is loaded when it is asked 
   stats       an output in numbers
   diff        two outputs, or two products, position by position
   report      an output as one HTML file
+  push        an output into a repository of the Hugging Face Hub
   verify      is the output whole, undamaged, and what the teacher says
   export      a product in the form of another program
   import      what another program stored, as an output

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 
 from jobs import app
 
-VERBS = ("plan", "score", "show", "cat", "stats", "diff", "report", "verify", "export", "import", "demo", "vendor")
+VERBS = (
+    "plan",
+    "score",
+    "show",
+    "cat",
+    "stats",
+    "diff",
+    "report",
+    "push",
+    "verify",
+    "export",
+    "import",
+    "demo",
+    "vendor",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

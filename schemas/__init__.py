@@ -11,6 +11,7 @@ by itself, so that `targetsmith --help` needs two of them and no more.
   corpus_faults     which keys of [corpus], and which [[corpus]] tables, do not go together
   settings_corpus   the table [corpus]: which documents a run has, and how they are taken from records
   settings_targets  the table [targets]: what is stored, and how far the teacher is asked for it
+  settings_card     the table [card]: what the dataset card says that no file of the run can tell
   runfile           run.toml -> RunConfig
   target            the columns of a shard, types and units
   plan_inputs       what a plan says about its inputs: corpus files, retried documents

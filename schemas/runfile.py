@@ -8,12 +8,13 @@ run.locate("models/tiny")       # absolute path if it is local, else the Hugging
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
@@ -24,10 +25,12 @@ from schemas.products import TEACHER, student_product
 from schemas.redact import redacted
 from schemas.runfile_errors import Fault, Faults, explain, listed, show
 from schemas.settings import QuarantineConfig, RayConfig, SettingsTable, StudentConfig, TeacherConfig, key
+from schemas.settings_card import CardConfig
 from schemas.settings_corpus import CorpusConfig
 from schemas.settings_targets import TargetsConfig
 
 __all__ = [
+    "CardConfig",
     "CorpusConfig",
     "QuarantineConfig",
     "RayConfig",
@@ -80,8 +83,10 @@ class RunConfig(SettingsTable):
     quarantine: QuarantineConfig = key(
         QuarantineConfig(), semantic=False, about="How many bad documents the run may have."
     )
+    card: CardConfig = key(CardConfig(), semantic=False, about="What the dataset card says beside what the run knows.")
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @field_validator("output", mode="before")
     @classmethod
@@ -143,6 +148,11 @@ class RunConfig(SettingsTable):
         """Absolute folder of the run file: relative paths in it start here. No part of the fingerprint."""
         return self._base_dir
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the file says, as TOML values, without the keys that change no result; {} where it was no file."""
+        return self._given
+
     def locate(self, value: str) -> str:
         """See `locate`; relative to the folder of this run file."""
         return locate(value, self._base_dir)
@@ -176,6 +186,24 @@ class _MixtureRun(RunConfig):
     corpus: tuple[CorpusConfig, ...] = key(  # pyright: ignore[reportIncompatibleVariableOverride]
         semantic=True, strict=False, min_length=1, about="The documents, from several sources."
     )
+
+
+def _given(table: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """The semantic keys of a valid table, as they stand in the file; tables that are left empty are left out."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        field = model.model_fields[name]
+        extra = field.json_schema_extra
+        if not (isinstance(extra, dict) and extra["semantic"]):
+            continue
+        kinds: tuple[Any, ...] = (field.annotation, *get_args(field.annotation))
+        inner = next((kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel)), None)
+        if inner is not None:
+            parts = [_given(part, inner) for part in (value if isinstance(value, list) else [value])]
+            value = parts if isinstance(value, list) else parts[0]
+        if value != {}:
+            found[name] = value
+    return found
 
 
 def _semantic(table: BaseModel) -> dict[str, Any]:
@@ -260,7 +288,7 @@ def parse_run(table: dict[str, Any], *, base_dir: Path, source: str = "run file"
         raise RunFileError(listed(faults, source))
     if isinstance(run.output, Path):
         run = run.model_copy(update={"output": Path(os.path.normpath(base / run.output.expanduser()))})
-    run._base_dir = base
+    run._base_dir, run._given = base, _given(table, root)
     for part in parts or (run.corpus,):
         if part.input_ids is not None:
             part._ids_source = _ids_source(run, part, source)

@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "verify": {"corpus", "dataset", "plan", "teacher", "beam", "scoring"},
     "figures": {"dataset"},
-    "exchange": {"bpe", "dataset", "plan", "verify", "figures"},
+    "card": {"dataset", "figures", "plan"},
+    "exchange": {"bpe", "dataset", "plan", "verify", "figures", "card"},
 }
 ALONE = {  # nothing of the project, not even schemas; these libraries, and relative imports: the folder can be copied
     "engine/reader": {"numpy", "torch", "pyarrow", "fsspec", "filelock", "safetensors"},
@@ -68,6 +69,7 @@ NO_TORCH = (
     "engine/dataset",
     "engine/plan",
     "engine/figures",
+    "engine/card",
 )
 RAY_ONLY_IN = [f"jobs/pool/ray_{name}.py" for name in ("cluster", "metrics", "pool", "ranks", "steps")]
 TOP_LEVEL = {
@@ -255,7 +257,11 @@ def test_every_dependency_is_imported_and_every_import_declared() -> None:
         line for extra in ("adapters", "gguf", "sentencepiece") for line in project["optional-dependencies"][extra]
     ]
     asked_for = {re.split(r"[\[<>=]", line)[0] for line in extras} - {"protobuf"}  # transformers imports that one
-    modules = {"vl-convert-python": "vl_convert", "pyyaml": "yaml"}  # packages whose module has another name
+    modules = {
+        "vl-convert-python": "vl_convert",
+        "pyyaml": "yaml",
+        "tomli-w": "tomli_w",
+    }  # named otherwise than their packages
     assert asked_for == {"peft", "gguf", "sentencepiece"}
     assert {modules.get(name, name) for name in declared} | asked_for == used
 

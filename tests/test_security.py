@@ -212,7 +212,7 @@ def test_document_ids_are_names_and_never_paths(tmp_path: Path) -> None:
     assert sum(len(read_quarantine(out, unit)) for unit in sealed_units(out)) == len(HOSTILE_IDS)
     wanted = re.compile(
         r"out/(data/(teacher|student/(sp|bl))/train-\d{5}-of-\d{5}\.parquet"
-        r"|_engine/((shards|quarantine)/\d{5}\.jsonl?|plan\.json|manifest\.json|continuations\.parquet|vocabulary/(teacher|student/(sp|bl))\.parquet)|README\.md)"
+        r"|_engine/((shards|quarantine)/\d{5}\.jsonl?|plan\.json|manifest\.json|continuations\.parquet|vocabulary/(teacher|student/(sp|bl))\.parquet)|README\.md|croissant\.json)"
     )
     made = set(everything(tmp_path)) - before
     assert made and all(wanted.fullmatch(name) for name in made), made

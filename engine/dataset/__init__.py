@@ -13,8 +13,7 @@ once; what is lost is named and made again. Normative text: docs/format.md. No t
   sidecars      the two files of a whole run: the calibration, and the teacher's lm_head
   repair        which units lack files, and whether a lost plan may be put back
   commit        begin or resume an output, publish a unit
-  card          README.md, a Hugging Face dataset card
-  finish        all units sealed -> README.md and manifest
+  finish        all units sealed -> what describes them (engine/card), and the manifest
 """
 
 from engine.dataset.commit import open_output, publish_unit

@@ -1,13 +1,12 @@
-"""The end of a run: when all units are sealed, the files are checked and README.md and manifest.json written."""
+"""The end of a run: when all units are sealed, the files are checked, then what describes them is written, then manifest.json."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from engine.dataset.card import dataset_card
-from engine.dataset.layout import MANIFEST, REMAKE, load_manifest, own_seal, seal_name, unsealed_units
+from engine.dataset.layout import CARD, CROISSANT, MANIFEST, REMAKE, load_manifest, own_seal, seal_name, unsealed_units
 from engine.dataset.repair import lacking_units
 from engine.dataset.sidecars import CALIBRATION, LM_HEAD, check_calibration, lm_head_fault, sidecars_of
 from engine.dataset.store import Out, Store, open_store
@@ -15,11 +14,16 @@ from engine.dataset.token_tables import token_records
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, Sidecar, add_stats
 
+Describe = Callable[[Store, Plan, Manifest], Mapping[str, bytes]]
+"""What describes a run for people and for catalogues, as files: README.md and croissant.json (engine/card)."""
+
 LIBRARIES = ("datasets", "numpy", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers")
 
 
-def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, str] | None = None) -> Manifest:
-    """Close the run: README.md, then manifest.json. Idempotent; returns the manifest that is there in the end.
+def finish(
+    out: Out, plan: Plan, *, engine_version: str, describe: Describe, versions: Mapping[str, str] | None = None
+) -> Manifest:
+    """Close the run: README.md and croissant.json, then manifest.json. Idempotent; returns the manifest that is there in the end.
 
     Only when every unit is sealed, every sealed file is there with its sealed size, data/ holds no other file, and a manifest
     that is there already says what the seals say; otherwise OutputError says which and what to do. `versions`: libraries
@@ -60,15 +64,22 @@ def finish(out: Out, plan: Plan, *, engine_version: str, versions: Mapping[str, 
             raise OutputError(
                 f"{store.place(MANIFEST)}: does not say what {beside} damaged, or of another run; {REMAKE}"
             )
-        store.put_if_absent("README.md", dataset_card(found).encode())
+        _describe(store, plan, found, describe)
         return found
     tokens = token_records(store, plan, None)
     manifest = _manifest(
         plan, seals, engine_version, versions if versions is not None else _installed(), sidecars, tokens
     )
-    store.put_if_absent("README.md", dataset_card(manifest).encode())
+    _describe(store, plan, manifest, describe)
     store.put_if_absent(MANIFEST, manifest.to_bytes())
     return load_manifest(store)
+
+
+def _describe(store: Store, plan: Plan, manifest: Manifest, describe: Describe) -> None:
+    """Files that are there stay; figures are read from the shards only where one is missing."""
+    if not (store.exists(CARD) and store.exists(CROISSANT)):
+        for name, data in describe(store, plan, manifest).items():
+            store.put_if_absent(name, data)
 
 
 def _sidecar(store: Store, name: str) -> Sidecar:

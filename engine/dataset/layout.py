@@ -21,6 +21,8 @@ from schemas.target import SCHEMA_NAME, SCHEMA_VERSION
 
 PLAN = "_engine/plan.json"
 MANIFEST = "_engine/manifest.json"
+CARD = "README.md"
+CROISSANT = "croissant.json"
 SEALS = "_engine/shards"
 CLAIMS = "_engine/quarantine"
 

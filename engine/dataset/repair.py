@@ -9,7 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from engine.dataset.layout import CLAIMS, MANIFEST, PLAN, REMAKE, SEALS, claim_name, seal_name, shard_name
+from engine.dataset.layout import (
+    CARD,
+    CLAIMS,
+    CROISSANT,
+    MANIFEST,
+    PLAN,
+    REMAKE,
+    SEALS,
+    claim_name,
+    seal_name,
+    shard_name,
+)
 from engine.dataset.parquet import open_shard
 from engine.dataset.sidecars import CALIBRATION
 from engine.dataset.store import Out, Store, open_store
@@ -90,5 +101,6 @@ def other_than_sealed(store: Store, name: str, unit: int) -> OutputError:
     """The error for a file that was lost and, scored again, has other bytes than its seal says."""
     return OutputError(
         f"{store.place(name)}: missing, and scored again it is not what was sealed (other hardware or libraries, or memory ran "
-        f"out or an actor died in one of the two); remove {seal_name(unit)}, {MANIFEST} and README.md too, and run again"
+        f"out or an actor died in one of the two); remove {seal_name(unit)}, {MANIFEST}, {CARD} and {CROISSANT} too, and run "
+        "again"
     )

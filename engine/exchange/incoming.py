@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.bpe.vocabulary import Vocabulary
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.parquet import round_rows
@@ -108,7 +109,7 @@ def import_all(incoming: Incoming, out: Out, progress: Callable[[int, int], None
             _publish(store, plan, unit, incoming, tokens)
         if progress is not None:
             progress(number + 1, len(plan.units))
-    return finish(store, plan, engine_version=ENGINE_VERSION)
+    return finish(store, plan, engine_version=ENGINE_VERSION, describe=describe)
 
 
 def _publish(out: Out, plan: Plan, unit: PlanUnit, incoming: Incoming, tokens: Tokens) -> None:

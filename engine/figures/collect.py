@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,6 +15,7 @@ from engine.figures.models import Difference, Figures, ProductFigures, Published
 from engine.figures.product import product_figures, sizes_only
 from engine.figures.rows import read_rows
 from engine.figures.sample import MOST_POSITIONS, Output, choose_shards
+from schemas.manifest import ShardRecord
 from schemas.products import BYTES, TEACHER
 from schemas.reasons import REASONS, REMEDIES
 
@@ -35,16 +36,7 @@ def collect(
     store, plan, stats = output.store, output.plan, output.stats
     known = tokens_of or (lambda product: read_tokens(store, product, plan.products[product]))
     read = choose_shards(output.shards, most_positions, seed)
-    products: dict[str, ProductFigures] = {}
-    costs: dict[str, dict[int, CostOfDocument]] = {}
-    for product, facts in plan.products.items():
-        if facts.codec == "hidden":
-            products[product] = sizes_only(product, facts, output.shards, stats)
-            continue
-        groups = read_rows(store, plan, product, read)
-        products[product], costs[product] = product_figures(
-            product, facts, output.shards, stats, groups, known(product)
-        )
+    products, costs = products_of(output, read, known)
     boundaries = stats.get("beam.boundaries", 0)
     tokens, evaluations = stats.get("teacher_tokens", 0), stats.get("teacher_evaluations", 0)
     return Figures(
@@ -65,12 +57,35 @@ def collect(
         target_error=plan.target_error,
         seed=seed,
         read_units=len(read),
-        sampled=len(read) < sum(any(shard.files.values()) for shard in output.shards),
+        sampled=is_sample(output, read),
         products=products,
         differences=_differences(costs),
         quarantine=_quarantine(output, seed),
         published=_published(output),
     )
+
+
+def products_of(
+    output: Output, read: Sequence[ShardRecord], tokens_of: Tokens
+) -> tuple[dict[str, ProductFigures], dict[str, dict[int, CostOfDocument]]]:
+    """(figures of each product, product -> doc_row -> what its text costs), distributions and costs of the units that are read.
+    Raises as `collect`."""
+    products: dict[str, ProductFigures] = {}
+    costs: dict[str, dict[int, CostOfDocument]] = {}
+    for product, facts in output.plan.products.items():
+        if facts.codec == "hidden":
+            products[product] = sizes_only(product, facts, output.shards, output.stats)
+            continue
+        groups = read_rows(output.store, output.plan, product, read)
+        products[product], costs[product] = product_figures(
+            product, facts, output.shards, output.stats, groups, tokens_of(product)
+        )
+    return products, costs
+
+
+def is_sample(output: Output, read: Sequence[ShardRecord]) -> bool:
+    """Whether units with documents are left out."""
+    return len(read) < sum(any(shard.files.values()) for shard in output.shards)
 
 
 def _differences(costs: dict[str, dict[int, CostOfDocument]]) -> tuple[Difference, ...]:

@@ -8,6 +8,7 @@ file is a finding and stops nothing else.
   shard_file  one Parquet file against its seal, its unit and its product
   sidecars    the calibration file and the teacher's lm_head
   tokens      the files of the products' tokens
+  catalogue   croissant.json against the manifest
   output      a whole output, from the plan down to every row
   corpus      every stored or quarantined document against the corpus files
   compare     stored rows beside rows that were made again, in numbers

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from engine.dataset.layout import CLAIMS, MANIFEST, PLAN, SEALS, claim_name, load_json, seal_name, shard_name
+from engine.dataset.layout import CARD, CLAIMS, MANIFEST, PLAN, SEALS, claim_name, load_json, seal_name, shard_name
 from engine.dataset.store import Out, Store, open_store
+from engine.verify.catalogue import croissant_findings
 from engine.verify.findings import Report, short
 from engine.verify.records import manifest_findings, plan_findings, quarantine_of
 from engine.verify.shard_file import ExpectedFile, FileCheck, FileContents, compare, same_tokens
@@ -63,6 +64,7 @@ class _Verifier:
                     self.progress(report)
         if manifest is not None:
             self.report.extend(manifest_findings(plan, seals, manifest))
+            self.report.extend(croissant_findings(self.store, manifest))
         self.report.extend(sidecar_findings(self.store, plan, manifest, seals, report.notes))
         self.report.extend(token_findings(self.store, plan, manifest))
         report.seconds = time.perf_counter() - began
@@ -162,8 +164,8 @@ class _Verifier:
             for name in (seal_name(unit.index) for unit in plan.units):
                 if name not in self.sealed_names:
                     self.report.add(name, "missing", "the unit's seal")
-            if not self.store.exists("README.md"):
-                self.report.add("README.md", "missing", "the dataset card, which is written before the manifest")
+            if not self.store.exists(CARD):
+                self.report.add(CARD, "missing", "the dataset card, which is written before the manifest")
         elif self.complete:
             found = f"no manifest; {len(records)} of {len(plan.units)} units are sealed"
             self.report.add(MANIFEST, found, "a finished run: run `targetsmith score` again")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from engine.card.describe import describe
 from engine.corpus.document import Document, Unit
 from engine.corpus.scan import CorpusScan, scan_corpus
 from engine.corpus.units import read_units, sample
@@ -143,7 +144,8 @@ def _score(job: Job, address: str | None, counts: Counts, display: Display) -> O
     if len(sealed) < len(plan.units):
         work(job, {unit.index for unit in plan.units} - sealed, budget, counts, display, address)
     with display.stepping("checking the units and writing the manifest"):
-        return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION), counts, plan)
+        described = partial(describe, run=run)
+        return Outcome(store, finish(store, plan, engine_version=ENGINE_VERSION, describe=described), counts, plan)
 
 
 def work(job: Job, missing: set[int], budget: Budget, counts: Counts, display: Display, address: str | None) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from engine.card.describe import describe
 from engine.corpus.scan import CorpusScan
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
@@ -47,7 +48,7 @@ def try_run(
         display.say(f"trial: {len(rows)} documents of {len(trial_plan.units)} units, as the run would score them")
         work(job, {unit.index for unit in trial_plan.units}, job.budget(), counts, display, "local")
         with display.stepping("reading what came out"):
-            manifest = finish(store, trial_plan, engine_version=ENGINE_VERSION)
+            manifest = finish(store, trial_plan, engine_version=ENGINE_VERSION, describe=describe)
             sizes = {product: _sizes(Path(folder) / "out", manifest, product) for product in manifest.totals}
             listed = sum(size for _, size in store.files())
             refused = quarantined_by_reason(store, manifest)

@@ -14,6 +14,7 @@ import pytest
 
 import jobs.run.job as verb
 from engine.beam.calibration_file import LEFT_OUT, parse_calibration, publish_calibration, read_calibration
+from engine.card.describe import describe
 from engine.corpus.document import Document
 from engine.corpus.scan import scan_corpus
 from engine.corpus.units import read_units, sample
@@ -146,7 +147,7 @@ def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) ->
     assert (out / CALIBRATION).read_bytes() == whole
     for unit in units:
         again.score(*unit)
-    finish(out, plan, engine_version=ENGINE_VERSION)
+    finish(out, plan, engine_version=ENGINE_VERSION, describe=describe)
     for path in sorted((undisturbed / "data").rglob("*.parquet")):
         assert path.read_bytes() == (out / path.relative_to(undisturbed)).read_bytes()
 

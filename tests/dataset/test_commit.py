@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import load_manifest, load_plan, read_quarantine, sealed_units
@@ -91,7 +92,7 @@ def test_two_processes_publish_the_same_unit(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(60)
     assert first == second
-    manifest = finish(tmp_path, plan, engine_version="test")
+    manifest = finish(tmp_path, plan, engine_version="test", describe=describe)
     assert manifest.totals["teacher"].rows == 4 and len(list(tmp_path.rglob("*.parquet"))) == 2
     assert list((tmp_path / "_engine" / "tmp").iterdir()) == []
 
@@ -111,8 +112,8 @@ def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
         assert open_output(tmp_path, plan) == list(range(unit.index + 1))
     with pytest.raises(OutputError, match="3 of 3 units are sealed"):
         load_manifest(tmp_path)
-    manifest = finish(tmp_path, plan, engine_version="0.1.0")
-    assert manifest == finish(tmp_path, plan, engine_version="0.1.0") == load_manifest(tmp_path)
+    manifest = finish(tmp_path, plan, engine_version="0.1.0", describe=describe)
+    assert manifest == finish(tmp_path, plan, engine_version="0.1.0", describe=describe) == load_manifest(tmp_path)
     moved = {name: value for name, value in manifest.stats.items() if name.endswith(".rounding_nats_max")}
     assert (manifest.documents, manifest.quarantined) == (12, 1) and manifest.stats == {"documents": 12.0, **moved}
     assert set(moved) == {f"{product}.rounding_nats_max" for product in plan.products}
@@ -141,7 +142,7 @@ def test_unit_without_a_good_row_has_no_file(tmp_path: Path) -> None:
     seal = publish_unit(tmp_path, plan, 0, tables, [quarantine_record(0), quarantine_record(1)], {})
     assert seal.files == {"teacher": None, "student/small": None} and seal.quarantined == 2
     publish_unit(tmp_path, plan, 1, unit_tables(plan, 1), [], {})
-    assert finish(tmp_path, plan, engine_version="test").totals["teacher"].files == 1
+    assert finish(tmp_path, plan, engine_version="test", describe=describe).totals["teacher"].files == 1
     assert len(sealed_paths(tmp_path, "teacher")) == 1
 
 

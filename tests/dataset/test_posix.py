@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.posix import put_if_absent
@@ -63,7 +64,7 @@ def test_full_disk_names_path_needed_and_free_then_resumes(small_disk: Path) -> 
     assert not list(out.rglob("*.parquet")) and not list(out.rglob("*.part"))
     filler.unlink()
     publish_unit(out, plan, 0, unit_tables(plan, 0), [], {})
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
 
 
 @AS_ROOT

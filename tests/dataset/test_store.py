@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from engine.card.describe import describe
 from engine.dataset import posix as publish
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
@@ -119,7 +120,7 @@ def test_lost_answers_do_no_harm(bucket: str) -> None:
         bad = [quarantine_record(1)]
         publish_unit(store, plan, 0, unit_tables(plan, 0, without=(1,)), bad, {"documents": 4.0})
         publish_unit(store, plan, 1, unit_tables(plan, 1), [], {"documents": 4.0})
-        finish(store, plan, engine_version="test")
+        finish(store, plan, engine_version="test", describe=describe)
     assert len(lost) > len(contents(calm)) and contents(shaky) == contents(calm)
 
 
@@ -188,12 +189,12 @@ def test_listings_that_are_behind_or_repeat_do_no_harm(bucket: str) -> None:
     plan, calm = small_plan(units=3, rows=2), open_store(f"{bucket}/calm")
     open_output(calm, plan)
     publish_all(calm, plan)
-    finish(calm, plan, engine_version="test")
+    finish(calm, plan, engine_version="test", describe=describe)
     behind = Behind(f"{bucket}/behind", real(calm))
     open_output(behind, plan)
     for _ in range(2):  # the second time each unit is there, and half of them are not listed
         publish_all(behind, plan)
         assert open_output(behind, plan) == [0, 2]
     assert unsealed_units(behind, plan) == []
-    finish(behind, plan, engine_version="test")
+    finish(behind, plan, engine_version="test", describe=describe)
     assert contents(ObjectStore(behind.url, real(calm))) == contents(calm)

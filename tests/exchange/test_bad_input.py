@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import read_quarantine
@@ -90,7 +91,7 @@ def test_several_products_want_a_name_and_some_cannot_be_written(tmp_path: Path,
     plan = small_plan(units=1, with_bytes=True, vocab_size=2**17 + 1)
     open_output(tmp_path / "out", plan)
     publish_all(tmp_path / "out", plan)
-    finish(tmp_path / "out", plan, engine_version=ENGINE_VERSION)
+    finish(tmp_path / "out", plan, engine_version=ENGINE_VERSION, describe=describe)
     dest = tmp_path / "dest"
     code, said, _ = call("export", tmp_path / "out", dest, "--to", "axolotl")
     assert code == 0 and "student/small for Axolotl" in said and "lost: the tail" in said  # the only student
@@ -102,7 +103,7 @@ def test_an_output_without_a_document(tmp_path: Path, call: Call) -> None:
     open_output(tmp_path / "out", plan)
     tables = unit_tables(plan, 0, without=(0, 1))
     publish_unit(tmp_path / "out", plan, 0, tables, [quarantine_record(0), quarantine_record(1)], {"documents": 2})
-    finish(tmp_path / "out", plan, engine_version=ENGINE_VERSION)
+    finish(tmp_path / "out", plan, engine_version=ENGINE_VERSION, describe=describe)
     refused(call, 1, "all 2 are in quarantine", "export", tmp_path / "out", tmp_path / "dest", "--to", "trl")
 
 

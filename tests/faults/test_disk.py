@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.card.describe import describe
 from engine.corpus.document import Unit
 from engine.corpus.scan import scan_corpus
 from engine.corpus.units import read_units
@@ -69,7 +70,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     whole = Scored(plan, [(unit, scorer.score_unit(documents)) for unit, documents in units], {})
     open_output(out, plan)
     whole.publish(out)
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
     return replace(whole, output=contents(out))
 
 
@@ -113,7 +114,7 @@ def stopped(scored: Scored, out: Path, says: str) -> Iterator[None]:
 def check_completed(scored: Scored, out: Path) -> None:
     assert open_output(out, scored.plan) == [0]
     scored.publish(out, 1)
-    finish(out, scored.plan, engine_version="test")
+    finish(out, scored.plan, engine_version="test", describe=describe)
     assert contents(out) == scored.output
 
 
@@ -258,7 +259,7 @@ def test_everything_is_durable_before_what_relies_on_it(tmp_path: Path, monkeypa
     open_output(out, plan)
     for unit in plan.units:
         publish_unit(out, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": 4.0})
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
     monkeypatch.undo()
 
     unsynced: set[str] = set()  # folders with an entry that a loss of power may take
@@ -282,6 +283,7 @@ def test_everything_is_durable_before_what_relies_on_it(tmp_path: Path, monkeypa
         "_engine/plan.json",
         *(name.format(i) for i in (0, 1) for name in unit),
         "README.md",
+        "croissant.json",
         "_engine/manifest.json",
     ]
     assert names == wanted

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, PLAN, claim_name, seal_name, sealed_units
@@ -180,7 +181,7 @@ def test_a_file_scored_again_with_other_numbers_is_not_slipped_in(tmp_path: Path
     open_output(out, plan)
     for unit in (0, 1):
         publish_unit(out, plan, unit, unit_tables(plan, unit), [], {"documents": 4.0})
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
     lost = out / "data/teacher/train-00001-of-00002.parquet"
     whole = lost.read_bytes()
     lost.unlink()
@@ -192,12 +193,12 @@ def test_a_file_scored_again_with_other_numbers_is_not_slipped_in(tmp_path: Path
         publish_unit(out, plan, 1, other, [], {"documents": 4.0})
     assert not lost.exists()
     with pytest.raises(OutputError, match=r"files of 1 sealed units are missing \(first: \[1\]\)"):
-        finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test", describe=describe)
     for name in (seal_name(1), MANIFEST, "README.md"):
         (out / name).unlink()
     assert open_output(out, plan) == [0]
     publish_unit(out, plan, 1, other, [], {"documents": 4.0})
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
     assert lost.read_bytes() != whole and len(list(Targets(out, "teacher", verify=True).documents())) == 8
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import MANIFEST, seal_name, unsealed_units
@@ -35,7 +36,7 @@ def run(store: ObjectStore) -> None:
         publish_unit(store, plan, 0, unit_tables(plan, 0, without=(1,)), bad, {"documents": 4.0})
         publish_unit(store, plan, 1, unit_tables(plan, 1), [], {"documents": 4.0})
         assert unsealed_units(store, plan) == []
-        finish(store, plan, engine_version="test")
+        finish(store, plan, engine_version="test", describe=describe)
 
 
 def shaky(fs: Any, seed: int, told: Counter[str]) -> Wrapped:

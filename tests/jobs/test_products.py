@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from engine.card.loading import loading
 from engine.dataset.layout import load_manifest, load_plan
 from engine.dataset.store import open_store
 from engine.losses.chunked_head import chunked
@@ -95,6 +101,37 @@ def test_the_summary_and_the_card_name_every_product(everything: Path, drawn: Pa
         for word in words:
             assert word in stream.getvalue() or word in card
     assert "sample_counts" not in (everything / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_block_of_the_cards_runs(everything: Path, drawn: Path) -> None:
+    """In the folder of the output; of all codecs."""
+    code = ""
+    for out, products in ((everything, ("teacher", "student/sp", "bytes", "hidden")), (drawn, ("student/sp",))):
+        manifest, card = load_manifest(out), (out / "README.md").read_text(encoding="utf-8")
+        assert loading("student/bl", manifest.products["student/bl"]) in card  # the first student's is on the card
+        for product in (*products, "student/bl"):
+            blocks = re.findall(r"```python\n(.*?)```", loading(product, manifest.products[product]), re.DOTALL)
+            assert len(blocks) == 3 and all(block.count("\n") <= 7 for block in blocks)
+            positions = int(
+                pl.scan_parquet(out / "data" / product / "*.parquet")
+                .select(pl.col("scored").explode().sum())
+                .collect()
+                .item()
+            )
+            code += f"os.chdir({str(out)!r})\n" + "\n".join(blocks)
+            code += f"assert positions.height == {positions} and batch['mask'].sum() <= {positions}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import os\n{code}"],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(PAGE.parents[1]),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(drawn.parent / "hf"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_products_beside_each_other_are_the_same_documents(everything: Path) -> None:

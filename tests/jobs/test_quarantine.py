@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.determinism import BOUND_NATS, gaps
 from engine.bpe.vocabulary import load_vocabulary
+from engine.card.describe import describe
 from engine.corpus.document import Document, Unit
 from engine.corpus.scan import scan_corpus
 from engine.dataset.commit import open_output
@@ -200,7 +201,7 @@ def test_a_second_retry_takes_what_the_first_has_left(tmp_path: Path) -> None:
         worker = UnitWorker(pin(run.model_copy(update={"output": folder})), plan, [])
         for unit, documents in read_retried(run.corpus, scan, found, range(len(plan.units))):
             worker.score(unit, documents)
-        manifest = finish(folder, plan, engine_version=ENGINE_VERSION)
+        manifest = finish(folder, plan, engine_version=ENGINE_VERSION, describe=describe)
         assert (manifest.documents, manifest.quarantined) == (3, 3)
         places = [(record["doc_row"], record["place"]) for record in quarantined(folder)]
         assert places == [(0, "line 6"), (1, "line 8"), (2, "line 9")]

@@ -5,6 +5,7 @@ TARGETSMITH_EFFORT=n kills n times as often.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -19,7 +20,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi, constants
 
+from engine.card.describe import describe
+from engine.card.publish import publish
 from engine.dataset import store as stores
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
@@ -30,6 +34,7 @@ from engine.reader.targets import Targets
 from jobs.cli import main
 from schemas.errors import FingerprintMismatch, OutputError, RunFileError
 from schemas.runfile import load_run
+from tests.support.hub_writes import TOKEN, written_hub
 from tests.support.objectstores import ROOT, SECRET, contents, publish_all, real
 from tests.support.runs import TEXTS, score_here, score_run, write_run
 from tests.support.tables import sealed_names, small_plan
@@ -49,9 +54,26 @@ def test_a_unit_without_its_seal_is_sealed_and_one_without_data_is_scored(bucket
         fs.rm_file(f"{root}/{name}")
     assert open_output(out, plan) == [0, 1] and unsealed_units(out, plan) == [2]
     with pytest.raises(OutputError, match="1 of 3 units are not sealed"):
-        finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test", describe=describe)
     publish_all(out, plan)
     assert contents(out) == before
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub to its own library
+def test_an_output_is_published_from_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # what the environment variable sets
+    plan, out = small_plan(units=2), f"{bucket}/out"
+    open_output(out, plan)
+    publish_all(out, plan)
+    finish(out, plan, engine_version="test", describe=describe)
+    with written_hub() as hub:
+        api = HfApi(endpoint=hub.url, token=TOKEN)
+        sent = [publish(out, "org/name", api=api, say=lambda text: None).sent for _ in range(2)]
+    whole, found = contents(out), hub.repositories["org/name"].files
+    assert sent == [len(whole), 0] and found.keys() - {".gitattributes"} == whole.keys()
+    for name, data in whole.items():
+        file = found[name]
+        assert file == data if isinstance(file, bytes) else file.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None:
@@ -62,7 +84,7 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
         store = open_store(out)
         open_output(store, plan)
         publish_all(store, plan, seed=seed)
-        return finish(store, plan, engine_version="test")
+        return finish(store, plan, engine_version="test", describe=describe)
 
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(drive, [1, 2])
@@ -74,6 +96,7 @@ def test_two_drivers_with_different_numbers_make_one_output(bucket: str) -> None
 PUBLISH = """
 import sys
 from engine.dataset.commit import open_output, publish_unit
+from engine.card.describe import describe
 from engine.dataset.finish import finish
 from engine.dataset.store import open_store
 from tests.support.tables import quarantine_record, small_plan, unit_tables
@@ -82,7 +105,7 @@ print("begun", flush=True)
 open_output(store, plan)
 for unit in plan.units:
     publish_unit(store, plan, unit.index, unit_tables(plan, unit.index), [], {"documents": 2.0})
-finish(store, plan, engine_version="test")
+finish(store, plan, engine_version="test", describe=describe)
 """
 
 
@@ -125,12 +148,12 @@ def test_foreign_and_changed_outputs_are_refused(bucket: str) -> None:
     fs, root = real(out), out.url.removeprefix("s3://")
     out.put_if_absent("data/teacher/stray.parquet", b"x")
     with pytest.raises(OutputError, match=r"stray.parquet: not a file of this run"):
-        finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test", describe=describe)
     fs.rm_file(f"{root}/data/teacher/stray.parquet")
     name = sealed_names(out, "teacher")[0]
     fs.pipe_file(f"{root}/{name}", b"torn")
     with pytest.raises(OutputError, match=f"{name}: 4 bytes, sealed with"):
-        finish(out, plan, engine_version="test")
+        finish(out, plan, engine_version="test", describe=describe)
     with pytest.raises(OutputError, match="specified bucket does not exist; make the bucket first"):
         open_output(ObjectStore("s3://nobody-has-this/out", fs), plan)
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.dataset.layout import load_plan
@@ -46,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     count = facts.vocab_size
     tokens = TokenTable([b"a"] * count, ["a"] * count, ["text"] * count).to_bytes(facts.tokenizer_hash)
     open_store(out).put_if_absent(token_file("student/small"), tokens)
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
     return out
 
 
@@ -245,7 +246,7 @@ def test_unit_without_rows_is_skipped_by_all_readers(tmp_path: Path) -> None:
     bad = [quarantine_record(0), quarantine_record(1)]
     publish_unit(out, plan, 0, unit_tables(plan, 0, without=(0, 1)), bad, {})
     publish_unit(out, plan, 1, unit_tables(plan, 1), [], {})
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
     assert [document.doc_id for document in Targets(out).documents()] == ["corpus.jsonl#2", "corpus.jsonl#3"]
     assert len(list(Targets(out).batches(2, seed=3))) == 1
     assert pl.read_parquet(f"{out}/data/teacher/*.parquet").height == 2
@@ -256,10 +257,8 @@ def test_the_examples_of_the_format_page_run_as_they_stand(finished: Path) -> No
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 12
     card = re.findall(r"```python\n(.*?)```", (finished / "README.md").read_text(), re.DOTALL)
-    code = (
-        "\n".join(blocks)
-        + f"\nimport os\nos.chdir(OUT)\n{card[0]}\nassert logps.shape == ({len_of_first(finished)}, 8)"
-    )
+    code = "\n".join(blocks) + "\nimport os\nos.chdir(OUT)\n" + "\n".join(card)
+    code += f"\nassert logps.shape == ({len_of_first(finished)}, 8) and positions.height and batch"
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from schemas.runfile import RunConfig
 from schemas.runfile_errors import wanted
 from schemas.settings import QuarantineConfig, RayConfig, StudentConfig, TeacherConfig
+from schemas.settings_card import CardConfig
 from schemas.settings_corpus import CorpusConfig
 from schemas.settings_targets import TargetsConfig
 from tests.schemas.test_runfile import load
@@ -25,6 +26,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "[targets]": TargetsConfig,
     "[ray]": RayConfig,
     "[quarantine]": QuarantineConfig,
+    "[card]": CardConfig,
 }
 ALL_FIELDS = [
     pytest.param(name, key, field, id=f"{name} {key}")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.card.describe import describe
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.finish import finish
 from engine.exchange.formats import export, form_of
@@ -62,7 +63,7 @@ def random_output(
         if flags:
             tables = {name: _flagged(table, flags) for name, table in tables.items()}
         publish_unit(out, plan, unit.index, tables, [], {"documents": unit.n_rows})
-    finish(out, plan, engine_version=ENGINE_VERSION)
+    finish(out, plan, engine_version=ENGINE_VERSION, describe=describe)
     return plan
 
 

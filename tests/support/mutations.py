@@ -1,7 +1,7 @@
 """Ways to damage an output, for tests of verify and the reader. Each changes a folder in place and says what it did.
 
-`reseal` makes the damage look intended: size, sha256, rows and positions of a file are written anew into its seal and into
-the manifest, so that only what looks deeper can find it.
+`reseal` makes the damage look intended: size, sha256, rows and positions of a file are written anew into its seal, into the
+manifest and into croissant.json, so that only what looks deeper can find it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.dataset.layout import load_plan, load_seals
+from engine.dataset.layout import CROISSANT, load_plan, load_seals
 from engine.dataset.parquet import flat
 from engine.verify.rows import sums_of
 from schemas.manifest import add_stats, canonical_json
@@ -49,6 +49,17 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(canonical_json(content) + "\n")
 
 
+def recatalogue(out: Path, name: str) -> None:
+    """Write size and sha256 of a file anew into croissant.json, where there is one."""
+    catalogue, data = out / CROISSANT, (out / name).read_bytes()
+    if catalogue.exists():
+        content = json.loads(catalogue.read_text())
+        for file in content["distribution"]:
+            if file.get("contentUrl") == name:
+                file |= {"contentSize": f"{max(1, len(data))} B", "sha256": hashlib.sha256(data).hexdigest()}
+        write_json(catalogue, content)
+
+
 def reseal(out: Path, path: Path) -> None:
     """Write the record of a file anew; what cannot be read of it stays as it was."""
     product, unit = place_of(out, path)
@@ -72,6 +83,7 @@ def reseal(out: Path, path: Path) -> None:
         sums = {key: sum(record[key] for record in records) for key in ("rows", "positions", "bytes")}
         content["totals"][product] = {"files": len(records), **sums}
         write_json(manifest, content)
+    recatalogue(out, path.relative_to(out).as_posix())
 
 
 def recount(out: Path) -> None:

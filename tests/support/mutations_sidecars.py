@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from engine.dataset.sidecars import CALIBRATION, DIGEST, LM_HEAD
 from schemas.manifest import Sidecar
-from tests.support.mutations import Rng, write_json
+from tests.support.mutations import Rng, recatalogue, write_json
 
 # ---- the teacher's head
 
@@ -25,6 +25,7 @@ def write_head(out: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
     if sealed and manifest.exists():
         record = Sidecar.of(LM_HEAD, (out / LM_HEAD).read_bytes()).model_dump()
         write_json(manifest, {**json.loads(manifest.read_text()), "head": record})
+        recatalogue(out, LM_HEAD)
 
 
 def read_head(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -119,4 +120,5 @@ def means_file(out: Path, rng: Rng) -> str:
     if sealed:
         record = Sidecar.of(CALIBRATION, (out / CALIBRATION).read_bytes()).model_dump()
         write_json(manifest, {**json.loads(manifest.read_text()), "continuations": record})
+        recatalogue(out, CALIBRATION)
     return f"{out / CALIBRATION}: {how}{', resealed' if sealed else ''}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Container
+from functools import partial
 from pathlib import Path
 
+from engine.card.describe import describe
 from engine.corpus.document import Document
 from engine.corpus.scan import CorpusScan, scan_corpus
 from engine.corpus.units import read_units, sample
@@ -114,7 +116,7 @@ def score_run(run: RunConfig, died: Container[str] = ()) -> Manifest:
                 publish(run.output, plan, unit, join_outcomes(plan, list(zip(documents, alone, strict=True))))
             else:
                 worker.score(unit, documents)
-    return finish(run.output, plan, engine_version=ENGINE_VERSION)
+    return finish(run.output, plan, engine_version=ENGINE_VERSION, describe=partial(describe, run=run))
 
 
 def retry_here(run_file: Path) -> Path:
@@ -130,7 +132,7 @@ def retry_here(run_file: Path) -> Path:
     worker = UnitWorker(pin(run), plan, _learned(run, scan))
     for unit, documents in read_retried(run.corpus, scan, rows, range(len(plan.units))):
         worker.score(unit, documents)
-    finish(run.output, plan, engine_version=ENGINE_VERSION)
+    finish(run.output, plan, engine_version=ENGINE_VERSION, describe=partial(describe, run=run))
     return store.root
 
 

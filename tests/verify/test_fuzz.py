@@ -149,6 +149,7 @@ def kind_of(what: str, base: Base) -> str:
         return "data" if sealed else "data without a seal"
     known = (
         "README.md",
+        "croissant.json",
         "teacher_head",
         "continuations",
         "plan.json",

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from engine.bpe.vocabulary import load_vocabulary
-from engine.dataset.layout import MANIFEST, load_manifest, load_plan
+from engine.dataset.layout import CROISSANT, MANIFEST, load_manifest, load_plan
 from engine.dataset.store import open_store
 from engine.dataset.token_tables import token_file
 from engine.plan.token_files import publish_tokens
@@ -105,6 +105,7 @@ def test_damage_is_found_and_mended(out: Path, run_file: Path) -> None:
 
 def test_an_output_from_before_there_were_any(out: Path, run_file: Path) -> None:
     shutil.rmtree(out / "_engine" / "vocabulary")
+    (out / CROISSANT).unlink()
     manifest = json.loads((out / MANIFEST).read_text())
     del manifest["vocabularies"]
     (out / MANIFEST).write_text(json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n")

@@ -13,6 +13,7 @@ import vl_convert
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.card.describe import describe
 from engine.dataset.commit import open_output
 from engine.dataset.finish import finish
 from engine.figures import collect, open_published
@@ -63,7 +64,7 @@ def test_ten_thousand_documents_are_below_5_mb(tmp_path: Path) -> None:
     plan, out = small_plan(units=10, rows=1000), tmp_path / "out"
     open_output(out, plan)
     publish_all(out, plan)
-    finish(out, plan, engine_version="test")
+    finish(out, plan, engine_version="test", describe=describe)
     write_page(out, tmp_path / "page.html", most_positions=10**7, seed=0)
     size = (tmp_path / "page.html").stat().st_size
     assert 1_000_000 < size < 5_000_000
