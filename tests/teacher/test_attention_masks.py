@@ -14,6 +14,7 @@ import transformers.integrations.flex_attention as wrapped
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 from engine.teacher.attention_masks import allowed, allowed_function, reach_of
+from engine.teacher.gauge import Gauge
 from engine.teacher.packing import ancestors_too, intervals, lay_out, pack
 from engine.teacher.self_check import _faster, _seconds, probe
 from tests.support.decoders import TREES, VOCAB, chain, load, logps, random_window, save
@@ -95,7 +96,7 @@ def test_block_masks_give_what_dense_ones_give(name: str, tmp_path: Path, uncomp
 
 def test_only_a_gpu_is_asked_for_the_faster_kernel(tmp_path: Path) -> None:
     teacher = load(save(tmp_path, {"llama": TREES["llama"]}) / "llama")
-    assert _faster(teacher._decoder, lambda h: h, VOCAB, 64, 1e-3) is teacher._decoder
+    assert _faster(teacher._decoder, Gauge(lambda h: h), VOCAB, 64) is teacher._decoder
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlexAttention is compiled and timed there")
