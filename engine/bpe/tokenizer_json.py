@@ -146,8 +146,8 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
             raise TokenizerError(
                 f"{where}: normaliser {norm} changes bytes that cannot be given back; want none, NFC, or the ▁ of SentencePiece. "
                 f"{_LOST.get(norm['type'], _LOST_ELSE)}, so that two texts have the same tokens. If the corpus is as this "
-                'normaliser leaves it (run it over the text first), give a copy of the folder whose tokenizer.json says "normalizer": '
-                f"null: it has the same tokens for such texts. {INSTEAD_OF_BPE}"
+                "normaliser leaves it (run it over the text first), give a copy of the folder whose tokenizer.json says "
+                f'"normalizer": null: it has the same tokens for such texts. {INSTEAD_OF_BPE}'
             )
 
 

@@ -104,8 +104,8 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
 
 
 def agreed_cuts(splitter: Splitter, openness: Openness, left: str, rights: Sequence[str]) -> list[AgreedCuts | None]:
-    """`Openness.cuts` of the classes `left` and each of `rights`, none of which is empty. Characters as units; where an added text
-    lies in them, or may be coming, and for a pattern that has no instructions, it is asked itself."""
+    """`Openness.cuts` of the classes `left` and each of `rights`, none of which is empty. Characters as units; where an added
+    text lies in them, or may be coming, and for a pattern that has no instructions, it is asked itself."""
     machine, n = splitter.machine, len(left)
     found: list[AgreedCuts | None] = [None] * len(rights)
     plain, strings = list[int](), list[str]()

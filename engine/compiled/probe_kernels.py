@@ -75,10 +75,10 @@ def _following(program, unit, units_P, out, seen, asked):
     allocates=True,
 )  # fmt: skip
 def agree(program, units, start_M, n, units_P, begin, agreed_M, inside_Mn, stops_MS, asked):
-    """For the class strings units[start_M[i]:start_M[i + 1]] from number `begin` on, longer than n each, without a unit of an added
-    text: agreed_M, AGREED or APART; inside_Mn, uint8 [M, n + 1], the cuts up to the boundary behind n units; stops_MS, uint8 [M,
-    longest - n + 1], 1 at the units behind the boundary where the piece may end, at 0 where it may go on behind the string. All
-    zero before. units_P: one of each class to continue with.
+    """For the class strings units[start_M[i]:start_M[i + 1]] from number `begin` on, longer than n each, without a unit of an
+    added text. units_P: one of each class to continue with. agreed_M: AGREED or APART. inside_Mn: uint8 [M, n + 1], the cuts
+    up to the boundary behind n units. stops_MS: uint8 [M, longest - n + 1], 1 at the units behind the boundary where the piece
+    may end, at 0 where it may go on behind the string.
 
     Returns M; or a string at which program.forget lacks an answer, the pair in asked[0:2].
     """

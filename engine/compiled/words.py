@@ -67,8 +67,9 @@ class Words:
         return found
 
     def within(self, text: np.ndarray, from_I: np.ndarray, to_I: np.ndarray) -> Begun:
-        """What words have begun in text[from:to], uint8, of whole characters. Of much that is pending only its end counts, and for
-        whole words its beginning, each as long as a word can be: where long runs are cut short, cuts lie near their ends."""
+        """What words have begun in text[from:to], uint8, of whole characters. Of much that is pending only its end counts, and
+        for whole words its beginning, each as long as a word can be: where long runs are cut short, cuts lie near their
+        ends."""
         longest, start = self.book.segmenter.longest_apart, np.zeros(len(from_I) + 1, np.int64)
         reach, shortest = np.zeros(len(text), np.int32), np.zeros(len(text), np.int32)
         reach_words(self._keys, self._nodes, self._is_word, text, reach, shortest)
