@@ -247,7 +247,7 @@ def test_every_function_has_the_one_type_it_was_declared_for(tmp_path: Path) -> 
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["llama-3", "deepseek-llm-7b"])
+@pytest.mark.parametrize("name", one_of(2, ["llama-3", "deepseek-llm-7b"]))
 def test_what_all_ways_agree_on_is_what_the_slow_twin_finds(name: str) -> None:
     """Compiled probes beside `Openness.cuts`, behind hostile pending parts."""
     rng, split, openness = random.Random(name), splitter(name), Openness(segmenter(name))

@@ -122,7 +122,7 @@ def test_views_of_public_tokenizers(teacher: str, student: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("student", ["deepseek-llm-7b", "gpt2"])
+@pytest.mark.parametrize("student", one_of(2, ["deepseek-llm-7b", "gpt2"]))
 def test_boundaries_inside_characters_of_a_long_run_without_blanks(
     student: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
