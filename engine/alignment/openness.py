@@ -274,6 +274,18 @@ class Openness:
             stops |= {stop - n} if stop is not None else set()
         return AgreedCuts(seen.pop(), frozenset(stops), goes_on) if len(seen) == 1 else None
 
+    def names_added(self, both: str) -> bool:
+        """Whether an added text lies in these classes or may be coming behind them. Characters as units."""
+        splitter = self.segmenter.splitter
+        if not splitter.added or splitter.disown(both) == both:
+            return False
+        return (bool(self._added_begun) and self._ends_in_added(both)) or splitter.holds_added(splitter.own(both))
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """One unit of each class that a text may go on with, none that belongs to an added text."""
+        return self._ways.probes.units
+
     @cached_property
     def _added_begun(self) -> frozenset[str]:
         """Proper beginnings of added texts, in units."""

@@ -33,6 +33,16 @@ INSTEAD_OF_BPE = (
     "tokenizer (GPT-2, Llama, Mistral, Qwen, Gemma and most others)."
 )
 
+_LOST = {
+    "NFKC": "Lost are compatibility characters: `\u00b2` becomes `2`, `\u2026` three full stops, `\ufb01` two letters",
+    "NFKD": "Lost are compatibility characters (`\u00b2` becomes `2`), and accents are taken apart",
+    "NFD": "Lost is whether an accent was a character of its own",
+    "Lowercase": "Lost are capitals",
+    "StripAccents": "Lost are accents",
+    "Strip": "Lost is white space at the ends of a text",
+}
+_LOST_ELSE = "Lost is what stood there before"
+
 
 def byte_alphabet() -> dict[str, int]:
     """The byte-level alphabet: character -> byte. Computed by the rule of GPT-2, checked against the tokenizers library.
@@ -134,7 +144,10 @@ def refuse_unless_exact_bpe(spec: dict, where: str) -> None:
         fine |= norm["type"] == "Replace" and norm["pattern"] == {"String": " "} and norm["content"] == SPACE_MARK
         if not fine:
             raise TokenizerError(
-                f"{where}: normaliser {norm} changes bytes that cannot be given back; want none, NFC, or the ▁ of SentencePiece"
+                f"{where}: normaliser {norm} changes bytes that cannot be given back; want none, NFC, or the ▁ of SentencePiece. "
+                f"{_LOST.get(norm['type'], _LOST_ELSE)}, so that two texts have the same tokens. If the corpus is as this "
+                "normaliser leaves it (run it over the text first), give a copy of the folder whose tokenizer.json says "
+                f'"normalizer": null: it has the same tokens for such texts. {INSTEAD_OF_BPE}'
             )
 
 

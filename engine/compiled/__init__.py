@@ -6,6 +6,7 @@ the slow twin, and serve the boundaries that arrays do not cover (of SentencePie
   suffixes      every distinct end of a teacher token: what a token can bring behind a boundary
   answers       what the student makes of each of these strings, before any state is known; the expensive part
   classes       how one state of the student's pre-tokenizer cuts them, by class string
+  probe_kernels  compiled: in what all ways agree in which a pending part and such a string may turn out to be cut
   inside        the same where a boundary lies inside a character
   state         one state as arrays
   pair          states: a cell for every string and every token

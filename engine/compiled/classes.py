@@ -9,16 +9,18 @@ Letters: N nodes of the trie, each the class string on the path to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from engine.alignment.openness import Openness
+from engine.alignment.openness import AgreedCuts, Openness
 from engine.alignment.token_range import Variants
 from engine.bpe.pretokenizer import Splitter
 from engine.compiled.answers import Answers
 from engine.compiled.pair_kernels import CUT, JOIN, NONE, locate_classes
+from engine.compiled.probe_kernels import agree
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +86,10 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
     for node in np.flatnonzero(trie.asked_N & (where.inside > 0)).tolist():
         inside = splitter.locate(left, trie.strings[node])[0]
         variant[node] = variants.setdefault((inside, bool(where.seam[node])), len(variants))
-    for node in np.flatnonzero(trie.known_N & ~where.sure).tolist():
-        agreed = openness.cuts(left, trie.strings[node])
+    nodes = np.flatnonzero(trie.known_N & ~where.sure).tolist()
+    for node, agreed in zip(
+        nodes, agreed_cuts(splitter, openness, left, [trie.strings[u] for u in nodes]), strict=True
+    ):
         if agreed is not None:
             ways[node], others[node], goes_on[node] = variants.get(agreed[0], -1), agreed[1], agreed[2]
     if splitter.added:
@@ -97,6 +101,43 @@ def cut_classes(trie: ClassTrie, splitter: Splitter, openness: Openness, left: s
     start = np.concatenate([[0], np.cumsum([len(o) for o in others])]).astype(np.int32)
     other = np.fromiter((stop for o in others for stop in sorted(o)), np.int32, int(start[-1]))
     return ClassCuts(kind, where.stop, variant, where.sure, ways, goes_on, start, other, tuple(variants))
+
+
+def agreed_cuts(splitter: Splitter, openness: Openness, left: str, rights: Sequence[str]) -> list[AgreedCuts | None]:
+    """`Openness.cuts` of the classes `left` and each of `rights`, none of which is empty. Characters as units; where an added
+    text lies in them, or may be coming, and for a pattern that has no instructions, it is asked itself."""
+    machine, n = splitter.machine, len(left)
+    found: list[AgreedCuts | None] = [None] * len(rights)
+    plain, strings = list[int](), list[str]()
+    for i, right in enumerate(rights):
+        both = splitter.join(left, right)
+        if machine is None or openness.names_added(both):
+            found[i] = openness.cuts(left, right)
+        else:
+            plain.append(i)
+            strings.append(splitter.disown(both))
+    if machine is None or not strings:
+        return found
+    units = np.frombuffer(bytearray("".join(strings).encode("utf-32-le")), np.int32)
+    start = np.concatenate([[0], np.cumsum([len(s) for s in strings])]).astype(np.int64)
+    probes = np.array([ord(u) for u in openness.probes], np.int32)
+    agrees = np.zeros(len(strings), np.uint8)
+    inside = np.zeros((len(strings), n + 1), np.uint8)
+    stops = np.zeros((len(strings), int(np.diff(start).max()) - n + 1), np.uint8)
+    at, asked = 0, np.zeros(2, np.int64)
+    while at < len(strings):
+        at = agree(machine.up_to_date(), units, start, n, probes, at, agrees, inside, stops, asked)
+        if at < len(strings):
+            machine.learn(int(asked[0]), int(asked[1]), ord(splitter.join(chr(asked[0]), chr(asked[1]))[1]))
+    known = {row: tuple(np.flatnonzero(np.frombuffer(row, np.uint8)).tolist()) for row in {r.tobytes() for r in inside}}
+    ends = {
+        row: frozenset(np.flatnonzero(np.frombuffer(row, np.uint8)).tolist()) for row in {r.tobytes() for r in stops}
+    }
+    for i, row, stop in zip(np.flatnonzero(agrees).tolist(), inside[agrees == 1], stops[agrees == 1], strict=True):
+        cuts, behind = known[row.tobytes()], ends[stop.tobytes()]
+        variant = tuple(c for c in cuts if c < n), n == 0 or n in cuts
+        found[plain[i]] = AgreedCuts(variant, behind - {0}, 0 in behind)
+    return found
 
 
 def cuts_inside(trie: ClassTrie, splitter: Splitter, left: str) -> bool:

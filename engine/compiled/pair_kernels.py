@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, int8, int32, int64, uint8
 
-from engine.kernels.cut_kernels import PROGRAM, ends_of
+from engine.kernels.cut_kernels import PROGRAM, WORK, cut
 from engine.kernels.flat import FLAT
 from engine.kernels.hash_kernels import find, node_of, put
 from engine.kernels.jit import kernel
@@ -214,6 +214,8 @@ def locate_classes(program, left, parent_N, unit_N, asked_N, begin, depth_N, sto
         deepest = max(deepest, depth_N[node])
     both, out = np.empty(n + deepest + 1, np.int32), np.empty(n + deepest + 1, np.int32)
     both[:n] = left
+    places, flags = np.empty((4, n + deepest + 2), np.int64), np.empty((4, n + deepest + 2), np.bool_)
+    work = np.empty(WORK, np.int64)
     for node in range(max(begin, 1), len(parent_N)):
         parent = parent_N[node]
         if sure_N[parent]:
@@ -241,12 +243,12 @@ def locate_classes(program, left, parent_N, unit_N, asked_N, begin, depth_N, sto
             both[p] = unit
             p += 1
         known = m - 1 if both[m - 1] == program.broken else m
-        count = ends_of(program, both, known, m < 0, out)
+        count = cut(program, both, known, m < 0, out, places, flags, work)
         sure = count > 0 and out[count - 1] > n
         if not sure:
             if not asked_N[node]:
                 continue
-            count = ends_of(program, both, m, m >= 0, out)
+            count = cut(program, both, m, m >= 0, out, places, flags, work)
         stop, seam, inside = n, n == 0, 0
         for e in range(count):
             if out[e] < n:

@@ -14,7 +14,6 @@ import numpy as np
 
 from engine.alignment.rules import RuleBook
 from engine.alignment.student_view import NO_STATE
-from engine.bpe.bounded_cache import BoundedCache
 from engine.bpe.folding import Folded, Runs
 from engine.bpe.pending import starts_of_units
 from engine.bpe.utf8 import is_continuation
@@ -65,7 +64,6 @@ class PendingStates:
         self._of_inside: dict[tuple[int, bytes], int] = {}  # the same, and bytes of a character -> number
         self._cleared = self._automaton.cleared
         self._words = Words(pair, book)
-        self._of_words: BoundedCache[tuple[int, bytes, bytes, str], int] = BoundedCache(100_000)
 
     def classes(self, pending: Pending, i: int) -> str:
         """Class string of what is pending at place i, long runs cut short."""
@@ -104,8 +102,13 @@ class PendingStates:
             apart = (begun | (self.units_of[state_I] > 0)) & inside_I
             state_I[apart] = NO_STATE
             # words may begin behind a cut inside what is pending, too
-            for i in np.flatnonzero((begun | (self.units_of[state_I] > 0)) & (state_I != NO_STATE)).tolist():
-                state_I[i] = self._within_words(found, i, data, int(own_I[i]))
+            asked = np.flatnonzero((begun | (self.units_of[state_I] > 0)) & (state_I != NO_STATE))
+            within = self._words.within(raw, begin_I[asked], own_I[asked])
+            # a cut behind a whole word would change the tokens before the boundary
+            state_I[asked[within.holds_I & (self.units_of[state_I[asked]] > 0)]] = NO_STATE
+            for j in np.flatnonzero((np.diff(within.start_I) > 0) & (state_I[asked] != NO_STATE)).tolist():
+                at, i = within.byte_J[within.start_I[j] : within.start_I[j + 1]], int(asked[j])
+                state_I[i] = self._within_words(found, i, data, int(own_I[i]), at)
         return found
 
     def _ask(self, parts: np.ndarray) -> None:
@@ -179,16 +182,15 @@ class PendingStates:
             self._number[id(state)] = number
         return number
 
-    def _within_words(self, pending: Pending, i: int, data: bytes, end: int) -> int:
-        """The state behind a pending part that words of `ignore_merges` may begin in, which ends at byte `end`."""
-        number, begin, unit = int(pending.state_I[i]), int(pending.begin_I[i]), int(pending.unit_I[i])
-        longest, left = self.segmenter.longest_apart, self.classes(pending, i)
-        first = int(np.searchsorted(pending.byte_of, max(end - longest, begin)))
-        part = data[int(pending.byte_of[first]) : end]
-        head = data[begin : begin + longest] if int(pending.byte_of[first]) > begin else b""
-        known = self._of_words.get((number, part, head, left))
-        if known is None:
-            folded = Folded(self.segmenter.splitter, left, int(pending.first_I[i]), unit, pending.runs)
-            state = self._words.behind(self.states[number], part, head=head, place=lambda at: folded.place(first + at))
-            known = self._of_words[number, part, head, left] = NO_STATE if state is None else self.number_of(state)
-        return known
+    def _within_words(self, pending: Pending, i: int, data: bytes, end: int, begun: np.ndarray) -> int:
+        """The state behind a pending part that ends at byte `end`, where words of `ignore_merges` begin at the bytes `begun`."""
+        number, begin = int(pending.state_I[i]), int(pending.begin_I[i])
+        simple = self.states[number].simple
+        if simple and int(begun[0]) == begin and data[begin:end] in self._words.every:
+            return NO_STATE  # a cut behind it changes the tokens before the boundary
+        left = self.classes(pending, i)
+        folded = Folded(self.segmenter.splitter, left, int(pending.first_I[i]), int(pending.unit_I[i]), pending.runs)
+        units = [folded.place(unit) for unit in np.searchsorted(pending.byte_of, begun).tolist()]
+        found = [(u, data[b:end]) for u, b in zip(units, begun.tolist(), strict=True) if u is not None]
+        state = self._words.behind(self.states[number], found)
+        return NO_STATE if state is None else self.number_of(state)

@@ -224,9 +224,9 @@ class StudentWalk:
             true = tuple(unit - len(left) + c for c in cuts)
         else:
             true = unfold(self.segmenter.splitter, left, cuts, first, unit, pending.runs)
-        if end - begin > LONG_BYTES and not partial:
+        if end - begin > LONG_BYTES:
             bounds = [int(pending.byte_of[u]) for u in true]
-            return row.spelling.agrees(k - 1, begin, bounds, end, seam)
+            return row.spelling.agrees(k - 1, begin, bounds, end - len(partial), seam)
         index, part = row.index_of(begin), row.data[begin:end]
         tokens, inside = (-1,) if index is None else tuple(row.ids[index:k]), tuple(u - first for u in true)
         known = self._agreed.get((part, partial, tokens, inside, seam))

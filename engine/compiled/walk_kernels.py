@@ -92,3 +92,50 @@ def begin_words(keys, nodes, text, from_I, to_I, found_I):
             if node < 0:
                 break
         found_I[i] = node > 0
+
+
+@kernel(int64[::1], int32[::1], boolean[::1], uint8[::1], int32[::1], int32[::1])
+def reach_words(keys, nodes, is_word_N, text, reach, shortest):
+    """For each byte of a text: reach, the length of the longest beginning of a word that begins there; shortest, that of the
+    shortest word, 0 for none. is_word_N: of the nodes of the trie, whether a word ends there."""
+    for begin in range(len(text)):
+        node, p = np.int64(0), begin
+        shortest[begin] = 0
+        while p < len(text):
+            node = np.int64(find(keys, nodes, node << 8 | np.int64(text[p])))
+            if node < 0:
+                break
+            p += 1
+            if is_word_N[node] and shortest[begin] == 0:
+                shortest[begin] = p - begin
+        reach[begin] = p - begin
+
+
+@kernel(
+    uint8[::1], int32[::1], int32[::1], int64, int64[::1], int64[::1], boolean, int64[::1], int64[::1], boolean[::1]
+)
+def words_within(text, reach, shortest, longest, from_I, to_I, fill, start_I, byte_J, holds_I):
+    """Which beginnings of words end at to_I[i] and begin in what is pending there, text[from_I[i]:to_I[i]], at most `longest`
+    bytes before; only where characters begin. reach, shortest: of `reach_words`.
+
+    fill False: counts, start_I[i + 1] is how many. fill True: their bytes, byte_J[start_I[i]:start_I[i + 1]], rising. holds_I:
+    whether a whole word lies within `longest` bytes of either end of what is pending.
+    """
+    for i in range(len(from_I)):
+        begin, end = from_I[i], to_I[i]
+        first = max(begin, end - longest)
+        while first < end and text[first] & 0xC0 == 0x80:
+            first += 1  # units are whole characters
+        count, holds = np.int64(0), False
+        for p in range(first, end):
+            holds |= shortest[p] > 0 and p + shortest[p] <= end
+            if p + reach[p] >= end and text[p] & 0xC0 != 0x80:
+                if fill:
+                    byte_J[start_I[i] + count] = p
+                count += 1
+        if first > begin:
+            for p in range(begin, begin + longest):
+                holds |= shortest[p] > 0 and p + shortest[p] <= begin + longest
+        holds_I[i] = holds
+        if not fill:
+            start_I[i + 1] = count

@@ -9,8 +9,9 @@ may be coming. Out: a state of its own, which differs for the few strings along 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from engine.bpe.utf8 import successor
 from engine.compiled.pair import CompiledPair
 from engine.compiled.pair_kernels import JOIN, SURE
 from engine.compiled.state import State
-from engine.compiled.walk_kernels import begin_words
+from engine.compiled.walk_kernels import begin_words, reach_words, words_within
 from engine.kernels.flat import joined
 from engine.kernels.hash_kernels import EMPTY, build_trie
 
@@ -28,20 +29,36 @@ MOST_STATES = 512
 is reached, which ones these are depends on the order of the documents, and with it the last bits of some rows."""
 
 
+class Begun(NamedTuple):
+    """What words have begun at each of I places. start_I int64 [I+1], byte_J int64: the bytes start_I[i] .. start_I[i + 1] of the
+    text at which beginnings of words begin that end at the place, rising. holds_I bool: whether a whole word lies in what is
+    pending there, near one of its ends."""
+
+    start_I: np.ndarray
+    byte_J: np.ndarray
+    holds_I: np.ndarray
+
+
 class Words:
-    """The words of one student, and the states behind their beginnings. Remembers how many it has made. Not thread-safe."""
+    """The words of one student, and the states behind their beginnings. Remembers how many it has made. Not thread-safe.
+
+    every: the words.
+    """
 
     def __init__(self, pair: CompiledPair, book: RuleBook) -> None:
         self.pair, self.book = pair, book
-        self.made: dict[
-            tuple[int, tuple[tuple[int, bytes], ...]], State
-        ] = {}  # (id of a state, words) -> state behind them
-        self.words = book.segmenter.whole_words
-        self.every = frozenset(self.words)
-        text, start = joined(list(self.words) or [b" "])
+        # (id of a state, words that may be coming, each with its unit) -> the state behind them
+        self.made: dict[tuple[int, tuple[tuple[int, int], ...]], State] = {}
+        self.every = frozenset(book.segmenter.whole_words)
+        self._rests: list[tuple[bytes, ...]] = []
+        self._number: dict[tuple[bytes, ...], int] = {}  # its place in these
+        self._number_behind: dict[bytes, int] = {}  # at most one entry for each beginning of a word
+        text, start = joined(book.segmenter.whole_words or [b" "])
         size = 1 << (2 * len(text) + 2).bit_length()
         self._keys, self._nodes = np.full(size, EMPTY, np.int64), np.zeros(size, np.int32)
-        build_trie(text, start, self._keys, self._nodes)
+        nodes, _, _, end_n = build_trie(text, start, self._keys, self._nodes)
+        self._is_word = np.zeros(nodes, bool)
+        self._is_word[end_n] = True
 
     def begun(self, text: np.ndarray, from_I: np.ndarray, to_I: np.ndarray) -> np.ndarray:
         """bool [I]: whether text[from:to], uint8, is the beginning of a word, or one."""
@@ -49,30 +66,43 @@ class Words:
         begin_words(self._keys, self._nodes, text, from_I, to_I, found)
         return found
 
-    def behind(
-        self, state: State, part: bytes, *, head: bytes = b"", place: Callable[[int], int | None] = lambda unit: unit
-    ) -> State | None:
-        """The state behind these pending bytes, for which `state` is the one of their classes. None where a word is in them as
-        a whole, since then a cut behind it changes the tokens before the boundary; and when there are too many states.
+    def within(self, text: np.ndarray, from_I: np.ndarray, to_I: np.ndarray) -> Begun:
+        """What words have begun in text[from:to], uint8, of whole characters. Of much that is pending only its end counts, and
+        for whole words its beginning, each as long as a word can be: where long runs are cut short, cuts lie near their
+        ends."""
+        longest, start = self.book.segmenter.longest_apart, np.zeros(len(from_I) + 1, np.int64)
+        reach, shortest = np.zeros(len(text), np.int32), np.zeros(len(text), np.int32)
+        reach_words(self._keys, self._nodes, self._is_word, text, reach, shortest)
+        holds = np.zeros(len(from_I), bool)
+        given = (text, reach, shortest, longest, from_I, to_I)
+        words_within(*given, False, start, np.empty(0, np.int64), holds)
+        start = np.cumsum(start)
+        byte = np.empty(int(start[-1]), np.int64)
+        words_within(*given, True, start, byte, holds)
+        return Begun(start, byte, holds)
 
-        Of much that is pending `part` is the end and `head` the beginning, each as long as a word can be: where long runs are
-        cut short, cuts lie near their ends. place: unit of `part` -> unit that the state's cuts count, None where no cut lies.
-        """
-        if (
-            not head and part in self.every
-            if state.simple
-            else any(word in part or word in head for word in self.words)
-        ):
-            return None
-        after = self.book.whole_words_after(part, b"", len(part.decode("utf-8")))
-        unit_of = {u: place(u) for u in dict.fromkeys(u for u, _ in after)}  # many words begin at one unit
-        rest = tuple((unit, more) for u, more in after if (unit := unit_of[u]) is not None)
-        if not rest:
+    def behind(self, state: State, begun: Iterable[tuple[int, bytes]]) -> State | None:
+        """The state behind these beginnings of words, `state` being the one of the classes of what is pending. begun: (unit that
+        the state's cuts count, beginning) of each. None when there are too many states."""
+        coming = tuple((unit, self._behind(part)) for unit, part in begun)
+        coming = tuple((unit, number) for unit, number in coming if self._rests[number])
+        if not coming:
             return state
-        made = self.made.get((id(state), rest))
+        made = self.made.get((id(state), coming))
         if made is None and len(self.made) < MOST_STATES:
-            made = self.made[id(state), rest] = with_words(self.pair, state, rest)
+            rest = tuple((unit, more) for unit, number in coming for more in self._rests[number])
+            made = self.made[id(state), coming] = with_words(self.pair, state, rest)
         return made
+
+    def _behind(self, begun: bytes) -> int:
+        """The number of what may follow a beginning: the rests of all words that begin so and are longer."""
+        known = self._number_behind.get(begun)
+        if known is None:
+            rests = tuple(more for _, more in self.book.whole_words_after(begun, b"", 1))
+            known = self._number_behind[begun] = self._number.setdefault(rests, len(self._rests))
+            if known == len(self._rests):
+                self._rests.append(rests)
+        return known
 
 
 def with_words(pair: CompiledPair, state: State, words: tuple[tuple[int, bytes], ...]) -> State:

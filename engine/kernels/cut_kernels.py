@@ -52,20 +52,20 @@ PROGRAM = types.NamedTuple(
 )  # fmt: skip
 
 
-@kernel(PROGRAM, int64, int32[::1], int64, int64, allocates=True)
-def match(program, at, units, i, end):
+_BACKS, _FRAMES = 64, 32
+WORK = 2 * _BACKS + 4 * _FRAMES
+"""int64 that a match needs to work in; where it has to come back to more places, it takes more by itself."""
+
+
+@kernel(PROGRAM, int64, int32[::1], int64, int64, int64[::1], allocates=True)
+def match(program, at, units, i, end, work):
     """(int64, bool): end of the match of the pattern at `at` that begins at unit i, -1 for none; whether a unit at `end` was
-    asked for."""
+    asked for. work: int64 [WORK], of any content."""
     code, masks = program.code, program.masks
     touched = False
-    back_at, back_i, backs = np.empty(64, np.int64), np.empty(64, np.int64), 0
-    frame_back, frame_after, frame_i, frame_kind = (
-        np.empty(32, np.int64),
-        np.empty(32, np.int64),
-        np.empty(32, np.int64),
-        np.empty(32, np.int64),
-    )
-    frames = 0
+    back_at, back_i, backs = work[:_BACKS], work[_BACKS : 2 * _BACKS], 0
+    frame, frames = work[2 * _BACKS :].reshape((4, _FRAMES)), 0
+    frame_back, frame_after, frame_i, frame_kind = frame[0], frame[1], frame[2], frame[3]
     while True:
         what, a, b = code[at, 0], np.int64(code[at, 1]), np.int64(code[at, 2])
         fails = False
@@ -140,18 +140,16 @@ def _added(program, units, i, end):
     return found, p > i and program.added_goes_on[node]
 
 
-@kernel(PROGRAM, int32[::1], int64, boolean, int32[::1], allocates=True)
-def ends_of(program, units, n, final, out):
+@kernel(PROGRAM, int32[::1], int64, boolean, int32[::1], int64[:, ::1], boolean[:, ::1], int64[::1], allocates=True)
+def cut(program, units, n, final, out, places, flags, work):
     """int64 m: out[:m] are the ends of the pre-tokens of units[:n]: all when the text ends there (final), else those that are
-    certain.
+    certain. To work in, of any content: places, flags, int64 and bool [4, n + 2] or longer; work, int64 [WORK].
 
     Each stage cuts the spans that the one before left. A span is closed when its end is certain; only the last one may be
     open, and is then known up to its end. An added text is whole: no later stage cuts it. out: int32, room for n.
     """
-    begins, stops = np.empty(n + 2, np.int64), np.empty(n + 2, np.int64)
-    closed, whole = np.empty(n + 2, np.bool_), np.empty(n + 2, np.bool_)
-    begins2, stops2 = np.empty(n + 2, np.int64), np.empty(n + 2, np.int64)
-    closed2, whole2 = np.empty(n + 2, np.bool_), np.empty(n + 2, np.bool_)
+    begins, stops, begins2, stops2 = places[0], places[1], places[2], places[3]
+    closed, whole, closed2, whole2 = flags[0], flags[1], flags[2], flags[3]
     begins[0], stops[0], closed[0], whole[0] = 0, n, final, False
     count = 1
     for stage in range(len(program.stage)):
@@ -167,7 +165,7 @@ def ends_of(program, units, n, final, out):
                 if program.stage[stage] < 0:
                     stop, may_change = _added(program, units, i, end)
                 else:
-                    stop, may_change = match(program, np.int64(program.stage[stage]), units, i, end)
+                    stop, may_change = match(program, np.int64(program.stage[stage]), units, i, end, work)
                 if may_change and not is_closed:
                     begins2[made], stops2[made], whole2[made] = gap, i, False
                     # where an added text begins, and a longer one may come, the cut before it is certain all the same
@@ -197,3 +195,10 @@ def ends_of(program, units, n, final, out):
             out[m] = stops[x]
             m += 1
     return m
+
+
+@kernel(PROGRAM, int32[::1], int64, boolean, int32[::1], allocates=True)
+def ends_of(program, units, n, final, out):
+    """`cut` where it is asked once."""
+    places, flags = np.empty((4, n + 2), np.int64), np.empty((4, n + 2), np.bool_)
+    return cut(program, units, n, final, out, places, flags, np.empty(WORK, np.int64))

@@ -104,7 +104,7 @@ class SumsOnDevice:
 
     def _heavy(self, prob_RV: torch.Tensor, table_R: np.ndarray, kids: Kids, most: int) -> torch.Tensor:
         """bool [R, Vt]: the tokens that are listed, heavy ones and those behind which there is a context; the first `most`."""
-        heavy = (prob_RV > self._least) & self._is_text
+        heavy = (prob_RV > largest_below(self._least, prob_RV.dtype)) & self._is_text
         of_kid = np.repeat(np.arange(len(table_R)), np.diff(kids.start))
         heavy[self._on(of_kid), self._on(kids.token)] = True
         heavy &= self._on(table_R >= 0)[:, None] > 0
@@ -237,6 +237,13 @@ class SumsOnDevice:
         if tables is not self._joined:  # there are more states than before
             self._join_JC, self._joined = torch.from_numpy(tables.join_SC.astype(bool)).to(self.device), tables
         return self._join_JC[self._on(join_R)]
+
+
+def largest_below(value: float, dtype: torch.dtype) -> float:
+    """The largest number of this type that is not above a float64: rows are compared in their own type here, on the host in
+    float64, and 0.1 as float32 is more than 0.1."""
+    rounded = torch.tensor(value, dtype=dtype)
+    return float(rounded if float(rounded) <= value else torch.nextafter(rounded, rounded - 1))
 
 
 def _open_odd(tables: Tables, table_R: np.ndarray, odd_RO: np.ndarray) -> np.ndarray:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from engine.bpe.merges import build_merge_table
 from engine.bpe.vocabulary import load_vocabulary
 from schemas.errors import BadDocument, TokenizerError
 from tests.bpe.test_vocabulary import TOY
-from tests.support.vocabularies import (
-    save,
-)
+from tests.support.vocabularies import SHARED, needs_shared, save, texts
 
 
 def refused(spec: Any, to: Path, **config: Any) -> str:
@@ -88,6 +88,18 @@ def test_normalisers_that_change_bytes_are_refused(tmp_path: Path, normalizer: d
     message = refused({**TOY, "normalizer": normalizer}, tmp_path)
     kind = normalizer["type"] if normalizer["type"] != "Sequence" else "Lowercase"
     assert kind in message and "changes bytes that cannot be given back; want none, NFC" in message
+    assert "Lost " in message and "set [targets] bytes = true" in message  # what is lost, what to do
+
+
+@needs_shared
+def test_a_text_as_the_normaliser_leaves_it_has_the_tokens_of_a_copy_without_it(tmp_path: Path) -> None:
+    """The way out that the refusal of NFKC (Claude's published tokenizer) names."""
+    spec = json.loads((SHARED / "tokenizers/gpt2/tokenizer.json").read_bytes())
+    with_step = {**spec, "normalizer": {"type": "NFKC"}}
+    assert '"normalizer": null' in refused(with_step, tmp_path / "nfkc")
+    library, copy = Tokenizer.from_str(json.dumps(with_step)), load_vocabulary(save(spec, tmp_path / "copy"))
+    for text in ("x\u00b2 \ufb01ne \u2026 \uff21\uff22", "e\u0301 \u2460 \u3000 \ud55c", *texts()[:40]):
+        assert copy.encode(unicodedata.normalize("NFKC", text))[0] == library.encode(text, add_special_tokens=False).ids
 
 
 def test_pre_tokenizers_that_drop_bytes_are_refused(tmp_path: Path) -> None:

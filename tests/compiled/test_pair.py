@@ -19,6 +19,7 @@ from engine.bpe.pending import cut_text
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.segmenter import Segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from engine.compiled.classes import agreed_cuts
 from engine.compiled.pair import CompiledPair, compile_pair
 from engine.compiled.pair_kernels import SURE
 from engine.compiled.state import STATE_ARRAYS
@@ -26,7 +27,16 @@ from engine.kernels.jit import declared
 from tests.alignment.test_openness import NFC_CHARS, changed
 from tests.support.tiers import one_of
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
-from tests.support.vocabularies import EFFORT, SHARED, merge_table, needs_shared, splitter, texts, vocabulary
+from tests.support.vocabularies import (
+    EFFORT,
+    SHARED,
+    merge_table,
+    needs_shared,
+    segmenter,
+    splitter,
+    texts,
+    vocabulary,
+)
 
 MODELS = Path(os.environ.get("TARGETSMITH_MODELS", SHARED / "none"))
 STUDENTS = (
@@ -234,3 +244,39 @@ def test_every_function_has_the_one_type_it_was_declared_for(tmp_path: Path) -> 
     for function, _ in all_types:
         asked = [types for other, types in all_types if other is function]
         assert [s for s in function.signatures if s not in asked] == [], function.__name__
+
+
+@needs_shared
+@pytest.mark.parametrize("name", one_of(2, ["llama-3", "deepseek-llm-7b"]))
+def test_what_all_ways_agree_on_is_what_the_slow_twin_finds(name: str) -> None:
+    """Compiled probes beside `Openness.cuts`, behind hostile pending parts."""
+    rng, split, openness = random.Random(name), splitter(name), Openness(segmenter(name))
+    pieces = [
+        "a",
+        "A",
+        "ß",
+        "日本",
+        "e\u0301",
+        "😀",
+        "12",
+        "'",
+        "'s",
+        "=",
+        "_",
+        ".",
+        "<|",
+        "</",
+        " ",
+        "  ",
+        "\n",
+        "\t \n",
+    ]
+    agreed, asked = 0, 0
+    for _ in range(12 * EFFORT):
+        left = pending(vocabulary(name), split, "".join(rng.choices(pieces, k=rng.randint(0, 6))))
+        texts_behind = ["".join(rng.choices(pieces, k=rng.randint(1, 4))) for _ in range(30)]
+        rights = [split.canonical(split.classes(text.encode())) for text in texts_behind]
+        found = agreed_cuts(split, openness, left, rights)
+        assert found == [openness.cuts(left, right) for right in rights]
+        agreed, asked = agreed + sum(cuts is not None for cuts in found), asked + len(rights)
+    assert asked / 2 < agreed

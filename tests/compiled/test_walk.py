@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from engine.alignment.boundaries import Aligner
 from engine.alignment.rules import RuleBook, TeacherTokens
 from engine.alignment.student_view import NO_STATE, StudentView
 from engine.bpe.segmenter import build_segmenter
+from engine.bpe.spelling import LONG_BYTES
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.compiled.pair import compile_pair
 from engine.compiled.walk import StudentWalk
 from engine.contexts.builder import ContextBuilder
+from engine.contexts.tree import ContextTree
 from tests.support.tiers import one_of
 from tests.support.vocabularies import needs_shared, vocabulary
 
@@ -57,14 +60,21 @@ def span(view: StudentView, name: str, k: int) -> slice:
     return slice(int(start[k]), int(start[k + 1]))
 
 
+def passage_of(
+    aligner: Aligner, builder: ContextBuilder, teacher: str, text: str
+) -> tuple[ContextTree, bytes, list[int], list[int]]:
+    """What `StudentWalk.view` takes for a text."""
+    data, (ids, ends) = text.encode(), aligner.student.encode(text)
+    places = np.unique([len(aligner.prefix), *(e + len(aligner.prefix) for e in ends)])
+    tree = builder.build(aligner.prefix + data, loaded(teacher).encode(text)[0], places, loaded(teacher).bos_ids)
+    return tree, data, list(ids), list(ends)
+
+
 def compare(teacher: str, student: str, text: str) -> tuple[int, int]:
     """Every boundary of a text. Returns how many there are, and how many go by the slow rules."""
     walk, builder = walk_of(teacher, student)
-    aligner, pair, data = walk.aligner, walk.pair, text.encode()
-    ids, ends = aligner.student.encode(text)
-    places = np.unique([len(aligner.prefix), *(e + len(aligner.prefix) for e in ends)])
-    given = loaded(teacher).bos_ids
-    tree = builder.build(aligner.prefix + data, loaded(teacher).encode(text)[0], places, given)
+    aligner, pair = walk.aligner, walk.pair
+    tree, data, ids, ends = passage_of(aligner, builder, teacher, text)
     view = walk.view(tree, data, ids, ends)
     tokens = aligner.book.teacher
     for k, boundary in enumerate(aligner.boundaries(tree, data, list(ids), list(ends))):
@@ -109,3 +119,25 @@ def test_views_of_the_demo(teacher: str, student: str) -> None:
 def test_views_of_public_tokenizers(teacher: str, student: str) -> None:
     for text in TEXTS[:4]:
         compare(teacher, student, text)
+
+
+@needs_shared
+@pytest.mark.parametrize("student", one_of(2, ["deepseek-llm-7b", "gpt2"]))
+def test_boundaries_inside_characters_of_a_long_run_without_blanks(
+    student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the tokens before such a boundary are those of what is pending is not asked by encoding all of it (which would take
+    time that grows with the square of the run), and is what encoding it says."""
+    text = "Title\n" + "กขคงจชดตถทนบปผพมยรลวสหอา" * 2 + "的一是不了人我在有他这为之大来以个中上们到说" * 2
+    boundaries, slow = compare("stories260K", student, text)
+    assert boundaries > 90 and slow < boundaries / 4
+    known, builder = walk_of("stories260K", student)
+    walk, asked, agrees = StudentWalk(known.pair, known.aligner), list[int](), known.segmenter.agrees
+
+    def noted(part: bytes, *rest: Any) -> bool:
+        asked.append(len(part))
+        return agrees(part, *rest)
+
+    monkeypatch.setattr(walk.segmenter, "agrees", noted)
+    walk.view(*passage_of(walk.aligner, builder, "stories260K", text))
+    assert asked and max(asked) <= LONG_BYTES

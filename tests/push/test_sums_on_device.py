@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import engine.push.compiled_push as compiled_push
 import engine.push.device_lists as device_lists
 import engine.push.sums_on_device as sums_on_device
 from engine.push.compiled_push import CompiledPush
-from engine.push.sums_on_device import SumsOnDevice
+from engine.push.sums_on_device import SumsOnDevice, largest_below
 from tests.push.test_compiled_rows import TEXTS, flat, scorer
 from tests.push.test_compiled_truth import Compiled
 from tests.scoring.test_scorer import documents
@@ -47,6 +48,16 @@ def test_rows_are_those_of_compiled_functions(seed: int, tmp_path: Path, monkeyp
             np.testing.assert_allclose(stored(device, k, size), stored(host, k, size), rtol=0, atol=1e-12)
         rows_seen += int(host.scored.sum())
     assert rows_seen > 150
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-4, 0.1, 0.3])
+def test_tokens_are_heavy_as_on_the_host_whatever_the_type_of_the_rows(least: float) -> None:
+    near = np.float32(least)
+    row = np.array([np.nextafter(near, np.float32(-1)), near, np.nextafter(near, np.float32(1))], np.float32)
+    on_host = row.astype(np.float64) > least
+    on_device = torch.from_numpy(row) > largest_below(least, torch.float32)
+    assert on_device.tolist() == on_host.tolist()
+    assert largest_below(least, torch.float64) == least
 
 
 @pytest.mark.parametrize("targets", [{}, {"eps": 1e-3}, {"codec": "sample", "draws": 20, "seed": 3}])

@@ -20,11 +20,13 @@ def test_long_runs_of_real_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {
         "output": "unused",
         "teacher": {"model": str(SHARED / "models" / "stories260K")},
-        "corpus": {"paths": ["unused.jsonl"]},
+        "corpus": {"paths": ["unused.jsonl"], "longest_run": 200},
         "student": [{"name": "deepseek", "tokenizer": str(SHARED / "tokenizers" / "deepseek-llm-7b")}],
         "targets": {"top_k": 8, "teacher": False, "regime": "fast"},
     }
     scorer = Scorer(parse_run(table, base_dir=SHARED))
+    sides = (scorer.stages.builder.segmenter, *(walk.segmenter for walk in scorer.stages.walks.values()))
+    assert {segmenter.splitter.longest_pending for segmenter in sides} == {200} and len(sides) == 2
     documents = []
     for number, line in enumerate(lines):
         record = json.loads(line)
