@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +44,26 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if not isinstance(begin, int):
         raise SystemExit(f"{tokenizer.name_or_path}: neither a begin nor an end token")
     return begin
+
+
+def check_tokenizer(out: str, product: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises SystemExit where the student's ids are not those that the targets are of: a run says what each of its ids spells.
+    Nothing is checked of an output without that table (of version 0.6 and before)."""
+    table = Path(out) / "_engine" / "vocabulary" / f"{product}.parquet"
+    if not table.is_file():
+        return
+    spelled = [row for row in pq.read_table(table).to_pylist() if row["role"] == "text" and row["bytes"]]
+    for row in spelled[:: max(1, len(spelled) // 2000)]:
+        try:
+            wanted = row["bytes"].decode().strip()  # SentencePiece's decoders drop a space in front
+        except UnicodeDecodeError:
+            continue
+        mine = tokenizer.decode([row["id"]]).strip() if row["id"] < len(tokenizer) else ""
+        if mine != wanted:
+            raise SystemExit(
+                f"{tokenizer.name_or_path}: token {row['id']} is {mine!r}, in the targets it is {wanted!r}: another tokenizer. "
+                "Give the folder with the tokenizer that the run file names for this student"
+            )
 
 
 def losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], begin: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"targets over {targets.vocab_size} tokens, a student of {model.config.vocab_size}: another tokenizer"
         )
+    check_tokenizer(args.out, targets.product, tokenizer)
     held_out = [json.loads(line)["text"] for line in args.held_out.open(encoding="utf-8")] if args.held_out else []
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.05)
     warm = max(1, args.steps // 20)

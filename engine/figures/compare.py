@@ -245,6 +245,7 @@ def _summary(made: _Gathered, one: Side, other: Side, by: str, seed: int, drawn:
     )
     finite, finite_back = kl[np.isfinite(kl)], back[np.isfinite(back)]
     worst = sorted(made.documents, key=lambda document: (-document.mean_tv, document.doc_id))[:_SHOWN_DOCUMENTS]
+    imported = "imported" in (one.facts.regime, other.facts.regime)  # what its rows exclude is not known, so no cost is
     return Comparison(
         one=one.name,
         other=other.name,
@@ -267,6 +268,6 @@ def _summary(made: _Gathered, one: Side, other: Side, by: str, seed: int, drawn:
         same_top=float(same.mean()) if len(same) else None,
         beyond_width=made.beyond_width,
         same_bytes=made.same,
-        cost=difference_of(one.name, made.costs, other.name, made.other_costs),
+        cost=None if imported else difference_of(one.name, made.costs, other.name, made.other_costs),
         worst=tuple(worst),
     )

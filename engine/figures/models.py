@@ -39,7 +39,7 @@ class Place(_Frozen):
     before: str = Field(description="text in front of it; empty where the run stores no text")
     after: str
     width: float
-    surprise_bits: float | None = Field(description="None: no finite cost, see Cost.impossible")
+    surprise_bits: float | None = Field(description="-log2 of the true token's probability; None where it has none")
     likeliest: str = Field(description="the token that was thought likeliest; empty with codec sample")
 
 

@@ -109,8 +109,8 @@ def _add(sums: _Sums, rows: Rows, tokens: TokenTable | None) -> None:
     sums.documents += len(rows.doc_ids)
     sums.positions += len(scored)
     sums.widths.append(rows.width_N[scored])
-    bits_N = rows.bits_N
-    sums.surprises.append(bits_N[scored & np.isfinite(bits_N)].astype(np.float32))
+    surprise_N = rows.surprise_N
+    sums.surprises.append(surprise_N[scored & np.isfinite(surprise_N)].astype(np.float32))
     sums.sizes.append((rows.end_N - rows.start_N)[scored & ~rows.is_end_N].astype(np.int32))
     if rows.ids_NK is not None and rows.logps_NK is not None and rows.tail_logp_N is not None:
         logps_NK, tail_N = rows.logps_NK[scored], rows.tail_logp_N[scored]
@@ -120,7 +120,7 @@ def _add(sums: _Sums, rows: Rows, tokens: TokenTable | None) -> None:
         sums.agreed += int((rows.ids_NK[:, 0] == rows.token_ids_N)[scored].sum())
     positions = np.flatnonzero(scored)
     sums.widest = _worst(sums.widest, rows, positions, rows.width_N.astype(np.float64), tokens, lambda p: p.width)
-    sums.surprising = _worst(sums.surprising, rows, positions, bits_N, tokens, _bits)
+    sums.surprising = _worst(sums.surprising, rows, positions, surprise_N, tokens, _bits)
 
 
 def _worst(known: list[Place], rows: Rows, positions: Any, badness_N: Any, tokens: Any, of: Any) -> list[Place]:
@@ -140,7 +140,7 @@ def _place(rows: Rows, n: int, tokens: TokenTable | None) -> Place:
     document = int(np.searchsorted(rows.first_D1, n, side="right")) - 1
     start, end = int(rows.start_N[n]), int(rows.end_N[n])
     before, _, after = around(rows.texts[document], start, end, _AROUND_BYTES)
-    bits = float(rows.bits_N[n])
+    bits = float(rows.surprise_N[n])
     return Place(
         doc_row=rows.doc_rows[document],
         doc_id=rows.doc_ids[document],

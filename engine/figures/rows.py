@@ -61,6 +61,11 @@ class Rows:
         return np.where(self.scored_N, -nats / NATS_PER_BIT, 0.0)
 
     @property
+    def surprise_N(self) -> npt.NDArray[np.float64]:
+        """-log2 of the true token's probability in its row; inf where it has none, 0 where unscored."""
+        return np.where(self.scored_N, -self.gold_logp_N.astype(np.float64) / NATS_PER_BIT, 0.0)
+
+    @property
     def is_end_N(self) -> npt.NDArray[np.bool_]:
         """Rows of an end token, which has no bytes."""
         return (self.flags_N & FLAG_END) != 0

@@ -88,6 +88,10 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
             f"{f', {cost.left_out:,} left out' if cost.left_out else ''})",
             markup=False,
         )
+    elif "imported" in (found.one_facts.regime, found.other_facts.regime):
+        console.print(
+            "Bits per byte are not compared: what mass an imported product excludes is not known.", markup=False
+        )
     if found.worst:
         console.print(_worst(found))
 

@@ -44,8 +44,8 @@ def width_words(figures: Figures) -> str:
 
 
 COST_WORDS = (
-    "The same text costs the same by every tokenizer but for rounding, open and non-canonical mass. Bits per byte count the "
-    "documents whose scored bytes are the same in both."
+    "The same text costs the same by every tokenizer but for rounding, open, pruned and non-canonical mass. Bits per byte count "
+    "the documents whose scored bytes are the same in both."
 )
 
 

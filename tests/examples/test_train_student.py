@@ -265,3 +265,19 @@ def test_batches_with_nothing_to_learn_give_no_nan(
     one = trainer.StudentTrainer(model, trainer.TrainingArguments(output_dir=str(tmp_path / "t"), report_to="none"))
     for items in (None, 0, torch.tensor(0)):
         assert one.compute_loss(model, collated, num_items_in_batch=items).item() == 0.0
+
+
+def test_another_tokenizer_is_refused(
+    finished: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of the same size: its ids spell other tokens."""
+    module = example("train_student", monkeypatch)
+    spec = json.loads((student / "tokenizer.json").read_text(encoding="utf-8"))
+    names = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].get)
+    swapped = {"Ġthe": names[-1]} if "Ġthe" in names else {names[300]: names[-1]}
+    for one, other in swapped.items():
+        vocab = spec["model"]["vocab"]
+        vocab[one], vocab[other] = vocab[other], vocab[one]
+    (student / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    with pytest.raises(SystemExit, match="another tokenizer. Give the folder"):
+        module.main([str(finished), str(student), "--save", str(tmp_path / "saved"), "--steps", "1", "--device", "cpu"])

@@ -62,10 +62,7 @@ def test_distributions_are_those_of_the_rows(out: Path, figures: Figures, produc
             widths.append(float(document.err[i]))
             tails.append(tail)
             entropies.append(-sum(p * math.log2(p) for p in [*probs, tail] if p > 0))
-            share = 1 - float(
-                document.excluded_mass[i]
-            )  # stored as 1 where it is nearly that: then nobody knows the cost
-            bits += [-(float(document.gold_logp[i]) + math.log(share)) / math.log(2)] if share > 0 else []
+            bits.append(-float(document.gold_logp[i]) / math.log(2))
             if not document.flags[i] & FLAG_END:
                 sizes.append(int(document.byte_end[i]) - start)
             agreed += int(document.ids[i][0] == document.token_ids[i])
@@ -125,6 +122,7 @@ def test_places_are_the_worst_with_their_text(out: Path, figures: Figures) -> No
         document = documents[place.doc_id]
         data = document.text.encode()
         assert place.width == document.err[place.position]
+        assert place.surprise_bits == pytest.approx(-float(document.gold_logp[place.position]) / math.log(2))
         assert place.token == tokens.names[int(document.token_ids[place.position])]
         assert place.end_bytes == document.byte_end[place.position]
         assert shown(data[: place.start_bytes]).endswith(place.before)
