@@ -63,14 +63,17 @@ def teacher_size(run: RunConfig, *, on_cpu: bool) -> TeacherSize:
     or that are no weights."""
     files, config = teacher_files(run), teacher_config(run)
     heads = [file for file in files if file.suffix == ".safetensors"]
-    if heads and not unpacked(config, on_cpu):
+    floats = unpacked(config, on_cpu)
+    if heads and not floats:
         tensors = list(_tensors(heads))
     else:  # a .bin file tells its shapes only to whoever unpickles it; unpacked weights are those of the architecture
         tensors = _without_memory(config, run.teacher.trust_remote_code)
     dtype = run.teacher.dtype
     if dtype == "auto" and teacher_gguf(run) is not None:
         dtype = "float32"
-    return size_of(config, tensors, _dtype(dtype, config, tensors, on_cpu), packed=bool(heads and method_of(config)))
+    return size_of(
+        config, tensors, _dtype(dtype, config, tensors, on_cpu), packed=bool(heads and method_of(config) and not floats)
+    )
 
 
 def method_of(config: Any) -> str:
@@ -80,7 +83,7 @@ def method_of(config: Any) -> str:
 
 
 def unpacked(config: Any, on_cpu: bool) -> bool:
-    """Whether plain numbers are made of quantised weights as they are loaded (engine/teacher/loading.py)."""
+    """Whether plain numbers are made of quantised weights as they are loaded (engine/teacher/quantised.py)."""
     method = method_of(config)
     return method == "compressed-tensors" or (on_cpu and method in ("fp8", "mxfp8", "mxfp4"))
 

@@ -15,7 +15,8 @@ Files, in the order of the data:
   state_check      whether it may be led over kept states, found by trying; and the way that is taken
   adapter          a LoRA adapter merged into the weights
   gguf_weights     whether all of a GGUF file is in the model made of it
-  loading          files -> a model of transformers on its devices; weights unpacked or left packed
+  quantised        whether quantised weights are unpacked or stay packed; a refusal where they would be other numbers
+  loading          files -> a model of transformers on its devices
   model            load a teacher and check it: hidden states and logits
   ranks            a teacher that several processes share: rank 0 works, the others follow its passes
   windows          context trees cut into windows that fit the teacher, and put into batches

@@ -1,22 +1,18 @@
-"""A teacher's files -> a model of transformers on its devices, complete, with its adapter in it; and how its weights are run.
-
-Weights that are quantised are run in one of two ways. *Unpacked*: floats are made of them as they are loaded, and the model is
-a plain one (GGUF; FP8 and MXFP4 on a CPU; compressed-tensors). *Packed*: they stay as they are and kernels of a library compute
-with them (bitsandbytes, torchao, GPTQ, AWQ, HQQ; FP8 and MXFP4 on a GPU); such a model has noise (engine/teacher/gauge.py).
-"""
+"""A teacher's files -> a model of transformers on its devices, complete, with its adapter in it."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GgufConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.distributed.configuration_utils import DistributedConfig
-from transformers.utils.quantization_config import Mxfp4Config
 
 from engine.teacher.adapter import with_adapter
 from engine.teacher.gguf_weights import check_all_taken
+from engine.teacher.quantised import check_all_scaled, in_one_format, packed, unpacking
 from engine.teacher.self_check import first_line
 from schemas.address import gguf_parts
 from schemas.errors import TeacherError
@@ -34,16 +30,21 @@ def load_model(config: TeacherConfig, path: str, device: torch.device, adapter: 
     if config.dtype == "auto" and (device.type == "cpu" or gguf):
         dtype = torch.float32  # half precision on a CPU is slower and less exact; blocks of GGUF stand for float32
     try:
+        unpacked = _of_gguf(gguf) if gguf else unpacking(path, place, config.revision, device)
         # transformers chooses the attention: SDPA where the architecture has it, else its own plain one (Gemma-2)
-        made: Any = AutoModelForCausalLM.from_pretrained(
-            place,
-            revision=config.revision,
-            dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-            **_unpacking(config, place, gguf, device),
-            **_placement(split, device),
-        )
+        with warnings.catch_warnings():  # what is passed is the model's own, but for one switch
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                place,
+                revision=config.revision,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+                **unpacked,
+                **_placement(split, device),
+            )
+    except TeacherError:
+        raise
     except Exception as error:  # damaged and hostile files make the libraries raise anything
         if type(error).__name__ == "UnpicklingError":
             raise TeacherError(
@@ -55,7 +56,8 @@ def load_model(config: TeacherConfig, path: str, device: torch.device, adapter: 
         if isinstance(error, ImportError):
             raise TeacherError(
                 f"[teacher] model {path!r}: a library that its files need is missing: {first_line(error)}. Install it on all "
-                "nodes ('targetsmith[gguf]', 'targetsmith[bitsandbytes]', 'targetsmith[torchao]' bring theirs)"
+                "nodes ('targetsmith[gguf]', 'targetsmith[bitsandbytes]', 'targetsmith[torchao]' and "
+                "'targetsmith[compressed-tensors]' bring theirs)"
             ) from error
         raise TeacherError(
             f"[teacher] model {path!r} cannot be loaded: {first_line(error)}. Want a folder (or Hub id) with config.json "
@@ -68,8 +70,11 @@ def load_model(config: TeacherConfig, path: str, device: torch.device, adapter: 
             f"[teacher] model {path!r}: the weights lack {len(missing)} tensor(s), such as {missing[0]}. Want the complete "
             "weights of a causal language model; fetch them again, or check that config.json belongs to them."
         )
+    check_all_scaled(path, report["unexpected_keys"])
     if gguf:
         check_all_taken(model, place, gguf, config.revision)
+    elif unpacked:
+        in_one_format(model)
     if adapter is not None:
         if method := packed(model):
             raise TeacherError(
@@ -84,31 +89,13 @@ def load_model(config: TeacherConfig, path: str, device: torch.device, adapter: 
     return model.eval()
 
 
-def packed(model: Any) -> str:
-    """The method by which weights of a loaded model are quantised and stay so; "" where all are plain numbers."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    settings = getattr(quantizer, "quantization_config", None)
-    if settings is None or getattr(settings, "dequantize", False):
-        return ""
-    return str(getattr(settings.quant_method, "value", settings.quant_method))
-
-
 def number_format(model: Any) -> torch.dtype:
     """What the model computes in, also where the first of its weights are packed."""
     return model.get_input_embeddings().weight.dtype if packed(model) else model.dtype
 
 
-def _unpacking(config: TeacherConfig, place: str, gguf: str | None, device: torch.device) -> dict[str, Any]:
-    """For `from_pretrained`, so that whether weights are unpacked does not hang on what else is installed (kernels, triton)."""
-    if gguf:
-        return {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
-    known, _ = PreTrainedConfig.get_config_dict(place, revision=config.revision)
-    method = (known.get("quantization_config") or {}).get("quant_method")
-    if method == "compressed-tensors":  # else they are unpacked in the first pass
-        return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
-    if method == "mxfp4" and device.type == "cpu":
-        return {"quantization_config": Mxfp4Config(dequantize=True)}
-    return {}
+def _of_gguf(file: str) -> dict[str, Any]:
+    return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def _placement(split: str, device: torch.device) -> dict[str, Any]:

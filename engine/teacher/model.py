@@ -24,9 +24,10 @@ from engine.teacher.decoder import Decoder
 from engine.teacher.gauge import Gauge, LogProbs, Noise, noisy_gauge
 from engine.teacher.incremental import CachedTrees, IncrementalTrees, RescoredTrees
 from engine.teacher.kept_states import Leading, StateTrees
-from engine.teacher.loading import load_model, number_format, packed
+from engine.teacher.loading import load_model, number_format
 from engine.teacher.long_trees import long_states, needs_blocks
 from engine.teacher.packing import Window
+from engine.teacher.quantised import packed
 from engine.teacher.self_check import CheckResult, first_line, probe
 from engine.teacher.state_check import find_way
 from schemas.errors import TeacherError

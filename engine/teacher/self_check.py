@@ -65,7 +65,9 @@ def find_masks(decoder: Decoder, gauge: Gauge, vocab: int, max_length: int) -> C
     if strange:
         return CheckResult(None, False, f"layers of the kind {', '.join(sorted(strange))}")
     size = getattr(text, "max_position_embeddings", None)
-    if any(b.ndim >= 2 and b.shape[-1] == b.shape[-2] == size for b in decoder.model.buffers()):
+    # kernels of GPTQ and AWQ keep their weights as tables, too: of two dimensions, and of numbers
+    tables = [b for b in decoder.model.buffers() if b.ndim > 2 or (b.ndim == 2 and b.dtype == torch.bool)]
+    if any(b.shape[-1] == b.shape[-2] == size for b in tables):
         return CheckResult(None, False, f"a fixed table of which of {size} places see which")
     why = ""
     for masking in maskings(text, max_length):

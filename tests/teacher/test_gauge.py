@@ -19,9 +19,10 @@ from engine.dataset.store import open_store
 from engine.plan.teacher_size import teacher_size
 from engine.scoring.stages import load_stages
 from engine.teacher.gauge import LEAST, Gauge, Noise
-from engine.teacher.loading import load_model, packed
+from engine.teacher.loading import load_model
 from engine.teacher.model import Teacher, load_teacher
 from engine.teacher.packing import Window
+from engine.teacher.quantised import packed
 from schemas.errors import TeacherError
 from schemas.manifest import NOISE_MEAN, NOISE_MOST
 from schemas.runfile import load_run
