@@ -25,7 +25,7 @@ def test_every_interval_holds_the_truth(mode: str, tmp_path: Path, record_proper
     rng = random.Random(f"bounds {mode}")
     proved = rows_seen = 0
     distance, width = {b: 0.0 for b in BUDGETS}, {b: 0.0 for b in BUDGETS}
-    for case in finite_cases(rng, tmp_path, 20 * EFFORT, mode):
+    for case in finite_cases(rng, tmp_path, 40 * EFFORT, mode):
         found = targets_of(case)
         if found is None:
             continue
@@ -62,7 +62,7 @@ def test_every_interval_holds_the_truth(mode: str, tmp_path: Path, record_proper
 def test_a_larger_budget_pays_for_all_that_a_smaller_one_does(tmp_path: Path):
     """Longer documents: the contexts scored are nested, no position gets wider, and no budget is overspent."""
     grown = 0
-    for case in cases(random.Random(31), tmp_path, 10 * EFFORT, random_pair, masked=0.0, longest=40):
+    for case in cases(random.Random(31), tmp_path, 20 * EFFORT, random_pair, masked=0.0, longest=40):
         asked: set[tuple[int, ...]] = set()
         before, n = np.ones(len(case.doc.views[STUDENT].ids)), len(case.doc.views[STUDENT].ids)
         for budget in (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0):

@@ -63,7 +63,7 @@ def test_cuts_of_short_runs_are_those_of_long_ones(name: str) -> None:
     rng, short, full = random.Random(name), build_splitter(vocabulary(name)), whole(build_splitter(vocabulary(name)))
     ours, twin = PendingCuts(vocabulary(name), short), PendingCuts(vocabulary(name), full)
     folded = 0
-    for _ in range(4 * EFFORT):
+    for _ in range(8 * EFFORT):
         data = long_text(rng, short.kept_run).encode()
         cut, slow = cut_text(short, data), cut_text(full, data)
         places = sorted(rng.sample(range(len(data) + 1), min(len(data), 12)))
@@ -101,7 +101,7 @@ def test_states_and_trees_of_long_runs(name: str, monkeypatch: pytest.MonkeyPatc
             pairs = list(zip(found, twin.states(trees[0], data), strict=True))
             assert all((state is None) == (other is None) for state, other in pairs)
             told = [(state, other) for state, other in dict.fromkeys(pairs) if state is not None and other is not None]
-            for state, other in rng.sample(told, min(len(told), 3 * EFFORT)):  # each takes a walk over all ids
+            for state, other in rng.sample(told, min(len(told), 6 * EFFORT)):  # each takes a walk over all ids
                 np.testing.assert_array_equal(ours.illegal(state), twin.illegal(other))
                 seen += 1
     assert seen > 5 or name in FEW_CHARACTERS
@@ -114,7 +114,7 @@ def test_boundaries_in_long_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     tokens = TeacherTokens(teacher)
     ours, twin = Aligner(RuleBook(tokens, segmenter(name)), b""), Aligner(RuleBook(tokens, unfolded(name)), b"")
     asked = 0
-    for _ in range(1 * EFFORT):
+    for _ in range(2 * EFFORT):
         text = long_text(rng, ours.book.splitter.kept_run)
         try:
             ids, _ = student.encode(text)

@@ -14,6 +14,7 @@ from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import TokenizerError
+from tests.support.tiers import one_of
 from tests.support.vocabularies import (
     ALL,
     EFFORT,
@@ -80,7 +81,7 @@ def adversarial_pairs(table: MergeTable, rng: random.Random, count: int) -> list
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of(2, ALL))
 def test_pairs_are_canonical_exactly_when_the_real_bpe_keeps_them(name: str) -> None:
     vocab, table = vocabulary(name), merge_table(name)
     pairs = adversarial_pairs(table, random.Random(name), PAIRS)
@@ -97,7 +98,7 @@ def test_pairs_are_canonical_exactly_when_the_real_bpe_keeps_them(name: str) -> 
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of(2, ALL))
 def test_illegal_after_is_the_pair_rule(name: str) -> None:
     vocab, table = vocabulary(name), merge_table(name)
     rng = random.Random(name)

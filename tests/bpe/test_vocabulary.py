@@ -10,6 +10,7 @@ import pytest
 
 from engine.bpe.vocabulary import Vocabulary, byte_alphabet, load_vocabulary
 from schemas.errors import BadDocument
+from tests.support.tiers import one_of
 from tests.support.vocabularies import (
     ALL,
     BYTE_LEVEL,
@@ -49,7 +50,7 @@ def misread_by_the_decoder(vocab: Vocabulary) -> set[int]:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", one_of(2, ALL))
 def test_tokens_are_the_bytes_of_the_text(name: str) -> None:
     vocab = vocabulary(name)
     good, reasons = 0, set()

@@ -97,7 +97,7 @@ def test_a_fault_of_a_tokenizer_is_of_one_document(monkeypatch: pytest.MonkeyPat
 def test_targets_do_not_depend_on_what_is_prepared_beside_them(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow boundaries, searches and canonical states ask objects that the thread uses, too."""
     asset = SHARED / "tokenizers"
-    docs = documents([*demo_texts(16), *HOSTILE])
+    docs = documents([*demo_texts(4), *HOSTILE])
     results = []
     for most in (64, 0):
         monkeypatch.setattr(ahead, "MOST_DOCUMENTS", most)

@@ -135,6 +135,7 @@ def test_rows_without_padding_rows_are_near_the_golden_rows():
 
 
 @pytest.mark.ray
+@pytest.mark.thorough
 def test_the_commands_store_the_golden_values(tmp_path: Path):
     """`targetsmith score`, then `targetsmith cat`, as a user would: the golden ids that are stored are within 1e-3, at the
     precision of the files, and no golden id is missing that could have been among the stored ones."""

@@ -148,6 +148,7 @@ def test_rows_of_a_long_document_are_those_of_their_left_context(teacher: Teache
     assert start_of[0] == 0 and start_of == sorted(start_of)
 
 
+@pytest.mark.thorough
 def test_a_long_document_goes_through_whole(tmp_path: Path) -> None:
     """End to end: a document of many windows loses no position, and its first window's rows are those of a short one."""
     import pyarrow.parquet as pq
