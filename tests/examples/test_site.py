@@ -19,7 +19,9 @@ def test_the_site_builds_without_a_warning_and_without_a_network(tmp_path: Path)
         path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")
     }
     reader = (tmp_path / "reference" / "reader.html").read_text(encoding="utf-8")
-    assert "engine.reader.Targets.batches" in reader  # made from the code
+    assert {"engine.reader.Targets", "engine.reader.walk.Walk.batches"} <= set(
+        re.findall(r"id=\"([\w.]+)\"", reader)
+    )  # made from the code
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(
             r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?(https?:[^\s\">]+)", page.read_text("utf-8")
