@@ -58,7 +58,7 @@ def check_tokenizer(out: str, product: str, tokenizer: PreTrainedTokenizerBase) 
             wanted = row["bytes"].decode().strip()  # SentencePiece's decoders drop a space in front
         except UnicodeDecodeError:
             continue
-        mine = tokenizer.decode([row["id"]]).strip() if row["id"] < len(tokenizer) else ""
+        mine = str(tokenizer.decode([row["id"]])).strip() if row["id"] < len(tokenizer) else ""
         if mine != wanted:
             raise SystemExit(
                 f"{tokenizer.name_or_path}: token {row['id']} is {mine!r}, in the targets it is {wanted!r}: another tokenizer. "
