@@ -55,6 +55,8 @@ def test_diff(out: Path, call: Call) -> None:
         json.loads(call("diff", out, out, "--student", "sp", "--to", "teacher", "--json")[1])
     )
     assert (found.by, found.drawn, found.found) == ("first bytes", 5, 5)
+    by_name = ("diff", out, out, "--student", "sp", "--to", "bl")  # as `--student` and `export --product` take it
+    assert call(*by_name) == call("diff", out, out, "--student", "sp", "--to", "student/bl")
 
 
 def test_diff_of_the_same_run(out: Path, copy: Path, call: Call) -> None:
