@@ -17,7 +17,7 @@ from jobs.look.document_view import CONTROLS, tokens_of
 from jobs.look.figure_tables import console_for, number
 from jobs.look.options import View
 from jobs.look.products import choose
-from schemas.errors import OutputError, RunFileError
+from schemas.errors import RunFileError
 from schemas.products import student_product
 
 _QUANTILES = ("p50", "p75", "p95", "p99")
@@ -42,7 +42,7 @@ def compare_outputs(
         wanted = student_product(to)
     if wanted not in other.plan.products:
         listed = ", ".join(sorted(other.plan.products))
-        raise OutputError(
+        raise RunFileError(
             f"{other.store}: no product {wanted!r} here, this run has {listed}; say which by --to PRODUCT"
         )
     if (str(one.store), product) == (str(other.store), wanted):

@@ -61,7 +61,7 @@ def test_exports_that_are_refused(out: Path, tmp_path: Path, call: Call) -> None
     refused(call, 2, "wanted one of axolotl, distillkit, megatron, trl", "export", out, dest, "--to", "nemo")
     refused(call, 1, "so not an output of targetsmith; name", "export", tmp_path, dest, "--to", "trl")
     refused(
-        call, 1, "no product 'other'; this run has student/sp", "export", out, dest, "--to", "trl", "--product", "other"
+        call, 2, "no product 'other'; this run has student/sp", "export", out, dest, "--to", "trl", "--product", "other"
     )
     refused(call, 2, "leave it out (distillkit, megatron have it)", "export", out, dest, "--to", "trl", "--length", 8)
     refused(call, 1, "name a folder, and copy it there", "export", out, "s3://bucket/dest", "--to", "trl")

@@ -69,13 +69,13 @@ def test_diff_of_the_same_run(out: Path, copy: Path, call: Call) -> None:
     ("arguments", "code", "says"),
     [
         (("--student", "sp"), 2, "compared with itself; name another product by --to"),
-        (("--student", "no"), 1, "no student 'no' here; this run has"),
+        (("--student", "no"), 2, "no student 'no' here; this run has"),
         (
             ("--student", "sp", "--to", "bytes"),
-            1,
+            2,
             "no product 'bytes' here, this run has student/bl, student/sp, teacher",
         ),
-        ((), 1, "say which by --student NAME"),
+        ((), 2, "say which by --student NAME"),
     ],
 )
 def test_diff_says_what_is_wrong(out: Path, arguments: tuple[str, ...], code: int, says: str, call: Call) -> None:
