@@ -118,8 +118,13 @@ def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> Non
     stream.writelines(f"{finding}\n" for finding in findings[:SHOWN_FINDINGS])
     if len(findings) > SHOWN_FINDINGS:
         stream.write(f"... and {len(findings) - SHOWN_FINDINGS:,} more findings; --json has all\n")
-    many = f"{len(findings):,} findings\n" if len(findings) > 1 else "1 finding\n"
-    stream.write(many if findings else "sound: nothing found\n")
+    if findings:
+        many = f"{len(findings):,} findings" if len(findings) > 1 else "1 finding"
+        stream.write(
+            f'{many}; a damaged file is copied again, or removed and made anew: docs/operations.md, "Verify"\n'
+        )
+    else:
+        stream.write("sound: nothing found\n" if report.sealed else "sound, but nothing is published yet\n")
 
 
 def _progress(notes: TextIO) -> Callable[[Report], None]:
