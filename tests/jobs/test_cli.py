@@ -324,6 +324,11 @@ def test_show_the_other_student_and_the_end(out: Path, capsys: pytest.CaptureFix
         (["--student", "xl"], 2, "this run has sp, bl|this run has bl, sp"),
         (["--rows", "5"], 2, "wanted from:to"),
         (["--rows", "a:b"], 2, "wanted from:to"),
+        (
+            ["--doc", "t4", "--rows", "900:910"],
+            2,
+            "--rows '900:910': none of the rows of 't4'; it has [2-9], 0 to [1-8]\n",
+        ),
     ],
 )
 def test_show_says_what_is_wrong(
