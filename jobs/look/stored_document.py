@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.dataset.layout import load_seals, own_seal, read_quarantine, seal_name, unsealed_units
+from engine.dataset.layout import load_seals, nothing_ready, own_seal, read_quarantine, seal_name, unsealed_units
 from engine.dataset.parquet import Shard
 from engine.dataset.sealed import open_sealed
 from engine.dataset.store import Store
@@ -28,7 +28,7 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
             raise OutputError(
                 f"{store}: every document is in quarantine, each with its reason in {store.place('_engine/quarantine')}/*.jsonl"
             )
-        raise OutputError(f"{store}: no document is ready yet; run targetsmith score")
+        raise nothing_ready(store, plan)
     name = doc.removeprefix("id:")
     if not doc.isdecimal():
         for seal in seals:
@@ -62,7 +62,7 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
     wanted = f"a number, the place in the corpus, or a doc_id{like} (one made of digits is written id:NUMBER)"
     if doc.isdecimal() or unsealed_units(store, plan):
         raise OutputError(
-            f"{store}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong: "
+            f"{store}: {what} is not here; the unit may not be ready yet ({plan.again}), or the name is wrong: "
             f"want {wanted}"
         )
     unread = f"; a record that was refused as it was read has only its place, such as {refused!r}" if refused else ""

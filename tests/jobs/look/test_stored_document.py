@@ -56,7 +56,7 @@ def test_a_damaged_or_foreign_file_is_a_message(tmp_path: Path) -> None:
 def test_an_unknown_name_is_answered_with_one_that_is_there(tmp_path: Path) -> None:
     plan, store = small_plan(units=2), open_store(tmp_path)
     open_output(store, plan)
-    for unit, error, says in ((0, OutputError, "may not be scored yet"), (1, RunFileError, "every unit is scored")):
+    for unit, error, says in ((0, OutputError, "may not be ready yet"), (1, RunFileError, "every unit is scored")):
         publish_unit(store, plan, unit, unit_tables(plan, unit), [], {})
         with pytest.raises(error, match=says + r".* such as 'corpus.jsonl#0'; \[corpus\] id names a column"):
             find_document(store, plan, "teacher", "the-id-of-my-record")
