@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from jobs.app import main_of
+from jobs.look.options import Form
 
 EXAMPLE = "targetsmith import distillkit captured out --tokenizer Qwen/Qwen3-8B"
 
 
 def import_(
-    form: Annotated[str, typer.Argument(metavar="FORM", help="axolotl, distillkit, megatron or trl.")],
+    form: Annotated[Form, typer.Argument(metavar="FORM", help="The program that has written it.")],
     src: Annotated[str, typer.Argument(metavar="SRC", help="Folder with the files of that program, or one of them.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The output: a new folder, or one to go on with.")],
     tokenizer: Annotated[
