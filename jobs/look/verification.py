@@ -22,6 +22,7 @@ from engine.verify.corpus import compare_corpus
 from engine.verify.findings import Finding, Report, printable
 from engine.verify.output import verify
 from engine.verify.rescore import Comparison, open_rescorer
+from schemas.counts import counted
 from schemas.errors import RunFileError, TargetsmithError
 from schemas.runfile import RunConfig, load_run
 
@@ -104,11 +105,13 @@ def _one_line(error: Exception) -> str:
 def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> None:
     state = "finished" if report.finished else "not finished"
     stream.write(
-        f"{printable(report.out)}: run {report.fingerprint[:12]}, {state}, {report.sealed:,} of {report.units:,} units sealed\n"
+        f"{printable(report.out)}: run {report.fingerprint[:12]}, {state}, "
+        f"{report.sealed:,} of {counted(report.units, 'unit')} sealed\n"
     )
     rate = report.positions / report.seconds * 60 if report.seconds else 0.0
     stream.write(
-        f"read {report.files:,} files, {report.bytes / 1e6:,.1f} MB: {report.documents:,} documents, {report.quarantined:,} in "
+        f"read {counted(report.files, 'file')}, {report.bytes / 1e6:,.1f} MB: "
+        f"{counted(report.documents, 'document')}, {report.quarantined:,} in "
         f"quarantine, {report.positions:,} positions of all products, in {report.seconds:.1f} s ({rate:,.0f} positions/min)\n"
     )
     for comparison in comparisons:
@@ -119,9 +122,9 @@ def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> Non
     if len(findings) > SHOWN_FINDINGS:
         stream.write(f"... and {len(findings) - SHOWN_FINDINGS:,} more findings; --json has all\n")
     if findings:
-        many = f"{len(findings):,} findings" if len(findings) > 1 else "1 finding"
         stream.write(
-            f'{many}; a damaged file is copied again, or removed and made anew: docs/operations.md, "Verify"\n'
+            f"{counted(len(findings), 'finding')}; a damaged file is copied again, or removed and made anew: "
+            'docs/operations.md, "Verify"\n'
         )
     else:
         stream.write("sound: nothing found\n" if report.sealed else "sound, but nothing is published yet\n")

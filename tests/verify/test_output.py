@@ -142,7 +142,7 @@ def test_a_run_file_of_another_run_is_refused(run_file: Path, out: Path, capsys:
 def test_the_corpus_beside_the_output(run_file: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The files are those of the plan, and each record is where it belongs, under its name and with its text."""
     assert call("verify", out, "--run", run_file) == 0
-    assert "corpus: 1 files, 4 records, as in the plan; 4 documents compared" in capsys.readouterr().out
+    assert "corpus: 1 file, 4 records, as in the plan; 4 documents compared" in capsys.readouterr().out
 
     for path in parquet_files(out):  # another text of the same length, in all products
         table = pq.read_table(path).replace_schema_metadata(None)
