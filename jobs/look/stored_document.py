@@ -58,7 +58,8 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
         (found["doc_id"] for seal in load_seals(store, plan) if (found := _read(store, plan, product, seal, None))),
         None,
     )
-    like = f", such as {shown!r}; [corpus] id names a column of other names" if shown is not None else ""
+    like = f", such as {shown!r}" if shown is not None else ""
+    like += "; [corpus] id names a column of other names" if like and not plan.is_import else ""
     wanted = f"a number, the place in the corpus, or a doc_id{like} (one made of digits is written id:NUMBER)"
     if doc.isdecimal() or unsealed_units(store, plan):
         raise OutputError(

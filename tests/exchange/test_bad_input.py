@@ -192,6 +192,8 @@ def test_what_is_said_of_an_import_can_be_done(out: Path, tmp_path: Path, call: 
     refused(call, 1, "for an import, the same `targetsmith import`", "stats", back)
     shard.unlink()
     assert call(*again)[0] == 0 and contents(back) == whole  # as the message says
+    code, _, err = call("show", back, "--doc", "my-4")
+    assert code == 2 and "no document is called 'my-4'" in err and "[corpus]" not in err
     code, _, err = call(*again, "--product", "student/other")
     assert code == 1 and "Take another OUT for this" in err and "output`" not in err
     with pytest.raises(
