@@ -24,7 +24,8 @@ def diff(
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="PRODUCT", help="Product of B, as in data/: teacher, bytes, student/NAME. Not given: the same."
+            metavar="PRODUCT",
+            help="Product of B, as in data/: teacher, bytes, student/NAME or NAME. Not given: the same.",
         ),
     ] = None,
     documents: Annotated[int, typer.Option(min=1, help="So many documents of A at most, drawn by the seed.")] = 500,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.app import main_of
-from jobs.look.options import OutArgument
+from jobs.look.options import Form, OutArgument
 
 EXAMPLE = "targetsmith export out --to axolotl out_axolotl --product small"
 
@@ -15,7 +15,7 @@ EXAMPLE = "targetsmith export out --to axolotl out_axolotl --product small"
 def export(
     out: OutArgument,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="A new folder; it appears whole or not at all.")],
-    to: Annotated[str, typer.Option(metavar="FORM", help="axolotl, distillkit, megatron or trl.")],
+    to: Annotated[Form, typer.Option(help="The program that is to read it.")],
     product: Annotated[
         str | None,
         typer.Option(

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from jobs.app import main_of
+from jobs.look.options import Form
 
 EXAMPLE = "targetsmith import distillkit captured out --tokenizer Qwen/Qwen3-8B"
 
 
 def import_(
-    form: Annotated[str, typer.Argument(metavar="FORM", help="axolotl, distillkit, megatron or trl.")],
+    form: Annotated[Form, typer.Argument(metavar="FORM", help="The program that has written it.")],
     src: Annotated[str, typer.Argument(metavar="SRC", help="Folder with the files of that program, or one of them.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The output: a new folder, or one to go on with.")],
     tokenizer: Annotated[
@@ -31,19 +32,21 @@ def import_(
     from engine.bpe.vocabulary import load_vocabulary
     from engine.exchange.formats import form_of
     from engine.exchange.incoming import import_all, open_incoming
+    from schemas.counts import counted
 
     source = form_of(form).open_source(src)
     incoming = open_incoming(form, source, load_vocabulary(tokenizer), tokenizer, product)
 
     def progress(done: int, units: int) -> None:
-        print(f"targetsmith: {done:,} of {units:,} units", file=sys.stderr)
+        print(f"targetsmith: {done:,} of {counted(units, 'unit')}", file=sys.stderr)
 
     manifest = import_all(incoming, out, progress)
     total, stats = manifest.totals[incoming.product], manifest.stats
     scored = int(stats.get(f"{incoming.product}.scored", 0))
     unknown = int(stats.get(f"{incoming.product}.gold_impossible", 0))
     print(
-        f"{out}: {incoming.product} from {form}: {total.rows:,} documents, {total.positions:,} positions, {scored:,} scored, top "
+        f"{out}: {incoming.product} from {form}: {counted(total.rows, 'document')}, "
+        f"{total.positions:,} positions, {scored:,} scored, top "
         f"{source.top_k}; {manifest.quarantined:,} in quarantine"
     )
     print(f"not known: {unknown:,} true tokens' log-probabilities (stored as -inf)")

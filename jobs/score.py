@@ -52,8 +52,7 @@ def score(
         print(summary_as_json(outcome))
     else:
         print_summary(outcome, sys.stdout)
-    if not retry_quarantined:  # its documents are known to be bad
-        budget.check_finished(outcome.store, outcome.manifest)
+    budget.check_finished(outcome.store, outcome.manifest, retry=retry_quarantined)
     if not as_json:
         out = outcome.store
         print(f"look at a document: targetsmith show {out}; check the files: targetsmith verify {out}")

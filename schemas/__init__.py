@@ -5,6 +5,7 @@ by itself, so that `targetsmith --help` needs two of them and no more.
   errors            every error that a person can meet, as one tree with exit codes
   redact            secrets out of texts, before they are written or shown
   address           a path or the URL of a store: which ones outputs and corpus files may have
+  counts            how many of something, for a person
   products          the names of products, and the id that ends a text in the byte product
   runfile_errors    what was found, what was wanted, what to do, for every wrong key of a run file
   settings          the tables of the run file, each key with its meaning and whether it changes results

@@ -1,7 +1,7 @@
 """Every error a person can meet, as one small tree.
 
 TargetsmithError
-├── RunFileError        the run file (or what it names) is wrong: fix it and start again        exit 2
+├── RunFileError        the run file (or what it names), or the command line is wrong: fix it   exit 2
 │   ├── CorpusError     a corpus file is missing, empty, of an unknown kind or unreadable       exit 2
 │   ├── TokenizerError  a tokenizer that cannot be seen exactly as bytes, or is not BPE         exit 2
 │   └── TeacherError    a model that cannot be loaded, or that fails its self-check             exit 2
@@ -25,7 +25,7 @@ class TargetsmithError(Exception):
 
 
 class RunFileError(TargetsmithError):
-    """The run file is wrong, or something that it names does not exist or cannot be used."""
+    """The run file or the command line is wrong, or something that it names does not exist or cannot be used."""
 
     exit_code = 2
 

@@ -175,6 +175,17 @@ class Plan(_Frozen):
         return retry_of(self.semantic)
 
     @property
+    def is_import(self) -> bool:
+        """Whether `targetsmith import` made it, and no run file."""
+        return "imported" in self.semantic
+
+    @property
+    def again(self) -> str:
+        """What a person does so that the output gets what it lacks, as part of a message."""
+        same = "give the same `targetsmith import` command again"
+        return same if self.is_import else "run `targetsmith score` with its run file"
+
+    @property
     def regimes(self) -> dict[str, Regime]:
         """How each student's product is made."""
         return {name: facts.regime for name, facts in self.products.items() if name.startswith(STUDENT)}

@@ -11,6 +11,7 @@ from engine.dataset.token_tables import read_tokens
 from engine.figures.collect import is_sample, products_of
 from engine.figures.models import ProductFigures
 from engine.figures.sample import Output, choose_shards
+from schemas.counts import counted
 from schemas.manifest import Manifest, Plan
 
 MOST_POSITIONS = 500_000
@@ -71,8 +72,8 @@ def sample_note(found: Headline) -> str:
     if not found.sampled:
         return "All figures are of all documents. "
     return (
-        f"Means of width and stored mass are of all documents, the other figures of {found.units_read:,} units, drawn with the "
-        f"seed {SEED}. "
+        f"Means of width and stored mass are of all documents, the other figures of {counted(found.units_read, 'unit')}, "
+        f"drawn with the seed {SEED}. "
     )
 
 

@@ -99,7 +99,8 @@ def _files(store: Store, manifest: Manifest) -> list[_File]:
             )
     if CARD not in found:
         raise OutputError(
-            f"{store.place(CARD)}: missing; run `targetsmith score` again: it is made anew, without the teacher"
+            f"{store.place(CARD)}: missing; run `targetsmith score` again (for an import, the same `targetsmith import`): it "
+            "is made anew, without the teacher"
         )
     if extra := sorted(name for name in found if name.startswith("data/") and name not in known):
         raise OutputError(

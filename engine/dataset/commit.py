@@ -69,15 +69,16 @@ def open_output(out: Out, plan: Plan) -> list[int]:
     if store.put_if_absent(PLAN, plan.to_bytes()) and foreign is None:
         return []
     found = load_plan(store)
+    if found.is_import != plan.is_import:
+        held, wanted = ("another run's output", "an import takes another OUT")
+        if found.is_import:
+            held, wanted = ("an import", "set `output` to a new folder")
+        raise FingerprintMismatch(f"{store}: holds {held}; {wanted}, nothing was changed")
     if found.fingerprint != plan.fingerprint:
         listed = "\n  ".join(found.difference(plan))
         raise FingerprintMismatch(
             f"{store}: this folder was begun with other inputs or settings (folder -> this run):\n  {listed}\n"
-            + (
-                "Move this unfinished retry away to begin anew"
-                if plan.retry is not None
-                else "Set `output` to a new folder"
-            )
+            + _elsewhere(plan)
             + " for this run, or undo the changes to resume the old one; nothing was changed."
         )
     recover(store, plan)
@@ -90,6 +91,12 @@ def open_output(out: Out, plan: Plan) -> list[int]:
         elif name == CALIBRATION:
             check_calibration(store, seals, hashlib.sha256(store.read(name)).hexdigest())
     return [unit for unit in sealed if unit not in lacking]
+
+
+def _elsewhere(plan: Plan) -> str:
+    if plan.is_import:
+        return "Take another OUT"
+    return "Move this unfinished retry away to begin anew" if plan.retry is not None else "Set `output` to a new folder"
 
 
 # ---- publish ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,10 @@ CROISSANT = "croissant.json"
 SEALS = "_engine/shards"
 CLAIMS = "_engine/quarantine"
 
-REMAKE = "remove this file and run `targetsmith score` with the same run file again: it is made anew"
+REMAKE = (
+    "remove this file and run `targetsmith score` with the same run file again (for an import, the same `targetsmith import`): "
+    "it is made anew"
+)
 """The advice for any damaged file: what is missing is made again, from the rest of the output or by scoring its unit."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -52,7 +55,8 @@ def load_plan(out: Out) -> Plan:
     if not store.exists(PLAN):
         if store.exists(MANIFEST) or any(store.files(SEALS)):
             raise OutputError(
-                f"{store.place(PLAN)}: missing; run `targetsmith score` with the run file of this output: it is put back"
+                f"{store.place(PLAN)}: missing; run `targetsmith score` with the run file of this output (for an import, the "
+                "same `targetsmith import`): it is put back"
             )
         raise OutputError(f"{store}: no {PLAN}, so not an output of targetsmith; name the `output` of a run")
     plan = load_json(store, PLAN, Plan)
@@ -65,12 +69,17 @@ def load_manifest(out: Out) -> Manifest:
     """The manifest of a finished run. OutputError when the run is not finished, or this is no output."""
     store = open_store(out)
     if not store.exists(MANIFEST):
-        units = len(load_plan(store).units)
+        plan = load_plan(store)
         raise OutputError(
-            f"{store}: the run is not finished: {len(sealed_units(store))} of {units} units are sealed and there is no "
-            f"{MANIFEST}; run `targetsmith score` on the same run file to finish it"
+            f"{store}: the run is not finished: {len(sealed_units(store))} of {len(plan.units)} units are sealed and there is no "
+            f"{MANIFEST}; to finish it {plan.again}"
         )
     return load_json(store, MANIFEST, Manifest)
+
+
+def nothing_ready(store: Store, plan: Plan) -> OutputError:
+    """The error for an output that has a plan and no seal yet."""
+    return OutputError(f"{store}: no unit is ready yet; {plan.again}")
 
 
 def sealed_units(out: Out) -> list[int]:

@@ -142,14 +142,14 @@ def _explain(path: Path, error: OSError, needed: int | None) -> str:
     if error.errno in _NOT_ALLOWED:
         return (
             f"{path}: cannot be written or read ({error.strerror}); "
-            "give this user access to the folder (or mount it writable), or set another `output`"
+            "give this user access to the folder (or mount it writable), or take another folder for the output"
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return f"{path}: a file lies where a folder is wanted ({error.strerror}); remove it or set another `output`"
+        return f"{path}: a file lies where a folder is wanted ({error.strerror}); remove it or take another folder for the output"
     if error.errno == errno.ENOENT and path.is_symlink():
         return f"{path}: a broken link lies where a file is wanted; remove it and run again"
     if error.errno == errno.ENOENT:
-        return f"{path}: the file is missing; run `targetsmith score` again, it makes anew what it can"
+        return f"{path}: the file is missing; give the command that made the output again: it makes anew what it can"
     return f"{path}: {error.strerror or error}; check the disk or mount and run again, all finished units are kept"
 
 

@@ -69,16 +69,16 @@ def check_plan_lost(store: Store, plan: Plan, found: str) -> None:
     ]
     if not signed:
         raise OutputError(
-            f"{store}: not empty and not an output of targetsmith (found {store.place(found)}, no {PLAN}); set "
-            "`output` to a new or empty folder or prefix"
+            f"{store}: not empty and not an output of targetsmith (found {store.place(found)}, no {PLAN}); "
+            "take a new or empty folder or prefix for the output"
         )
     for name, fingerprint in zip(signed, store.map(lambda name: _fingerprint(store, name), signed), strict=True):
         if fingerprint != plan.fingerprint:
             of = "damaged" if fingerprint is None else f"of run {str(fingerprint)[:12]}"
             raise OutputError(
-                f"{store}: {PLAN} is missing, and cannot be put back: {name} is {of}, the run file gives run "
-                f"{plan.fingerprint[:12]}. Use the very run file, corpus, teacher and version that made it, restore "
-                f"{PLAN} from a copy, or set `output` to a new folder"
+                f"{store}: {PLAN} is missing, and cannot be put back: {name} is {of}, this command gives run "
+                f"{plan.fingerprint[:12]}. Use the very run file, corpus, teacher and version that made it (for an import, the "
+                f"files and the tokenizer), restore {PLAN} from a copy, or take a new folder for the output"
             )
 
 

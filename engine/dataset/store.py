@@ -230,7 +230,7 @@ class ObjectStore(Store):
 
     def _missing(self, name: str) -> OutputError:
         return OutputError(
-            f"{self.place(name)}: the file is missing; run `targetsmith score` again, it makes anew what it can"
+            f"{self.place(name)}: the file is missing; give the command that made the output again: it makes anew what it can"
         )
 
     def _try(self, name: str, call: Callable[[], _Result]) -> _Result:

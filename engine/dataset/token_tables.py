@@ -80,10 +80,10 @@ class TokenTable:
         if found != facts.tokenizer_hash or table.schema.names != TOKEN_SCHEMA.names or size[0] != size[1]:
             raise OutputError(
                 f"{place}: got {size[0]:,} tokens with the hash {str(found)[:12]}; wanted {size[1]:,} with "
-                f"{facts.tokenizer_hash[:12]}, as the product has. Remove it and run `targetsmith score` again"
+                f"{facts.tokenizer_hash[:12]}, as the product has. Remove it and run the same command again"
             )
         if table.column("id").to_pylist() != list(range(table.num_rows)):
-            raise OutputError(f"{place}: its ids are not 0, 1, 2 ...; remove it and run `targetsmith score` again")
+            raise OutputError(f"{place}: its ids are not 0, 1, 2 ...; remove it and run the same command again")
         return cls(*(table.column(name).to_pylist() for name in ("bytes", "text", "role")))
 
 

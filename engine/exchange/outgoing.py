@@ -15,7 +15,7 @@ from engine.dataset.layout import load_manifest, load_plan
 from engine.dataset.store import Out, Store, open_store
 from engine.exchange.reading import Reading
 from engine.figures.rows import Rows, read_rows
-from schemas.errors import OutputError
+from schemas.errors import OutputError, RunFileError
 from schemas.manifest import Plan, ProductFacts, ShardRecord
 from schemas.products import student_product
 from schemas.target import FLAG_ANEW, FLAG_CONTEXT
@@ -70,7 +70,8 @@ def open_outgoing(out: Out, product: str | None) -> Outgoing:
     """The product of a finished run. product: "teacher", "student/small" or "small"; None: the only student, else the
     only product.
 
-    Raises OutputError: no output, damaged, unfinished, without documents, no such product, or one without a top-k.
+    Raises OutputError: no output, damaged, unfinished, without documents, a product without a top-k; RunFileError: no such
+    product.
     """
     store = open_store(out)
     plan, manifest = load_plan(store), load_manifest(store)
@@ -99,11 +100,11 @@ def _chosen(store: Store, plan: Plan, wanted: str | None) -> str:
         students = [name for name in known if name == student_product(name.rpartition("/")[2])]
         if len(candidates := students or known) == 1:
             return candidates[0]
-        raise OutputError(f"{store}: this run has {', '.join(known)}; say which by --product")
+        raise RunFileError(f"{store}: this run has {', '.join(known)}; say which by --product")
     for name in (wanted, student_product(wanted)):
         if name in known:
             return name
-    raise OutputError(f"{store}: no product {wanted!r}; this run has {', '.join(known)}: name one by --product")
+    raise RunFileError(f"{store}: no product {wanted!r}; this run has {', '.join(known)}: name one by --product")
 
 
 def readings_of(rows: Rows, document: int, bos_id: int | None) -> list[Reading]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.dataset.layout import MANIFEST, load_manifest, load_plan, load_seals
+from engine.dataset.layout import MANIFEST, load_manifest, load_plan, load_seals, nothing_ready
 from engine.dataset.store import Out, Store, open_store
 from schemas.errors import OutputError
 from schemas.manifest import Plan, ShardRecord, add_stats
@@ -47,7 +47,7 @@ def open_published(out: Out) -> Output:
         add_stats(stats, seal.stats)
         shards.append(ShardRecord(unit=seal.unit, quarantined=seal.quarantined, files=seal.files))
     if not shards:
-        raise OutputError(f"{store}: no unit is ready yet; run `targetsmith score` with its run file")
+        raise nothing_ready(store, plan)
     return Output(store, plan, False, version, tuple(shards), stats)
 
 

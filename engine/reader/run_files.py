@@ -16,7 +16,10 @@ import pyarrow as pa
 SCHEMA_NAME = "targetsmith.targets"
 SCHEMA_VERSIONS = (2, 3)
 
-REMAKE = "copy the file again, or remove it and run `targetsmith score` again: it is made anew"
+REMAKE = (
+    "copy the file again, or remove it and run `targetsmith score` again (for an import, the same `targetsmith import`): it is "
+    "made anew"
+)
 
 _SEAL = re.compile(r"[0-9]{1,9}\.json")
 
@@ -147,7 +150,7 @@ class Run:
             if not allow_partial:
                 raise TargetsError(
                     f"{folder.url}: the run is not finished ({len(seals)} of {len(content.get('units', []))} units): finish it "
-                    "with `targetsmith score`, or read what is there with allow_partial=True"
+                    "with `targetsmith score` (an import: `targetsmith import`), or read what is there with allow_partial=True"
                 )
             seals.sort(key=lambda name: int(name.removesuffix(".json")))
             self.shards = [folder.read_json(f"_engine/shards/{name}") for name in seals]

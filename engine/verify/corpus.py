@@ -21,6 +21,7 @@ from engine.dataset.store import Out, Store, open_store
 from engine.plan.retry import read_retried
 from engine.verify.findings import Finding, short
 from engine.verify.records import sound_seals
+from schemas.counts import counted
 from schemas.manifest import PlanUnit, Seal
 from schemas.plan_inputs import PlannedFile
 from schemas.runfile import RunConfig
@@ -34,7 +35,7 @@ def compare_corpus(out: Out, run: RunConfig, *, damaged: Collection[str]) -> tup
     store, plan = open_store(out), load_plan(out)
     scan = scan_corpus(run.corpus, run.base_dir)
     wrong = list(_files(scan.planned(), plan.corpus_files))
-    told = f"corpus: {len(scan.files):,} files, {scan.n_rows:,} records"
+    told = f"corpus: {counted(len(scan.files), 'file')}, {counted(scan.n_rows, 'record')}"
     if wrong:
         return f"{told}: not those of the plan, so no document was compared", wrong
     seals = sound_seals(store, plan, damaged)
@@ -46,7 +47,7 @@ def compare_corpus(out: Out, run: RunConfig, *, damaged: Collection[str]) -> tup
     for unit, documents in units:
         count += len(documents)
         wrong += _unit(store, plan.units[unit.index], seals[unit.index], documents, bool(plan.stores_text))
-    return f"{told}, as in the plan; {count:,} documents compared with what is stored of them", wrong
+    return f"{told}, as in the plan; {counted(count, 'document')} compared with what is stored of them", wrong
 
 
 def _files(found: Sequence[PlannedFile], wanted: Sequence[PlannedFile]) -> Iterator[Finding]:

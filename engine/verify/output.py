@@ -168,7 +168,7 @@ class _Verifier:
                 self.report.add(CARD, "missing", "the dataset card, which is written before the manifest")
         elif self.complete:
             found = f"no manifest; {len(records)} of {len(plan.units)} units are sealed"
-            self.report.add(MANIFEST, found, "a finished run: run `targetsmith score` again")
+            self.report.add(MANIFEST, found, f"a finished run: {plan.again}")
         else:
             first = f" (first without: {missing[0]})" if missing else ""
             self.report.notes.append(

@@ -17,7 +17,8 @@ from jobs.look.document_view import CONTROLS, tokens_of
 from jobs.look.figure_tables import console_for, number
 from jobs.look.options import View
 from jobs.look.products import choose
-from schemas.errors import OutputError, RunFileError
+from schemas.errors import RunFileError
+from schemas.products import student_product
 
 _QUANTILES = ("p50", "p75", "p95", "p99")
 _BY = {
@@ -37,9 +38,11 @@ def compare_outputs(
     one, other = open_published(a), open_published(b)
     product = choose(one.store, list(one.plan.products), student, view, first=one.store.url != other.store.url)
     wanted = to or product
+    if to is not None and to not in other.plan.products and student_product(to) in other.plan.products:
+        wanted = student_product(to)
     if wanted not in other.plan.products:
         listed = ", ".join(sorted(other.plan.products))
-        raise OutputError(
+        raise RunFileError(
             f"{other.store}: no product {wanted!r} here, this run has {listed}; say which by --to PRODUCT"
         )
     if (str(one.store), product) == (str(other.store), wanted):

@@ -13,6 +13,7 @@ from engine.dataset.store import Out
 from engine.figures import Figures, collect, open_published
 from engine.figures.models import Place, ProductFigures, Spread
 from jobs.look.document_view import CONTROLS, tokens_of, visible
+from schemas.counts import counted
 from schemas.products import BYTES
 
 PIPE_WIDTH = 130  # columns where the output is not a terminal
@@ -106,10 +107,10 @@ def headline(figures: Figures) -> str:
         else "All that is published was read."
     )
     each = "" if figures.evaluations_per_token is None else f" ({figures.evaluations_per_token:.3f} a token)"
-    sources = "".join(f"\n  {name}: {count:,} documents" for name, count in figures.sources.items())
+    sources = "".join(f"\n  {name}: {counted(count, 'document')}" for name, count in figures.sources.items())
     return (
         f"{figures.out}: run {figures.fingerprint[:12]} of targetsmith {figures.engine_version}, {state}\n"
-        f"{figures.documents:,} documents, {figures.quarantined:,} in quarantine; {figures.text_bytes:,} bytes of text, "
+        f"{counted(figures.documents, 'document')}, {figures.quarantined:,} in quarantine; {figures.text_bytes:,} bytes of text, "
         f"{figures.teacher_tokens:,} teacher tokens, {figures.teacher_evaluations:,} evaluations{each}{sources}\n{read}"
     )
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from engine.dataset.layout import load_plan
+from engine.dataset.layout import load_plan, nothing_ready, unsealed_units
 from engine.dataset.store import Out, open_store
 from engine.reader.targets import PAD_ID, Document, Targets, TargetsError
 from jobs.look.document_view import tokens_of
@@ -43,7 +43,8 @@ def write_documents(
     if max_width is not None and not max_width >= 0:  # NaN too
         raise RunFileError(f"--max-width {max_width}: a width is a probability; give a number >= 0, such as 0.05")
     store = open_store(out)
-    products = load_plan(store).products
+    plan = load_plan(store)
+    products = plan.products
     product = choose(store, list(products), student, view)
     tokens = tokens_of(store, product, products[product]) if with_texts else None
     if with_texts and tokens is None:
@@ -51,6 +52,8 @@ def write_documents(
             f"{store}: made before outputs had their tokens, and the tokenizer {products[product].tokenizer!r} was not found; "
             "run this in the folder of the run file, or without --text"
         )
+    if len(unsealed_units(store, plan)) == len(plan.units):
+        raise nothing_ready(store, plan)
     try:
         kept = left_out = 0
         targets = Targets(store.url, product, allow_partial=True, max_width=max_width)

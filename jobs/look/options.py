@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 View = Literal["student", "teacher", "bytes", "hidden"]
+Form = Literal[
+    "axolotl", "distillkit", "megatron", "trl"
+]  # engine.exchange.formats.FORMS, which takes seconds to import
 
 OutArgument = Annotated[
     str, typer.Argument(metavar="OUT", help="Output of a run: a folder, or a URL such as s3://bucket/out.")

@@ -73,6 +73,10 @@ def show_document(
             f"{store}: hidden states are no distributions to look at; `targetsmith cat --view hidden` prints them"
         )
     row = find_document(store, plan, product, doc)
+    if rows and not range(*window.indices(positions := len(row["token_ids"]))):
+        raise RunFileError(
+            f"--rows {rows!r}: none of the rows of {row['doc_id']!r}; it has {positions:,}, 0 to {positions - 1:,}"
+        )
     if not rows and any(row["scored"]):
         first = max(0, row["scored"].index(True) - _BEFORE)
         window = slice(first, first + _SHOWN)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.dataset.layout import load_seals, own_seal, read_quarantine, seal_name
+from engine.dataset.layout import load_seals, nothing_ready, own_seal, read_quarantine, seal_name, unsealed_units
 from engine.dataset.parquet import Shard
 from engine.dataset.sealed import open_sealed
 from engine.dataset.store import Store
-from schemas.errors import OutputError
+from schemas.errors import OutputError, RunFileError
 from schemas.manifest import Plan, Seal
 
 
 def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> dict[str, Any]:
     """The row of a document. doc: its doc_id, its number in the corpus, or None for the first that is ready.
 
-    OutputError says why it is not there: quarantine, not scored yet, unknown.
+    OutputError says why it is not there: quarantine, not scored yet. RunFileError: there is none of that name.
     """
     seals = load_seals(store, plan)
     if doc is None:
@@ -28,36 +28,47 @@ def find_document(store: Store, plan: Plan, product: str, doc: str | None) -> di
             raise OutputError(
                 f"{store}: every document is in quarantine, each with its reason in {store.place('_engine/quarantine')}/*.jsonl"
             )
-        raise OutputError(f"{store}: no document is ready yet; run targetsmith score")
+        raise nothing_ready(store, plan)
+    name = doc.removeprefix("id:")
     if not doc.isdecimal():
-        doc_id = doc.removeprefix("id:")
         for seal in seals:
-            if found := _read(store, plan, product, seal, ("doc_id", doc_id)):
+            if found := _read(store, plan, product, seal, ("doc_id", name)):
                 return found
         units = plan.units
-        what = f"doc_id {doc_id!r}"
+        what = f"doc_id {name!r}"
     else:
         number = int(doc)
         units = [unit for unit in plan.units if unit.doc_row <= number < unit.doc_row + unit.n_rows]
         if not units:
             last = plan.units[-1].doc_row + plan.units[-1].n_rows - 1
-            raise OutputError(f"{store}: no document {number}; the corpus has documents 0 to {last}")
+            raise RunFileError(
+                f"{store}: no document {number}; the corpus has documents 0 to {last} (a doc_id of digits: id:{doc})"
+            )
         seal = own_seal(store, plan, units[0].index) if store.exists(seal_name(units[0].index)) else None
         if seal is not None and (found := _read(store, plan, product, seal, ("doc_row", number))):
             return found
         what = f"document {number}"
+    refused = None
     for unit in units:
         for record in read_quarantine(store, unit.index):
             if doc in (str(record["doc_row"]), record.get("doc_id"), f"id:{record.get('doc_id')}"):
                 raise OutputError(f"{store}: {what} is in quarantine: {record['reason']}, {record.get('detail')}")
+            refused = refused or record.get("doc_id")
     shown = next(
         (found["doc_id"] for seal in load_seals(store, plan) if (found := _read(store, plan, product, seal, None))),
         None,
     )
-    like = f", such as {shown!r}; [corpus] id names a column of other names" if shown is not None else ""
-    raise OutputError(
-        f"{store}: {what} is not here; the unit may not be scored yet (run targetsmith score), or the name is wrong: want a "
-        f"number, the place in the corpus, or a doc_id{like} (one made of digits is written id:{doc})"
+    like = f", such as {shown!r}" if shown is not None else ""
+    like += "; [corpus] id names a column of other names" if like and not plan.is_import else ""
+    wanted = f"a number, the place in the corpus, or a doc_id{like} (one made of digits is written id:NUMBER)"
+    if doc.isdecimal() or unsealed_units(store, plan):
+        raise OutputError(
+            f"{store}: {what} is not here; the unit may not be ready yet ({plan.again}), or the name is wrong: "
+            f"want {wanted}"
+        )
+    unread = f"; a record that was refused as it was read has only its place, such as {refused!r}" if refused else ""
+    raise RunFileError(
+        f"{store}: no document is called {name!r}, and every unit is scored; --doc wants {wanted}{unread}"
     )
 
 

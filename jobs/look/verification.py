@@ -22,6 +22,7 @@ from engine.verify.corpus import compare_corpus
 from engine.verify.findings import Finding, Report, printable
 from engine.verify.output import verify
 from engine.verify.rescore import Comparison, open_rescorer
+from schemas.counts import counted
 from schemas.errors import RunFileError, TargetsmithError
 from schemas.runfile import RunConfig, load_run
 
@@ -104,11 +105,13 @@ def _one_line(error: Exception) -> str:
 def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> None:
     state = "finished" if report.finished else "not finished"
     stream.write(
-        f"{printable(report.out)}: run {report.fingerprint[:12]}, {state}, {report.sealed:,} of {report.units:,} units sealed\n"
+        f"{printable(report.out)}: run {report.fingerprint[:12]}, {state}, "
+        f"{report.sealed:,} of {counted(report.units, 'unit')} sealed\n"
     )
     rate = report.positions / report.seconds * 60 if report.seconds else 0.0
     stream.write(
-        f"read {report.files:,} files, {report.bytes / 1e6:,.1f} MB: {report.documents:,} documents, {report.quarantined:,} in "
+        f"read {counted(report.files, 'file')}, {report.bytes / 1e6:,.1f} MB: "
+        f"{counted(report.documents, 'document')}, {report.quarantined:,} in "
         f"quarantine, {report.positions:,} positions of all products, in {report.seconds:.1f} s ({rate:,.0f} positions/min)\n"
     )
     for comparison in comparisons:
@@ -118,8 +121,13 @@ def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> Non
     stream.writelines(f"{finding}\n" for finding in findings[:SHOWN_FINDINGS])
     if len(findings) > SHOWN_FINDINGS:
         stream.write(f"... and {len(findings) - SHOWN_FINDINGS:,} more findings; --json has all\n")
-    many = f"{len(findings):,} findings\n" if len(findings) > 1 else "1 finding\n"
-    stream.write(many if findings else "sound: nothing found\n")
+    if findings:
+        stream.write(
+            f"{counted(len(findings), 'finding')}; a damaged file is copied again, or removed and made anew: "
+            'docs/operations.md, "Verify"\n'
+        )
+    else:
+        stream.write("sound: nothing found\n" if report.sealed else "sound, but nothing is published yet\n")
 
 
 def _progress(notes: TextIO) -> Callable[[Report], None]:

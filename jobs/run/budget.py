@@ -56,19 +56,24 @@ class Budget:
         )
 
 
-def check_finished(out: Out, manifest: Manifest) -> None:
+def check_finished(out: Out, manifest: Manifest, *, retry: bool = False) -> None:
     """Raises QuarantineError for a finished run in which nothing was scored, or more than half of the documents went to
-    quarantine, whatever the budget allows: nobody wants such a run, and a script must see it."""
+    quarantine, whatever the budget allows: nobody wants such a run, and a script must see it. retry: of documents that are
+    known to be bad, so that one of them is enough."""
     scored = any(manifest.stats.get(f"{product}.scored") for product in manifest.products)
-    if scored and 2 * manifest.quarantined <= manifest.documents:
+    if scored and (retry or 2 * manifest.quarantined <= manifest.documents):
         return
     count = f"{manifest.quarantined:,} of {manifest.documents:,} documents are in quarantine"
     units = [shard.unit for shard in manifest.shards if shard.quarantined]
     raise QuarantineError(
         f"{out}: {count}" + ("" if scored else ", and not one position has a distribution") + ".\n"
         f"{reasons_told(out, units)}\n"
-        "Wanted at least half of the documents. Mend the cause and score into a new `output`; what fails for want of memory or a "
-        "setting alone goes into a run of its own by --retry-quarantined."
+        + (
+            "Wanted at least one of them scored. Mend the cause and retry again."
+            if retry
+            else "Wanted at least half of the documents. Mend the cause and score into a new `output`; what fails for want of "
+            "memory or a setting alone goes into a run of its own by --retry-quarantined."
+        )
     )
 
 

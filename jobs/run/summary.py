@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from engine.dataset.layout import sealed_quarantine
 from engine.dataset.store import Store
 from jobs.run.progress import Counts, clock
+from schemas.counts import counted
 from schemas.manifest import REGIMES, Manifest, Plan
 from schemas.reasons import REASONS, REMEDIES
 
@@ -53,10 +54,10 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
             outside = f"{manifest.stats[f'{name}.noncanonical_mass_sum'] / scored:.2e}"
         if total.positions:
             size = f"{total.bytes / total.positions:.1f}"
-        counted = (f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}")
+        sizes = (f"{total.rows:,}", f"{total.positions:,}", f"{scored:,.0f}")
         facts = manifest.products[name]
         made = facts.regime if facts.codec == "topk" else f"{facts.regime}, {facts.codec}"
-        table.add_row(name, made, *counted, mass, width, outside, size)
+        table.add_row(name, made, *sizes, mass, width, outside, size)
     console.print(table)
     console.print(
         "Means over scored positions: stored mass, probability of what is stored; width, certified width; non-canonical, the\n"
@@ -71,11 +72,12 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
             "Widths are upper bounds of what was not proven, mostly far above that"
         )
     console.print(
-        f"{len(manifest.shards):,} units, {manifest.documents:,} documents, {manifest.quarantined:,} in quarantine"
+        f"{counted(len(manifest.shards), 'unit')}, "
+        f"{counted(manifest.documents, 'document')}, {manifest.quarantined:,} in quarantine"
     )
     for source, (documents, refused) in documents_by_source(outcome.plan, manifest).items():
         told = f" and {refused:,} in quarantine" if refused else ""
-        console.print(f"  {source}: {documents - refused:,} documents{told}", markup=False)
+        console.print(f"  {source}: {counted(documents - refused, 'document')}{told}", markup=False)
     for reason, count in quarantined_by_reason(store, manifest).most_common():
         console.print(f"  {count:6,}  {reason}: {REASONS[reason]}", markup=False)
         console.print(f"          do: {REMEDIES[reason]}", markup=False)
@@ -83,15 +85,15 @@ def print_summary(outcome: Outcome, stream: TextIO) -> None:
         console.print(f"  each with its place and detail: {store.place('_engine/quarantine')}/*.jsonl", markup=False)
     if shortened := manifest.stats.get("shortened_prompts"):
         console.print(
-            f"{shortened:,.0f} documents with a prompt longer than the teacher's context: the oldest of it was left out "
-            "([corpus] too_long_prompt)",
+            f"{counted(int(shortened), 'document')} with a prompt longer than the teacher's context: the oldest of it was left "
+            "out ([corpus] too_long_prompt)",
             markup=False,
         )
     if retried := manifest.stats.get("oom_retries"):
         console.print(f"{retried:,.0f} times memory ran out and less was tried: lower [teacher] batch_tokens")
     if counts.units:
         rate = f"{counts.tokens:,} teacher tokens, {counts.tokens_per_s:,.0f} tokens/s"
-        console.print(f"this command: {counts.units:,} units, {rate}, {clock(counts.seconds)} wall time")
+        console.print(f"this command: {counted(counts.units, 'unit')}, {rate}, {clock(counts.seconds)} wall time")
     else:
         console.print("this command: nothing to do, the run had ended")
 

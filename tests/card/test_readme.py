@@ -175,7 +175,7 @@ def test_figures_are_those_of_stats_and_a_sample_is_called_one(finished: Path) -
     told = collect(open_published(finished))
     assert whole.products == told.products and not whole.sampled
     some = headline(store, plan, manifest, most_positions=1)
-    assert some.sampled and some.units_read == 1 and "1 units, drawn with the seed 0" in sample_note(some)
+    assert some.sampled and some.units_read == 1 and "of 1 unit, drawn with the seed 0" in sample_note(some)
     names = {product: product for product in plan.products}
     assert figures_table(whole, names).count("\n") == 2 + len(plan.products)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,10 @@ from engine.exchange.formats import FORMS
 from engine.plan.make_plan import ENGINE_VERSION
 from engine.reader import Targets
 from engine.verify import verify
+from jobs.look.options import Form
+from schemas.errors import FingerprintMismatch
 from tests.support.exchanged import TOKENIZER, exported, imported, random_output, vocabulary
-from tests.support.faults import Call
+from tests.support.faults import Call, contents
 from tests.support.runs import ASSETS
 from tests.support.tables import publish_all, quarantine_record, small_plan, unit_tables
 
@@ -58,10 +61,13 @@ def one_row(
 
 def test_exports_that_are_refused(out: Path, tmp_path: Path, call: Call) -> None:
     dest = tmp_path / "dest"
-    refused(call, 2, "wanted one of axolotl, distillkit, megatron, trl", "export", out, dest, "--to", "nemo")
+    assert set(get_args(Form)) == set(FORMS)  # the command line lists them without loading them
+    for given in ((), ("--to", "nemo")):
+        code, _, err = call("export", out, dest, *given)
+        assert code == 2 and "'--to'" in err and all(form in err for form in FORMS), err
     refused(call, 1, "so not an output of targetsmith; name", "export", tmp_path, dest, "--to", "trl")
     refused(
-        call, 1, "no product 'other'; this run has student/sp", "export", out, dest, "--to", "trl", "--product", "other"
+        call, 2, "no product 'other'; this run has student/sp", "export", out, dest, "--to", "trl", "--product", "other"
     )
     refused(call, 2, "leave it out (distillkit, megatron have it)", "export", out, dest, "--to", "trl", "--length", 8)
     refused(call, 1, "name a folder, and copy it there", "export", out, "s3://bucket/dest", "--to", "trl")
@@ -113,7 +119,8 @@ def test_an_output_without_a_document(tmp_path: Path, call: Call) -> None:
 def test_imports_that_are_refused(out: Path, tmp_path: Path, call: Call) -> None:
     dest, back, given = tmp_path / "dest", tmp_path / "back", ("--tokenizer", TOKENIZER)
     exported(out, "axolotl", dest)
-    refused(call, 2, "wanted one of axolotl", "import", "nemo", dest, back, *given)
+    code, _, err = call("import", "nemo", dest, back, *given)
+    assert code == 2 and all(form in err for form in FORMS), err
     refused(call, 2, "nothing that is there", "import", "axolotl", tmp_path / "nowhere", back, *given)
     refused(call, 2, "no columns topk_token_ids, topk_logprobs", "import", "trl", dest, back, *given)
     refused(call, 2, "no columns compressed_logprobs", "import", "distillkit", dest, back, *given)
@@ -121,8 +128,7 @@ def test_imports_that_are_refused(out: Path, tmp_path: Path, call: Call) -> None
     refused(call, 2, "name that", "import", "axolotl", dest, back, "--tokenizer", ASSETS / "student_bl")
     refused(call, 2, "give one", "import", "axolotl", dest, back, *given, "--product", "hidden")
     assert not back.exists()
-    code, _, err = call("import", "axolotl", dest, out, *given)
-    assert code == 1 and "folder was begun with other inputs" in err  # and what differs, a line each
+    refused(call, 1, "holds another run's output; an import takes another OUT", "import", "axolotl", dest, out, *given)
     file = sorted(dest.glob("*.parquet"))[0]
     file.write_bytes(file.read_bytes()[:-20])
     refused(call, 2, f"{file}: cannot be read as Parquet", "import", "axolotl", dest, back, *given)
@@ -172,3 +178,35 @@ def test_rows_that_are_no_distributions_go_to_quarantine(tmp_path: Path) -> None
         assert words in record["detail"]
     assert [document.doc_row for document in Targets(tmp_path / "back").documents()] == [0, 5]
     assert verify(tmp_path / "back", complete=True).findings == []
+
+
+def test_what_is_said_of_an_import_can_be_done(out: Path, tmp_path: Path, call: Call) -> None:
+    """No run file made it, and its folder stands in none: `targetsmith import` is what goes on, and OUT what is taken anew."""
+    dest, back = tmp_path / "dest", tmp_path / "back"
+    exported(out, "axolotl", dest)
+    again = ("import", "axolotl", dest, back, "--tokenizer", TOKENIZER)
+    assert call(*again)[0] == 0
+    whole = contents(back)
+    shard = next(back.glob("data/student/sp/*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    refused(call, 1, "for an import, the same `targetsmith import`", "stats", back)
+    shard.unlink()
+    assert call(*again)[0] == 0 and contents(back) == whole  # as the message says
+    code, _, err = call("show", back, "--doc", "my-4")
+    assert code == 2 and "no document is called 'my-4'" in err and "[corpus]" not in err
+    code, _, err = call(*again, "--product", "student/other")
+    assert code == 1 and "Take another OUT for this" in err and "output`" not in err
+    with pytest.raises(
+        FingerprintMismatch, match="holds an import; set `output` to a new folder, nothing was changed$"
+    ):
+        open_output(back, small_plan())
+    (back / "_engine/manifest.json").unlink()
+    refused(
+        call, 1, "give the same `targetsmith import` command again", "export", back, tmp_path / "new", "--to", "trl"
+    )
+    assert "a finished run: give the same `targetsmith import` command again" in call("verify", back, "--complete")[1]
+    for seal in (back / "_engine/shards").iterdir():
+        seal.unlink()
+    for verb in ("stats", "show", "cat"):
+        refused(call, 1, "no unit is ready yet; give the same `targetsmith import` command again", verb, back)
+    assert call(*again)[0] == 0 and contents(back) == whole

@@ -224,9 +224,9 @@ def test_cat_bytes_are_the_bytes_of_the_text(out: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("verb", "arguments", "code", "wanted"),
     [
-        ("cat", [], 1, "this run has bytes, teacher; say which by --view teacher, --view bytes or --view hidden"),
-        ("cat", ["--view", "student"], 1, "this run has bytes, teacher"),
-        ("cat", ["--student", "x"], 1, "no student 'x' here; this run has no student, but bytes, teacher"),
+        ("cat", [], 2, "this run has bytes, teacher; say which by --view teacher, --view bytes or --view hidden"),
+        ("cat", ["--view", "student"], 2, "this run has bytes, teacher"),
+        ("cat", ["--student", "x"], 2, "no student 'x' here; this run has no student, but bytes, teacher"),
         ("show", ["--student", "x", "--view", "bytes"], 2, "leave out one of the two"),
     ],
 )
@@ -286,7 +286,7 @@ def test_cat_refuses_a_width_that_is_none(out: Path, limit: str, capsys: pytest.
 
 
 def test_cat_wants_a_name_when_there_are_several(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("cat", out) == 1
+    assert call("cat", out) == 2
     assert "student/bl, student/sp, teacher; say which by --student NAME" in capsys.readouterr().err
 
 
@@ -317,13 +317,18 @@ def test_show_the_other_student_and_the_end(out: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "code", "wanted"),
     [
-        (["--doc", "99"], 1, "documents 0 to 5"),
-        (["--doc", "nobody"], 1, "'nobody' is not here"),
+        (["--doc", "99"], 2, "documents 0 to 5"),
+        (["--doc", "nobody"], 2, "no document is called 'nobody', and every unit is scored; .* such as 't0'"),
         (["--doc", "5"], 1, "in quarantine: empty_text"),
-        (["--doc", "bad"], 1, "is not here|in quarantine: empty_text"),
-        (["--student", "xl"], 1, "this run has sp, bl|this run has bl, sp"),
+        (["--doc", "bad"], 2, "has only its place, such as 'corpus.jsonl#5'"),
+        (["--student", "xl"], 2, "this run has sp, bl|this run has bl, sp"),
         (["--rows", "5"], 2, "wanted from:to"),
         (["--rows", "a:b"], 2, "wanted from:to"),
+        (
+            ["--doc", "t4", "--rows", "900:910"],
+            2,
+            "--rows '900:910': none of the rows of 't4'; it has [2-9], 0 to [1-8]\n",
+        ),
     ],
 )
 def test_show_says_what_is_wrong(

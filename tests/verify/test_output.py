@@ -70,6 +70,9 @@ def test_an_unfinished_run_is_said_to_be_so(out: Path, capsys: pytest.CaptureFix
     assert "note: the run is not finished: 1 of 2 units are sealed (first without: 1)" in said
     assert call("verify", out, "--complete") == 1
     assert "no manifest; 1 of 2 units are sealed" in capsys.readouterr().out
+    (out / "_engine/shards/00000.json").unlink()
+    assert call("verify", out) == 0
+    assert capsys.readouterr().out.endswith("\nsound, but nothing is published yet\n")
 
 
 def test_a_finding_has_its_place(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +81,7 @@ def test_a_finding_has_its_place(out: Path, capsys: pytest.CaptureFixture[str]) 
     assert call("verify", out) == 1
     said = capsys.readouterr().out
     assert f"{name}, document 't0', position 3, gold_logp: found gold log-probability 0.5; wanted <= 0" in said
+    assert "a damaged file is copied again, or removed and made anew" in said.splitlines()[-1]
     assert "data/teacher/more.parquet: found a file that is in no seal" in said
     places = {(f.file, f.document, f.position, f.column) for f in verify(out).findings}
     assert (name, "t0", 3, "gold_logp") in places
@@ -138,7 +142,7 @@ def test_a_run_file_of_another_run_is_refused(run_file: Path, out: Path, capsys:
 def test_the_corpus_beside_the_output(run_file: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The files are those of the plan, and each record is where it belongs, under its name and with its text."""
     assert call("verify", out, "--run", run_file) == 0
-    assert "corpus: 1 files, 4 records, as in the plan; 4 documents compared" in capsys.readouterr().out
+    assert "corpus: 1 file, 4 records, as in the plan; 4 documents compared" in capsys.readouterr().out
 
     for path in parquet_files(out):  # another text of the same length, in all products
         table = pq.read_table(path).replace_schema_metadata(None)

@@ -246,7 +246,7 @@ def test_pruned_and_unfinished_without_texts(tmp_path: Path, capsys: pytest.Capt
     assert code == 0 and not report["finished"], report["findings"]
     assert set(by_name) == {"rescored teacher", "rescored student/part", "rescored student/bl", "rescored bytes"}
     assert all(one["documents"] == 2 and one["measures"]["err"]["max"] < 0.02 for one in by_name.values())
-    assert any("corpus: 1 files, 4 records, as in the plan; 2 documents" in note for note in report["notes"])
+    assert any("corpus: 1 file, 4 records, as in the plan; 2 documents" in note for note in report["notes"])
     (tmp_path / "corpus.jsonl").rename(tmp_path / "gone")
     assert call("verify", out, "--run", run_file) == 2
     assert "got no file" in capsys.readouterr().err

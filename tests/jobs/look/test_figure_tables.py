@@ -55,6 +55,8 @@ def test_diff(out: Path, call: Call) -> None:
         json.loads(call("diff", out, out, "--student", "sp", "--to", "teacher", "--json")[1])
     )
     assert (found.by, found.drawn, found.found) == ("first bytes", 5, 5)
+    by_name = ("diff", out, out, "--student", "sp", "--to", "bl")  # as `--student` and `export --product` take it
+    assert call(*by_name) == call("diff", out, out, "--student", "sp", "--to", "student/bl")
 
 
 def test_diff_of_the_same_run(out: Path, copy: Path, call: Call) -> None:
@@ -67,13 +69,13 @@ def test_diff_of_the_same_run(out: Path, copy: Path, call: Call) -> None:
     ("arguments", "code", "says"),
     [
         (("--student", "sp"), 2, "compared with itself; name another product by --to"),
-        (("--student", "no"), 1, "no student 'no' here; this run has"),
+        (("--student", "no"), 2, "no student 'no' here; this run has"),
         (
             ("--student", "sp", "--to", "bytes"),
-            1,
+            2,
             "no product 'bytes' here, this run has student/bl, student/sp, teacher",
         ),
-        ((), 1, "say which by --student NAME"),
+        ((), 2, "say which by --student NAME"),
     ],
 )
 def test_diff_says_what_is_wrong(out: Path, arguments: tuple[str, ...], code: int, says: str, call: Call) -> None:
@@ -108,10 +110,8 @@ def test_nothing_is_ready_is_said_in_a_line(verb: str, copy: Path, tmp_path: Pat
     for name in (MANIFEST, *(seal_name(unit) for unit in range(3))):
         (copy / name).unlink()
     code, said, err = call(*verbs(copy, tmp_path)[verb])
-    if verb == "cat":  # a program that reads lines: none
-        assert said == ""
-    else:
-        assert code == 1 and err.count("\n") == 1 and "targetsmith score" in err, err
+    assert code == 1 and said == "" and err.count("\n") == 1, err
+    assert "no unit is ready yet; run `targetsmith score` with its run file" in err, err
 
 
 @pytest.mark.parametrize("verb", ["stats", "report", "diff"])

@@ -9,7 +9,7 @@ import pytest
 from engine.dataset.commit import open_output, publish_unit
 from engine.dataset.store import open_store
 from jobs.look.stored_document import find_document
-from schemas.errors import OutputError
+from schemas.errors import OutputError, RunFileError
 from tests.support.tables import quarantine_record, sealed_paths, small_plan, unit_tables
 
 
@@ -26,8 +26,13 @@ def test_every_document_is_found_in_any_row_group(tmp_path: Path) -> None:
         for doc in (str(row), f"corpus.jsonl#{row}", f"id:corpus.jsonl#{row}"):
             found = find_document(store, plan, "student/small", doc)
             assert (found["doc_row"], found["doc_id"]) == (row, f"corpus.jsonl#{row}")
-    for doc, says in (("150", "is in quarantine"), ("200", "documents 0 to 199"), ("corpus.jsonl#200", "is not here")):
-        with pytest.raises(OutputError, match=says):
+    for doc, error, says in (
+        ("150", OutputError, "is in quarantine"),
+        ("200", RunFileError, r"documents 0 to 199 \(a doc_id of digits: id:200\)"),
+        ("corpus.jsonl#200", RunFileError, "no document is called 'corpus.jsonl#200', and every unit is scored"),
+        ("id:200", RunFileError, "no document is called '200', and every unit is scored"),
+    ):
+        with pytest.raises(error, match=says):
             find_document(store, plan, "teacher", doc)
 
 
@@ -49,8 +54,9 @@ def test_a_damaged_or_foreign_file_is_a_message(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_answered_with_one_that_is_there(tmp_path: Path) -> None:
-    plan, store = small_plan(units=1), open_store(tmp_path)
+    plan, store = small_plan(units=2), open_store(tmp_path)
     open_output(store, plan)
-    publish_unit(store, plan, 0, unit_tables(plan, 0), [], {})
-    with pytest.raises(OutputError, match=r"such as 'corpus.jsonl#0'; \[corpus\] id names a column"):
-        find_document(store, plan, "teacher", "the-id-of-my-record")
+    for unit, error, says in ((0, OutputError, "may not be ready yet"), (1, RunFileError, "every unit is scored")):
+        publish_unit(store, plan, unit, unit_tables(plan, unit), [], {})
+        with pytest.raises(error, match=says + r".* such as 'corpus.jsonl#0'; \[corpus\] id names a column"):
+            find_document(store, plan, "teacher", "the-id-of-my-record")
