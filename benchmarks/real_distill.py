@@ -45,6 +45,7 @@ from benchmarks.distill_data import stored_bytes
 from benchmarks.distill_measure import begin_id, end_id, exact_answers
 from benchmarks.distill_methods import METHODS, MIX, Context, Method, View, document, make_context, mean_of
 from benchmarks.real_distill_data import RUNS, Example, Splits, gsm8k_splits, scored
+from engine.bpe.vocabulary import load_vocabulary
 from engine.losses.sparse import forward_kl
 from engine.reader.collate import student_inputs
 from engine.reader.targets import Targets
@@ -73,13 +74,18 @@ def shuffled_loss(view: View, _: Context) -> Tensor:
 
 
 @cache
-def first_tokens(tokenizer: PreTrainedTokenizerBase, pieces: tuple[bytes | None, ...]) -> Tensor:
-    """int64 [Vt]: the student's first token of each teacher token's text; -1 where it is no text."""
+def first_tokens(student: str, teacher: str, specials: tuple[tuple[int, int], ...]) -> Tensor:
+    """int64 [Vt]: the student's first token of each teacher token's text; -1 where it is no text. Both by their folders;
+    specials: pairs of a teacher's and a student's id."""
+    pieces = load_vocabulary(teacher).token_bytes
     texts = [(i, piece.decode()) for i, piece in enumerate(pieces) if piece and _is_text(piece)]
+    tokenizer = AutoTokenizer.from_pretrained(student)
     encoded = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
     first_W = torch.full((len(pieces),), -1)
-    for (i, _), ids in zip(texts, encoded, strict=True):  # pyright: ignore[reportArgumentType]
-        first_W[i] = ids[0]  # pyright: ignore[reportArgumentType]
+    for (i, _), ids in zip(texts, encoded, strict=True):
+        first_W[i] = ids[0]
+    for teacher_id, student_id in specials:
+        first_W[teacher_id] = student_id
     return first_W
 
 
@@ -92,9 +98,7 @@ def _is_text(piece: bytes) -> bool:
 
 
 def first_token_loss(view: View, context: Context) -> Tensor:
-    first_W = first_tokens(AutoTokenizer.from_pretrained(context.student.name), tuple(context.teacher.token_bytes))
-    for teacher_id, student_id in context.specials.items():
-        first_W[teacher_id] = student_id
+    first_W = first_tokens(context.student.name, context.teacher.name, tuple(context.specials.items()))
     parts = []
     for b, n in enumerate(view.batch["lengths"].tolist()):
         student, teacher = document(b, view.batch), document(b, view.batch["teacher"])
