@@ -83,7 +83,8 @@ def first_tokens(student: str, teacher: str, specials: tuple[tuple[int, int], ..
     encoded = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
     first_W = torch.full((len(pieces),), -1)
     for (i, _), ids in zip(texts, encoded, strict=True):
-        first_W[i] = ids[0]
+        if ids:  # SmolLM2's has no token for some bytes, and drops them
+            first_W[i] = ids[0]
     for teacher_id, student_id in specials:
         first_W[teacher_id] = student_id
     return first_W
