@@ -83,8 +83,8 @@ def continuations(
 def answered(problem: Problem, continuation: str) -> bool:
     """Whether the whole number behind the first mark is the answer."""
     _, mark, rest = continuation.partition(problem.mark) if problem.mark else ("", "-", continuation)
-    found = re.match(r" ?(-?\d+)", rest)
-    return bool(mark) and found is not None and int(found[1]) == problem.answer
+    found = re.match(r" ?(-?\d[\d,]*)", rest)
+    return bool(mark) and found is not None and int(found[1].replace(",", "")) == problem.answer
 
 
 def exact_answers(

@@ -14,6 +14,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.distill_data import Problem
 from benchmarks.fresh import SHARED
@@ -105,3 +109,33 @@ unit_documents = 32
     if outcome.manifest.quarantined:
         raise SystemExit(f"{outcome.store}: {outcome.manifest.quarantined} documents in quarantine, wanted none")
     return Path(str(outcome.store))
+
+
+def subset_student(teacher: Path, place: Path) -> Path:
+    """The teacher with the rows of its embedding and lm_head that shared/tokenizers/qwen2.5-subset-32000 keeps; the folder."""
+    if (place / "config.json").is_file():
+        return place
+    small = SHARED / "tokenizers" / "qwen2.5-subset-32000"
+    if not small.is_dir():
+        raise SystemExit(f"no {small}: set TARGETSMITH_SHARED to the folder that has tokenizers/")
+    tokenizer, whole = AutoTokenizer.from_pretrained(small), AutoTokenizer.from_pretrained(teacher)
+    ids, old = tokenizer.get_vocab(), whole.get_vocab()
+    row_of_V = torch.empty(len(ids), dtype=torch.int64)
+    for piece, i in ids.items():
+        row_of_V[i] = old[piece]
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    kept = {
+        name: weight[row_of_V]
+        for name, weight in model.state_dict().items()
+        if name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    }
+    model.resize_token_embeddings(len(ids), mean_resizing=False)
+    model.load_state_dict(kept, strict=False)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        piece = whole.convert_ids_to_tokens(getattr(model.config, name))
+        setattr(model.config, name, ids[piece])
+        setattr(model.generation_config, name, ids[piece])
+    model.save_pretrained(place)
+    for file in small.iterdir():
+        copyfile(file, place / file.name)
+    return place
