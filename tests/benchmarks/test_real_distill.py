@@ -1,4 +1,4 @@
-"""The pieces of benchmarks/real_distill.py: wrong targets and their error against slow twins, the search for a rate, the table."""
+"""The pieces of benchmarks/real_distill.py: wrong targets and their error against slow twins, rates, the table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from benchmarks.distill_methods import Context, make_context
