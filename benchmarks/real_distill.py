@@ -1,6 +1,7 @@
 """What stored targets are worth to a real student: python -m benchmarks.real_distill --out FOLDER [--hours 2]
 
-A real teacher (Qwen2.5-Coder 0.5B Instruct) scores GSM8K's answers once (real_distill_data.py); a real student is trained
+A real teacher (Qwen2.5-Coder 0.5B Instruct, trained on other problems of GSM8K first, real_distill_teacher.py, or as
+published: --teacher) scores GSM8K's answers once (real_distill_data.py); a real student is trained
 from its own weights by every method (real_distill_methods.py), on the same documents in the same order, all weights, one
 pass. Students: smollm2 (SmolLM2-135M) and gemma (Gemma 3 270M) have foreign vocabularies; subset is the teacher itself with
 the 32,256 rows that a smaller vocabulary keeps. TARGETSMITH_MODELS names the folder with the models (qwen, smollm2, gemma).
@@ -12,9 +13,9 @@ answers, KL(teacher || student) over the student's vocabulary on the targets of 
 by greedy generation. Beside that seconds of a step, stored bytes a position that the loss reads, and --errors: the mean total
 variation of each method's targets to a deep search.
 
-Every figure is kept in a Parquet table (--table), a row for each (student, documents, method, seed, rate); what is there is
-not run again, so the command can be stopped at any time. --hours: no training is begun after that. The report is made of
-the table: --report prints it and trains nothing.
+Every figure is kept in a Parquet table (--table), a row for each (student, teacher, documents, method, seed, rate); what is
+there is not run again, so the command can be stopped at any time. --hours: no training is begun after that. The report is
+made of the table: --report prints it and trains nothing. Processes with other --methods may share a folder and a table.
 """
 
 from __future__ import annotations
@@ -28,36 +29,45 @@ from typing import Any
 
 import polars as pl
 import torch
+from filelock import FileLock
 
 from benchmarks.distill_data import stored_bytes
 from benchmarks.real_distill_data import gsm8k_splits, subset_student
 from benchmarks.real_distill_methods import COMPARED, ERRORS, OURS
+from benchmarks.real_distill_teacher import fingerprint, tuned_teacher
 from benchmarks.real_distill_train import Place, figures, keep, kept_model, target_error, trained, valid_bits_per_byte
 
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 FIRST_RATE = 4  # of RATES: where the search begins
+KIND = ("student", "teacher", "documents", "method")
 TABLE = Path(__file__).parent / "results" / "real_distill.parquet"
 
 
 class Table:
     """A row for each training, or for what is known of a method's targets (seed -1)."""
 
-    KEY = ("student", "documents", "method", "seed", "rate")
+    KEY = (*KIND, "seed", "rate")
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = pl.read_parquet(path).to_dicts() if path.is_file() else []
+        self.rows = self._read()
+
+    def _read(self) -> list[dict[str, Any]]:
+        return pl.read_parquet(self.path).to_dicts() if self.path.is_file() else []
 
     def find(self, **key: Any) -> dict[str, Any] | None:
         return next((row for row in self.rows if all(row[name] == value for name, value in key.items())), None)
 
     def add(self, row: dict[str, Any]) -> None:
-        old = self.find(**{name: row[name] for name in self.KEY}) or {}
-        self.rows = [other for other in self.rows if other is not old] + [old | row]
+        """Other processes may add to the same file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        pl.DataFrame(self.rows, infer_schema_length=None).write_parquet(part)
-        part.replace(self.path)
+        with FileLock(self.path.with_suffix(".lock")):
+            self.rows = self._read()
+            old = self.find(**{name: row[name] for name in self.KEY}) or {}
+            self.rows = [other for other in self.rows if other is not old] + [old | row]
+            part = self.path.with_suffix(".part")
+            pl.DataFrame(self.rows, infer_schema_length=None).write_parquet(part)
+            part.replace(self.path)
         print({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
 
@@ -75,6 +85,7 @@ class Experiment:
         documents = len(self.place.splits.train)
         return {
             "student": self.place.student,
+            "teacher": self.place.teacher.name,
             "documents": documents,
             "method": method,
             "seed": seed,
@@ -145,7 +156,8 @@ class Experiment:
 
 def teacher_figures(place: Place, table: Table) -> None:
     """The teacher's own bits per byte and answers, in its own vocabulary."""
-    key = {"student": "teacher", "documents": 0, "method": "untrained", "seed": 0, "rate": 0.0}
+    key = {"student": "teacher", "teacher": place.teacher.name, "documents": 0, "method": "untrained"}
+    key |= {"seed": 0, "rate": 0.0}
     if table.find(**key) is None:
         own = Place(place.folder, "teacher", place.teacher, place.teacher, place.splits)
         model, _ = own.load()
@@ -156,29 +168,21 @@ def report(rows: list[dict[str, Any]]) -> str:
     """Markdown, of the rows that have all figures: mean and standard deviation over seeds; gain: bits per byte below
     cross-entropy with the same seed; TV: error of the targets against a deep search."""
     done = [row for row in rows if row.get("bits_per_byte") is not None]
-    errors = {
-        (row["student"], row["documents"], row["method"]): row.get("target_tv") for row in rows if row["seed"] < 0
-    }
-    titles = ("student", "documents", "method", "rate", "seeds", "bits/byte", "gain", "KL, nats", "solved %", "s/step")
-    lines = [
-        f"| {' | '.join(titles)} | bytes/position | TV |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for kind in dict.fromkeys((row["student"], row["documents"], row["method"]) for row in done):
-        mine = [row for row in done if (row["student"], row["documents"], row["method"]) == kind]
-        base = {
-            row["seed"]: row for row in done if (row["student"], row["documents"], row["method"]) == (*kind[:2], "ce")
-        }
-        gains = [base[row["seed"]]["bits_per_byte"] - row["bits_per_byte"] for row in mine if row["seed"] in base]
+    errors = {_kind(row): row.get("target_tv") for row in rows if row["seed"] < 0}
+    titles = (*KIND, "rate", "seeds", "bits/byte", "gain", "KL, nats", "solved %", "s/step", "bytes/position", "TV")
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    for kind in dict.fromkeys(map(_kind, done)):
+        mine = [row for row in done if _kind(row) == kind]
+        base = {row["seed"]: row["bits_per_byte"] for row in done if _kind(row) == (*kind[:-1], "ce")}
+        gains = [base[row["seed"]] - row["bits_per_byte"] for row in mine if row["seed"] in base]
         tv = errors.get(kind)
         cells = [
-            kind[0],
-            str(kind[1]),
-            OURS[kind[2]].title if kind[2] in OURS else kind[2],
+            *map(str, kind[:-1]),
+            OURS[kind[-1]].title,
             f"{mine[0]['rate']:g}",
             str(len(mine)),
             _spread([row["bits_per_byte"] for row in mine], 4),
-            "" if kind[2] == "ce" else _spread(gains, 4),
+            "" if kind[-1] == "ce" else _spread(gains, 4),
             _spread([row["kl_nats"] for row in mine], 4),
             _spread([100 * row["solved"] for row in mine], 1),
             _spread([row["step_s"] for row in mine], 1),
@@ -187,6 +191,10 @@ def report(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _kind(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KIND)
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -201,6 +209,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of scored runs")
     parser.add_argument("--table", type=Path, default=TABLE, help="default: %(default)s")
     parser.add_argument("--student", choices=("smollm2", "gemma", "subset"), default="smollm2")
+    parser.add_argument("--teacher", choices=("tuned", "published"), default="tuned")
+    parser.add_argument("--tuning", type=int, default=160, help="problems that the tuned teacher is trained on")
     parser.add_argument("--methods", help=f"comma between; there are {', '.join(OURS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=128, help="of training, each seen once")
@@ -214,7 +224,7 @@ def main() -> None:
     )
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
-    names = args.methods.split(",") if args.methods else ["untrained", *COMPARED, *ERRORS]
+    names = args.methods.split(",") if args.methods else [*COMPARED, "untrained", *ERRORS]
     if unknown := set(names) - set(OURS):
         raise SystemExit(f"no method {', '.join(sorted(unknown))}; there are {', '.join(OURS)}")
     table = Table(args.table)
@@ -222,18 +232,22 @@ def main() -> None:
         if args.out is None:
             raise SystemExit("--out FOLDER: where do the scored runs go?")
         torch.set_num_threads(args.threads)
-        run_all(args, ["ce", *(name for name in names if name != "ce")], table)
+        run_all(args, names, table)
     print(report(table.rows))
 
 
 def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
-    """Until all is done or time is up. All are measured against `ce`, the first of the names."""
+    """Until all is done or time is up."""
     models = Path(os.environ.get("TARGETSMITH_MODELS", ""))
     args.out.mkdir(parents=True, exist_ok=True)
-    splits = gsm8k_splits(args.documents, args.valid, args.held, args.solve)
+    splits = gsm8k_splits(args.documents, args.valid, args.held, args.solve, args.tuning)
+    teacher = models / "qwen"
+    if args.teacher == "tuned":
+        teacher = tuned_teacher(teacher, args.out / f"tuned-{args.tuning}", splits.tuning)
+    print(f"teacher: {teacher}, weights {fingerprint(teacher)}", flush=True)
     subset = args.student == "subset"
-    model = subset_student(models / "qwen", args.out / "subset") if subset else models / args.student
-    place = Place(args.out, args.student, model, models / "qwen", splits)
+    model = subset_student(teacher, args.out / f"subset-of-{teacher.name}") if subset else models / args.student
+    place = Place(args.out, args.student, model, teacher, splits)
     experiment = Experiment(place, table, time.time() + 3600 * args.hours)
     try:
         for name in names:

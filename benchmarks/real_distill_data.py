@@ -1,9 +1,9 @@
 """The data of benchmarks/real_distill.py: GSM8K as prompts and completions, scored by a real teacher in several ways.
 
-Four splits that share no problem. train: what a student is trained on, the first of GSM8K's train file. valid: by which
-the learning rates are chosen, from the end of that file. held: held-out bits per byte and KL to the teacher; solve: problems
-for greedy generation; both from GSM8K's test file. Calculator marks (<<48/2=24>>) are taken out: no model but those trained
-on this file writes them.
+Five splits that share no problem. train: what a student is trained on, the first of GSM8K's train file. valid: by which
+the learning rates are chosen, from the end of that file; before it tuning: what the teacher is trained on. held: held-out
+bits per byte and KL to the teacher; solve: problems for greedy generation; both from GSM8K's test file. Calculator marks
+(<<48/2=24>>) are taken out: no model but those trained on this file writes them.
 
 `RUNS` are the scoring runs, each an output folder of its own: name -> keys of [targets].
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 from shutil import copyfile
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.distill_data import Problem
+from benchmarks.distill_measure import begin_id, end_id
 from benchmarks.fresh import SHARED
 from jobs.run.job import score
 from schemas.runfile import load_run
@@ -52,19 +53,20 @@ class Splits:
     valid: list[Example]
     held: list[Example]
     solve: tuple[Problem, ...]
+    tuning: list[Example]  # of the teacher
 
 
-def gsm8k_splits(train: int, valid: int, held: int, solve: int) -> Splits:
+def gsm8k_splits(train: int, valid: int, held: int, solve: int, tuning: int) -> Splits:
     """Sizes in problems. Raises SystemExit where the files are not, or too short."""
     first, last = (_examples(SHARED / "text/gsm8k" / f"{name}.jsonl") for name in ("train", "test"))
-    if train + valid > len(first) or held + solve > len(last):
+    if train + tuning + valid > len(first) or held + solve > len(last):
         raise SystemExit(f"GSM8K has {len(first)} and {len(last)} problems; wanted {train + valid} and {held + solve}")
     problems = tuple(
         Problem(example.prompt, "#### ", int(answer.replace(",", "")))
         for example in last[held:]
         if re.fullmatch(r"-?[\d,]+", answer := example.completion.rpartition("#### ")[2])
     )
-    return Splits(first[:train], first[-valid:], last[:held], problems[:solve])
+    return Splits(first[:train], first[-valid:], last[:held], problems[:solve], first[-valid - tuning : -valid])
 
 
 def _examples(path: Path) -> list[Example]:
@@ -74,6 +76,23 @@ def _examples(path: Path) -> list[Example]:
     return [
         Example(f"Question: {row['question']}\nAnswer:", " " + re.sub(r"<<.*?>>", "", row["answer"])) for row in rows
     ]
+
+
+def answer_batch(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and labels [B, L]: row i of the logits predicts labels[i]; -100 where nothing counts (prompts, padding)."""
+    begin, end = begin_id(tokenizer), end_id(tokenizer)
+    rows: list[tuple[list[int], int]] = []
+    for example in examples:
+        parts = [
+            tokenizer(part, add_special_tokens=False)["input_ids"] for part in (example.prompt, example.completion)
+        ]
+        rows.append(([begin, *parts[0], *parts[1], end], 1 + len(parts[0])))  # pyright: ignore[reportArgumentType]
+    width = max(len(ids) for ids, _ in rows)
+    ids_BL = torch.tensor([[*ids, *[end] * (width - len(ids))] for ids, _ in rows])
+    labels_BL = torch.full_like(ids_BL, -100)
+    for b, (ids, given) in enumerate(rows):
+        labels_BL[b, given - 1 : len(ids) - 1] = ids_BL[b, given : len(ids)]
+    return ids_BL, labels_BL
 
 
 def scored(

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.distill_measure import begin_id, end_id, exact_answers
+from benchmarks.distill_measure import begin_id, exact_answers
 from benchmarks.distill_methods import Context, View, make_context
-from benchmarks.real_distill_data import RUNS, Example, Splits, scored
+from benchmarks.real_distill_data import RUNS, Example, Splits, answer_batch, scored
 from benchmarks.real_distill_methods import OURS, WRONG, error_against, stored
 from engine.losses.sparse import forward_kl
 from engine.reader.collate import student_inputs
@@ -38,16 +38,20 @@ class Place:
     teacher: Path
     splits: Splits
 
+    @property
+    def name(self) -> str:
+        """Of the student, the number of documents and the teacher: outputs and weights of one place."""
+        return f"{self.student}-{len(self.splits.train)}-{self.teacher.name}"
+
     def run(self, name: str) -> Path:
         """The output of a scoring run of the training split, or ("held") of the held-out one."""
         examples = self.splits.held if name == "held" else self.splits.train
-        folder = self.folder / f"{self.student}-{len(self.splits.train)}"
         targets = RUNS["beam" if name == "held" else name]
-        return scored(folder, name, examples, self.teacher, {"small": self.model}, targets)
+        return scored(self.folder / self.name, name, examples, self.teacher, {"small": self.model}, targets)
 
     def kept(self, name: str, rate: float) -> Path:
         """Weights of the best training of a method so far, from which its figures are taken."""
-        return self.folder / "kept" / f"{self.student}-{len(self.splits.train)}-{name}" / f"{rate:g}.safetensors"
+        return self.folder / "kept" / f"{self.name}-{name}" / f"{rate:g}.safetensors"
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
@@ -121,21 +125,10 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ex
 
 def nats_of_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> float:
     """-log of the probability of the completions and the ends behind them; prompts are read, not counted."""
-    begin, end, total = begin_id(tokenizer), end_id(tokenizer), 0.0
-    rows: list[tuple[list[int], int]] = []
-    for example in examples:
-        parts = [
-            tokenizer(part, add_special_tokens=False)["input_ids"] for part in (example.prompt, example.completion)
-        ]
-        rows.append(([begin, *parts[0], *parts[1], end], 1 + len(parts[0])))  # pyright: ignore[reportArgumentType]
-    rows.sort(key=lambda row: len(row[0]))
+    total, by_length = 0.0, sorted(examples, key=lambda example: len(example.text))
     with torch.inference_mode():
-        for chunk in (rows[i : i + BATCH] for i in range(0, len(rows), BATCH)):
-            width = max(len(ids) for ids, _ in chunk)
-            ids_BL = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in chunk])
-            labels_BL = torch.full_like(ids_BL, -100)
-            for b, (ids, given) in enumerate(chunk):
-                labels_BL[b, given - 1 : len(ids) - 1] = ids_BL[b, given : len(ids)]
+        for chunk in (by_length[i : i + BATCH] for i in range(0, len(by_length), BATCH)):
+            ids_BL, labels_BL = answer_batch(tokenizer, chunk)
             logits = model(input_ids=ids_BL, use_cache=False).logits
             total += cross_entropy(logits.float().flatten(0, 1), labels_BL.flatten(), reduction="sum").item()
     return total
