@@ -29,7 +29,7 @@ def tuned_teacher(published: Path, place: Path, examples: list[Example]) -> Path
         return place
     tokenizer = AutoTokenizer.from_pretrained(published)
     model = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
         layer.requires_grad_(False)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
