@@ -1,10 +1,10 @@
 """What stored targets are worth to a real student: python -m benchmarks.real_distill --out FOLDER [--hours 2]
 
-A real teacher (Qwen2.5-Coder 0.5B Instruct, trained on other problems of GSM8K first, real_distill_teacher.py, or as
-published: --teacher) scores GSM8K's answers once (real_distill_data.py); a real student is trained
-from its own weights by every method (real_distill_methods.py), on the same documents in the same order, all weights, one
-pass. Students: smollm2 (SmolLM2-135M) and gemma (Gemma 3 270M) have foreign vocabularies; subset is the teacher itself with
-the 32,256 rows that a smaller vocabulary keeps. TARGETSMITH_MODELS names the folder with the models (qwen, smollm2, gemma).
+A real teacher scores GSM8K's answers once (real_distill_data.py): Qwen2.5-Coder 0.5B Instruct, trained on other problems of
+GSM8K first (real_distill_teacher.py), or as published (--teacher). A real student is trained from its own weights by every
+method (real_distill_methods.py), on the same documents in the same order, all weights. Students: smollm2 (SmolLM2-135M) and
+gemma (Gemma 3 270M) have foreign vocabularies; subset is the teacher itself with the 32,256 rows that a smaller vocabulary
+keeps. TARGETSMITH_MODELS names the folder with the models (qwen, smollm2, gemma).
 
 The learning rate is chosen for each method by bits per byte on a validation split of its own, uphill on a grid until both
 neighbours are worse; then come the other seeds. Methods that ask what an error of the targets costs are trained at the rate
@@ -13,9 +13,10 @@ answers, KL(teacher || student) over the student's vocabulary on the targets of 
 by greedy generation. Beside that seconds of a step, stored bytes a position that the loss reads, and --errors: the mean total
 variation of each method's targets to a deep search.
 
-Every figure is kept in a Parquet table (--table), a row for each (student, teacher, documents, method, seed, rate); what is
-there is not run again, so the command can be stopped at any time. --hours: no training is begun after that. The report is
-made of the table: --report prints it and trains nothing. Processes with other --methods may share a folder and a table.
+Every figure is kept in a Parquet table (--table), a row for each (student, teacher, documents, epochs, method, seed, rate);
+what is there is not run again, so the command can be stopped at any time. --hours: no training is begun after that. The
+report is made of the table: --report prints it and trains nothing. Processes with other --methods may share a folder and a
+table.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from benchmarks.real_distill_train import Place, figures, keep, kept_model, targ
 
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 FIRST_RATE = 4  # of RATES: where the search begins
-KIND = ("student", "teacher", "documents", "method")
+KIND = ("student", "teacher", "documents", "epochs", "method")
 TABLE = Path(__file__).parent / "results" / "real_distill.parquet"
 
 
@@ -87,6 +88,7 @@ class Experiment:
             "student": self.place.student,
             "teacher": self.place.teacher.name,
             "documents": documents,
+            "epochs": self.place.epochs,
             "method": method,
             "seed": seed,
             "rate": rate,
@@ -156,10 +158,10 @@ class Experiment:
 
 def teacher_figures(place: Place, table: Table) -> None:
     """The teacher's own bits per byte and answers, in its own vocabulary."""
-    key = {"student": "teacher", "teacher": place.teacher.name, "documents": 0, "method": "untrained"}
+    key = {"student": "teacher", "teacher": place.teacher.name, "documents": 0, "epochs": 0, "method": "untrained"}
     key |= {"seed": 0, "rate": 0.0}
     if table.find(**key) is None:
-        own = Place(place.folder, "teacher", place.teacher, place.teacher, place.splits)
+        own = Place(place.folder, "teacher", place.teacher, place.teacher, place.splits, 0)
         model, _ = own.load()
         table.add(key | figures(own, model.eval(), with_kl=False) | {"kl_nats": 0.0, "step_s": 0.0, "bytes": 0.0})
 
@@ -213,7 +215,8 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=160, help="problems that the tuned teacher is trained on")
     parser.add_argument("--methods", help=f"comma between; there are {', '.join(OURS)}")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=128, help="of training, each seen once")
+    parser.add_argument("--documents", type=int, default=128, help="of training")
+    parser.add_argument("--epochs", type=int, default=3, help="times that each is seen")
     parser.add_argument("--valid", type=int, default=48)
     parser.add_argument("--held", type=int, default=96)
     parser.add_argument("--solve", type=int, default=200, help="problems answered by greedy generation")
@@ -247,7 +250,7 @@ def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
     print(f"teacher: {teacher}, weights {fingerprint(teacher)}", flush=True)
     subset = args.student == "subset"
     model = subset_student(teacher, args.out / f"subset-of-{teacher.name}") if subset else models / args.student
-    place = Place(args.out, args.student, model, teacher, splits)
+    place = Place(args.out, args.student, model, teacher, splits, args.epochs)
     experiment = Experiment(place, table, time.time() + 3600 * args.hours)
     try:
         for name in names:

@@ -37,21 +37,22 @@ class Place:
     model: Path
     teacher: Path
     splits: Splits
+    epochs: int
 
     @property
-    def name(self) -> str:
-        """Of the student, the number of documents and the teacher: outputs and weights of one place."""
+    def scored(self) -> str:
+        """Name of the folder of scoring runs: of the student, the number of documents and the teacher."""
         return f"{self.student}-{len(self.splits.train)}-{self.teacher.name}"
 
     def run(self, name: str) -> Path:
         """The output of a scoring run of the training split, or ("held") of the held-out one."""
         examples = self.splits.held if name == "held" else self.splits.train
         targets = RUNS["beam" if name == "held" else name]
-        return scored(self.folder / self.name, name, examples, self.teacher, {"small": self.model}, targets)
+        return scored(self.folder / self.scored, name, examples, self.teacher, {"small": self.model}, targets)
 
     def kept(self, name: str, rate: float) -> Path:
         """Weights of the best training of a method so far, from which its figures are taken."""
-        return self.folder / "kept" / f"{self.name}-{name}" / f"{rate:g}.safetensors"
+        return self.folder / "kept" / f"{self.scored}-{self.epochs}-{name}" / f"{rate:g}.safetensors"
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
@@ -59,7 +60,7 @@ class Place:
 
 
 def trained(place: Place, name: str, seed: int, rate: float) -> tuple[PreTrainedModel, float]:
-    """A student from its published weights by one pass over the training split, and seconds per step."""
+    """A student from its published weights by so many passes over the training split, and seconds per step."""
     method = OURS[name]
     out = place.run(method.run)
     targets = Targets(out, method.product, beside=method.beside)
@@ -67,10 +68,11 @@ def trained(place: Place, name: str, seed: int, rate: float) -> tuple[PreTrained
     begin = begin_id(tokenizer)
     context = make_context(out, place.teacher, place.model, targets, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    steps = math.ceil(len(place.splits.train) / BATCH)
+    steps = math.ceil(len(place.splits.train) / BATCH) * place.epochs
     began = time.perf_counter()
     model.train()
-    for step, batch in enumerate(targets.batches(BATCH, seed=seed)):
+    batches = (batch for epoch in range(place.epochs) for batch in targets.batches(BATCH, seed=seed, epoch=epoch))
+    for step, batch in enumerate(batches):
         warm = max(1, steps // 10)
         cosine = 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, steps - warm))
         optimizer.param_groups[0]["lr"] = rate * min((step + 1) / warm, cosine)
