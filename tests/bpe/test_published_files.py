@@ -20,6 +20,7 @@ from engine.contexts.canonical import CanonicalNext, State
 from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument, TokenizerError
 from tests.contexts.test_builder import given_token, path_to
+from tests.support.tiers import one_of
 from tests.support.vocabularies import at_byte, folder, needs_shared, save, segmenter, vocabulary
 
 PLAIN = {"special": False, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
@@ -29,13 +30,18 @@ def spec_of(name: str) -> dict[str, Any]:
     return json.loads((folder(name) / "tokenizer.json").read_text(encoding="utf-8"))
 
 
-def contexts(parts: Segmenter, text: str) -> tuple[ContextTree, CanonicalNext, list[State | None]]:
-    """The contexts of all bytes of a teacher's text, and what each agrees with."""
-    vocab, choose = parts.vocabulary, CanonicalNext(parts)
+def tree_of(parts: Segmenter, text: str) -> ContextTree:
+    """The contexts of all bytes of a teacher's text."""
+    vocab = parts.vocabulary
     data = vocab.prefix_bytes + text.encode()
     places = list(range(len(vocab.prefix_bytes), len(data) + 1))
-    tree = ContextBuilder(parts).build(data, vocab.encode(text)[0], places, given_token(vocab))
-    return tree, choose, choose.states(tree, data)
+    return ContextBuilder(parts).build(data, vocab.encode(text)[0], places, given_token(vocab))
+
+
+def contexts(parts: Segmenter, text: str) -> tuple[ContextTree, CanonicalNext, list[State | None]]:
+    """The same, and what each agrees with."""
+    tree, choose = tree_of(parts, text), CanonicalNext(parts)
+    return tree, choose, choose.states(tree, parts.vocabulary.prefix_bytes + text.encode())
 
 
 def illegal_at(parts: Segmenter, text: str, byte: int) -> set[int]:
@@ -66,20 +72,16 @@ def test_a_string_that_is_a_token_and_an_added_token_stays_the_token_of_its_byte
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["qwen3", "qwen2.5"])
+@pytest.mark.parametrize("name", one_of(2, ["qwen3", "qwen2.5"]))
 def test_no_context_passes_through_an_added_text(name: str) -> None:
     """`<tool_call>` is taken whole: no text has the tokens of its letters before its last one, or before what follows."""
     vocab, text = vocabulary(name), "a (<tool_call>) b"
-    tree, _, _ = contexts(segmenter(name), text)
+    tree = tree_of(segmenter(name), text)
     (whole,) = at_byte(tree, 14)
     assert tree.token[whole] == vocab.added_text["<tool_call>"]
     for node in range(tree.given, len(tree.token)):
         path = b"|".join(vocab.token_bytes[t] or b"" for t in path_to(tree, node))
         assert b">" not in path or b"|<tool_call>" in path
-    closing = {t for piece, t in vocab.id_of_bytes.items() if piece[:1] == b">"}
-    assert len(closing) > 50 and closing <= illegal_at(
-        segmenter(name), text, 13
-    )  # `a (<tool_call` may go on in other ways
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +160,14 @@ def test_a_tab_that_is_a_token_needs_no_byte_token(tmp_path: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("text", ["12345678", "9999999999999999999", "a 123456b", "1²3"])
-def test_a_count_with_a_plus_behind_it_is_a_repeat(text: str) -> None:
+def test_a_count_with_a_plus_behind_it_is_a_repeat() -> None:
     """The newer pattern of cl100k has `\\p{N}{1,3}+`, which cuts no number in the tokenizers library."""
     name = "cl100k-new-pattern"
     vocab, cuts = vocabulary(name), build_splitter(vocabulary(name))
-    ends = tuple(end for _, (_, end) in vocab.tokenizer.pre_tokenizer.pre_tokenize_str(text))
-    assert cuts.pieces(cuts.classes(text.encode())) == ends and len(ends) < 4 + text.count(" ")
-    contexts(segmenter(name), text)
+    for text, count in (("12345678", 1), ("9999999999999999999", 1), ("a 123456b", 4), ("1\u00b23", 1)):
+        ends = tuple(end for _, (_, end) in vocab.tokenizer.pre_tokenizer.pre_tokenize_str(text))
+        assert cuts.pieces(cuts.classes(text.encode())) == ends and len(ends) == count
+    contexts(segmenter(name), "a 12345678")
 
 
 @needs_shared
