@@ -200,7 +200,7 @@ def test_statistics_of_a_row_group_are_those_of_its_rows() -> None:
 
 @pytest.mark.parametrize("product", ["student/small", "teacher", "hidden", "student/drawn", "continuations"])
 def test_every_reader_of_parquet_reads_every_column(product: str, tmp_path: Path) -> None:
-    """DuckDB 1.x and Spark 4.0 know BYTE_STREAM_SPLIT of floats alone; the installed DuckDB, polars, pandas are asked themselves."""
+    """DuckDB 1.x and Spark 4.0 know BYTE_STREAM_SPLIT of floats alone. The installed DuckDB, polars and pandas are asked."""
     if product == "continuations":
         row = {
             "token": 3,
