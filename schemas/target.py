@@ -124,6 +124,5 @@ WHOLE_COLUMNS = ("logz", "logit_std", "logz_scaled")
 BOUND_COLUMNS = ("err", "pruned_mass")
 """Upper bounds: rounded up."""
 DICTIONARY_COLUMNS = ("topk_ids", "sample_ids", "hidden", "flags", "roles", "sample_sizes", "sample_counts")
-"""Integers among which the same values come again and again; a row group with too many different ones is plain."""
-DELTA_COLUMNS = ("token_ids", "byte_end")
-"""Integers, DELTA_BINARY_PACKED. All other numeric lists are floats, BYTE_STREAM_SPLIT: DuckDB 1.x reads that of floats alone."""
+"""Integers among which the same values come again and again; a row group with too many different ones is plain. Other integers
+are DELTA_BINARY_PACKED."""

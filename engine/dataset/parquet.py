@@ -23,7 +23,6 @@ from schemas.manifest import COLUMNS, Plan, canonical_json
 from schemas.target import (
     BOUND_COLUMNS,
     COARSER,
-    DELTA_COLUMNS,
     DICTIONARY_COLUMNS,
     LOGP_COLUMNS,
     MANTISSA_BITS,
@@ -271,19 +270,18 @@ def _raw_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Arguments of `pq.ParquetWriter`: how each column is encoded."""
-    lists = [column.name for column in schema if pa.types.is_list(column.type)]
-    dictionary = [f"{name}.list.element" for name in lists if name in DICTIONARY_COLUMNS]
-    plain = {name for name in lists if pa.types.is_boolean(schema.field(name).type.value_type)}
-    others = {name: "DELTA_BINARY_PACKED" if name in DELTA_COLUMNS else "BYTE_STREAM_SPLIT" for name in lists}
+    """Arguments of `pq.ParquetWriter`: how each column is encoded. Of numbers only floats are BYTE_STREAM_SPLIT: DuckDB 1.x and
+    Spark up to 4.0 read no integers so."""
+    values = {column.name: column.type.value_type for column in schema if pa.types.is_list(column.type)}
+    dictionary = [f"{name}.list.element" for name in values if name in DICTIONARY_COLUMNS]
     if "source" in schema.names:
         dictionary.append("source")
     return {
         "use_dictionary": dictionary,
         "column_encoding": {
-            f"{name}.list.element": encoding
-            for name, encoding in others.items()
-            if name not in DICTIONARY_COLUMNS and name not in plain
+            f"{name}.list.element": "BYTE_STREAM_SPLIT" if pa.types.is_floating(kind) else "DELTA_BINARY_PACKED"
+            for name, kind in values.items()
+            if name not in DICTIONARY_COLUMNS and not pa.types.is_boolean(kind)
         },
     }
 

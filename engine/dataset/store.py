@@ -33,12 +33,12 @@ STAGING = "_engine/tmp"
 SHARD_BYTES = 512 * 2**20
 """Most bytes of a shard on an object store: it goes in one PUT, made and checked in memory."""
 
-_PUT_BYTES = 5 * 2**30  # what S3 takes in one PUT
+_PUT_BYTES = 5 * 2**30  # what S3 and GCS take in one PUT
 _WAITS_S = (0.5, 2.0)  # between attempts; the libraries have tried a few times by themselves before
 _AT_ONCE = 16
-_CREATE: dict[str, dict[str, Any]] = {  # s3fs: a chunk of any size, so that it is never a multipart upload
+_CREATE: dict[str, dict[str, Any]] = {  # s3fs, gcsfs: a chunk of any size, so that it is never an upload in parts
     "s3": {"mode": "create", "chunksize": _PUT_BYTES},
-    "gs": {"mode": "create"},
+    "gs": {"mode": "create", "chunksize": _PUT_BYTES},
     "az": {"mode": "create"},
 }
 

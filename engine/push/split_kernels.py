@@ -146,15 +146,16 @@ def _is_word(s, text, n):
 
 
 @kernel(int32[::1], int64, int64, int64)
-def _holds(columns, begin, end, column):
-    """bool: whether a rising list holds a column."""
+def holds(columns, begin, end, column):
+    """bool: whether the rising list columns[begin:end] holds a column."""
+    stop = end
     while begin < end:
         middle = (begin + end) // 2
         if columns[middle] < column:
             begin = middle + 1
         else:
             end = middle
-    return begin < len(columns) and columns[begin] == column
+    return begin < stop and columns[begin] == column
 
 
 @kernel(FLAT, TABLES, int64, int64, int64, boolean, MEMO, WORK)
@@ -304,7 +305,7 @@ def split(s, t, nodes, rows, k, lead, place, pending, last, horizon, at, least, 
         light = rows.odd_RO[r, o - first]
         column = np.int64(t.odd_column[o])
         keeps = not t.odd_doubt[o] and (
-            not t.odd_join[o] or (not t.odd_open[o] and not _holds(w.illegal, begin, stop, column))
+            not t.odd_join[o] or (not t.odd_open[o] and not holds(w.illegal, begin, stop, column))
         )
         if keeps:
             sure += light
@@ -317,7 +318,7 @@ def split(s, t, nodes, rows, k, lead, place, pending, last, horizon, at, least, 
         p, behind = rows.heavy_p_RH[r, h], np.int64(rows.kid_RH[r, h])
         column, opened, joins_here, doubt = decode(t, table, np.int64(t.whole_SV[t.of_S6[table, 0], token]))
         if not doubt and column >= 0:
-            if not joins_here or (not opened and not _holds(w.illegal, begin, stop, column)):
+            if not joins_here or (not opened and not holds(w.illegal, begin, stop, column)):
                 sure += p
                 continue
         if column < 0 or (behind < 0 and scale * p <= least):

@@ -104,9 +104,11 @@ def test_a_list_of_tokens_by_rank_lacks_its_pattern(name: str, tmp_path: Path) -
     assert f"only {name}, a list of tokens by rank" in message and "Want the tokenizer.json" in message
 
 
-def test_a_tokenizer_that_is_a_program_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ByT5Tokenizer", "CanineTokenizer"])
+def test_a_tokenizer_that_is_a_program_is_refused(name: str, tmp_path: Path) -> None:
     """ByT5, CANINE, ChatGLM with its own code: nothing in a file says what they do."""
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}', encoding="utf-8")
+    (tmp_path / "x" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}), encoding="utf-8")
     message = refused(str(tmp_path / "x"))
-    assert "its class ByT5Tokenizer is a Python program" in message and "attribute" not in message
+    assert f"its class {name} is a Python program" in message and "attribute" not in message
+    assert "[targets] bytes = true" in message

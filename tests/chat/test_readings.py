@@ -155,6 +155,15 @@ def test_the_cases_of_users(alone: Scorer) -> None:
         assert scored_text(alone, row_of(unit.products[TEACHER], i)) == wanted
 
 
+def test_a_turn_of_weight_0_is_not_scored(alone: Scorer) -> None:
+    """And keys that no template knows are in nobody's way."""
+    unit = alone.score_unit(documents(["extra_keys_and_weights"]))
+    assert unit.quarantine == []
+    rows = [row_of(unit.products[TEACHER], i) for i in (0, 1)]
+    assert [scored_text(alone, row) for row in rows] == ["Hello to you.", "This one."]
+    assert "Not this one." in rows[1]["text"]
+
+
 def test_calls_and_thoughts_are_scored_as_the_template_writes_them(alone: Scorer) -> None:
     call, thought = documents(["tools", "reasoning_content"])
     assert "parameters" in call.tools  # shortened, for the small teacher's context

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.beam.calibration_file import schema_of
 from engine.dataset import parquet
 from engine.dataset.layout import REMAKE
 from engine.dataset.parquet import (
@@ -197,12 +198,24 @@ def test_statistics_of_a_row_group_are_those_of_its_rows() -> None:
         assert shard.statistics(0, "text") is None and shard.statistics(0, "nothing") is None
 
 
-@pytest.mark.parametrize("product", ["student/small", "teacher", "hidden", "student/drawn"])
+@pytest.mark.parametrize("product", ["student/small", "teacher", "hidden", "student/drawn", "continuations"])
 def test_every_reader_of_parquet_reads_every_column(product: str, tmp_path: Path) -> None:
-    """DuckDB 1.x knows BYTE_STREAM_SPLIT of floats alone; the installed DuckDB, polars and pandas are asked themselves."""
-    table = product_table(product, np.random.default_rng(3), [40, 3, 90], 0)
+    """DuckDB 1.x and Spark 4.0 know BYTE_STREAM_SPLIT of floats alone. The installed DuckDB, polars and pandas are asked."""
+    if product == "continuations":
+        row = {
+            "token": 3,
+            "ids": [7, 1 << 20, 5],
+            "probs": [0.5, 0.3, 0.1],
+            "special": 0.1,
+            "heads/student/x": [0.25, 0.75],
+        }
+        table = pa.Table.from_pylist([row, {**row, "token": 4}], schema=schema_of(["student/x"]))
+        groups = [(0, 2)]
+    else:
+        table = product_table(product, np.random.default_rng(3), [40, 3, 90], 0)
+        groups = row_groups([table])
     file = tmp_path / "a.parquet"
-    file.write_bytes(table_to_parquet_bytes(table, {}, row_groups([table])))
+    file.write_bytes(table_to_parquet_bytes(table, {}, groups))
     group = pq.ParquetFile(file).metadata.row_group(0)
     for column in (group.column(i) for i in range(group.num_columns)):
         assert "BYTE_STREAM_SPLIT" not in column.encodings or column.physical_type in ("FLOAT", "DOUBLE")
