@@ -59,7 +59,11 @@ def as_text(told: Told) -> str:
     for name, why in told.why.items():
         console.print(f"  {name} is {found.products[name].regime}: {why}", markup=False)
     console.print("\n".join(_expected(found)), markup=False)
-    console.print(f"disk      {_size(found.disk_bytes)}")
+    others = ", ".join(
+        f"{kind} {_size(size)}" for kind, size in sorted(found.other_bytes.items(), key=lambda one: -one[1])
+    )
+    products = _size(sum(product.bytes for product in found.products.values()))
+    console.print(f"disk      {_size(found.disk_bytes)}: products {products}, {others}", markup=False)
     parts = ", ".join(f"{what} {_size(count)}" for what, count in told.memory if count)
     console.print(f"memory    {_size(sum(count for _, count in told.memory))} an actor at most: {parts}", markup=False)
     console.print("\n".join(_time(found)), markup=False)

@@ -22,6 +22,7 @@ from engine.dataset.parquet import table_to_parquet_bytes
 from engine.dataset.store import Store, open_store
 from engine.plan.estimate import Trial, trial_rows
 from engine.plan.make_plan import ENGINE_VERSION
+from engine.plan.other_files import measured
 from engine.plan.retry import read_retried, retry_plan
 from engine.plan.token_files import publish_tokens
 from engine.scoring.room import actors_here
@@ -50,7 +51,7 @@ def try_run(
         with display.stepping("reading what came out"):
             manifest = finish(store, trial_plan, engine_version=ENGINE_VERSION, describe=describe)
             sizes = {product: _sizes(Path(folder) / "out", manifest, product) for product in manifest.totals}
-            listed = sum(size for _, size in store.files())
+            other = measured(store.files(), len(trial_plan.units))
             refused = quarantined_by_reason(store, manifest)
             examples = _examples(store, manifest)
     read = read_retried(run.corpus, scan, rows, range(len(trial_plan.units)))
@@ -62,7 +63,7 @@ def try_run(
         data_bytes={product: size.data for product, size in sizes.items()},
         group_bytes={product: size.group for product, size in sizes.items()},
         file_bytes={product: size.file for product, size in sizes.items()},
-        fixed_bytes=listed - sum(total.bytes for total in manifest.totals.values()),
+        other=other,
         start_s=(counts.ready or counts.started) - counts.started,
         cold_s=counts.cold_s,
         cold_tokens=counts.cold_tokens,
