@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from schemas.counts import counted
+
 SHOWN_CHARACTERS = 60
 NEAR = 0.6  # difflib ratio from which on a key counts as mistyped
 
@@ -101,7 +103,7 @@ def listed(faults: Iterable[tuple[str, Fault]], source: str) -> str:
         where = f"{place} {fault.key}".strip()
         text = f"  {where}\n    got:    {fault.got}\n    wanted: {fault.wanted}\n    fix:    {fault.fix}"
         blocks.setdefault((place, fault.key, fault.got), text)
-    count = "1 setting is wrong" if len(blocks) == 1 else f"{len(blocks)} settings are wrong"
+    count = f"{counted(len(blocks), 'setting')} {'is' if len(blocks) == 1 else 'are'} wrong"
     return f"{source}: {count}\n" + "\n".join(blocks.values())
 
 

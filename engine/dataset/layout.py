@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from engine.dataset.store import Out, Store, open_store
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal, ShardRecord
 from schemas.reasons import REASONS
@@ -71,7 +72,7 @@ def load_manifest(out: Out) -> Manifest:
     if not store.exists(MANIFEST):
         plan = load_plan(store)
         raise OutputError(
-            f"{store}: the run is not finished: {len(sealed_units(store))} of {len(plan.units)} units are sealed and there is no "
+            f"{store}: the run is not finished: {len(sealed_units(store))} of {counted(len(plan.units), 'unit')} sealed and no "
             f"{MANIFEST}; to finish it {plan.again}"
         )
     return load_json(store, MANIFEST, Manifest)
@@ -147,7 +148,8 @@ def sealed_quarantine(out: Out, shard: ShardRecord) -> list[dict[str, Any]]:
     records = read_quarantine(store, shard.unit)
     if len(records) != shard.quarantined:
         raise OutputError(
-            f"{store.place(claim_name(shard.unit))}: {len(records)} documents, sealed with {shard.quarantined}; {REMAKE}"
+            f"{store.place(claim_name(shard.unit))}: {counted(len(records), 'document')}, sealed with "
+            f"{shard.quarantined}; {REMAKE}"
         )
     return records
 

@@ -20,6 +20,7 @@ from engine.figures.models import Difference, Spread
 from engine.figures.rows import Rows, read_rows
 from engine.figures.sample import Output
 from engine.figures.spreads import bits_edges, probability_edges, spread_of
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import ProductFacts
 
@@ -144,7 +145,8 @@ def compare(one: Side, other: Side, *, seed: int = 0, documents: int = DOCUMENTS
     if not made.found:
         also = f"; {made.other_text:,} have the same doc_id and another text" if made.other_text else ""
         raise OutputError(
-            f"{other.name}: none of {len(drawn):,} documents of {one.name} is there{also}; name two outputs of one corpus"
+            f"{other.name}: none of {counted(len(drawn), 'document')} of {one.name} is there{also}; name two outputs "
+            "of one corpus"
         )
     return _summary(made, one, other, by, seed, len(drawn))
 

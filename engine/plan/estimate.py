@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from engine.dataset.parquet import MAX_GROUP_ROWS
+from schemas.counts import counted
 
 PEAK_TFLOPS = {
     "t4": 65, "v100": 125, "l4": 121, "a10": 125, "a100": 312, "l40s": 362, "h100": 989, "h200": 989, "b200": 2250,
@@ -145,7 +146,9 @@ def estimate(
     refused = sum(trial.refused.values())
     good = trial.documents - refused
     if not good or not trial.stats.get("teacher_tokens"):
-        raise ValueError(f"none of {trial.documents} documents of the trial was scored: {dict(trial.refused)}")
+        raise ValueError(
+            f"none of {counted(trial.documents, 'document')} of the trial was scored: {dict(trial.refused)}"
+        )
     scale = text_bytes / trial.text_bytes
     tokens = round(trial.stats["teacher_tokens"] * scale)
     products = {name: _product(name, regime, (units, groups), scale, trial) for name, regime in regimes.items()}

@@ -29,6 +29,7 @@ from engine.scoring.room import actors_here
 from jobs.run.job import Job, work
 from jobs.run.progress import Counts, Display
 from jobs.run.summary import quarantined_by_reason
+from schemas.counts import counted
 from schemas.manifest import Manifest, Plan
 from schemas.runfile import RunConfig
 
@@ -46,7 +47,9 @@ def try_run(
         open_output(store, trial_plan)
         publish_tokens(store, run, trial_plan)
         counts.units_total, counts.documents_left = len(trial_plan.units), len(rows)
-        display.say(f"trial: {len(rows)} documents of {len(trial_plan.units)} units, as the run would score them")
+        display.say(
+            f"trial: {counted(len(rows), 'document')} of {counted(len(trial_plan.units), 'unit')}, as the run would score them"
+        )
         work(job, {unit.index for unit in trial_plan.units}, job.budget(), counts, display, "local")
         with display.stepping("reading what came out"):
             manifest = finish(store, trial_plan, engine_version=ENGINE_VERSION, describe=describe)
