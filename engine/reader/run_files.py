@@ -155,7 +155,11 @@ class Run:
             seals.sort(key=lambda name: int(name.removesuffix(".json")))
             self.shards = [folder.read_json(f"_engine/shards/{name}") for name in seals]
         else:
-            raise TargetsError(f"{folder.url}: no _engine/plan.json here: no output of targetsmith")
+            missing = folder.local is not None and not folder.local.is_dir()
+            found = "no such folder" if missing else "no _engine/plan.json here: no output of targetsmith"
+            raise TargetsError(
+                f"{folder.url}: {found}; name the `output` of a run file that `targetsmith score` has finished"
+            )
         try:
             wrong = _malformed(content, self.shards)
         except (AttributeError, KeyError, TypeError) as error:

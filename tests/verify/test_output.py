@@ -168,9 +168,7 @@ def test_the_corpus_beside_the_output(run_file: Path, out: Path, capsys: pytest.
         other.write_text(run_file.read_text().replace('"corpus.jsonl"', '"*.jsonl"'))
         assert call("verify", out, "--run", other) == 1
         said = capsys.readouterr().out
-        assert (
-            "corpus file 'more.jsonl': found a file that the run does not have; wanted 1 file of the plan" in said
-        )
+        assert "corpus file 'more.jsonl': found a file that the run does not have; wanted 1 file of the plan" in said
         assert "corpus file 'corpus.jsonl': found n_rows 4, sha256 " in said and "no document was compared" in said
     finally:
         corpus.write_text(before)
