@@ -108,10 +108,17 @@ def listed(faults: Iterable[tuple[str, Fault]], source: str) -> str:
 
 
 def _faults(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, Fault]]:
-    for finding in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    unknown = [finding["loc"] for finding in found if finding["type"] == "extra_forbidden"]
+    for finding in found:
         if finding["type"] == "too_short" and finding["input"]:
             continue  # only wrong items were left out of the count, and each of them reports by itself
         raised = finding.get("ctx", {}).get("error")
+        *table, key = finding["loc"]
+        beside = [str(loc[-1]) for loc in unknown if list(loc[:-1]) == table]
+        absent = finding["type"] == "missing" or (isinstance(raised, Faults) and finding["input"] == ())
+        if absent and difflib.get_close_matches(str(key), beside, n=1, cutoff=NEAR):
+            continue  # it is there, misspelt, and told as that
         place, model, rest = _place(root, finding["loc"])
         if isinstance(raised, Faults):
             # The finding of a whole table names the table as if it were a key of the file.

@@ -146,9 +146,19 @@ def compare(one: Side, other: Side, *, seed: int = 0, documents: int = DOCUMENTS
         also = f"; {made.other_text:,} have the same doc_id and another text" if made.other_text else ""
         raise OutputError(
             f"{other.name}: none of {counted(len(drawn), 'document')} of {one.name} is there{also}; name two outputs "
-            "of one corpus"
+            f"of one corpus{'' if made.other_text else _by_name(one, other, drawn[0].doc_ids[0])}"
         )
     return _summary(made, one, other, by, seed, len(drawn))
+
+
+def _by_name(one: Side, other: Side, name: str) -> str:
+    """What to know of imports: their documents may have no names."""
+    if "imported" not in (one.facts.regime, other.facts.regime):
+        return ""
+    return (
+        f". Documents are found by their doc_id, such as {name!r}; an import of files that do not tell it calls them FILE#NUMBER "
+        "(docs/exchange.md): import what `targetsmith export` of this version has written"
+    )
 
 
 def _outcomes(one: Side, other: Side) -> str:
