@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from engine.card.hub import KIND, RemoteFile, files_of, fingerprint_of, hub_errors
-from engine.dataset.layout import CARD, CROISSANT, MANIFEST, PLAN, REMAKE, load_manifest, load_plan
+from engine.dataset.layout import CARD, CROISSANT, MAKE, MANIFEST, PLAN, REMAKE, load_manifest, load_plan
 from engine.dataset.store import STAGING, Out, PosixStore, Store, open_store
 from schemas.counts import counted
 from schemas.errors import OutputError
@@ -95,9 +95,11 @@ def _files(store: Store, manifest: Manifest) -> list[_File]:
     known = {file.name: _File(file.name, file.bytes, file.sha256) for file in listed}
     for file in known.values():
         if found.get(file.name) != file.size:
-            got = "missing" if file.name not in found else f"{found[file.name]:,} bytes"
+            got, advice = "missing", MAKE
+            if file.name in found:
+                got, advice = f"{found[file.name]:,} bytes", REMAKE
             raise OutputError(
-                f"{store.place(file.name)}: {got}, wanted {file.size:,} bytes as in the manifest; {REMAKE}"
+                f"{store.place(file.name)}: {got}, wanted {file.size:,} bytes as in the manifest; {advice}"
             )
     if CARD not in found:
         raise OutputError(

@@ -27,11 +27,10 @@ CROISSANT = "croissant.json"
 SEALS = "_engine/shards"
 CLAIMS = "_engine/quarantine"
 
-REMAKE = (
-    "remove this file and run `targetsmith score` with the same run file again (for an import, the same `targetsmith import`): "
-    "it is made anew"
-)
-"""The advice for any damaged file: what is missing is made again, from the rest of the output or by scoring its unit."""
+MAKE = "run `targetsmith score` with the same run file again (for an import, the same `targetsmith import`): it is made anew"
+"""The advice for any missing file: it is made again, from the rest of the output or by scoring its unit."""
+REMAKE = f"remove this file and {MAKE}"
+"""That for any damaged file."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

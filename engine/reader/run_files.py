@@ -16,10 +16,9 @@ import pyarrow as pa
 SCHEMA_NAME = "targetsmith.targets"
 SCHEMA_VERSIONS = (2, 3)
 
-REMAKE = (
-    "copy the file again, or remove it and run `targetsmith score` again (for an import, the same `targetsmith import`): it is "
-    "made anew"
-)
+_AGAIN = "run `targetsmith score` again (for an import, the same `targetsmith import`): it is made anew"
+MAKE = f"copy the file there, or {_AGAIN}"
+REMAKE = f"copy the file again, or remove it and {_AGAIN}"
 
 _SEAL = re.compile(r"[0-9]{1,9}\.json")
 

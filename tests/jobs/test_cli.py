@@ -299,9 +299,8 @@ def test_cat_into_a_closed_pipe_is_quiet(out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [("stats OUT", 0), ("diff OUT OUT --student sp --to bl", 0), ("show OUT", 0), ("verify OUT", 0), ("--help", 0),
-     ("stats --help", 0), ("stats nothing", 1), ("verify DAMAGED", 1)],
-)  # fmt: skip
+    [("stats OUT", 0), ("verify DAMAGED", 1), ("--help", 0)],
+)
 def test_every_verb_outlives_its_reader(out: Path, tmp_path: Path, arguments: str, code: int) -> None:
     """Its own exit code, and no word of the pipe."""
     damaged = shutil.copytree(out, tmp_path / "damaged")
@@ -310,7 +309,7 @@ def test_every_verb_outlives_its_reader(out: Path, tmp_path: Path, arguments: st
     command = f"{sys.executable} -m jobs.cli {words} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
-    assert "ipe" not in done.stderr and done.stderr.count("\n") == (1 if "nothing" in arguments else 0)
+    assert not done.stderr
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(out: Path) -> None:
