@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from engine.dataset.store import Out, Store, open_store
+from engine.dataset.store import Out, PosixStore, Store, open_store
 from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal, ShardRecord
@@ -58,7 +58,9 @@ def load_plan(out: Out) -> Plan:
                 f"{store.place(PLAN)}: missing; run `targetsmith score` with the run file of this output (for an import, the "
                 "same `targetsmith import`): it is put back"
             )
-        raise OutputError(f"{store}: no {PLAN}, so not an output of targetsmith; name the `output` of a run")
+        absent = isinstance(store, PosixStore) and not store.root.exists()
+        found = "no such folder" if absent else f"no {PLAN}, so not an output of targetsmith"
+        raise OutputError(f"{store}: {found}; name the `output` of a run")
     plan = load_json(store, PLAN, Plan)
     if plan.recompute() != plan.fingerprint:
         raise OutputError(f"{store.place(PLAN)}: content and fingerprint disagree: edited or damaged; {REMAKE}")

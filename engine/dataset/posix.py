@@ -145,8 +145,9 @@ def _explain(path: Path, error: OSError, needed: int | None) -> str:
             "give this user access to the folder (or mount it writable), or take another folder for the output"
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        there = next((part for part in path.parents if part.is_file()), path)
         return (
-            f"{path}: a file lies where a folder is wanted; name another folder for the output, or move that file away"
+            f"{there}: a file lies where a folder is wanted; name another folder for the output, or move that file away"
         )
     if error.errno == errno.ENOENT and path.is_symlink():
         return f"{path}: a broken link lies where a file is wanted; move it away and run again"

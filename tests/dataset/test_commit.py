@@ -251,5 +251,7 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
             open_output(tmp_path, small_plan())
     target = tmp_path / "file"
     target.write_text("")
-    with pytest.raises(OutputError, match="a file lies where a folder is wanted"):
+    with pytest.raises(OutputError, match="/file: a file lies where a folder is wanted; name another"):
         open_output(target / "out", small_plan())
+    with pytest.raises(OutputError, match="nowhere: no such folder; name the `output` of a run"):
+        load_plan(tmp_path / "nowhere")
