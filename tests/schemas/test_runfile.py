@@ -302,7 +302,6 @@ def test_all_wrong_keys_are_in_one_message(tmp_path: Path) -> None:
     message = refused(tmp_path, text)
     assert "run.toml: 4 settings are wrong" in message
     for where in (
-        "[teacher] model",
         "[teacher] modle",
         "[corpus] text",
         "[[student]] number 1 name",
