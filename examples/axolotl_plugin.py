@@ -20,7 +20,7 @@ from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.integrations.base import BasePlugin
 from hf_trainer import rows_of
 from pydantic import BaseModel
-from train_student import begin_id
+from train_student import begin_id, readable_targets
 
 from engine.losses.trainer_loss import TargetsLoss
 from engine.reader.row_collator import RowCollator
@@ -68,6 +68,7 @@ class TargetsPlugin(BasePlugin):
         return partial(_collator, top_k=_targets(cfg).top_k, max_rows=cfg.sequence_len), {}
 
 
+@readable_targets()
 def _targets(cfg: Any) -> Targets:
     return Targets(cfg.targets_output, cfg.targets_student)
 

@@ -11,12 +11,14 @@ import argparse
 from collections.abc import Sequence
 
 import datasets
+import datasets.exceptions
 import torch
-from train_student import begin_id, load_student
+from train_student import begin_id, load_student, readable_targets
 from transformers import Trainer, TrainingArguments
 
 from engine.losses.trainer_loss import TargetsLoss
 from engine.reader.row_collator import COLUMNS, RowCollator
+from engine.reader.run_files import TargetsError
 from engine.reader.targets import Targets
 
 
@@ -27,9 +29,16 @@ class StudentTrainer(TargetsLoss, Trainer):
 def rows_of(targets: Targets) -> datasets.Dataset:
     """The documents of a product as a dataset, columns as they are stored."""
     files = [str(file) for file in targets.files]
-    return datasets.load_dataset("parquet", data_files=files, columns=COLUMNS, split="train").with_format("numpy")  # type: ignore[union-attr]
+    try:
+        found = datasets.load_dataset("parquet", data_files=files, columns=COLUMNS, split="train")
+    except datasets.exceptions.DatasetGenerationError as error:  # it does not say of which file
+        raise TargetsError(
+            f"{targets.product}: a file of it is damaged; `targetsmith verify OUT` tells which"
+        ) from error
+    return found.with_format("numpy")  # type: ignore[union-attr]
 
 
+@readable_targets()
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="output folder of `targetsmith score`")
@@ -44,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)
-    model, tokenizer = load_student(args.model, "cpu")  # Trainer puts it where it belongs
     targets = Targets(args.out, args.student)
+    model, tokenizer = load_student(args.model, "cpu")  # Trainer puts it where it belongs
     settings = TrainingArguments(
         output_dir=args.save,
         max_steps=args.steps,

@@ -14,9 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow.parquet as pq
 import torch
@@ -25,16 +28,36 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from engine.losses.sparse import forward_kl
 from engine.reader.collate import student_feed, student_inputs
+from engine.reader.run_files import TargetsError
 from engine.reader.targets import Targets
+
+
+def stop(message: str) -> NoReturn:
+    """What was named on the command line is wrong: one line, and exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def readable_targets() -> Iterator[None]:
+    """Around a `main`: targets that are missing, unfinished or damaged end it with the reader's message, no traceback."""
+    try:
+        yield
+    except TargetsError as error:
+        stop(str(error))
 
 
 def load_student(folder: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A checkpoint, or a new model where the folder has a configuration only. float32: mixed precision is autocast's work."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if any(Path(folder).glob("*.safetensors")) or not Path(folder).is_dir():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    else:
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if any(Path(folder).glob("*.safetensors")) or not Path(folder).is_dir():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        found = str(error).splitlines()[0]
+        stop(f"{folder}: no student; want a folder with config.json and tokenizer.json, or a Hub id ({found})")
     return model.to(device), tokenizer  # pyright: ignore[reportArgumentType]  (a decorator of transformers hides the type)
 
 
@@ -42,12 +65,12 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """What the student reads before the first token: the begin token, or the end token where there is none."""
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if not isinstance(begin, int):
-        raise SystemExit(f"{tokenizer.name_or_path}: neither a begin nor an end token")
+        stop(f"{tokenizer.name_or_path}: neither a begin nor an end token; want a tokenizer with one of the two")
     return begin
 
 
 def check_tokenizer(out: str, product: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises SystemExit where the student's ids are not those that the targets are of: a run says what each of its ids spells.
+    """Stops where the student's ids are not those that the targets are of: a run says what each of its ids spells.
     Nothing is checked of an output without that table (of version 0.6 and before)."""
     table = Path(out) / "_engine" / "vocabulary" / f"{product}.parquet"
     if not table.is_file():
@@ -60,7 +83,7 @@ def check_tokenizer(out: str, product: str, tokenizer: PreTrainedTokenizerBase) 
             continue
         mine = str(tokenizer.decode([row["id"]])).strip() if row["id"] < len(tokenizer) else ""
         if mine != wanted:
-            raise SystemExit(
+            stop(
                 f"{tokenizer.name_or_path}: token {row['id']} is {mine!r}, in the targets it is {wanted!r}: another tokenizer. "
                 "Give the folder with the tokenizer that the run file names for this student"
             )
@@ -95,9 +118,7 @@ def epochs(
                 some = True
                 yield batch
         if not some:
-            raise SystemExit(
-                f"no position is asked for within --max-length {max_length}: nothing to train on; give a larger one"
-            )
+            stop(f"no position is asked for within --max-length {max_length}: nothing to train on; give a larger one")
         seed += 1
 
 
@@ -113,6 +134,7 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
+@readable_targets()
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="output folder of `targetsmith score`")
@@ -132,11 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)
+    targets = Targets(args.out, args.student)
     model, tokenizer = load_student(args.model, args.device)
-    targets, begin = Targets(args.out, args.student), begin_id(tokenizer)
+    begin = begin_id(tokenizer)
     if targets.vocab_size > model.config.vocab_size:
-        raise SystemExit(
-            f"targets over {targets.vocab_size} tokens, a student of {model.config.vocab_size}: another tokenizer"
+        stop(
+            f"targets over {targets.vocab_size} tokens, a student of {model.config.vocab_size}: another tokenizer. Give the "
+            "student whose tokenizer the run file names"
         )
     check_tokenizer(args.out, targets.product, tokenizer)
     held_out = [json.loads(line)["text"] for line in args.held_out.open(encoding="utf-8")] if args.held_out else []

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from hf_trainer import rows_of
-from train_student import begin_id, load_student
+from train_student import begin_id, load_student, readable_targets
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from engine.losses.trainer_loss import TargetsLoss
@@ -36,6 +36,7 @@ def settings(folder: str, **more: Any) -> SFTConfig:
     )
 
 
+@readable_targets()
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="output folder of `targetsmith score`")
@@ -51,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     torch.manual_seed(args.seed)
+    targets = Targets(args.out, args.student)
     model, tokenizer = load_student(args.model, "cpu")  # the trainer puts it where it belongs
-    targets, begin = Targets(args.out, args.student), begin_id(tokenizer)
+    begin = begin_id(tokenizer)
     gpu = torch.cuda.is_available()
     trainer = StudentSFTTrainer(
         model,

@@ -4,6 +4,7 @@ Each verb is a file of its own with its options, and is loaded when it is asked 
 
   cli         the command line: the names of the verbs
   app         what all verbs have in common: loading, errors as messages, exit codes
+  pipes       standard output whose reader may go away
   plan        run file -> what a run will take and give, before it is begun
   score       run file -> finished shards and a summary
   show        one document for human eyes

@@ -21,6 +21,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from jobs.pipes import outlive_the_reader
 from schemas.errors import TargetsmithError
 from schemas.redact import without_secrets
 
@@ -30,7 +31,7 @@ HELP = (
 )
 # markup would take "[ray]" in a help text for a style
 PLAIN: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
-QUIET_VERBS = ("cat", "show", "stats", "diff")  # print and change nothing: when their reader has enough, all is well
+ENDLESS_VERBS = ("cat",)  # print as much as there is: they stop when their reader has enough; all others end their work
 
 
 class Commands(TyperGroup):
@@ -58,7 +59,7 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from None
         except BrokenPipeError:  # `targetsmith cat OUT | head`: the reader has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0 if ctx.invoked_subcommand in QUIET_VERBS else 1) from None
+            raise typer.Exit(0) from None
 
 
 def commands(verbs: Sequence[str]) -> Commands:
@@ -96,6 +97,8 @@ def main_and_leave(verbs: Sequence[str], arguments: Sequence[str]) -> None:
     line of a command that has done all ("terminate called without an active exception", exit code 134). Not where Ray is loaded.
     """
     code: Any = 0
+    if not set(ENDLESS_VERBS) & set(arguments[:1]):
+        outlive_the_reader()
     try:
         main(verbs, arguments)
     except SystemExit as stop:

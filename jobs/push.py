@@ -34,6 +34,7 @@ def push(
 
     from engine.card.hub import repository_of
     from engine.card.publish import publish
+    from schemas.counts import counted
 
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -43,7 +44,7 @@ def push(
     if public and done.private:
         print("note: the repository is private, as it was before; change that on its page", file=sys.stderr)
     print(
-        f"{done.url}: {done.files:,} files, {done.sent:,} of them ({done.sent_bytes:,} bytes) sent now; "
+        f"{done.url}: {counted(done.files, 'file')}, {done.sent:,} of them ({done.sent_bytes:,} bytes) sent now; "
         + ("private" if done.private else "public")
     )
 

@@ -14,6 +14,7 @@ import typer
 
 import engine
 from jobs.app import main_of
+from schemas.counts import counted
 from schemas.errors import OutputError
 
 VENDORED = "VENDORED"
@@ -71,7 +72,8 @@ def copy_package(package: Package, dest: Path) -> str:
     if there == files.keys():
         return f"{dest}: a copy of engine/{package} is there already, unchanged"
     return (
-        f"{dest}: {len(files) - 1} files of engine/{package} and {VENDORED}, their checksums; use it as `import {name}`"
+        f"{dest}: {counted(len(files) - 1, 'file')} of engine/{package} and {VENDORED}, their checksums; use it as "
+        f"`import {name}`"
     )
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from schemas.counts import counted
+
 MAX_DIFFERENCES = 20
 _HEX = re.compile(r"[0-9a-f]{32,}")
 _ABSENT = object()
@@ -74,7 +76,7 @@ def _corpus_lines(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> l
     for name in here.keys() & there.keys():
         if here[name] != there[name]:
             what = "sha256" if here[name]["sha256"] != there[name]["sha256"] else "unit_rows"
-            records = f"{here[name]['n_rows']:,} -> {there[name]['n_rows']:,} records"
+            records = f"{here[name]['n_rows']:,} -> {counted(there[name]['n_rows'], 'record')}"
             lines.append(
                 f"corpus file {name}: {what} {_show(here[name].get(what))} -> {_show(there[name].get(what))}, {records}"
             )

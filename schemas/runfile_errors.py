@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from schemas.counts import counted
+
 SHOWN_CHARACTERS = 60
 NEAR = 0.6  # difflib ratio from which on a key counts as mistyped
 
@@ -101,15 +103,22 @@ def listed(faults: Iterable[tuple[str, Fault]], source: str) -> str:
         where = f"{place} {fault.key}".strip()
         text = f"  {where}\n    got:    {fault.got}\n    wanted: {fault.wanted}\n    fix:    {fault.fix}"
         blocks.setdefault((place, fault.key, fault.got), text)
-    count = "1 setting is wrong" if len(blocks) == 1 else f"{len(blocks)} settings are wrong"
+    count = f"{counted(len(blocks), 'setting')} {'is' if len(blocks) == 1 else 'are'} wrong"
     return f"{source}: {count}\n" + "\n".join(blocks.values())
 
 
 def _faults(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, Fault]]:
-    for finding in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    unknown = [finding["loc"] for finding in found if finding["type"] == "extra_forbidden"]
+    for finding in found:
         if finding["type"] == "too_short" and finding["input"]:
             continue  # only wrong items were left out of the count, and each of them reports by itself
         raised = finding.get("ctx", {}).get("error")
+        *table, key = finding["loc"]
+        beside = [str(loc[-1]) for loc in unknown if list(loc[:-1]) == table]
+        absent = finding["type"] == "missing" or (isinstance(raised, Faults) and finding["input"] == ())
+        if absent and difflib.get_close_matches(str(key), beside, n=1, cutoff=NEAR):
+            continue  # it is there, misspelt, and told as that
         place, model, rest = _place(root, finding["loc"])
         if isinstance(raised, Faults):
             # The finding of a whole table names the table as if it were a key of the file.

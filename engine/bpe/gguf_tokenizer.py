@@ -34,6 +34,10 @@ def gguf_file(place: str, revision: str | None, where: str) -> Path:
     file = Path(folder, name).expanduser()
     if file.is_file():
         return file
+    if file.is_absolute():
+        raise TokenizerError(
+            f"{where}: {place}: there is no such file. Want a path, or owner/name/file.gguf of the Hub; check it."
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -39,6 +39,14 @@ def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
     folder = path.parent if path.name in ("tokenizer.json", TEKKEN) else path
     if folder.is_dir():
         return folder
+    if (
+        folder.is_absolute() or path_or_id.count("/") > 1
+    ):  # a Hub id is OWNER/NAME; relative paths come here as absolute ones
+        found = "is a file" if folder.exists() else "there is no such folder"
+        raise TokenizerError(
+            f"{where}: {path_or_id}: {found}. Want a folder with tokenizer.json, or a Hub id; check the spelling (paths of a run "
+            "file start at its folder)."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -46,8 +54,9 @@ def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
         return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=TOKENIZER_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TokenizerError(
-            f"{where}: {path_or_id!r} is neither a folder here nor a model on the Hugging Face Hub that can be reached "
-            f"({type(error).__name__}). Want a folder with tokenizer.json, or a Hub id; check the spelling."
+            f"{where}: there is no folder {path_or_id!r}, and as a model the Hugging Face Hub did not give it "
+            f"({type(error).__name__}). Want a folder with tokenizer.json (paths of a run file start at its folder), or a Hub "
+            "id; check the spelling."
         ) from error
 
 

@@ -107,5 +107,8 @@ def _remedy(error: BaseException) -> str:
     if isinstance(error, RepositoryNotFoundError) or code in (403, 404):
         return "name a repository of your own or of an organisation where your token may write"
     if "metadata in README.md" in str(error):
-        return "correct [card] of the run file, remove README.md and croissant.json, and run `targetsmith score` again"
+        return (
+            "correct the lines between the two --- at the top of the output's README.md and run the same command again; a card "
+            "that is made anew takes them from [card] of the run file, so correct them there as well"
+        )
     return "run the same command again: what is there is not sent again"

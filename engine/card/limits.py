@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.card.headline import Headline
 from engine.card.markdown import code
+from schemas.counts import counted
 from schemas.manifest import NOISE_MEAN, NOISE_MOST, REGIMES, SEMANTICS, Manifest, Plan, ProductFacts
 from schemas.plan_inputs import setting
 
@@ -45,7 +46,7 @@ def limits(plan: Plan, manifest: Manifest, found: Headline, names: dict[str, str
         )
     if manifest.quarantined:
         lines.append(
-            f"{manifest.quarantined:,} of {manifest.documents:,} documents could not be scored and are not here; why: "
+            f"{manifest.quarantined:,} of {counted(manifest.documents, 'document')} could not be scored (left out); why: "
             "`_engine/quarantine`"
         )
     lines.append(

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from engine.card.hub import KIND, RemoteFile, files_of, fingerprint_of, hub_errors
-from engine.dataset.layout import CARD, CROISSANT, MANIFEST, PLAN, REMAKE, load_manifest, load_plan
+from engine.dataset.layout import CARD, CROISSANT, MAKE, MANIFEST, PLAN, REMAKE, load_manifest, load_plan
 from engine.dataset.store import STAGING, Out, PosixStore, Store, open_store
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Manifest
 
@@ -70,7 +71,8 @@ def publish(
         missing = [file for file in files if not _is_there(store, file, there)]
         size = sum(file.size for file in missing)
         say(
-            f"{len(files) - len(missing):,} of {len(files):,} files are there; sending {len(missing):,} ({size:,} bytes)"
+            f"{len(files) - len(missing):,} of {counted(len(files), 'file')} already there; sending {len(missing):,} "
+            f"({size:,} bytes)"
         )
         done = 0
         for batch in _batches(missing):
@@ -78,7 +80,7 @@ def publish(
             told = f"targetsmith {manifest.fingerprint[:12]}: files {done + 1:,} to {done + len(batch):,} of {len(missing):,}"
             api.create_commit(repository, operations, commit_message=told, repo_type=KIND)
             done += len(batch)
-            say(f"{done:,} of {len(missing):,} files sent")
+            say(f"{done:,} of {counted(len(missing), 'file')} sent")
         private = bool(api.repo_info(repository, repo_type=KIND).private)
     replaced = tuple(file.name for file in missing if file.name in there)
     return Published(f"{api.endpoint}/datasets/{repository}", private, len(files), len(missing), size, replaced)
@@ -93,9 +95,11 @@ def _files(store: Store, manifest: Manifest) -> list[_File]:
     known = {file.name: _File(file.name, file.bytes, file.sha256) for file in listed}
     for file in known.values():
         if found.get(file.name) != file.size:
-            got = "missing" if file.name not in found else f"{found[file.name]:,} bytes"
+            got, advice = "missing", MAKE
+            if file.name in found:
+                got, advice = f"{found[file.name]:,} bytes", REMAKE
             raise OutputError(
-                f"{store.place(file.name)}: {got}, wanted {file.size:,} bytes as in the manifest; {REMAKE}"
+                f"{store.place(file.name)}: {got}, wanted {file.size:,} bytes as in the manifest; {advice}"
             )
     if CARD not in found:
         raise OutputError(
@@ -126,7 +130,8 @@ def _check_own(api: HfApi, repository: str, there: dict[str, RemoteFile], names:
     foreign = sorted(name for name in there if name not in names and (holder is None or name.startswith("data/")))
     if foreign := [name for name in foreign if name not in _THERE]:
         raise OutputError(
-            f"hf://datasets/{repository}: holds {foreign[0]}, which is no file of this output ({len(foreign)} such files); name "
+            f"hf://datasets/{repository}: holds {foreign[0]}, which is no file of this output "
+            f"({counted(len(foreign), 'such file')}); name "
             "another repository, or remove them there (nothing was changed)"
         )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from engine.corpus.tables import Span
+from schemas.counts import counted
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
 
@@ -75,7 +76,8 @@ def shares_of(read: Sequence[tuple[CorpusConfig, int]]) -> list[Share | None]:
         taken = int(weight * min(sizes))
         if taken == 0:
             raise CorpusError(
-                f"[[corpus]] {config.source}: its weight {config.weight:g} leaves none of its {count:,} records beside the other "
+                f"[[corpus]] {config.source}: its weight {config.weight:g} leaves none of its "
+                f"{counted(count, 'record')} beside the other "
                 "sources, which have too few for it; wanted one at least. Raise the weight, or take the table out."
             )
         shares.append(Share(taken, count))

@@ -29,6 +29,7 @@ from engine.corpus.mixture import Share, label_of, parts_of, shares_of
 from engine.corpus.records import Reading, read_records
 from engine.corpus.remote import Facts, RemoteFile
 from engine.corpus.source import Source
+from schemas.counts import counted
 from schemas.errors import CorpusError
 from schemas.plan_inputs import PlannedFile
 from schemas.redact import redacted
@@ -101,7 +102,7 @@ class CorpusScan:
             return
         told = "\n".join(f"  {count:6,}  {reason}: {first}" for reason, (count, first) in self.problems.items())
         raise CorpusError(
-            f"[corpus]: got {self.n_rows:,} records, of which not one can be used; wanted documents.\n{told}\n"
+            f"[corpus]: got {counted(self.n_rows, 'record')}, of which not one can be used; wanted documents.\n{told}\n"
             "Correct [corpus] paths, text, template, messages or delimiter, or the files. Nothing was written."
         )
 
@@ -276,13 +277,13 @@ def _cut(
     """The file with its units. rows: of the file, of the records with these sizes; None: all of them."""
     total = 0
 
-    def counted() -> Iterator[int]:
+    def summed() -> Iterator[int]:
         nonlocal total
         for size in sizes:
             total += size
             yield size
 
-    unit_rows = tuple(split_units(counted(), config.unit_documents, config.unit_bytes))
+    unit_rows = tuple(split_units(summed(), config.unit_documents, config.unit_bytes))
     begins, places = 0, []
     for count in unit_rows:
         mark = marks.at(begins if rows is None else rows[begins])

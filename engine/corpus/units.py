@@ -27,6 +27,7 @@ from engine.corpus.source import Source
 from engine.corpus.tables import Span, most_rows
 from engine.corpus.values import Problem
 from schemas.address import is_url
+from schemas.counts import counted
 from schemas.errors import CorpusError
 from schemas.runfile import CorpusConfig
 
@@ -106,7 +107,7 @@ def _of_file(
         for unit in units:
             documents = _documents(taken, unit, file)
             if len(documents) != unit.n_rows:
-                raise _changed(file, f"{unit.first_row + len(documents)} records", f"{file.n_rows} or more")
+                raise _changed(file, counted(unit.first_row + len(documents), "record"), f"{file.n_rows} or more")
             if not is_table:  # after the reading: nothing that was written since the scan is handed out
                 _check_same(place, file, stamp)
             yield unit, documents

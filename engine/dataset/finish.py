@@ -11,6 +11,7 @@ from engine.dataset.repair import lacking_units
 from engine.dataset.sidecars import CALIBRATION, LM_HEAD, check_calibration, lm_head_fault, sidecars_of
 from engine.dataset.store import Out, Store, open_store
 from engine.dataset.token_tables import token_records
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, ProductTotal, Seal, ShardRecord, Sidecar, add_stats
 
@@ -33,7 +34,7 @@ def finish(
     missing = unsealed_units(store, plan)
     if missing:
         raise OutputError(
-            f"{store}: {len(missing)} of {len(plan.units)} units are not sealed (first: {missing[:5]}); run again to "
+            f"{store}: {len(missing)} of {counted(len(plan.units), 'unit')} not sealed (first: {missing[:5]}); run again to "
             "score them"
         )
     seals = store.map(lambda unit: own_seal(store, plan, unit.index), plan.units)
@@ -100,14 +101,16 @@ def _nameless(manifest: Manifest) -> Manifest:
 def _check_files(store: Store, seals: Sequence[Seal]) -> None:
     if lacking := sorted(lacking_units(store, seals)):
         raise OutputError(
-            f"{store}: files of {len(lacking)} sealed units are missing (first: {lacking[:5]}): removed by hand, or the disk or "
+            f"{store}: files of {counted(len(lacking), 'sealed unit')} are missing (first: {lacking[:5]}): removed by "
+            "hand, or the disk or "
             "store lost data; run again to make them anew"
         )
     sealed = {file.name for seal in seals for file in seal.files.values() if file is not None}
     extra = sorted({name for name, _ in store.files("data")} - sealed)
     if extra:
         raise OutputError(
-            f"{store.place(extra[0])}: not a file of this run ({len(extra)} such files), and readers of data/ would pick "
+            f"{store.place(extra[0])}: not a file of this run ({counted(len(extra), 'such file')}), and readers of "
+            "data/ would pick "
             "it up: move it away and run again"
         )
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from engine.dataset.store import Out, Store, open_store
+from engine.dataset.store import Out, PosixStore, Store, open_store
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal, ShardRecord
 from schemas.reasons import REASONS
@@ -26,11 +27,10 @@ CROISSANT = "croissant.json"
 SEALS = "_engine/shards"
 CLAIMS = "_engine/quarantine"
 
-REMAKE = (
-    "remove this file and run `targetsmith score` with the same run file again (for an import, the same `targetsmith import`): "
-    "it is made anew"
-)
-"""The advice for any damaged file: what is missing is made again, from the rest of the output or by scoring its unit."""
+MAKE = "run `targetsmith score` with the same run file again (for an import, the same `targetsmith import`): it is made anew"
+"""The advice for any missing file: it is made again, from the rest of the output or by scoring its unit."""
+REMAKE = f"remove this file and {MAKE}"
+"""That for any damaged file."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -58,7 +58,9 @@ def load_plan(out: Out) -> Plan:
                 f"{store.place(PLAN)}: missing; run `targetsmith score` with the run file of this output (for an import, the "
                 "same `targetsmith import`): it is put back"
             )
-        raise OutputError(f"{store}: no {PLAN}, so not an output of targetsmith; name the `output` of a run")
+        absent = isinstance(store, PosixStore) and not store.root.exists()
+        found = "no such folder" if absent else f"no {PLAN}, so not an output of targetsmith"
+        raise OutputError(f"{store}: {found}; name the `output` of a run")
     plan = load_json(store, PLAN, Plan)
     if plan.recompute() != plan.fingerprint:
         raise OutputError(f"{store.place(PLAN)}: content and fingerprint disagree: edited or damaged; {REMAKE}")
@@ -71,7 +73,7 @@ def load_manifest(out: Out) -> Manifest:
     if not store.exists(MANIFEST):
         plan = load_plan(store)
         raise OutputError(
-            f"{store}: the run is not finished: {len(sealed_units(store))} of {len(plan.units)} units are sealed and there is no "
+            f"{store}: the run is not finished: {len(sealed_units(store))} of {counted(len(plan.units), 'unit')} sealed and no "
             f"{MANIFEST}; to finish it {plan.again}"
         )
     return load_json(store, MANIFEST, Manifest)
@@ -147,7 +149,8 @@ def sealed_quarantine(out: Out, shard: ShardRecord) -> list[dict[str, Any]]:
     records = read_quarantine(store, shard.unit)
     if len(records) != shard.quarantined:
         raise OutputError(
-            f"{store.place(claim_name(shard.unit))}: {len(records)} documents, sealed with {shard.quarantined}; {REMAKE}"
+            f"{store.place(claim_name(shard.unit))}: {counted(len(records), 'document')}, sealed with "
+            f"{shard.quarantined}; {REMAKE}"
         )
     return records
 

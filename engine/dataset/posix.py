@@ -38,7 +38,7 @@ def put_if_absent(path: Path, data: bytes, *, staging: Path) -> bool:
         if os.path.lexists(path):
             if not path.is_file():
                 raise OutputError(
-                    f"{path}: a folder or broken link lies where a file is wanted; remove it and run again"
+                    f"{path}: a folder or broken link lies where a file is wanted; move it away and run again"
                 )
             _fsync_folder(path.parent)  # the winner may not have come so far
             return False
@@ -145,9 +145,12 @@ def _explain(path: Path, error: OSError, needed: int | None) -> str:
             "give this user access to the folder (or mount it writable), or take another folder for the output"
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return f"{path}: a file lies where a folder is wanted ({error.strerror}); remove it or take another folder for the output"
+        there = next((part for part in path.parents if part.is_file()), path)
+        return (
+            f"{there}: a file lies where a folder is wanted; name another folder for the output, or move that file away"
+        )
     if error.errno == errno.ENOENT and path.is_symlink():
-        return f"{path}: a broken link lies where a file is wanted; remove it and run again"
+        return f"{path}: a broken link lies where a file is wanted; move it away and run again"
     if error.errno == errno.ENOENT:
         return f"{path}: the file is missing; give the command that made the output again: it makes anew what it can"
     return f"{path}: {error.strerror or error}; check the disk or mount and run again, all finished units are kept"

@@ -24,6 +24,7 @@ from engine.dataset.layout import (
 from engine.dataset.parquet import open_shard
 from engine.dataset.sidecars import CALIBRATION
 from engine.dataset.store import Out, Store, open_store
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Plan, Seal
 
@@ -42,7 +43,10 @@ def lacking_units(out: Out, seals: Sequence[Seal]) -> set[int]:
     found |= {name: size for name, size in sizes if size is not None}
     damaged = [name for name, (_, size) in sealed.items() if name in found and found[name] != size]
     if damaged:
-        name, more = damaged[0], f" ({len(damaged)} such files: {', '.join(damaged[:5])})" if len(damaged) > 1 else ""
+        name, more = (
+            damaged[0],
+            f" ({counted(len(damaged), 'such file')}: {', '.join(damaged[:5])})" if len(damaged) > 1 else "",
+        )
         raise OutputError(
             f"{store.place(name)}: {found[name]:,} bytes, sealed with {sealed[name][1]:,} bytes{more}: changed by hand, or the "
             f"disk or store lost data; {REMAKE}"

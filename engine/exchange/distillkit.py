@@ -76,7 +76,7 @@ def write(folder: Path, outgoing: Outgoing, metadata: Mapping[str, str], length:
             }
         )
 
-    write_files(folder, outgoing.files(), len(outgoing.shards), columns, metadata)
+    write_files(folder, outgoing.files(), len(outgoing.shards), columns, metadata, size)
     write_text(folder, CONFIG, yaml.safe_dump(how.model_dump(mode="json")))
     return tally
 

@@ -16,7 +16,6 @@ _WIDTHS = "certified widths, shares of open, excluded, pruned and non-canonical 
 _TEXT = "the text and where tokens lie in it (byte_end)"
 _TAIL = "the tail (a reader can only take 1 - the sum of the row)"
 _GOLD = "the true token's log-probability where it is not in the row"
-_NAMES = "names of documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,9 @@ class Form:
 FORMS: dict[str, Form] = {
     "axolotl": Form(
         "Axolotl (plugin axolotl.integrations.kd)",
-        "token ids, labels, the rows of the top-k as they are stored, which positions are scored",
-        (_TAIL, _GOLD, _WIDTHS, _TEXT, _NAMES),
+        "token ids, labels, the rows of the top-k as they are stored, which positions are scored; names of "
+        "documents in the metadata of the files",
+        (_TAIL, _GOLD, _WIDTHS, _TEXT),
         "datasets:\n"
         "  - path: DEST\n"
         "    type:              # empty: the columns are tokens already\n"
@@ -49,13 +49,12 @@ FORMS: dict[str, Form] = {
     ),
     "distillkit": Form(
         "DistillKit (Arcee)",
-        "token ids, the rows of the top-k as they are stored (exact_k = k, float32)",
+        "token ids, the rows of the top-k as they are stored (exact_k = k, float32); names of documents in the metadata",
         (
             _TAIL,
             _GOLD,
             _WIDTHS,
             _TEXT,
-            _NAMES,
             "hard labels in front of positions without a distribution (its labels choose rows and tokens at once), and that such "
             "a position was to be learned from",
         ),

@@ -6,7 +6,7 @@ the same command goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from engine.dataset.parquet import round_rows
 from engine.dataset.store import Out, open_store
 from engine.dataset.token_tables import token_file
 from engine.exchange.documents import Tokens, document_of, table_of
+from engine.exchange.parquet_files import digest
 from engine.exchange.reading import Reading
 from engine.exchange.source import Source
 from engine.plan.make_plan import ENGINE_VERSION
@@ -118,7 +119,7 @@ def _publish(out: Out, plan: Plan, unit: PlanUnit, incoming: Incoming, tokens: T
     records = incoming.source.read(unit.file_index, unit.first_row, unit.n_rows)
     for number, readings in enumerate(records, unit.first_row):
         doc_row, place = unit.doc_row + number - unit.first_row, f"record {number}"
-        doc_id = _name(readings) or f"{file.label}#{number}"
+        doc_id = _name(readings, file.names) or f"{file.label}#{number}"
         try:
             if doc_id in taken:
                 raise BadDocument("duplicate_id", f"another record of the unit is {doc_id!r}")
@@ -151,8 +152,11 @@ def _publish(out: Out, plan: Plan, unit: PlanUnit, incoming: Incoming, tokens: T
     publish_unit(out, plan, unit.index, {incoming.product: made}, quarantine, stats)
 
 
-def _name(readings: list[Reading]) -> str:
-    return readings[0].name if len(readings) == 1 else ""
+def _name(readings: list[Reading], names: Mapping[str, str]) -> str:
+    """Of the document: as the record says, else by its tokens, whatever the order of the records is now; "": not known."""
+    if len(readings) != 1:
+        return ""
+    return readings[0].name or names.get(digest(readings[0].token_ids_T), "")
 
 
 def _units(source: Source) -> Iterator[PlanUnit]:

@@ -5,6 +5,9 @@ D readings, N tokens of them all, K entries of a row.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,9 @@ from engine.exchange.source import SourceFile
 from schemas.errors import CorpusError
 
 PREFIX = "targetsmith."
+NAMES = f"{PREFIX}names"
+"""Key of a file's metadata: JSON, [name of the document, digest of its tokens] of each record. A column of names would stop the
+loaders of some programs; the footer none. The digest tells whether a record is still that one."""
 BATCH_RECORDS = 16
 """Records that are read at a time: other programs' row groups may hold gigabytes."""
 
@@ -27,23 +33,43 @@ Columns = Callable[[list[Reading]], pa.Table]
 
 
 def write_files(
-    folder: Path, files: Iterable[Iterable[list[Reading]]], count: int, columns: Columns, metadata: Mapping[str, str]
+    folder: Path,
+    files: Iterable[Iterable[list[Reading]]],
+    count: int,
+    columns: Columns,
+    metadata: Mapping[str, str],
+    length: int | None = None,
 ) -> None:
-    """`train-00000-of-00007.parquet` .. in a folder; of each file its row groups, each as a table. Raises OSError."""
+    """`train-00000-of-00007.parquet` .. in a folder; of each file its row groups, each as a table. length: most tokens that
+    `columns` takes of a reading. Raises OSError."""
     for number, groups in enumerate(files):
-        write_file(folder / f"train-{number:05d}-of-{count:05d}.parquet", groups, columns, metadata)
+        write_file(folder / f"train-{number:05d}-of-{count:05d}.parquet", groups, columns, metadata, length)
 
 
-def write_file(path: Path, groups: Iterable[list[Reading]], columns: Columns, metadata: Mapping[str, str]) -> None:
+def write_file(
+    path: Path,
+    groups: Iterable[list[Reading]],
+    columns: Columns,
+    metadata: Mapping[str, str],
+    length: int | None = None,
+) -> None:
     """One of them. There is at least one group. Raises OSError."""
     writer: pq.ParquetWriter | None = None
+    names: list[tuple[str, str]] = []
     for readings in groups:
         table = columns(readings)
         writer = writer or _writer(path, table.schema)
         writer.write_table(table, row_group_size=table.num_rows)
+        names += [(reading.name, digest(reading.token_ids_T[:length])) for reading in readings]
     assert writer is not None
     writer.add_key_value_metadata({f"{PREFIX}{key}": value for key, value in metadata.items()})
+    writer.add_key_value_metadata({NAMES: json.dumps(names, ensure_ascii=False, separators=(",", ":"))})
     writer.close()
+
+
+def digest(token_ids_T: np.ndarray) -> str:
+    """Of the tokens of a record, 16 hexadecimal digits."""
+    return hashlib.blake2b(token_ids_T.astype("<i4").tobytes(), digest_size=8).hexdigest()
 
 
 def flat_list(values_N: np.ndarray, lengths_D: Sequence[int], kind: pa.DataType) -> pa.Array:
@@ -79,13 +105,24 @@ def source_files(paths: Sequence[Path], needed: Sequence[str], form: str) -> tup
             ]
             metadata = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
         said = said or {k.removeprefix(PREFIX): value for k, value in metadata.items() if k.startswith(PREFIX)}
+        names = _names(metadata.get(NAMES, "[]"))
         tokens = np.concatenate([np.empty(0, np.int64), *sizes])
         if np.isnan(tokens.astype(np.float64)).any():
             raise CorpusError(f"{path}: a record without input_ids; do without it, or write the file anew")
-        found.append(SourceFile(path, path.name, tokens.astype(np.int64)))
+        found.append(SourceFile(path, path.name, tokens.astype(np.int64), names))
     if not sum(len(file.tokens) for file in found):
         raise CorpusError(f"{paths[0].parent}: files without a record; there is nothing to read")
     return found, said
+
+
+def _names(said: str) -> dict[str, str]:
+    """Digest of the tokens -> name of the document. Left out: what is no such list, and tokens that several documents have."""
+    try:
+        pairs = [(str(tokens), str(name)) for name, tokens in json.loads(said)]
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    count = Counter(tokens for tokens, _ in pairs)
+    return {tokens: name for tokens, name in pairs if count[tokens] == 1}
 
 
 def records(path: Path, first: int, count: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

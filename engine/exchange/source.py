@@ -19,11 +19,13 @@ CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file with records. tokens: of each record, [records] int64."""
+    """A file with records. tokens: of each record, [records] int64. names: digest of a record's tokens -> name of its document,
+    where an export of this program has written them down."""
 
     path: Path
     label: str  # its name in doc ids
     tokens: npt.NDArray[np.int64]
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

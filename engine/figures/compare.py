@@ -20,6 +20,7 @@ from engine.figures.models import Difference, Spread
 from engine.figures.rows import Rows, read_rows
 from engine.figures.sample import Output
 from engine.figures.spreads import bits_edges, probability_edges, spread_of
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import ProductFacts
 
@@ -144,9 +145,20 @@ def compare(one: Side, other: Side, *, seed: int = 0, documents: int = DOCUMENTS
     if not made.found:
         also = f"; {made.other_text:,} have the same doc_id and another text" if made.other_text else ""
         raise OutputError(
-            f"{other.name}: none of {len(drawn):,} documents of {one.name} is there{also}; name two outputs of one corpus"
+            f"{other.name}: none of {counted(len(drawn), 'document')} of {one.name} is there{also}; name two outputs "
+            f"of one corpus{'' if made.other_text else _by_name(one, other, drawn[0].doc_ids[0])}"
         )
     return _summary(made, one, other, by, seed, len(drawn))
+
+
+def _by_name(one: Side, other: Side, name: str) -> str:
+    """What to know of imports: their documents may have no names."""
+    if "imported" not in (one.facts.regime, other.facts.regime):
+        return ""
+    return (
+        f". Documents are found by their doc_id, such as {name!r}; an import of files that do not tell it calls them FILE#NUMBER "
+        "(docs/exchange.md): import what `targetsmith export` of this version has written"
+    )
 
 
 def _outcomes(one: Side, other: Side) -> str:

@@ -18,6 +18,7 @@ Files, in the order of the data:
   teacher_fit    what a teacher takes beside what there is: refused with the arithmetic where it cannot fit
   estimate       what a run will take and give, from a trial of a few documents
   untried        the same without a teacher: tokens, and sizes by rule of thumb
+  other_files    what lies in an output beside the products' shards, by kind
   pin            the run file with absolute paths and commits, for actors
   token_files     the tokens of every product put into the output
   retry          the quarantined documents of a finished run as a run of their own

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from engine.dataset.parquet import MAX_GROUP_ROWS
+from schemas.counts import counted
 
 PEAK_TFLOPS = {
     "t4": 65, "v100": 125, "l4": 121, "a10": 125, "a100": 312, "l40s": 362, "h100": 989, "h200": 989, "b200": 2250,
@@ -23,6 +24,22 @@ UTILISATION = 0.35
 """Share of the peak that forward passes of packed documents reach (assumed; not measured here)."""
 HOST_US = 75.0
 """Microseconds of one core for a teacher token and student (docs/log.md: 31 to 73), prepared beside the teacher."""
+UNITS = "records of units"
+"""The kind of other bytes that grows with the number of units."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherBytes:
+    """once: bytes of what a run has once, by kind; plan, manifest and card list every file of the products in some hundred bytes,
+    which is not foretold. each_unit: of what every unit has."""
+
+    once: dict[str, int]
+    each_unit: float
+
+    def of(self, units: int) -> dict[str, int]:
+        """Of a run of so many units, by kind, without what it does not have."""
+        found = {**self.once, UNITS: round(self.each_unit * units)}
+        return {kind: size for kind, size in found.items() if size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +48,8 @@ class Trial:
     or not.
 
     stats: sums, as in a manifest. data_bytes: of the columns of each product, all rows in one row group; group_bytes: what each
-    further group adds to that; file_bytes: of one file beside its columns. fixed_bytes: all else in the output. start_s: until
-    the first actor takes work. cold_s, cold_tokens: of the first unit of each actor; warm_s, warm_tokens: of all others (seconds
+    further group adds to that; file_bytes: of one file beside its columns. other: all else in the output. start_s: until the
+    first actor takes work. cold_s, cold_tokens: of the first unit of each actor; warm_s, warm_tokens: of all others (seconds
     of actors, added up). actors: that worked; device: in words.
     """
 
@@ -43,7 +60,7 @@ class Trial:
     data_bytes: Mapping[str, int]
     group_bytes: Mapping[str, int]
     file_bytes: Mapping[str, int]
-    fixed_bytes: int
+    other: OtherBytes
     start_s: float
     cold_s: float
     cold_tokens: int
@@ -96,8 +113,8 @@ class ProductEstimate:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Of the whole run. quarantined: documents by reason. expected_tv, open_share: by evaluations a student token that would be
-    spent, "spent" for those that are; empty where none are spent by expected error. hours: of wall time; None where nothing is
-    known of the speed."""
+    spent, "spent" for those that are; empty where none are spent by expected error. disk_bytes: of the whole output;
+    other_bytes: what of it is no product's, by kind. hours: of wall time; None where nothing is known of the speed."""
 
     documents: int
     text_bytes: int
@@ -108,6 +125,7 @@ class Estimate:
     expected_tv: dict[str, float]
     open_share: dict[str, float]
     disk_bytes: int
+    other_bytes: dict[str, int]
     actors: int
     tokens_per_s: float
     how: str
@@ -128,10 +146,13 @@ def estimate(
     refused = sum(trial.refused.values())
     good = trial.documents - refused
     if not good or not trial.stats.get("teacher_tokens"):
-        raise ValueError(f"none of {trial.documents} documents of the trial was scored: {dict(trial.refused)}")
+        raise ValueError(
+            f"none of {counted(trial.documents, 'document')} of the trial was scored: {dict(trial.refused)}"
+        )
     scale = text_bytes / trial.text_bytes
     tokens = round(trial.stats["teacher_tokens"] * scale)
     products = {name: _product(name, regime, (units, groups), scale, trial) for name, regime in regimes.items()}
+    other = trial.other.of(units)
     actors = max(1, min(cluster.actors, units))
     rate = cluster.tokens_per_s or trial.tokens_per_s
     hours = (trial.start_s + trial.cold_extra_s + tokens / (rate * actors)) / 3600 if rate else None
@@ -146,7 +167,8 @@ def estimate(
         products=products,
         expected_tv=_by_budget(trial.stats, "expected_tv"),
         open_share=_by_budget(trial.stats, "open"),
-        disk_bytes=sum(product.bytes for product in products.values()) + trial.fixed_bytes,
+        disk_bytes=sum(product.bytes for product in products.values()) + sum(other.values()),
+        other_bytes=other,
         actors=actors,
         tokens_per_s=rate * actors,
         how=cluster.how or (f"measured here, {trial.device}" if rate else "not known"),

@@ -22,6 +22,7 @@ from engine.corpus.units import read_units
 from engine.dataset.layout import MANIFEST, PLAN, load_manifest, load_plan, sealed_quarantine
 from engine.dataset.store import Out, Store, open_store
 from engine.dataset.unit_result import UnitResult
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Plan, PlanUnit
 from schemas.plan_inputs import RETRY, Retry
@@ -44,7 +45,8 @@ def find_retry(out: Out) -> tuple[Store, list[int]]:
         plan = load_plan(folder)
         if plan.retry != Retry(base.fingerprint, rows):
             raise OutputError(
-                f"{folder}: holds another run than a retry of the {len(rows)} documents that {out} and its retries left in "
+                f"{folder}: holds another run than a retry of the {counted(len(rows), 'document')} that {out} and its "
+                "retries left in "
                 "quarantine; move it away and run again"
             )
         if not folder.exists(MANIFEST):

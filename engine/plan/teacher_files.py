@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.plan.teacher_config import teacher_config
 from engine.plan.teacher_place import teacher_folder, teacher_gguf
+from schemas.counts import counted
 from schemas.errors import TeacherError
 from schemas.runfile import RunConfig
 
@@ -103,7 +104,7 @@ def _weights(folder: Path) -> Iterator[Path]:
                     )
                 if not (folder / shard).is_file():
                     raise TeacherError(
-                        f"[teacher] model: {folder / shard} is missing, one of the {len(shards)} weight files that "
+                        f"[teacher] model: {folder / shard} is missing, one of {counted(len(shards), 'weight file')} that "
                         f"{index.name} names. Fetch it again; an interrupted download leaves such a folder."
                     )
             yield index

@@ -6,13 +6,17 @@ plan + vocabularies + some documents -> a Trial in which nothing was measured bu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.corpus.document import Document
+from engine.dataset.sidecars import calibrated_products
 from engine.plan.estimate import Trial
+from engine.plan.other_files import foretold
+from engine.plan.regimes import COMPILED_FROM
 from engine.plan.vocabularies import Vocabularies
 from schemas.errors import BadDocument
 from schemas.manifest import Plan
+from schemas.plan_inputs import setting
 from schemas.products import BYTES, HIDDEN, TEACHER
 
 BYTES_A_TOKEN = 2.2
@@ -21,6 +25,9 @@ BYTES_A_ROW = 14
 """Of the other columns at a position, the text among them."""
 EVALUATIONS = {"bytes": 2.5, "subset": 1.3, "beam": 1.2}
 """Of the teacher for each of its tokens by regime (docs/log.md: bytes 1.9 to 2.6, subset 1.1 to 1.4, beam 1.01 to 1.8)."""
+CERTIFIED_NODES = 2.5
+"""Of the teacher for each token of a student of small vocabulary in beam, beside the contexts, where the run file allows so many
+(docs/log.md: 1.6 on texts the teacher knows, 3.9 on others). Large vocabularies with a `tolerance` take all that is allowed."""
 
 
 def untried(plan: Plan, known: Vocabularies, sample: Sequence[Document]) -> Trial:
@@ -39,14 +46,13 @@ def untried(plan: Plan, known: Vocabularies, sample: Sequence[Document]) -> Tria
         size = len(document.text.encode())
         good_bytes += size
         counts.update({TEACHER: tokens, HIDDEN: tokens, BYTES: size, **ends})
-    evaluations = max([1.0, *(EVALUATIONS.get(facts.regime, 1.0) for facts in plan.products.values())])
     stats = {f"{name}.positions": float(counts[name]) for name in plan.products} | {
         f"{name}.scored": float(counts[name]) for name in plan.products
     }
     stats |= {
         "text_bytes": float(good_bytes),
         "teacher_tokens": float(counts[TEACHER]),
-        "teacher_evaluations": counts[TEACHER] * evaluations,
+        "teacher_evaluations": _evaluations(plan, known, counts),
     }
     data = {}
     for name, facts in plan.products.items():
@@ -60,7 +66,7 @@ def untried(plan: Plan, known: Vocabularies, sample: Sequence[Document]) -> Tria
         data_bytes=data,
         group_bytes=dict.fromkeys(plan.products, 0),
         file_bytes=dict.fromkeys(plan.products, 20_000),
-        fixed_bytes=0,
+        other=foretold(plan, known, sample),
         start_s=0.0,
         cold_s=0.0,
         cold_tokens=0,
@@ -69,3 +75,15 @@ def untried(plan: Plan, known: Vocabularies, sample: Sequence[Document]) -> Tria
         actors=0,
         device="nothing",
     )
+
+
+def _evaluations(plan: Plan, known: Vocabularies, counts: Mapping[str, int]) -> float:
+    """Of the teacher in all: for its contexts, and for students that spend until their width is small."""
+    contexts = max([1.0, *(EVALUATIONS.get(facts.regime, 1.0) for facts in plan.products.values())])
+    most = setting(plan.semantic, "settings", "targets", "max_nodes_per_token")
+    certified = [name for name in calibrated_products(plan) if plan.products[name].regime == "beam"]
+    spent = 0.0
+    for name in certified:
+        large = known.teacher.size + known.students[name].size >= COMPILED_FROM
+        spent += counts[name] * (most if large else min(CERTIFIED_NODES, most))
+    return counts[TEACHER] * contexts + spent

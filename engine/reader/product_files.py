@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from .range_cache import RangeCache
 from .remote_files import Ahead, RangeFile
-from .run_files import FACTS, REMAKE, SCHEMA_NAME, SCHEMA_VERSIONS, Run, TargetsError
+from .run_files import FACTS, MAKE, REMAKE, SCHEMA_NAME, SCHEMA_VERSIONS, Run, TargetsError
 
 _OPEN_FILES = 64
 """Files kept open: a shuffled epoch visits the row groups of all files in turn, and each opening reads a footer."""
@@ -157,8 +157,8 @@ class ProductFiles:
         record = self.records[index]
         name, size = record["name"], self.folder.size(record["name"])
         if size != record["bytes"]:
-            found = "missing" if size is None else f"{size:,} bytes"
-            raise TargetsError(f"{self.place(index)}: {found}, sealed with {record['bytes']:,} bytes; {REMAKE}")
+            found, advice = ("missing", MAKE) if size is None else (f"{size:,} bytes", REMAKE)
+            raise TargetsError(f"{self.place(index)}: {found}, sealed with {record['bytes']:,} bytes; {advice}")
         with self.folder.reading(name):
             source: Any = (
                 RangeFile(lambda start, stop: self._fetch(index, start, stop), record["bytes"])

@@ -16,10 +16,9 @@ import pyarrow as pa
 SCHEMA_NAME = "targetsmith.targets"
 SCHEMA_VERSIONS = (2, 3)
 
-REMAKE = (
-    "copy the file again, or remove it and run `targetsmith score` again (for an import, the same `targetsmith import`): it is "
-    "made anew"
-)
+_AGAIN = "run `targetsmith score` again (for an import, the same `targetsmith import`): it is made anew"
+MAKE = f"copy the file there, or {_AGAIN}"
+REMAKE = f"copy the file again, or remove it and {_AGAIN}"
 
 _SEAL = re.compile(r"[0-9]{1,9}\.json")
 
@@ -155,7 +154,11 @@ class Run:
             seals.sort(key=lambda name: int(name.removesuffix(".json")))
             self.shards = [folder.read_json(f"_engine/shards/{name}") for name in seals]
         else:
-            raise TargetsError(f"{folder.url}: no _engine/plan.json here: no output of targetsmith")
+            missing = folder.local is not None and not folder.local.is_dir()
+            found = "no such folder" if missing else "no _engine/plan.json here: no output of targetsmith"
+            raise TargetsError(
+                f"{folder.url}: {found}; name the `output` of a run file that `targetsmith score` has finished"
+            )
         try:
             wrong = _malformed(content, self.shards)
         except (AttributeError, KeyError, TypeError) as error:

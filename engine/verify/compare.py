@@ -16,6 +16,7 @@ import pyarrow as pa
 from engine.dataset.invariants import mass_tolerance
 from engine.dataset.parquet import flat
 from engine.verify.findings import Finding
+from schemas.counts import counted
 from schemas.manifest import ProductFacts
 from schemas.target import (
     COARSER,
@@ -58,7 +59,7 @@ class Comparison:
         return {name: (float(v.mean()) if v.size else 0.0, float(v.max(initial=0.0))) for name, v in joined.items()}
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.how} {self.product}: {self.documents:,} documents, {self.positions:,} positions"
+        yield f"{self.how} {self.product}: {counted(self.documents, 'document')}, {counted(self.positions, 'position')}"
         for name, (mean, largest) in self.numbers().items():
             yield f"  {name}: mean {mean:.2e}, max {largest:.2e}"
 

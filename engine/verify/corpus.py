@@ -55,7 +55,7 @@ def _files(found: Sequence[PlannedFile], wanted: Sequence[PlannedFile]) -> Itera
     for label in sorted(theirs.keys() - mine.keys()):
         yield Finding(_named(label), "missing", f"the corpus file with sha256 {theirs[label].sha256[:12]}… of the plan")
     for label in sorted(mine.keys() - theirs.keys()):
-        yield Finding(_named(label), "a file that the run does not have", f"the {len(theirs)} files of the plan")
+        yield Finding(_named(label), "a file that the run does not have", f"{counted(len(theirs), 'file')} of the plan")
     for label in sorted(mine.keys() & theirs.keys()):
         here, there = asdict(mine[label]), asdict(theirs[label])
         names = ["sha256"] if here["sha256"] != there["sha256"] else ["text_bytes", "unit_rows"]

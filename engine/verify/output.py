@@ -23,6 +23,7 @@ from engine.verify.records import manifest_findings, plan_findings, quarantine_o
 from engine.verify.shard_file import ExpectedFile, FileCheck, FileContents, compare, same_tokens
 from engine.verify.sidecars import sidecar_findings
 from engine.verify.tokens import token_findings
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import MAXIMUM, Manifest, Plan, PlanUnit, Seal, ShardRecord
 from schemas.products import HIDDEN, TEACHER
@@ -167,12 +168,12 @@ class _Verifier:
             if not self.store.exists(CARD):
                 self.report.add(CARD, "missing", "the dataset card, which is written before the manifest")
         elif self.complete:
-            found = f"no manifest; {len(records)} of {len(plan.units)} units are sealed"
+            found = f"no manifest; {len(records)} of {counted(len(plan.units), 'unit')} sealed"
             self.report.add(MANIFEST, found, f"a finished run: {plan.again}")
         else:
             first = f" (first without: {missing[0]})" if missing else ""
             self.report.notes.append(
-                f"the run is not finished: {len(records)} of {len(plan.units)} units are sealed{first}, no manifest"
+                f"the run is not finished: {len(records)} of {counted(len(plan.units), 'unit')} sealed{first}, no manifest"
             )
 
     def _check_listing(self, plan: Plan, records: Mapping[int, ShardRecord]) -> None:
@@ -191,7 +192,7 @@ class _Verifier:
             elif name not in sealed:
                 self.report.add(name, "a file that is in no seal", "only the sealed files of this run in data/")
         if unsealed:
-            self.report.notes.append(f"{unsealed} files of units without a seal were not looked at")
+            self.report.notes.append(f"not looked at: {counted(unsealed, 'file')} of units without a seal")
         known = {claim_name(unit.index) for unit in plan.units}
         for name in sorted({name for name, _ in self.store.files(CLAIMS)} - known):
             self.report.add(name, "a file of no unit", "quarantine files of this run only")
@@ -211,7 +212,7 @@ class _Verifier:
                 continue
             if file.rows + record.quarantined != unit.n_rows:
                 found = f"{product}: {file.rows} rows and {record.quarantined} in quarantine"
-                self.report.add(sealed_in, found, f"{unit.n_rows} documents of the unit")
+                self.report.add(sealed_in, found, f"{counted(unit.n_rows, 'document')} of the unit")
             expected = ExpectedFile(
                 plan, unit, product, file, quarantined, record.quarantined,
                 None if seal is None else seal.stats, plan.stores_text, None if seal is None else seal.continuations,
@@ -239,8 +240,8 @@ class _Verifier:
     def _check_counts(self, name: str, unit: PlanUnit, seal: Seal) -> None:
         some, all_of = [file is None for file in seal.files.values()], seal.quarantined == unit.n_rows
         if any(some) != all(some) or all(some) != all_of:
-            found = f"{sum(some)} of {len(some)} files null, {seal.quarantined} documents in quarantine"
-            self.report.add(name, found, f"all null when all {unit.n_rows} documents are in quarantine, else none")
+            found = f"{sum(some)} of {counted(len(some), 'file')} null, {counted(seal.quarantined, 'document')} in quarantine"
+            self.report.add(name, found, f"all null with {counted(unit.n_rows, 'document')} in quarantine, else none")
         if seal.stats.get("documents") != unit.n_rows:
             self.report.add(name, f"stats documents = {seal.stats.get('documents')}", f"{unit.n_rows}, as in the plan")
         counts = {"teacher_tokens", "teacher_evaluations", "text_bytes"}
@@ -249,9 +250,9 @@ class _Verifier:
             self.report.add(
                 name, f"no {', '.join(lost)} in the stats", "all counts that docs/format.md, section 5, has"
             )
-        counted = seal.stats.get("quarantined")
-        if counted is None or counted > seal.quarantined:
-            self.report.add(name, f"stats quarantined = {counted}", f"at most {seal.quarantined}, as sealed")
+        told = seal.stats.get("quarantined")
+        if told is None or told > seal.quarantined:
+            self.report.add(name, f"stats quarantined = {told}", f"at most {seal.quarantined}, as sealed")
 
     def _check_file(self, expected: ExpectedFile) -> FileContents:
         check = FileCheck(expected)

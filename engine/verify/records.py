@@ -15,6 +15,7 @@ from engine.dataset.layout import MANIFEST, PLAN, claim_name, load_json, seal_na
 from engine.dataset.store import Store
 from engine.plan.retry import retry_plan
 from engine.verify.findings import Finding, short
+from schemas.counts import counted
 from schemas.manifest import (
     Manifest,
     Plan,
@@ -52,9 +53,14 @@ def plan_findings(plan: Plan) -> Iterator[Finding]:
         yield Finding(PLAN, f"semantic not readable: {type(error).__name__}: {short(error)}", "the corpus of a run")
         return
     if wanted != plan.units:
-        found = f"{len(plan.units)} units with {sum(unit.n_rows for unit in plan.units)} documents"
+        found = (
+            f"{counted(len(plan.units), 'unit')} with {counted(sum(unit.n_rows for unit in plan.units), 'document')}"
+        )
         whose = "the documents that are retried" if retried is not None else "the corpus files"
-        told = f"{len(wanted)} units with {sum(unit.n_rows for unit in wanted)} documents, as {whose} are cut"
+        told = (
+            f"{counted(len(wanted), 'unit')} with {counted(sum(unit.n_rows for unit in wanted), 'document')}, as "
+            f"{whose} are cut"
+        )
         yield Finding(PLAN, found, told)
 
 

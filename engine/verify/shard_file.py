@@ -16,6 +16,7 @@ from engine.dataset.invariants import BrokenInvariant, misfit, place_of
 from engine.dataset.parquet import MAX_GROUP_ROWS, Shard, flat, footer_of, lengths_of, open_shard
 from engine.verify.findings import Finding, short
 from engine.verify.rows import broken_in, sum_slack, sums_of
+from schemas.counts import counted
 from schemas.manifest import Plan, PlanUnit, ProductFacts, ShardFile
 from schemas.target import SCHEMA_VERSION
 
@@ -198,7 +199,9 @@ class FileCheck:
                 wanted = f"{source!r}, the table that the unit is of"
                 self._add("source", repr(named[row]), wanted, document=ids[row], column="source")
         if table.num_rows > MAX_GROUP_ROWS:
-            self._add("group", f"{table.num_rows} documents in row group {group}", f"at most {MAX_GROUP_ROWS}")
+            self._add(
+                "group", f"{counted(table.num_rows, 'document')} in row group {group}", f"at most {MAX_GROUP_ROWS}"
+            )
         for column, values in (("doc_id", ids), ("doc_row", rows)):
             found = shard.statistics(group, column)
             if not values or (found is None and any(_is_long(value) for value in (min(values), max(values)))):

@@ -19,6 +19,7 @@ from engine.dataset.sidecars import CALIBRATION, LM_HEAD, calibrated_products, h
 from engine.dataset.store import Store
 from engine.verify.findings import Finding, short
 from engine.verify.shard_file import nulls_of
+from schemas.counts import counted
 from schemas.errors import OutputError
 from schemas.manifest import Manifest, Plan, Seal, Sidecar
 from schemas.products import HIDDEN, TEACHER
@@ -152,9 +153,10 @@ def _calibration(data: bytes, plan: Plan, notes: list[str]) -> Iterator[Finding]
     if not (isinstance(left_out, list) and all(_is_refusal(record) for record in left_out)):
         yield Finding(CALIBRATION, f"left_out {short(left_out, 60)}", "records of documents, as in quarantine")
     elif left_out:
-        what = "1 document" if len(left_out) == 1 else f"{len(left_out)} documents"
         why = ", ".join(sorted({record["reason"] for record in left_out}))
-        notes.append(f"{what} of the calibration sample gave nothing ({why}); {CALIBRATION} has the list")
+        notes.append(
+            f"{counted(len(left_out), 'document')} of the calibration sample gave nothing ({why}); {CALIBRATION} has the list"
+        )
 
 
 def _calibrated_otherwise(seals: Mapping[int, Seal], sha256: str) -> Iterator[Finding]:

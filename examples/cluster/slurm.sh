@@ -12,7 +12,7 @@ set -euo pipefail
 run_file=$(realpath "${1:?usage: sbatch slurm.sh run.toml}")
 . "${TARGETSMITH_VENV:-$HOME/targetsmith/.venv}/bin/activate" # the same path on every node
 
-nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 port=$((20000 + SLURM_JOB_ID % 20000))
 address="$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}'):$port"

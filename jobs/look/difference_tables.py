@@ -17,6 +17,7 @@ from jobs.look.document_view import CONTROLS, tokens_of
 from jobs.look.figure_tables import console_for, number
 from jobs.look.options import View
 from jobs.look.products import choose
+from schemas.counts import counted
 from schemas.errors import RunFileError
 from schemas.products import student_product
 
@@ -57,7 +58,7 @@ def _side(output: Output, product: str) -> Side:
 def print_comparison(found: Comparison, stream: TextIO) -> None:
     """All tables."""
     console = console_for(stream)
-    drawn = f"{found.drawn:,} documents of A, {found.found:,} of them in B"
+    drawn = f"{counted(found.drawn, 'document')} of A, {found.found:,} of them in B"
     other = f", {found.other_text:,} in B with another text" if found.other_text else ""
     console.print(
         f"A: {found.one} ({found.one_facts.regime})\nB: {found.other} ({found.other_facts.regime})", markup=False
@@ -87,7 +88,8 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
     if (cost := found.cost) is not None and cost.documents:
         console.print(
             f"Bits per byte: A {number(cost.bits_per_byte, '.4f')}, B {number(cost.against_bits_per_byte, '.4f')}, "
-            f"difference {number(cost.difference_bits_per_byte, '+.4f')} ({cost.documents:,} documents with the same scored bytes"
+            f"difference {number(cost.difference_bits_per_byte, '+.4f')} ({counted(cost.documents, 'document')} with "
+            "the same scored bytes"
             f"{f', {cost.left_out:,} left out' if cost.left_out else ''})",
             markup=False,
         )

@@ -100,9 +100,14 @@ def console_for(stream: TextIO) -> Console:
 
 def headline(figures: Figures) -> str:
     """The first lines: which run, how much of it, what was read."""
-    state = "finished" if figures.finished else f"not finished, {figures.sealed:,} of {figures.units:,} units are ready"
+    state = (
+        "finished"
+        if figures.finished
+        else f"not finished, {figures.sealed:,} of {counted(figures.units, 'unit')} ready"
+    )
     read = (
-        f"Distributions, costs and places below: of {figures.read_units:,} of {figures.sealed:,} units, by seed {figures.seed}."
+        f"Distributions, costs and places below: of {figures.read_units:,} of {counted(figures.sealed, 'unit')}, by "
+        f"seed {figures.seed}."
         if figures.sampled
         else "All that is published was read."
     )

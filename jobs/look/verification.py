@@ -120,7 +120,7 @@ def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> Non
     findings: list[Finding] = report.findings
     stream.writelines(f"{finding}\n" for finding in findings[:SHOWN_FINDINGS])
     if len(findings) > SHOWN_FINDINGS:
-        stream.write(f"... and {len(findings) - SHOWN_FINDINGS:,} more findings; --json has all\n")
+        stream.write(f"... and {counted(len(findings) - SHOWN_FINDINGS, 'more finding')}; --json has all\n")
     if findings:
         stream.write(
             f"{counted(len(findings), 'finding')}; a damaged file is copied again, or removed and made anew: "
@@ -139,7 +139,8 @@ def _progress(notes: TextIO) -> Callable[[Report], None]:
         if now - said >= _EVERY_SECONDS:
             said = now
             notes.write(
-                f"targetsmith: {report.files:,} files, {report.positions:,} positions, {len(report.findings):,} findings, "
+                f"targetsmith: {counted(report.files, 'file')}, {counted(report.positions, 'position')}, "
+                f"{counted(len(report.findings), 'finding')}, "
                 f"{now - began:.0f} s\n"
             )
 

@@ -14,6 +14,7 @@ from jobs.look.figure_tables import width_words
 from jobs.page.charts import charts_of
 from jobs.page.documents import WINDOW_BYTES, documents_of
 from jobs.page.html import page_of
+from schemas.counts import counted
 from schemas.errors import OutputError
 
 
@@ -30,7 +31,7 @@ def write_page(out: Out, page: Path, *, most_positions: int, seed: int) -> str:
     except OSError as error:
         partly.unlink(missing_ok=True)
         raise OutputError(f"{page}: cannot be written ({error.strerror}); name another place by -o") from error
-    shown = f"{len(data['charts'])} charts, {len(data['browser']['documents']):,} of {figures.documents:,} documents"
+    shown = f"{len(data['charts'])} charts, {len(data['browser']['documents']):,} of {counted(figures.documents, 'document')}"
     return f"{page}: {len(text) / 1e6:.1f} MB, {shown}; open it in a browser"
 
 
@@ -50,7 +51,8 @@ def page_data(output: Output, *, most_positions: int, seed: int, **room: Any) ->
     )
     words = {
         "width": width_words(figures),
-        "documents": f"{shown:,} of {figures.documents:,} documents: those with the worst positions, others by seed {seed}. "
+        "documents": f"{shown:,} of {counted(figures.documents, 'document')}: those with the worst positions, others "
+        f"by seed {seed}. "
         f"Of a long one {WINDOW_BYTES:,} bytes are shown. Boxes are tokens of the chosen product, {beside}, aligned by bytes.",
         "none": "No document can be shown: none is published, or the run stores no texts and its tokens do not tell them.",
     }

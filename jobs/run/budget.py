@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from engine.dataset.layout import load_seals, read_quarantine
 from engine.dataset.store import Out
+from schemas.counts import counted
 from schemas.errors import QuarantineError
 from schemas.manifest import Manifest, Plan
 from schemas.reasons import REASONS, REMEDIES
@@ -47,7 +48,7 @@ class Budget:
             return
         config = self._config
         raise QuarantineError(
-            f"{self._out}: {count:,} of {self._documents:,} documents are in quarantine; wanted at most {self._most:,} "
+            f"{self._out}: {count:,} of {counted(self._documents, 'document')} in quarantine; wanted at most {self._most:,} "
             f"([quarantine] max_documents = {config.max_documents}, max_share = {config.max_share:g} of the corpus).\n"
             f"{reasons_told(self._out, sorted(self._found))}\n"
             f"So many look like one cause, such as a wrong tokenizer, column or format: mend it and score into a new `output`. "
@@ -63,7 +64,7 @@ def check_finished(out: Out, manifest: Manifest, *, retry: bool = False) -> None
     scored = any(manifest.stats.get(f"{product}.scored") for product in manifest.products)
     if scored and (retry or 2 * manifest.quarantined <= manifest.documents):
         return
-    count = f"{manifest.quarantined:,} of {manifest.documents:,} documents are in quarantine"
+    count = f"{manifest.quarantined:,} of {counted(manifest.documents, 'document')} in quarantine"
     units = [shard.unit for shard in manifest.shards if shard.quarantined]
     raise QuarantineError(
         f"{out}: {count}" + ("" if scored else ", and not one position has a distribution") + ".\n"
@@ -91,5 +92,5 @@ def reasons_told(out: Out, units: Iterable[int]) -> str:
     for reason, count in counts.most_common(SHOWN_REASONS):
         lines += [f"  {count:6,}  {reason}: {REASONS[reason]}", f"          do: {REMEDIES[reason]}", *examples[reason]]
     if len(counts) > SHOWN_REASONS:
-        lines.append(f"  and {len(counts) - SHOWN_REASONS} more reasons")
+        lines.append(f"  and {counted(len(counts) - SHOWN_REASONS, 'more reason')}")
     return "\n".join(lines)

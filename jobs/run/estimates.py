@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from engine.bpe.vocabulary import Vocabulary
 from engine.corpus.document import Document
+from schemas.counts import counted
 from schemas.errors import BadDocument
 
 
@@ -23,7 +24,7 @@ def hidden_size_note(sample: Sequence[Document], documents: int, vocabulary: Voc
     tokens = sum(counts) / len(counts) * documents
     return (
         f"hidden states: {size} numbers of 2 bytes at each teacher token, about {tokens:,.0f} tokens (from the first "
-        f"{len(counts)} documents): about {_in_units(tokens * size * 2)} before compression"
+        f"{counted(len(counts), 'document')}): about {_in_units(tokens * size * 2)} before compression"
     )
 
 

@@ -40,6 +40,7 @@ from jobs.run.budget import Budget
 from jobs.run.estimates import hidden_size_note
 from jobs.run.progress import Counts, Display
 from jobs.run.summary import Outcome
+from schemas.counts import counted
 from schemas.errors import OutputError, RunFileError
 from schemas.manifest import Plan
 from schemas.products import HIDDEN
@@ -76,7 +77,7 @@ def retry_quarantined(run: RunConfig, address: str | None = None, *, log_json: b
         base = load_plan(run.output)
         scan, whole = _planned(run, address, display)
         check_corpus(whole, base)
-        display.say(f"retrying {len(rows):,} documents that are in quarantine in {run.output}")
+        display.say(f"retrying {counted(len(rows), 'document')} in quarantine in {run.output}")
         if changed := base.difference(whole):
             display.say("other than that run: " + "; ".join(changed))
         run = run.model_copy(update={"output": store.root if isinstance(store, PosixStore) else str(store)})
@@ -135,7 +136,7 @@ def _score(job: Job, address: str | None, counts: Counts, display: Display) -> O
     for note in dict.fromkeys(note for facts in plan.products.values() for note in facts.notes):
         display.say(f"note: {note}")
     if sealed:
-        display.say(f"resuming: {len(sealed)} of {len(plan.units)} units are done already")
+        display.say(f"resuming: {len(sealed):,} of {counted(len(plan.units), 'unit')} done already")
     if run.targets.hidden:
         display.say(_hidden_note(run, job.scan, plan))
     budget = job.budget()
@@ -190,7 +191,7 @@ def work(job: Job, missing: set[int], budget: Budget, counts: Counts, display: D
     unseen = unsealed_units(store, plan)
     if unseen:
         raise OutputError(
-            f"{store}: the actors published {len(missing)} units, but {len(unseen)} of them are not visible here "
+            f"{store}: the actors published {counted(len(missing), 'unit')}, of which {len(unseen):,} cannot be seen here "
             f"(first: unit {unseen[0]}). All nodes must share the output: name a folder on a shared disk, or a URL that is "
             "the same store everywhere."
         )

@@ -24,6 +24,7 @@ from engine.plan.vocabularies import load_vocabularies
 from engine.scoring.room import actors_here, at_once, check_on_this_machine
 from jobs.run.progress import Counts, Display
 from jobs.run.trial import try_run
+from schemas.counts import counted
 from schemas.errors import RunFileError, TeacherError
 from schemas.manifest import Plan
 from schemas.runfile import RunConfig
@@ -155,8 +156,8 @@ def _given(asked: Asked) -> str:
 
 def _quarantined(scan: CorpusScan, told: Estimate) -> dict[str, int]:
     """What the scan has counted is known exactly; the rest is carried over from the trial."""
-    counted = {reason: count for reason, (count, _) in scan.problems.items()}
-    return {**told.quarantined, **counted}
+    known = {reason: count for reason, (count, _) in scan.problems.items()}
+    return {**told.quarantined, **known}
 
 
 def _warnings(told: Estimate, plan: Plan) -> list[str]:
@@ -168,5 +169,7 @@ def _warnings(told: Estimate, plan: Plan) -> list[str]:
     if sum(told.quarantined.values()) > told.documents / 2:
         found.append("more than half of the documents would go to quarantine: the run would end with exit code 3")
     if len(plan.units) < told.actors:
-        found.append(f"{len(plan.units)} units for {told.actors} actors: lower [corpus] unit_bytes or unit_documents")
+        found.append(
+            f"{counted(len(plan.units), 'unit')} for {counted(told.actors, 'actor')}: lower [corpus] unit_bytes or unit_documents"
+        )
     return found

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from engine.plan.estimate import Estimate
 from jobs.run.planning import Told
+from schemas.counts import counted
 from schemas.manifest import REGIMES
 from schemas.reasons import REMEDIES
 
@@ -23,13 +24,14 @@ def as_text(told: Told) -> str:
     console = Console(file=stream, highlight=False, soft_wrap=True, width=_WIDTH)
     found = told.estimate
     source = (
-        f"from {told.tried} documents scored here"
+        f"from {counted(told.tried, 'document')} scored here"
         if told.tried
         else "by rule of thumb: nothing was scored (--sample N does)"
     )
     console.print(f"plan of {told.output}, {source}\n", markup=False)
     console.print(
-        f"{found.documents:,} documents, {_size(found.text_bytes)} of text, about {found.teacher_tokens:,} teacher tokens, "
+        f"{counted(found.documents, 'document')}, {_size(found.text_bytes)} of text, about {found.teacher_tokens:,} "
+        "teacher tokens, "
         f"{found.evaluations_per_token:.2f} evaluations each"
     )
     headings = [
@@ -59,7 +61,11 @@ def as_text(told: Told) -> str:
     for name, why in told.why.items():
         console.print(f"  {name} is {found.products[name].regime}: {why}", markup=False)
     console.print("\n".join(_expected(found)), markup=False)
-    console.print(f"disk      {_size(found.disk_bytes)}")
+    others = ", ".join(
+        f"{kind} {_size(size)}" for kind, size in sorted(found.other_bytes.items(), key=lambda one: -one[1])
+    )
+    products = _size(sum(product.bytes for product in found.products.values()))
+    console.print(f"disk      {_size(found.disk_bytes)}: products {products}, {others}", markup=False)
     parts = ", ".join(f"{what} {_size(count)}" for what, count in told.memory if count)
     console.print(f"memory    {_size(sum(count for _, count in told.memory))} an actor at most: {parts}", markup=False)
     console.print("\n".join(_time(found)), markup=False)
@@ -86,7 +92,10 @@ def _expected(found: Estimate) -> list[str]:
 def _time(found: Estimate) -> list[str]:
     if found.hours is None:
         return ["time      not known: --sample N measures it here, --gpu KIND works it out, --tokens-per-s gives it"]
-    told = f"time      {_hours(found.hours)} with {found.actors} actors at {found.tokens_per_s:,.0f} teacher tokens/s in all"
+    told = (
+        f"time      {_hours(found.hours)} with {counted(found.actors, 'actor')} at {found.tokens_per_s:,.0f} "
+        "teacher tokens/s in all"
+    )
     if found.gpu_hours:
         told += f", {found.gpu_hours:,.1f} GPU-hours"
     lines = [told, f"          {found.how}"]
@@ -100,7 +109,7 @@ def _say_quarantine(console: Console, told: Told) -> None:
     if not quarantined:
         console.print("quarantine none expected")
         return
-    console.print(f"quarantine about {sum(quarantined.values()):,} documents:")
+    console.print(f"quarantine about {counted(sum(quarantined.values()), 'document')}:")
     for reason, count in sorted(quarantined.items(), key=lambda one: -one[1]):
         example = f" ({told.examples[reason]})" if reason in told.examples else ""
         console.print(f"  {count:6,}  {reason}{example}", markup=False)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from jobs.pool.events import Step
+from schemas.counts import counted
 from schemas.redact import without_secrets
 
 LOG_EVERY_S = 5.0
@@ -111,7 +112,8 @@ class Counts:
         else:
             end = f"waiting for the first documents, {clock(self.working_seconds)} so far"
         return (
-            f"{done}/{self.units_total} units · {documents:,} documents · {self.tokens_per_s:,.0f} tokens/s · "
+            f"{done}/{counted(self.units_total, 'unit')} · {counted(documents, 'document')} · "
+            f"{self.tokens_per_s:,.0f} tokens/s · "
             f"{self.quarantined} quarantined · {end}"
         )
 
@@ -134,7 +136,7 @@ class Counts:
             return "waiting for the first actor"
         what, actors = Counter(step.what for step in self.steps).most_common(1)[0]
         least = min((step for step in self.steps if step.what == what), key=lambda step: step.done)
-        told = f"{actors} actors: {what}" if len(self.steps) > 1 else what
+        told = f"{counted(actors, 'actor')}: {what}" if len(self.steps) > 1 else what
         if not least.total:
             return told
         full = _BAR * least.done // least.total

@@ -22,12 +22,14 @@ from engine.dataset.parquet import table_to_parquet_bytes
 from engine.dataset.store import Store, open_store
 from engine.plan.estimate import Trial, trial_rows
 from engine.plan.make_plan import ENGINE_VERSION
+from engine.plan.other_files import measured
 from engine.plan.retry import read_retried, retry_plan
 from engine.plan.token_files import publish_tokens
 from engine.scoring.room import actors_here
 from jobs.run.job import Job, work
 from jobs.run.progress import Counts, Display
 from jobs.run.summary import quarantined_by_reason
+from schemas.counts import counted
 from schemas.manifest import Manifest, Plan
 from schemas.runfile import RunConfig
 
@@ -45,12 +47,14 @@ def try_run(
         open_output(store, trial_plan)
         publish_tokens(store, run, trial_plan)
         counts.units_total, counts.documents_left = len(trial_plan.units), len(rows)
-        display.say(f"trial: {len(rows)} documents of {len(trial_plan.units)} units, as the run would score them")
+        display.say(
+            f"trial: {counted(len(rows), 'document')} of {counted(len(trial_plan.units), 'unit')}, as the run would score them"
+        )
         work(job, {unit.index for unit in trial_plan.units}, job.budget(), counts, display, "local")
         with display.stepping("reading what came out"):
             manifest = finish(store, trial_plan, engine_version=ENGINE_VERSION, describe=describe)
             sizes = {product: _sizes(Path(folder) / "out", manifest, product) for product in manifest.totals}
-            listed = sum(size for _, size in store.files())
+            other = measured(store.files(), len(trial_plan.units))
             refused = quarantined_by_reason(store, manifest)
             examples = _examples(store, manifest)
     read = read_retried(run.corpus, scan, rows, range(len(trial_plan.units)))
@@ -62,7 +66,7 @@ def try_run(
         data_bytes={product: size.data for product, size in sizes.items()},
         group_bytes={product: size.group for product, size in sizes.items()},
         file_bytes={product: size.file for product, size in sizes.items()},
-        fixed_bytes=listed - sum(total.bytes for total in manifest.totals.values()),
+        other=other,
         start_s=(counts.ready or counts.started) - counts.started,
         cold_s=counts.cold_s,
         cold_tokens=counts.cold_tokens,

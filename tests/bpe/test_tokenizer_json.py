@@ -204,10 +204,14 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "empty").mkdir()
     with pytest.raises(TokenizerError, match=r"has no tokenizer.json and transformers cannot make a fast tokenizer"):
         load_vocabulary(str(tmp_path / "empty"))
-    with pytest.raises(TokenizerError, match="neither a folder here nor a model on the Hugging Face Hub") as caught:
+    with pytest.raises(
+        TokenizerError, match="missing: there is no such folder. Want a folder with tokenizer.json"
+    ) as caught:
         load_vocabulary(str(tmp_path / "missing"), where="[teacher]")
-    assert str(caught.value).startswith("[teacher]: ") and "check the spelling" in str(caught.value)
-    with pytest.raises(TokenizerError, match="neither a folder here nor a model"):
+    assert str(caught.value).startswith("[teacher]: ") and "Hub did not" not in str(caught.value)
+    with pytest.raises(
+        TokenizerError, match="no folder 'nobody-at-all/no-such-tokenizer', and as a model the Hugging Face"
+    ):
         load_vocabulary("nobody-at-all/no-such-tokenizer", where="[teacher]")
 
 

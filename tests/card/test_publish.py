@@ -168,9 +168,16 @@ def test_only_a_finished_and_whole_output_is_sent(finished: Path, hub: Hub, tmp_
 
 def test_a_card_that_the_hub_refuses_is_told_before_anything_large_is_sent(finished: Path, hub: Hub) -> None:
     hub.card_faults = ['"license" must be one of [...]']
-    with pytest.raises(OutputError, match=r'"license" must be one of .* correct \[card\] of the run file'):
+    with pytest.raises(
+        OutputError, match=r'"license" must be one of .* correct the lines between the two --- .*README\.md'
+    ):
         send(finished, hub)
     assert hub.sent_bytes() == 0
+    card = finished / "README.md"
+    card.write_text(card.read_text(encoding="utf-8").replace("---\n", "---\nlicense: other\n", 1), encoding="utf-8")
+    hub.card_faults = []
+    send(finished, hub)
+    assert hub.repositories[NAME].files["README.md"] == card.read_bytes(), "what the message says to do goes on"
 
 
 @pytest.mark.parametrize(

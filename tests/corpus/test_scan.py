@@ -178,7 +178,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="changed .* got 32 bytes written since"):
         list(read_units(config, scan, {0}))
     os.utime(file, ns=(0, int(scan.stamps[0])))
-    with pytest.raises(CorpusError, match="changed .* got 1 records, wanted 2"):
+    with pytest.raises(CorpusError, match="changed .* got 1 record, wanted 2"):
         list(read_units(config, scan, {0}))
     file.unlink()
     with pytest.raises(CorpusError, match="cannot be read any more"):

@@ -110,7 +110,7 @@ def test_run_from_begin_to_manifest(tmp_path: Path) -> None:
         seal = publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
         assert seal == publish_unit(tmp_path, plan, unit.index, tables, bad, {"documents": 4})
         assert open_output(tmp_path, plan) == list(range(unit.index + 1))
-    with pytest.raises(OutputError, match="3 of 3 units are sealed"):
+    with pytest.raises(OutputError, match="3 of 3 units sealed"):
         load_manifest(tmp_path)
     manifest = finish(tmp_path, plan, engine_version="0.1.0", describe=describe)
     assert manifest == finish(tmp_path, plan, engine_version="0.1.0", describe=describe) == load_manifest(tmp_path)
@@ -251,5 +251,7 @@ def test_foreign_and_damaged_folders(tmp_path: Path) -> None:
             open_output(tmp_path, small_plan())
     target = tmp_path / "file"
     target.write_text("")
-    with pytest.raises(OutputError, match="a file lies where a folder is wanted"):
+    with pytest.raises(OutputError, match="/file: a file lies where a folder is wanted; name another"):
         open_output(target / "out", small_plan())
+    with pytest.raises(OutputError, match="nowhere: no such folder; name the `output` of a run"):
+        load_plan(tmp_path / "nowhere")

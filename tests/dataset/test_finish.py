@@ -16,7 +16,7 @@ from tests.support.tables import publish_all, sealed_paths, small_plan
 def test_finish_refuses_missing_changed_and_extra_files(tmp_path: Path) -> None:
     plan = small_plan(units=2)
     open_output(tmp_path, plan)
-    with pytest.raises(OutputError, match="2 of 2 units are not sealed"):
+    with pytest.raises(OutputError, match="2 of 2 units not sealed"):
         finish(tmp_path, plan, engine_version="test", describe=describe)
     publish_all(tmp_path, plan)
     stray = tmp_path / "data" / "teacher" / "stray.parquet"

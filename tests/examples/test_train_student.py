@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -253,8 +254,9 @@ def test_batches_with_nothing_to_learn_give_no_nan(
     )  # the longer one is template and question
     assert shorter < longer // 2 and "nan" not in capsys.readouterr().out
     assert all(p.isfinite().all() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "a").parameters())
-    with pytest.raises(SystemExit, match="nothing to train on"):
+    with pytest.raises(SystemExit, match="2"):
         module.main([*common, "--save", str(tmp_path / "b"), "--max-length", "3"])
+    assert "nothing to train on" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
     trainer = example("hf_trainer", monkeypatch)
@@ -268,7 +270,7 @@ def test_batches_with_nothing_to_learn_give_no_nan(
 
 
 def test_another_tokenizer_is_refused(
-    finished: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also one of the same size: its ids spell other tokens."""
     module = example("train_student", monkeypatch)
@@ -279,5 +281,53 @@ def test_another_tokenizer_is_refused(
         vocab = spec["model"]["vocab"]
         vocab[one], vocab[other] = vocab[other], vocab[one]
     (student / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
-    with pytest.raises(SystemExit, match="another tokenizer. Give the folder"):
+    with pytest.raises(SystemExit, match="2"):
         module.main([str(finished), str(student), "--save", str(tmp_path / "saved"), "--steps", "1", "--device", "cpu"])
+    assert "another tokenizer. Give the folder" in capsys.readouterr().err
+
+
+def _nothing(folder: Path, finished: Path) -> str:
+    return "no such folder; name the `output`"
+
+
+def _empty(folder: Path, finished: Path) -> str:
+    folder.mkdir()
+    return "no output of targetsmith; name the `output`"
+
+
+def _unfinished(folder: Path, finished: Path) -> str:
+    shutil.copytree(finished, folder)
+    (folder / "_engine" / "manifest.json").unlink()
+    return "the run is not finished (3 of 3 units): finish it with `targetsmith score`"
+
+
+def _damaged(folder: Path, finished: Path) -> str:
+    shutil.copytree(finished, folder)
+    file = next((folder / "data" / "student" / "bl").glob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:200])
+    return "200 bytes, sealed with|a file of it is damaged; `targetsmith verify OUT` tells which"
+
+
+@pytest.mark.parametrize("name", ["train_student", "hf_trainer"])
+@pytest.mark.parametrize("make", [_nothing, _empty, _unfinished, _damaged])
+def test_an_output_that_cannot_be_read_is_one_line(
+    name: str, make: Callable[[Path, Path], str], finished: Path, student: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    module, out = example(name, monkeypatch), tmp_path / "out"
+    wanted = make(out, finished)
+    with pytest.raises(SystemExit, match="2"):
+        module.main([str(out), str(student), "--save", str(tmp_path / "saved"), "--steps", "1"])
+    said = capsys.readouterr().err
+    assert any(words in said.splitlines()[-1] for words in wanted.split("|")) and "Traceback" not in said
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_student_that_is_not_there_is_one_line(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("train_student", monkeypatch)
+    with pytest.raises(SystemExit, match="2"):
+        module.main([str(finished), str(tmp_path / "nobody"), "--save", str(tmp_path / "saved"), "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert "nobody: no student; want a folder with config.json" in said and said.count("\n") == 1

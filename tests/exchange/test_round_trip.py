@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -20,6 +21,7 @@ from engine.verify import verify
 from schemas.target import FLAG_ANEW, FLAG_BOUNDED, FLAG_BUDGET, FLAG_EXACT, FLAG_GIVEN
 from tests.support.exchanged import exported, imported, random_output, vocabulary
 from tests.support.faults import Call, contents
+from tests.support.runs import ASSETS, score_here, write_run
 
 CERTIFICATES = np.uint8(FLAG_EXACT | FLAG_BOUNDED | FLAG_BUDGET)
 
@@ -31,12 +33,11 @@ def documents(out: Path) -> list[Document]:
 def same_rows(one: Document, other: Document, form: str, first: int = 0) -> None:
     """From position `first` on."""
     here = slice(first, None)
-    assert np.array_equal(one.token_ids, other.token_ids)
+    assert one.doc_id == other.doc_id and np.array_equal(one.token_ids, other.token_ids)
     for name in ("scored", "ids", "logps"):
         assert np.array_equal(getattr(one, name)[here], getattr(other, name)[here]), name
     if form == "trl":
         assert np.array_equal(one.tail_logp, other.tail_logp) and np.array_equal(one.gold_logp, other.gold_logp)
-        assert one.doc_id == other.doc_id
         return
     rest = 1 - np.exp(one.logps[here].astype(np.float64)).sum(1)
     apart = np.abs(np.exp(other.tail_logp[here].astype(np.float64)) - rest)[one.scored[here]]
@@ -98,6 +99,37 @@ def test_what_is_longer_than_the_rows_is_counted(form: str, tmp_path: Path) -> N
     for one, other in zip(before, documents(tmp_path / "back"), strict=True):
         assert np.array_equal(one.token_ids[:kept], other.token_ids)
         assert np.array_equal(one.logps[:kept], other.logps)
+
+
+def test_diff_finds_the_documents_of_a_round_trip(tmp_path: Path, call: Call) -> None:
+    out = score_here(write_run(tmp_path, students={"sp": ASSETS / "student_sp"}))
+    for form in FORMS:
+        exported(out, form, tmp_path / f"as_{form}")
+        imported(form, tmp_path / f"as_{form}", tmp_path / form)
+        code, said, _ = call("diff", out, tmp_path / form, "--student", "sp")
+        assert code == 0 and "5 documents of A, 5 of them in B" in " ".join(said.split()), form
+        assert "0 only in A, 0 only in B" in " ".join(said.split()), form
+
+
+@pytest.mark.parametrize("form", ["axolotl", "distillkit"])
+def test_names_go_with_the_tokens_and_not_with_the_place(form: str, tmp_path: Path, call: Call) -> None:
+    random_output(tmp_path / "out", seed=5)
+    exported(tmp_path / "out", form, tmp_path / "dest")
+    files = sorted((tmp_path / "dest").glob("*.parquet"))
+    turned, said = pq.read_table(files[0]), pq.read_metadata(files[0]).metadata
+    turned = turned.take(list(range(turned.num_rows))[::-1])
+    pq.write_table(turned.replace_schema_metadata({k: v for k, v in said.items() if k != b"ARROW:schema"}), files[0])
+    imported(form, tmp_path / "dest", tmp_path / "back")
+    names = {tuple(document.token_ids): document.doc_id for document in documents(tmp_path / "out")}
+    assert all(names[tuple(document.token_ids)] == document.doc_id for document in documents(tmp_path / "back"))
+    for file in files:
+        pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    imported(form, tmp_path / "dest", tmp_path / "nameless", product="student/sp")
+    assert [document.doc_id for document in documents(tmp_path / "nameless")][:2] == [
+        f"{files[0].name}#{n}" for n in (0, 1)
+    ]
+    code, _, said = call("diff", tmp_path / "out", tmp_path / "nameless")
+    assert code == 1 and "calls them FILE#NUMBER (docs/exchange.md)" in said
 
 
 def test_an_import_says_what_it_does_not_know(tmp_path: Path, call: Call) -> None:

@@ -192,7 +192,7 @@ def test_a_file_scored_again_with_other_numbers_is_not_slipped_in(tmp_path: Path
     ):
         publish_unit(out, plan, 1, other, [], {"documents": 4.0})
     assert not lost.exists()
-    with pytest.raises(OutputError, match=r"files of 1 sealed units are missing \(first: \[1\]\)"):
+    with pytest.raises(OutputError, match=r"files of 1 sealed unit are missing \(first: \[1\]\)"):
         finish(out, plan, engine_version="test", describe=describe)
     for name in (seal_name(1), MANIFEST, "README.md"):
         (out / name).unlink()

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +295,28 @@ def test_cat_into_a_closed_pipe_is_quiet(out: Path) -> None:
     command = f"{sys.executable} -m jobs.cat {out} --student sp | head -c 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("stats OUT", 0), ("verify DAMAGED", 1), ("--help", 0)],
+)
+def test_every_verb_outlives_its_reader(out: Path, tmp_path: Path, arguments: str, code: int) -> None:
+    """Its own exit code, and no word of the pipe."""
+    damaged = shutil.copytree(out, tmp_path / "damaged")
+    next((damaged / "data/teacher").glob("*")).write_bytes(b"")
+    words = arguments.replace("OUT", str(out)).replace("DAMAGED", str(damaged))
+    command = f"{sys.executable} -m jobs.cli {words} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert not done.stderr
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(out: Path) -> None:
+    command = f"{sys.executable} -m jobs.cli stats {out} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "standard output: cannot be written (No space left on device); make room" in done.stderr
 
 
 # ---- show

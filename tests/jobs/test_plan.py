@@ -12,6 +12,7 @@ import engine.scoring.room as room
 from engine.dataset.layout import load_manifest
 from engine.plan.teacher_fit import Room
 from jobs.cli import main
+from schemas.manifest import Manifest
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run, write_subset
 
 BAD = '{"id": "bad", "text": ""}\n'
@@ -53,6 +54,24 @@ def test_a_plan_of_all_documents_is_what_the_run_gives(tmp_path: Path, capsys: p
         )
     assert estimate["hours"] > 0 and estimate["price"] == pytest.approx(3 * estimate["actors"] * estimate["hours"])
     assert sum(found["memory"].values()) > 1e8
+    others, named = _others(tmp_path / "out"), estimate["other_bytes"]
+    assert estimate["disk_bytes"] == sum(one["bytes"] for one in estimate["products"].values()) + sum(named.values())
+    for kind in ("calibration sample", "vocabularies", "records of units"):
+        assert named[kind] == pytest.approx(others[kind], rel=0.1), kind
+
+
+def _others(out: Path) -> dict[str, int]:
+    """Bytes of a finished output that are no product's, by the kinds of a plan: counted here in another way."""
+
+    def size(*names: str) -> int:
+        return sum(file.stat().st_size for name in names for file in out.glob(name) if file.is_file())
+
+    return {
+        "calibration sample": size("_engine/continuations.parquet"),
+        "vocabularies": size("_engine/vocabulary/**/*"),
+        "records of units": size("_engine/shards/*", "_engine/quarantine/*"),
+        "manifest and card": size("_engine/*.json", "README.md", "croissant.json"),
+    }
 
 
 @pytest.mark.ray
@@ -91,11 +110,25 @@ def test_without_a_teacher_tokens_are_counted_and_sizes_guessed(
     assert estimate["teacher_tokens"] == pytest.approx(manifest.stats["teacher_tokens"], rel=0.05)
     for product, total in manifest.totals.items():
         assert estimate["products"][product]["positions"] == pytest.approx(total.positions, rel=0.1)
+    assert estimate["evaluations_per_token"] == pytest.approx(_evaluations(manifest), rel=0.5), "a beam of small ones"
+    others, named = _others(tmp_path / "out"), estimate["other_bytes"]
+    assert named["vocabularies"] == others["vocabularies"]
+    for kind in ("calibration sample", "records of units", "manifest and card"):
+        assert named[kind] == pytest.approx(others[kind], rel=0.35), kind
     given = told(capsys, run_file, "--sample", 0, "--tokens-per-s", 100, "--gpus", 2, "--price", 5)["estimate"]
     assert given["hours"] == pytest.approx(estimate["teacher_tokens"] / 200 / 3600)
     assert given["price"] == pytest.approx(10 * given["hours"]) and given["how"] == "as --tokens-per-s says"
     code, out, _ = plan(capsys, run_file, "--sample", 0)
-    assert code == 0 and "by rule of thumb" in out and "time      not known: --sample N measures it here" in out
+    assert (
+        code == 0
+        and "by rule of thumb" in out
+        and "calibration sample" in out
+        and "time      not known: --sample N measures it here" in out
+    )
+
+
+def _evaluations(manifest: Manifest) -> float:
+    return manifest.stats["teacher_evaluations"] / manifest.stats["teacher_tokens"]
 
 
 def test_a_teacher_that_does_not_fit_here_is_planned_without_a_trial(

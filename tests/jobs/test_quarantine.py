@@ -132,7 +132,7 @@ def test_too_many_bad_documents_stop_the_run_and_a_raised_budget_goes_on(tmp_pat
         verb.score(load_run(run_file), "local")
     said = str(stop.value)
     assert stop.value.exit_code == 3
-    assert "of 36 documents are in quarantine; wanted at most 20" in said
+    assert "of 36 documents in quarantine; wanted at most 20" in said
     assert "empty_text: the text is empty" in said and "corpus.jsonl, line 7: 0 characters" in said
     assert "raise max_documents or max_share and run the same command again" in said
     out = tmp_path / "out"

@@ -53,7 +53,7 @@ def test_a_unit_without_its_seal_is_sealed_and_one_without_data_is_scored(bucket
     for name in gone:
         fs.rm_file(f"{root}/{name}")
     assert open_output(out, plan) == [0, 1] and unsealed_units(out, plan) == [2]
-    with pytest.raises(OutputError, match="1 of 3 units are not sealed"):
+    with pytest.raises(OutputError, match="1 of 3 units not sealed"):
         finish(out, plan, engine_version="test", describe=describe)
     publish_all(out, plan)
     assert contents(out) == before

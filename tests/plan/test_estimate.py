@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.plan.estimate import PEAK_TFLOPS, Cluster, Trial, estimate, trial_rows, worked_out_rate
+from engine.plan.estimate import PEAK_TFLOPS, Cluster, OtherBytes, Trial, estimate, trial_rows, worked_out_rate
 
 STATS = {
     "text_bytes": 4000.0,
@@ -31,7 +31,7 @@ TRIAL = Trial(
     data_bytes={"student/s": 50_000},
     group_bytes={"student/s": 1_000},
     file_bytes={"student/s": 8_000},
-    fixed_bytes=300_000,
+    other=OtherBytes({"vocabularies": 290_000, "teacher's lm_head": 0}, 5_000),
     start_s=30.0,
     cold_s=20.0,
     cold_tokens=400,
@@ -51,6 +51,9 @@ def test_what_grows_with_the_text_is_carried_over_by_bytes() -> None:
     assert product.positions == 14_400 and product.text_bytes_per_token == pytest.approx(4000 / 1200)
     assert product.bytes == 12 * 49_000 + 2 * 1_000 + 2 * 8_000  # two units of one row group each
     assert product.bytes_per_position == pytest.approx(product.bytes / 14_400)
+    assert found.other_bytes == {"vocabularies": 290_000, "records of units": 10_000}, (
+        "without what there is nothing of"
+    )
     assert found.disk_bytes == product.bytes + 300_000
     assert (product.stored_mass, product.width, product.open_mass) == pytest.approx((0.9, 0.1, 0.05))
     assert found.evaluations_per_token == 1.5

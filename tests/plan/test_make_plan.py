@@ -104,7 +104,7 @@ def test_a_missing_weight_shard_is_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    with pytest.raises(TeacherError, match="model-00002-of-00002.safetensors is missing, one of the 2 weight files"):
+    with pytest.raises(TeacherError, match="model-00002-of-00002.safetensors is missing, one of 2 weight files"):
         plan_of(run_file)
 
 

@@ -253,6 +253,22 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "fix"),
+    [
+        ("model =", "modle =", "did you mean model?"),
+        ("[teacher]", "[teachr]", "did you mean [teacher]?"),
+        ("tokenizer =", "tokeniser =", "did you mean tokenizer?"),
+        ("[[student]]", "[[studnet]]", "did you mean [[student]]?"),
+        ("output =", "outptu =", "did you mean output?"),
+    ],
+)
+def test_a_required_key_that_is_misspelt_is_told_once(tmp_path: Path, old: str, new: str, fix: str) -> None:
+    """Not as missing and as unknown."""
+    said = refused(tmp_path, MINIMAL.replace(old, new, 1))
+    assert "1 setting is wrong" in said and fix in said and "missing" not in said
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_key_is_told_where_got_wanted_and_fix(tmp_path: Path, case: str) -> None:
     old, new, where, got, want, fix = WRONG[case]
@@ -284,9 +300,8 @@ def test_two_students_of_one_name(tmp_path: Path) -> None:
 def test_all_wrong_keys_are_in_one_message(tmp_path: Path) -> None:
     text = MINIMAL.replace("64", '"many"').replace("model", "modle").replace('"text"', "1").replace('"small"', '"?"')
     message = refused(tmp_path, text)
-    assert "run.toml: 5 settings are wrong" in message
+    assert "run.toml: 4 settings are wrong" in message
     for where in (
-        "[teacher] model",
         "[teacher] modle",
         "[corpus] text",
         "[[student]] number 1 name",

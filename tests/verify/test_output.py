@@ -67,9 +67,9 @@ def test_an_unfinished_run_is_said_to_be_so(out: Path, capsys: pytest.CaptureFix
     (out / "_engine/shards/00001.json").unlink()
     assert call("verify", out) == 0
     said = capsys.readouterr().out
-    assert "note: the run is not finished: 1 of 2 units are sealed (first without: 1)" in said
+    assert "note: the run is not finished: 1 of 2 units sealed (first without: 1)" in said
     assert call("verify", out, "--complete") == 1
-    assert "no manifest; 1 of 2 units are sealed" in capsys.readouterr().out
+    assert "no manifest; 1 of 2 units sealed" in capsys.readouterr().out
     (out / "_engine/shards/00000.json").unlink()
     assert call("verify", out) == 0
     assert capsys.readouterr().out.endswith("\nsound, but nothing is published yet\n")
@@ -168,9 +168,7 @@ def test_the_corpus_beside_the_output(run_file: Path, out: Path, capsys: pytest.
         other.write_text(run_file.read_text().replace('"corpus.jsonl"', '"*.jsonl"'))
         assert call("verify", out, "--run", other) == 1
         said = capsys.readouterr().out
-        assert (
-            "corpus file 'more.jsonl': found a file that the run does not have; wanted the 1 files of the plan" in said
-        )
+        assert "corpus file 'more.jsonl': found a file that the run does not have; wanted 1 file of the plan" in said
         assert "corpus file 'corpus.jsonl': found n_rows 4, sha256 " in said and "no document was compared" in said
     finally:
         corpus.write_text(before)

@@ -166,7 +166,7 @@ def test_honest_and_forged(run_file: Path, out: Path, capsys: pytest.CaptureFixt
         assert ("err" if product == "student/bl" else "topk_logps") in {name for *_, name in told}
     assert {f["file"] for f in report["findings"]} == {file for file, *_ in forged.values()}
     assert call("verify", out, "--run", run_file, "--oracle", 1, "--seed", 3) in (0, 1)
-    assert "oracle teacher: 1 documents" in capsys.readouterr().out
+    assert "oracle teacher: 1 document," in capsys.readouterr().out
 
 
 def widest(run_file: Path, out: Path) -> tuple[int, int, float, float]:

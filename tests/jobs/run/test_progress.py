@@ -93,7 +93,7 @@ def test_a_log_is_never_silent() -> None:
     assert told[0] == "reading the corpus"
     assert 2 <= sum(line.startswith("reading the corpus · 0:00:0") for line in told) <= 4
     assert sum(line.startswith("loading the teacher ·") for line in told) >= 1
-    assert sum("0/2 units · 1 documents" in line and line.endswith(" left") for line in told) >= 1
+    assert sum("0/2 units · 1 document " in line and line.endswith(" left") for line in told) >= 1
     assert told[-1].startswith("2/2 units · 4 documents")
 
 
