@@ -148,13 +148,16 @@ def kl_to_teacher(model: PreTrainedModel, out: Path, begin: int) -> float:
     return total / count
 
 
-def figures(place: Place, model: PreTrainedModel, *, with_kl: bool = True) -> dict[str, float]:
-    """Of a student on problems that no training saw. Its weights are bfloat16 afterwards."""
+def figures(
+    place: Place, model: PreTrainedModel, *, with_kl: bool = True, with_answers: bool = True
+) -> dict[str, float]:
+    """Of a student on problems that no training saw. Its weights are bfloat16 after answers."""
     _, tokenizer = place.load()
     found = {"bits_per_byte": bits_per_byte(model, tokenizer, place.splits.held)}
     if with_kl:
         found["kl_nats"] = kl_to_teacher(model, place.run("held"), begin_id(tokenizer))
-    found["solved"] = exact_answers(model.bfloat16(), tokenizer, place.splits.solve, longest=ANSWER_TOKENS)
+    if with_answers:
+        found["solved"] = exact_answers(model.bfloat16(), tokenizer, place.splits.solve, longest=ANSWER_TOKENS)
     return found
 
 
