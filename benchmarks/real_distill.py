@@ -186,8 +186,8 @@ def report(rows: list[dict[str, Any]]) -> str:
             _spread([row["bits_per_byte"] for row in mine], 4),
             "" if kind[-1] == "ce" else _spread(gains, 4),
             _spread([row["kl_nats"] for row in mine], 4),
-            _spread([100 * row["solved"] for row in mine if row.get("solved") is not None], 1),
-            _spread([row["step_s"] for row in mine], 1),
+            _spread([100 * row["solved"] for row in mine if row["solved"] is not None], 1),
+            _spread([row["step_s"] for row in mine if row["step_s"] is not None], 1),
             f"{mine[0]['bytes']:.0f}",
             "" if tv is None else f"{tv:.4f}",
         ]
