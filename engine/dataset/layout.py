@@ -49,6 +49,13 @@ def claim_name(unit: int) -> str:
     return f"{CLAIMS}/{unit:05d}.jsonl"
 
 
+def no_output(store: Store) -> OutputError:
+    """What to say of a place without a plan and without anything else of a run."""
+    absent = isinstance(store, PosixStore) and not store.root.exists()
+    found = "no such folder" if absent else f"no {PLAN}, so not an output of targetsmith"
+    return OutputError(f"{store}: {found}; name the `output` of a run")
+
+
 def load_plan(out: Out) -> Plan:
     """The plan of an output. OutputError when there is none, it is damaged, or of another schema version."""
     store = open_store(out)
@@ -58,9 +65,7 @@ def load_plan(out: Out) -> Plan:
                 f"{store.place(PLAN)}: missing; run `targetsmith score` with the run file of this output (for an import, the "
                 "same `targetsmith import`): it is put back"
             )
-        absent = isinstance(store, PosixStore) and not store.root.exists()
-        found = "no such folder" if absent else f"no {PLAN}, so not an output of targetsmith"
-        raise OutputError(f"{store}: {found}; name the `output` of a run")
+        raise no_output(store)
     plan = load_json(store, PLAN, Plan)
     if plan.recompute() != plan.fingerprint:
         raise OutputError(f"{store.place(PLAN)}: content and fingerprint disagree: edited or damaged; {REMAKE}")

@@ -15,7 +15,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from engine.dataset.layout import CARD, CLAIMS, MANIFEST, PLAN, SEALS, claim_name, load_json, seal_name, shard_name
+from engine.dataset.layout import (
+    CARD,
+    CLAIMS,
+    MANIFEST,
+    PLAN,
+    SEALS,
+    claim_name,
+    load_json,
+    no_output,
+    seal_name,
+    shard_name,
+)
 from engine.dataset.store import Out, Store, open_store
 from engine.verify.catalogue import croissant_findings
 from engine.verify.findings import Report, short
@@ -75,11 +86,11 @@ class _Verifier:
 
     def _plan(self, manifest: Manifest | None) -> Plan:
         if not self.store.exists(PLAN) and manifest is None:
-            raise OutputError(
-                f"{self.store}: no {PLAN}"
-                + (", and its manifest cannot be read" if self.report.finished else ", so not an output of targetsmith")
-                + "; name the `output` of a run"
-            )
+            if self.report.finished:
+                raise OutputError(
+                    f"{self.store}: no {PLAN}, and its manifest cannot be read; name the `output` of a run"
+                )
+            raise no_output(self.store)
         plan = self._json(PLAN, Plan)
         if plan is not None:
             if plan.recompute() != plan.fingerprint:

@@ -161,7 +161,7 @@ def test_only_a_finished_and_whole_output_is_sent(finished: Path, hub: Hub, tmp_
     refused(lambda out: (out / shard).write_bytes(data[:-1]), "wanted .* bytes as in the manifest")
     refused(lambda out: (out / "data" / "teacher" / "x.parquet").write_bytes(data), "x.parquet: not a file of this run")
     refused(lambda out: (out / shard).write_bytes(data[:-1] + b"x"), "damaged: other content than was sealed")
-    with pytest.raises(OutputError, match="not an output of targetsmith"):
+    with pytest.raises(OutputError, match="no such folder; name the `output` of a run"):
         send(tmp_path / "nothing", hub)
     assert all(not repository.commits for repository in hub.repositories.values())
 

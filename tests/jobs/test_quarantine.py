@@ -184,7 +184,7 @@ def test_a_retry_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "out" / "_engine" / "manifest.json").unlink()
     with pytest.raises(OutputError, match="the run is not finished"):
         find_retry(run.output)
-    with pytest.raises(OutputError, match="no _engine/plan.json"):
+    with pytest.raises(OutputError, match="no such folder; name the `output` of a run"):
         find_retry(tmp_path / "nothing")
 
 

@@ -109,7 +109,7 @@ def test_what_is_no_head_of_this_run_is_refused(out: Path, tmp_path: Path) -> No
         with pytest.raises(TargetsError, match=text):
             teacher_head(copy)
     shutil.rmtree(copy)
-    with pytest.raises(TargetsError, match="no output of targetsmith"):
+    with pytest.raises(TargetsError, match="no such folder; name the `output` of a run"):
         teacher_head(copy)
 
 

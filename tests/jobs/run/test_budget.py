@@ -13,6 +13,7 @@ from jobs.app import main
 from jobs.run import job
 from jobs.run.progress import Counts
 from jobs.run.summary import Outcome
+from schemas.counts import counted
 from tests.support.runs import TEXTS, score_here, write_run
 
 
@@ -46,7 +47,10 @@ def test_more_than_half_in_quarantine_is_no_success(
     if bad:
         assert "worker_died: the process died" in said.out and "do: look at memory first" in said.out
     if code:
-        assert f"{bad} of {good + bad} documents in quarantine" in said.err and "do: look at memory first" in said.err
+        assert (
+            f"{bad} of {counted(good + bad, 'document')} in quarantine" in said.err
+            and "do: look at memory first" in said.err
+        )
         # a retry has no budget, but one in which nothing was scored is no success either
         assert ended(run_file, monkeypatch, "--retry-quarantined") == (0 if good else 3)
         assert good or "Mend the cause and retry again" in capsys.readouterr().err
