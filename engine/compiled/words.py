@@ -53,6 +53,9 @@ class Words:
         self._rests: list[tuple[bytes, ...]] = []
         self._number: dict[tuple[bytes, ...], int] = {}  # its place in these
         self._number_behind: dict[bytes, int] = {}  # at most one entry for each beginning of a word
+        self._beside: dict[
+            bytes, np.ndarray
+        ] = {}  # rest of a word -> strings beside it, at most one for each beginning
         text, start = joined(book.segmenter.whole_words or [b" "])
         size = 1 << (2 * len(text) + 2).bit_length()
         self._keys, self._nodes = np.full(size, EMPTY, np.int64), np.zeros(size, np.int32)
@@ -91,7 +94,7 @@ class Words:
         made = self.made.get((id(state), coming))
         if made is None and len(self.made) < MOST_STATES:
             rest = tuple((unit, more) for unit, number in coming for more in self._rests[number])
-            made = self.made[id(state), coming] = with_words(self.pair, state, rest)
+            made = self.made[id(state), coming] = with_words(self.pair, state, rest, self._beside)
         return made
 
     def _behind(self, begun: bytes) -> int:
@@ -105,9 +108,12 @@ class Words:
         return known
 
 
-def with_words(pair: CompiledPair, state: State, words: tuple[tuple[int, bytes], ...]) -> State:
+def with_words(
+    pair: CompiledPair, state: State, words: tuple[tuple[int, bytes], ...], beside_of: dict[bytes, np.ndarray]
+) -> State:
     """The state behind a beginning of words that only `ignore_merges` makes, none of which has a boundary inside. words:
-    (unit of the pending part where it begins, the rest of it), as `RuleBook.whole_words_after` finds them.
+    (unit of the pending part where it begins, the rest of it), as `RuleBook.whole_words_after` finds them. beside_of: what is
+    known of rests, of this pair; grows.
 
     A string that such a rest begins with, or that begins with it, is not decided by merges (lemma 15 leaves it as it was),
     and where its pre-token is the word it begins no token. agrees_U is False there: no split may rely on these strings.
@@ -115,7 +121,9 @@ def with_words(pair: CompiledPair, state: State, words: tuple[tuple[int, bytes],
     begins = [state.units if seam else cuts[-1] if cuts else 0 for cuts, seam in state.variants]
     answers, changed = pair.answers[b""], {}  # string -> no token begins there
     for unit, rest in words:
-        beside = np.array(_beside(pair, rest), np.int64)
+        beside = beside_of.get(rest)
+        if beside is None:  # states have most of their rests in common
+            beside = beside_of[rest] = np.array(_beside(pair, rest), np.int64)
         _, action, _ = pair.decode(state, state.cell_U[beside])
         for u in beside[action == JOIN].tolist():
             if unit == (0 if state.simple else begins[state.variant_U[u]]):

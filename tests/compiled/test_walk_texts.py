@@ -157,7 +157,7 @@ class Twins:
                 pending = cut.data[begin : end + shift]
                 words = self.aligner.book.whole_words_after(pending, b"", len(pending.decode()))
                 state = self.pair.state(split.reduce(cut.units[start:unit]))
-                same(view.states[view.node_state_N[node]], with_words(self.pair, state, words) if words else state)
+                same(view.states[view.node_state_N[node]], with_words(self.pair, state, words, {}) if words else state)
                 self.counted["words"] += bool(words)
                 self.counted["nodes"] += 1
 
