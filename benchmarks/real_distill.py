@@ -57,7 +57,10 @@ class Table:
         return pl.read_parquet(self.path).to_dicts() if self.path.is_file() else []
 
     def find(self, **key: Any) -> dict[str, Any] | None:
-        return next((row for row in self.rows if all(row[name] == value for name, value in key.items())), None)
+        return next(iter(self.all_of(**key)), None)
+
+    def all_of(self, **key: Any) -> list[dict[str, Any]]:
+        return [row for row in self.rows if all(row[name] == value for name, value in key.items())]
 
     def add(self, row: dict[str, Any]) -> None:
         """Other processes may add to the same file."""
@@ -99,9 +102,10 @@ class Experiment:
         row = self.table.find(**self.key(name, 0, rate))
         if row is None:
             self._check_time()
-            others = [r for r in self.table.rows if all(r[k] == v for k, v in self.key(name, 0, r["rate"]).items())]
+            key = self.key(name, 0, rate)
+            others = self.table.all_of(**{part: value for part, value in key.items() if part != "rate"})
             model, step_s = trained(self.place, name, 0, rate)
-            row = self.key(name, 0, rate) | {
+            row = key | {
                 "step_s": step_s,
                 "valid_bits_per_byte": valid_bits_per_byte(self.place, model),
             }

@@ -39,9 +39,8 @@ def tokenizer_folder(path_or_id: str, revision: str | None, where: str) -> Path:
     folder = path.parent if path.name in ("tokenizer.json", TEKKEN) else path
     if folder.is_dir():
         return folder
-    if (
-        folder.is_absolute() or path_or_id.count("/") > 1
-    ):  # a Hub id is OWNER/NAME; relative paths come here as absolute ones
+    # a Hub id is OWNER/NAME; the relative paths of a run file come here as absolute ones
+    if folder.is_absolute() or path_or_id.count("/") > 1:
         found = "is a file" if folder.exists() else "there is no such folder"
         raise TokenizerError(
             f"{where}: {path_or_id}: {found}. Want a folder with tokenizer.json, or a Hub id; check the spelling (paths of a run "

@@ -59,6 +59,8 @@ def test_continuations_do_not_depend_on_what_is_beside_them(tokenizer: PreTraine
         ("#### ", " 3 + 4 = 7.\n#### 70", False),
         ("#### ", " #### 8\n#### 7", False),
         ("#### ", " 7", False),
+        ("#### ", " #### 7, for all.", True),
+        ("#### ", " #### 7,000", False),
         ("", " 7. Anna", True),
         ("", "7", True),
         ("", " 70", False),
