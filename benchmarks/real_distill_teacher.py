@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.real_distill_data import Example, answer_batch
+from benchmarks.real_distill_data import Example, answer_batch, training_precision
 
 BATCH = 4
 RATE = 2e-5
@@ -39,7 +39,7 @@ def tuned_teacher(published: Path, place: Path, examples: list[Example]) -> Path
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * min((step + 1) / 5, 1 - step / steps)
         ids_BL, labels_BL = answer_batch(tokenizer, [examples[i] for i in order[step * BATCH : (step + 1) * BATCH]])
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision():
             logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
         keep_BL = labels_BL >= 0
         loss = cross_entropy(logits_BLV[keep_BL].float(), labels_BL[keep_BL])

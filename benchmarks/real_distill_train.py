@@ -1,7 +1,7 @@
 """One training of benchmarks/real_distill.py, and what is measured of its student.
 
-Forward and backward pass are in bfloat16 where torch's autocast has it so, weights and optimizer in float32; what is
-measured of a trained student (but for greedy generation, bfloat16 again) is float32.
+Forward and backward pass are in bfloat16 where torch's autocast has it so and the processor multiplies it fast, else float32;
+weights and optimizer in float32; what is measured of a trained student is float32, but for greedy generation, as in training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from benchmarks.distill_measure import begin_id, exact_answers
 from benchmarks.distill_methods import Context, View, make_context
-from benchmarks.real_distill_data import RUNS, Example, Splits, answer_batch, scored
+from benchmarks.real_distill_data import HAS_BFLOAT16, RUNS, Example, Splits, answer_batch, scored, training_precision
 from benchmarks.real_distill_methods import OURS, WRONG, error_against, stored
 from engine.losses.sparse import forward_kl
 from engine.reader.collate import student_inputs
@@ -77,7 +77,7 @@ def trained(place: Place, name: str, seed: int, rate: float) -> tuple[PreTrained
         cosine = 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, steps - warm))
         optimizer.param_groups[0]["lr"] = rate * min((step + 1) / warm, cosine)
         input_ids_BL = student_inputs(batch, begin)
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision():
             hidden_BLD = model.model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
             logits_BLV = model.lm_head(hidden_BLD).float()
         loss = method.loss(View(batch, input_ids_BL, hidden_BLD, logits_BLV), context)
@@ -116,7 +116,7 @@ def kept_model(place: Place, path: Path) -> PreTrainedModel:
 def valid_bits_per_byte(place: Place, model: PreTrainedModel) -> float:
     """On the split that chooses rates, under the training's own autocast."""
     _, tokenizer = place.load()
-    with torch.autocast("cpu", torch.bfloat16):
+    with training_precision():
         return bits_per_byte(model, tokenizer, place.splits.valid)
 
 
@@ -151,13 +151,15 @@ def kl_to_teacher(model: PreTrainedModel, out: Path, begin: int) -> float:
 def figures(
     place: Place, model: PreTrainedModel, *, with_kl: bool = True, with_answers: bool = True
 ) -> dict[str, float]:
-    """Of a student on problems that no training saw. Its weights are bfloat16 after answers."""
+    """Of a student on problems that no training saw. Its weights may be bfloat16 after answers."""
     _, tokenizer = place.load()
     found = {"bits_per_byte": bits_per_byte(model, tokenizer, place.splits.held)}
     if with_kl:
         found["kl_nats"] = kl_to_teacher(model, place.run("held"), begin_id(tokenizer))
     if with_answers:
-        found["solved"] = exact_answers(model.bfloat16(), tokenizer, place.splits.solve, longest=ANSWER_TOKENS)
+        found["solved"] = exact_answers(
+            model.bfloat16() if HAS_BFLOAT16 else model, tokenizer, place.splits.solve, longest=ANSWER_TOKENS
+        )
     return found
 
 
