@@ -79,6 +79,9 @@ def main(verbs: Sequence[str], arguments: Sequence[str]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         commands(verbs)(args=list(arguments), prog_name="targetsmith")
+    except TargetsmithError as error:  # before a verb runs: `--help` onto a full disk
+        print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
+        sys.exit(error.exit_code)
     except Exception:  # a bug: Python's own traceback would print every secret that a message holds
         print(without_secrets(traceback.format_exc()), file=sys.stderr)
         sys.exit(1)

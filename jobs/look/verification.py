@@ -123,8 +123,8 @@ def _print(report: Report, comparisons: list[Comparison], stream: TextIO) -> Non
         stream.write(f"... and {counted(len(findings) - SHOWN_FINDINGS, 'more finding')}; --json has all\n")
     if findings:
         stream.write(
-            f"{counted(len(findings), 'finding')}; a damaged file is copied again, or removed and made anew, a lost one likewise: "
-            'docs/operations.md, "Verify"\n'
+            f"{counted(len(findings), 'finding')}; a damaged file is copied again, or removed and made anew, "
+            'a lost one likewise: docs/operations.md, "Verify"\n'
         )
     else:
         stream.write("sound: nothing found\n" if report.sealed else "sound, but nothing is published yet\n")

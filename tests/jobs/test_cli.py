@@ -312,8 +312,9 @@ def test_every_verb_outlives_its_reader(out: Path, tmp_path: Path, arguments: st
     assert not done.stderr
 
 
-def test_a_full_disk_behind_standard_output_is_one_line(out: Path) -> None:
-    command = f"{sys.executable} -m jobs.cli stats {out} > /dev/full"
+@pytest.mark.parametrize("arguments", ["stats OUT", "--help"])
+def test_a_full_disk_behind_standard_output_is_one_line(out: Path, arguments: str) -> None:
+    command = f"{sys.executable} -m jobs.cli {arguments.replace('OUT', str(out))} > /dev/full"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "standard output: cannot be written (No space left on device); make room" in done.stderr
