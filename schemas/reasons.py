@@ -19,7 +19,7 @@ REASONS: dict[str, str] = {
     "identity": "a probability identity does not hold for this document (sums, signs)",
     "oom": "the document does not fit into memory even alone in its batch",
     "worker_died": "the process died each time it came to this document",
-    "too_long": "a long stretch of mixed white space or signs, in which no place is certain to be cut",
+    "too_long": "a long stretch of signs or accented letters of several kinds, in which no place is certain to be cut",
     "too_short": "the document has too few tokens to predict any",
     "not_messages": "the messages column holds no conversation in a form that is known: messages, each with a role and a content",
     "has_media": "a message holds an image, a sound or a video, which a model of texts does not read",

@@ -224,7 +224,7 @@ class CorpusConfig(SettingsTable):
         newer=True,
         ge=16,
         about="Longest stretch in which no tokenizer cuts for certain, in characters, with runs of one kind (letters, `=`, "
-        "spaces ...) counted as some ten at most: mixed white space where added tokens hold it, mostly. Documents "
+        "spaces ...) counted as some ten at most: quotes or accented letters of several kinds in a row, mostly. Documents "
         "with a longer one go to quarantine (`too_long`); each character of one may take a tenth of a second, once.",
     )
     unit_documents: int = key(

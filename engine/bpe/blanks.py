@@ -2,7 +2,8 @@
 
 In: a splitter whose units are characters. Out: `Blanks`: inside a stretch of white space at the beginning of a pending part a
 space, a tab and a wide space are alike, but for the last one, and of line breaks only the last one counts (`\\s*[\\r\\n]+` takes
-all that is before it). So thousands of them are a few class strings (`Splitter.fold`).
+all that is before it). So thousands of them are a few class strings (`Splitter.fold`). Blanks are those that no added text owns
+(`UnitClasses.disown`): of white space that may still become one nothing is said.
 
 Tried, not proved: each rule is kept where the splitter cuts the same, now and for certain, with all that a pattern looks at
 around (the premise of bpe/continuations.py), and on all tokenizers by tests/bpe/test_folding.py.
@@ -23,8 +24,8 @@ _OTHERS = "as0.'=\u65e5\u00e9\u0301"
 
 @dataclass(frozen=True)
 class Blanks:
-    """every: classes of white space. plain: the one that others count as inside a stretch. sticky: those that count themselves,
-    as long as no other sticky one comes behind them."""
+    """every: classes of white space, owned by no added text. plain: the one that others count as inside a stretch. sticky: those
+    that count themselves, as long as no other sticky one comes behind them."""
 
     every: frozenset[str]
     plain: str
@@ -49,9 +50,9 @@ Run = Callable[[str, bool], Sequence[int]]
 
 
 def find_blanks(classes: UnitClasses, run: Run) -> Blanks | None:
-    """The rules of one splitter. run: how it cuts. None where there are none: bytes as units, an added text with white space in
-    it, patterns that tell blanks apart in another way."""
-    if classes.byte_units or any(char.isspace() for char in "".join(classes.added)):
+    """The rules of one splitter. run: how it cuts. None where there are none: bytes as units, patterns that tell blanks apart in
+    another way."""
+    if classes.byte_units:
         return None
     trial = _Trial(classes, run)
     found = trial.rules(trial.blanks)
@@ -92,10 +93,10 @@ class _Trial:
         return True
 
     def _classes(self, text: str) -> str:
-        return self.classes.canonical(self.classes.classes(text.encode()))
+        return self.classes.disown(self.classes.canonical(self.classes.classes(text.encode())))
 
     def _of_each_class(self, chars: str) -> list[str]:
         found: dict[str, str] = {}
         for char in chars:
-            found.setdefault(self.classes.classes(char.encode()), char)
+            found.setdefault(self._classes(char), char)
         return list(found.values())

@@ -1,7 +1,8 @@
 """Where the cuts of a pending part lie whose long runs were cut short: units of the short string -> units of the text.
 
 `Splitter.fold` (bpe/pretokenizer.py) cuts runs of one class, so that thousands of `=` or spaces are one short string, and what
-is known of it is known of all of them. A cut inside such a run keeps its distance to the nearer end of the run.
+is known of it is known of all of them. A cut inside such a run keeps its distance to the nearer end of the run. Units at the end
+that an added text may still own are all there.
 """
 
 from __future__ import annotations
@@ -88,9 +89,12 @@ def unfold(splitter: Splitter, left: str, cuts: Sequence[int], start: int, unit:
     text. runs: those of the text. Time: the runs behind the first cut."""
     if unit - start == len(left) or not cuts:
         return tuple(start + c for c in cuts)
-    left = splitter.even(splitter.disown(left))
+    left, unit = _past(splitter, left, unit)
     out, stop, end = list[int](), len(left), unit  # the runs behind these two are passed: in `left`, in the text
     for cut in reversed(cuts):
+        if cut > len(left):
+            out.append(unit + cut - len(left))
+            continue
         while cut < stop:
             first = _run_before(left, stop)
             begin = runs.begin(end, start, unit)
@@ -109,8 +113,8 @@ class Folded:
 
     def __init__(self, splitter: Splitter, left: str, start: int, unit: int, runs: Runs) -> None:
         """left: what `fold` made of the units start .. unit of the text. runs: those of the text."""
-        self._left, self._half = splitter.even(splitter.disown(left)), splitter.kept_run // 2
-        self._start, self._unit, self._runs = start, unit, runs
+        self._left, self._unit = _past(splitter, left, unit)
+        self._start, self._half, self._runs = start, splitter.kept_run // 2, runs
         self._passed = list[
             tuple[int, int, int, int]
         ]()  # from the last one on: begin and end in the text, and in `left`
@@ -118,6 +122,8 @@ class Folded:
     def place(self, place: int) -> int | None:
         """The unit of `left` for a unit of the text; None inside a run that was cut short, where no cut lies."""
         at, end, stop = 0, self._unit, len(self._left)
+        if place > end:
+            return stop + place - end
         while place < end:
             if at == len(self._passed):
                 first, begin = _run_before(self._left, stop), self._runs.begin(end, self._start, self._unit)
@@ -129,6 +135,12 @@ class Folded:
                 return stop - (end - place) if end - place < self._half else None
             at, end, stop = at + 1, begin, first
         return stop
+
+
+def _past(splitter: Splitter, left: str, unit: int) -> tuple[str, int]:
+    """A folded pending part and the unit of the text where it ends, without what an added text may still own."""
+    to_come = splitter.units_to_come(left)
+    return splitter.even(splitter.disown(left[: len(left) - to_come])), unit - to_come
 
 
 def _run_before(left: str, stop: int) -> int:

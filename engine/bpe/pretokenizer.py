@@ -139,29 +139,30 @@ class Splitter(UnitClasses):
         """A pending class string whose runs of one class are cut to so many units that one more makes no difference: what follows
         is cut as behind the whole string, where no cut lies inside the pending part. Characters as units.
 
-        A premise, not a lemma: behind as many equal units as a pattern can count, or an added text has side by side, and a few
-        more, a matcher that repeats single units is where it was one unit before. Tested on all tokenizers against the whole
-        string (tests/contexts/test_canonical.py).
+        A premise, not a lemma: behind as many equal units as a pattern can count, and a few more, a matcher that repeats single
+        units is where it was one unit before. Tested on all tokenizers against the whole string
+        (tests/contexts/test_canonical.py). What an added text may still own is not cut (`units_to_come`).
         """
-        most = max(self.longest_count, self._longest_added_run, 3) + 1
-        out: list[str] = []
-        for unit in pending:
-            if len(out) < most or any(unit != seen for seen in out[-most:]):
-                out.append(unit)
-        return "".join(out)
+        past = len(pending) - self.units_to_come(pending)
+        runs = ("".join(run) for _, run in groupby(pending[:past]))
+        return "".join(run[: self._told_apart] for run in runs) + pending[past:]
 
     def fold(self, pending: str) -> str:
         """A pending class string whose runs of one class are cut to `kept_run` units: the same premise as `shorten`, also for
         cuts inside the pending part. Such a cut goes by what stands near it, so that it keeps its distance to the nearer end of
         the run that it lies in; `unfold` (bpe/folding.py) finds it in the whole string. Characters as units. White space of
         several kinds is a run of one kind where that makes no difference (bpe/blanks.py), and so are signs (bpe/signs.py).
+
+        The end that an added text may still own stays as it is. No added text can begin before it, whatever follows, so that
+        characters there are like any others.
         """
         if self.byte_units or len(pending) < 2:
             return pending
-        pending = self._without_past(pending)
-        if len(pending) <= self.kept_run:
-            return pending if self.signs is None else self.signs.even(pending)
-        return self._long_run.sub(self._cut_run, self.even(pending))
+        size = len(pending) - self.units_to_come(pending)
+        past, coming = self.disown(pending[:size]), pending[size:]
+        if len(pending) > self.kept_run or self._added_blanks:
+            return self._long_run.sub(self._cut_run, self.even(past)) + coming
+        return (past if self.signs is None else self.signs.even(past)) + coming
 
     def even(self, pending: str) -> str:
         """The same classes with blanks and signs that make no difference as one kind (`Blanks.even`, `Signs.even`)."""
@@ -179,22 +180,25 @@ class Splitter(UnitClasses):
         """What is known of signs; tried out at the first pending part."""
         return find_signs(self, lambda classes, final: self.run(classes, final=final))
 
-    def _without_past(self, pending: str) -> str:
-        """A pending class string whose characters are like any others where no added text lies or may be coming: what follows
-        cannot make one of them."""
+    def units_to_come(self, pending: str) -> int:
+        """How many units at the end of a pending part, or of a folded one, an added text may own that is still coming: from the
+        first place where one may begin on. Characters as units."""
         if not self.added or self._named.isdisjoint(pending):
-            return pending
-        own = self.own(pending)
-        if self.added_texts.matches(own):
-            return pending
-        begin = next(iter(self.added_texts.coming(own)), len(own))
-        return self.disown(pending[:begin]) + pending[begin:]
+            return 0
+        own, size = self.own(pending), len(pending)
+        begin = next(iter(self.added_texts.coming(own)), size)
+        matches = self.added_texts.matches(own)
+        return size if matches and matches[0][0] < begin else size - begin
 
     @cached_property
     def kept_run(self) -> int:
-        """Units that are kept of a run of one class: twice what a pattern can count, or an added text has side by side, and a
-        few more."""
-        return 2 * (max(self.longest_count, self._longest_added_run, 3) + 1)
+        """Units that are kept of a run of one class: twice what a pattern can count, and a few more."""
+        return 2 * self._told_apart
+
+    @cached_property
+    def _told_apart(self) -> int:
+        """Equal units side by side that a pattern does not tell from one more."""
+        return max(self.longest_count, 3) + 1
 
     @cached_property
     def _long_run(self) -> re.Pattern[str]:
@@ -212,9 +216,10 @@ class Splitter(UnitClasses):
         return rest[max(next(iter(self.added_texts.coming(rest)), len(rest)) - 1, 0) :]
 
     @cached_property
-    def _longest_added_run(self) -> int:
-        """Most equal characters side by side in an added text."""
-        return max((len(list(run)) for text in self.added for _, run in groupby(text)), default=0)
+    def _added_blanks(self) -> bool:
+        """Whether added texts hold white space. Each ends what is pending, so that mixed white space has many short pending
+        parts there in place of a long one."""
+        return any(char.isspace() for text in self.added for char in text)
 
 
 def build_splitter(vocabulary: Vocabulary, longest_pending: int = LONGEST_PENDING) -> Splitter:

@@ -87,7 +87,7 @@ class PendingAutomaton:
         while ends := splitter.certain(rest):
             rest = rest[ends[-1] :]
         kept = splitter.that_matters(rest)
-        size = SAME if len(rest) == len(pending) else self._size_of(pending, len(pending) - len(rest))
+        size = SAME if len(rest) == len(pending) else self._size_of(state, len(pending), len(pending) - len(rest))
         if size is None:
             return False
         number = self._number.get(kept)
@@ -100,20 +100,22 @@ class PendingAutomaton:
         self._size[state, unit] = size
         return True
 
-    def _size_of(self, pending: str, cut: int) -> int | None:
-        """What `_size` holds where a pending part is cut at this unit, the last one that is certain."""
-        kept, at, before, behind = self.splitter.kept_run, 0, False, False
-        if self.splitter.byte_units or len(pending) < kept:
-            return len(pending) - cut
-        for _, run in groupby(self.splitter.even(self.splitter.disown(pending))):
-            size = len(list(run))
-            if size >= kept:  # perhaps longer in the text
+    def _size_of(self, state: int, size: int, cut: int) -> int | None:
+        """What `_size` holds where a pending part is cut with one more unit. size: its units with that one. cut: the last that is
+        certain."""
+        splitter, left, kept = self.splitter, self.strings[state], self.splitter.kept_run
+        at, before, behind = 0, False, False
+        if splitter.byte_units or len(left) < kept:
+            return size - cut
+        for _, run in groupby(left[: len(left) - splitter.units_to_come(left)]):
+            length = len(list(run))
+            if length >= kept:  # perhaps longer in the text
                 is_behind = cut - at <= kept // 2
                 before, behind = before or not is_behind, behind or is_behind
-            at += size
+            at += length
         if before and behind:
             return None
-        return -2 - cut if behind else len(pending) - cut
+        return -2 - cut if behind else size - cut
 
 
 def _fitted(table: np.ndarray, row: int, column: int) -> np.ndarray:

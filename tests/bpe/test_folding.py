@@ -47,7 +47,7 @@ def long_text(rng: random.Random, kept: int) -> str:
 
 def whole(splitter: Splitter) -> Splitter:
     """The same without short runs, and with each class as it is."""
-    splitter.__dict__.update(kept_run=1 << 30, signs=None, _without_past=lambda pending: pending)
+    splitter.__dict__.update(kept_run=1 << 30, fold=lambda pending: pending)
     return splitter
 
 
