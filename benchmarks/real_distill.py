@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     names = args.methods.split(",") if args.methods else [*COMPARED, "untrained", *ERRORS]
-    if unknown := set(names) - set(OURS):
+    if unknown := {*names, *args.answers.split(",")} - set(OURS):
         raise SystemExit(f"no method {', '.join(sorted(unknown))}; there are {', '.join(OURS)}")
     table = Table(args.table)
     if not args.report:

@@ -51,9 +51,6 @@ class Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()  # here, where a closed pipe is understood, and not when Python ends
             return result
-        except TargetsmithError as error:
-            print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
-            raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("targetsmith: interrupted; what is published stays, resume by running again", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -79,7 +76,7 @@ def main(verbs: Sequence[str], arguments: Sequence[str]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         commands(verbs)(args=list(arguments), prog_name="targetsmith")
-    except TargetsmithError as error:  # before a verb runs: `--help` onto a full disk
+    except TargetsmithError as error:  # of a verb, or of the command line: `--help` onto a full disk
         print(without_secrets(f"targetsmith: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception:  # a bug: Python's own traceback would print every secret that a message holds

@@ -3,10 +3,11 @@
 In: a Python function of the subset that numba compiles, with the types of its arguments. Out: the same function as machine
 code. It is compiled at its first call, or for all of them by `python -m engine.kernels.jit`, and kept on disk.
 
-numba keeps the code of a function beside a note of *its own file's* age. A function that calls one of another file holds a
-copy of that function's code, and would go on using an old one after an update. So the folder's name holds a hash of all files
-with compiled functions (those named `*kernels.py`) and of those whose types and constants they hold (this package, and what is
-named `*_arrays.py`): any change starts a new folder.
+numba keeps the code of a function beside a hash of *its own file*. A function that calls one of another file holds a copy of
+that function's code, and would go on using an old one after an update. So the folder's name holds a hash of all files with
+compiled functions (those named `*kernels.py`) and of those whose types and constants they hold (this package, and what is named
+`*_arrays.py`): any change starts a new folder. Where the files lie does not matter: Ray copies a job's working folder to a new
+place at every change of a run file, and numba's own folders, one per place, would have each such job compile all again.
 
 Compiled functions hold no reference to Python objects and release the interpreter's lock, so that threads run beside them.
 """
@@ -17,12 +18,17 @@ import hashlib
 import importlib
 import os
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numba
+from filelock import FileLock
+from llvmlite import binding
 
 _ENGINE = Path(__file__).resolve().parents[1]
 
@@ -42,17 +48,81 @@ def cache_home() -> Path:
 
 
 def _code_folder() -> Path:
-    digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
+    machine = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version} {machine}".encode())
     for file in kernel_files():
         digest.update(file.read_bytes())
     return cache_home() / f"code-{digest.hexdigest()[:16]}"
 
 
-CODE_FOLDER = os.environ.get("NUMBA_CACHE_DIR") or str(_code_folder())
-importlib.import_module("numba.core.config").__dict__["CACHE_DIR"] = CODE_FOLDER
+CODE_FOLDER = _code_folder()
+
 
 _COMPLETE = "complete"
 """A file of this name in the folder: all functions are compiled."""
+
+
+def is_compiled() -> bool:
+    """Whether machine code of all of these functions is in the folder: some process has been through with `compile_all`."""
+    return (CODE_FOLDER / _COMPLETE).is_file()
+
+
+def _keeps_code() -> bool:
+    """Whether the folder serves: it is complete, or can be written."""
+    try:
+        CODE_FOLDER.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=CODE_FOLDER).close()
+    except OSError as error:
+        if not is_compiled():
+            warnings.warn(
+                f"compiled functions: {CODE_FOLDER} cannot be written ({error}); want a folder with some 10 MB of room. Every "
+                "process compiles them anew, a minute each time; name another folder with TARGETSMITH_CACHE",
+                stacklevel=2,
+            )
+            return False
+    return True
+
+
+_KEEPS_CODE = _keeps_code()
+
+
+class Place:
+    """Where numba keeps a function of ours (it asks what its documented option CACHE_LOCATOR_CLASSES names): in one folder for
+    all copies of the project on a machine. The folder's name stands for the contents of the files."""
+
+    def __init__(self, folder: Path, line: int) -> None:
+        self.folder = folder
+        self.line = line
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> Place:
+        return cls(CODE_FOLDER / Path(file).resolve().parent.name, function.__code__.co_firstlineno)
+
+    def ensure_cache_path(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get_cache_path(self) -> str:
+        return str(self.folder)
+
+    def get_source_stamp(self) -> str:
+        return CODE_FOLDER.name
+
+    def get_disambiguator(self) -> str:
+        return str(self.line)
+
+
+@contextmanager
+def _in_our_folder() -> Iterator[None]:
+    """numba asks for the place when a function is declared. The option is one of the process, so it is set back."""
+    options = importlib.import_module("numba.core.config").__dict__
+    others = options["CACHE_LOCATOR_CLASSES"]
+    options["CACHE_LOCATOR_CLASSES"] = f"{Place.__module__}.{Place.__qualname__}"
+    try:
+        yield
+    finally:
+        options["CACHE_LOCATOR_CLASSES"] = others
+
+
 _DECLARED: list[tuple[Any, tuple[Any, ...]]] = []
 _COMPILING = threading.RLock()
 _STATE = {
@@ -75,7 +145,10 @@ def kernel(
 
     def declare(function: Callable[..., Any]) -> Any:
         counts: dict[str, Any] = {} if allocates else {"_nrt": False}
-        compiled = numba.njit(nogil=True, cache=True, inline="always" if inline else "never", **counts)(function)
+        with _in_our_folder():
+            compiled = numba.njit(nogil=True, cache=_KEEPS_CODE, inline="always" if inline else "never", **counts)(
+                function
+            )
         _DECLARED.extend((compiled, each) for each in (types, also) if each)
         compile_one = compiled.compile
 
@@ -108,11 +181,6 @@ def compile_declared(progress: Callable[[int, int], None] | None = None) -> None
             _STATE["busy"] = False
 
 
-def is_compiled() -> bool:
-    """Whether machine code of all of these functions is in the folder: some process has been through with `compile_all`."""
-    return (Path(CODE_FOLDER) / _COMPLETE).is_file()
-
-
 def declared() -> list[tuple[Any, tuple[Any, ...]]]:
     """All compiled functions of the modules imported so far, each with the types that it was declared for."""
     return list(_DECLARED)
@@ -120,12 +188,15 @@ def declared() -> list[tuple[Any, tuple[Any, ...]]]:
 
 def compile_all(progress: Callable[[int, int], None] | None = None) -> int:
     """Compile every function of every `*kernels.py`, or read it from the folder. Returns how many there are. progress: as for
-    `compile_declared`."""
+    `compile_declared`. Of several processes that want what is not there one compiles and the others wait."""
     for file in sorted(_ENGINE.rglob("*kernels.py")):
         importlib.import_module(".".join(["engine", *file.relative_to(_ENGINE).with_suffix("").parts]))
-    compile_declared(progress)
-    Path(CODE_FOLDER).mkdir(parents=True, exist_ok=True)
-    (Path(CODE_FOLDER) / _COMPLETE).touch()
+    if is_compiled() or not _KEEPS_CODE:
+        compile_declared(progress)
+    else:
+        with FileLock(f"{CODE_FOLDER}.lock"):
+            compile_declared(progress)
+        (CODE_FOLDER / _COMPLETE).touch()
     return len(_DECLARED)
 
 

@@ -33,7 +33,7 @@ from engine.compiled.pair import CompiledPair
 from engine.compiled.walk import StudentWalk
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.canonical import CanonicalNext
-from engine.kernels.jit import compile_all
+from engine.kernels import jit
 from engine.plan.regimes import bos_of, is_compiled, regimes_of
 from engine.plan.vocabularies import Vocabularies, load_vocabularies
 from engine.push.compiled_push import CompiledPush
@@ -118,7 +118,8 @@ def load_stages(run: RunConfig, progress: Progress = silent, regimes: Mapping[st
 
     Raises TokenizerError, TeacherError, and RunFileError for what these tokenizers do not allow.
     """
-    compile_all(lambda done, total: progress(done, total, "compiling functions, once on this machine"))
+    step = "reading compiled functions" if jit.is_compiled() else "compiling functions, once on this machine"
+    jit.compile_all(lambda done, total: progress(done, total, step))
     progress(0, 0, "loading the tokenizers")
     known = load_vocabularies(run)
     progress(0, 0, "loading the teacher")
