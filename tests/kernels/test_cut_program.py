@@ -11,6 +11,7 @@ import pytest
 from engine.bpe.pretokenizer import Splitter, build_splitter
 from engine.bpe.vocabulary import load_vocabulary
 from schemas.errors import TokenizerError
+from tests.support.tiers import usual
 from tests.support.vocabularies import BYTE_LEVEL, EFFORT, byte_level, needs_shared, save, texts, vocabulary
 
 
@@ -26,12 +27,12 @@ def compare(split: Splitter, classes: str) -> int:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", BYTE_LEVEL)
+@pytest.mark.parametrize("name", usual(BYTE_LEVEL))
 def test_real_pre_tokenizers(name: str) -> None:
     rng, split, cuts = random.Random(name), build_splitter(vocabulary(name)), 0
     split.learn({c for text in texts() for c in text})
     strings = []
-    for _ in range(400 * EFFORT):
+    for _ in range(300 * EFFORT):
         text = rng.choice(texts())
         at = rng.randrange(len(text))
         strings.append(text[at : at + rng.choice((1, 2, 3, 5, 9, 20, 60))])

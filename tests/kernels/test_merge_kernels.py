@@ -30,6 +30,7 @@ from engine.kernels.merge_kernels import (
 )
 from schemas.errors import TokenizerError
 from tests.bpe.test_merges import adversarial_pairs, converted_tiktoken, loaded, ordinary, proper_merges, shuffled
+from tests.support.tiers import usual
 from tests.support.toys import SENTENCEPIECE, alphabet, strings, toy
 from tests.support.vocabularies import (
     ALL,
@@ -77,7 +78,7 @@ def openness_of(vocab: Vocabulary, table: MergeTable) -> Openness:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_pairs_and_illegal_successors(name: str) -> None:
     table = merge_table(name)
     trees = Trees(flatten(vocabulary(name), table))
@@ -94,7 +95,7 @@ def test_pairs_and_illegal_successors(name: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_prefix_trees_and_decided_strings(name: str) -> None:
     vocab, table = vocabulary(name), merge_table(name)
     trees, openness = Trees(flatten(vocab, table)), Openness(Segmenter(vocab, table, splitter(name)))
