@@ -14,7 +14,7 @@ by greedy generation for a few methods (a student of this size solves one or two
 Beside that seconds of a step, stored bytes a position that the loss reads, and --errors: the mean total variation of each
 method's targets to a deep search. `weights` is a hash of the teacher's: machines tune it alike, not to the last digit.
 
-Every figure is kept in a Parquet table (--table), a row for each (student, teacher, documents, epochs, method, seed, rate);
+Every figure is kept in a Parquet table (--table), a row for each student, teacher, documents, epochs, method, seed and rate;
 what is there is not run again, so the command can be stopped at any time. --hours: no training is begun after that. The
 report is made of the table: --report prints it and trains nothing. Processes with other --methods may share a folder and a
 table.
@@ -41,7 +41,7 @@ from benchmarks.real_distill_train import Place, figures, keep, kept_model, targ
 
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 FIRST_RATE = 4  # of RATES: where the search begins
-KIND = ("student", "teacher", "documents", "epochs", "method")
+KIND = ("student", "teacher", "weights", "documents", "epochs", "method")
 TABLE = Path(__file__).parent / "results" / "real_distill.parquet"
 
 
@@ -93,6 +93,7 @@ class Experiment:
         return {
             "student": self.place.student,
             "teacher": self.place.teacher.name,
+            "weights": self.weights,
             "documents": documents,
             "epochs": self.place.epochs,
             "method": method,
@@ -109,7 +110,6 @@ class Experiment:
             others = self.table.all_of(**{part: value for part, value in key.items() if part != "rate"})
             model, step_s = trained(self.place, name, 0, rate)
             row = key | {
-                "weights": self.weights,
                 "step_s": step_s,
                 "valid_bits_per_byte": valid_bits_per_byte(self.place, model),
             }
@@ -119,10 +119,14 @@ class Experiment:
         return row["valid_bits_per_byte"]
 
     def best_rate(self, name: str) -> float:
-        """A rate with worse neighbours on both sides."""
+        """A rate with worse neighbours on both sides. The search begins at the best one of another teacher's series."""
         if name in ERRORS:
             return self.best_rate("forward_kl")
-        at = FIRST_RATE
+        others = [
+            row for row in self.table.all_of(student=self.place.student, method=name) if row["valid_bits_per_byte"]
+        ]
+        known = min(others, key=lambda row: row["valid_bits_per_byte"], default=None)
+        at = RATES.index(known["rate"]) if known else FIRST_RATE
         for step in (1, -1):
             while 0 <= at + step < len(RATES) and (self.valid(name, RATES[at + step]) < self.valid(name, RATES[at])):
                 at += step
@@ -142,7 +146,7 @@ class Experiment:
             model.eval()
         else:
             model, step_s = trained(self.place, name, seed, rate)
-        found = self.key(name, seed, rate) | {"weights": self.weights, "step_s": step_s}
+        found = self.key(name, seed, rate) | {"step_s": step_s}
         found |= figures(self.place, model, with_answers=seed == 0 and name in self.answers)
         found["bytes"] = stored_bytes(self.place.run(method.run), method.needs, "small") if method.needs else 0.0
         self.table.add(found)
@@ -165,10 +169,10 @@ class Experiment:
             raise OutOfTime
 
 
-def teacher_figures(place: Place, table: Table) -> None:
+def teacher_figures(place: Place, table: Table, weights: str) -> None:
     """The teacher's own bits per byte and answers, in its own vocabulary."""
     key = {"student": "teacher", "teacher": place.teacher.name, "documents": 0, "epochs": 0, "method": "untrained"}
-    key |= {"seed": 0, "rate": 0.0}
+    key |= {"weights": weights, "seed": 0, "rate": 0.0}
     if table.find(**key) is None:
         own = Place(place.folder, "teacher", place.teacher, place.teacher, place.splits, 0)
         model, _ = own.load()
@@ -272,7 +276,7 @@ def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
         if args.errors:
             for name in names:
                 experiment.error(name)
-        teacher_figures(place, table)
+        teacher_figures(place, table, weights)
     except OutOfTime:
         print(f"{args.hours:g} hours are over: what is missing is run by the same command")
 
