@@ -18,6 +18,7 @@ Files, in the order of the data:
   quantised        whether quantised weights are unpacked or stay packed; a refusal where they would be other numbers
   loading          files -> a model of transformers on its devices
   model            load a teacher and check it: hidden states and logits
+  rank             one of several processes that share a teacher, and how they find each other
   ranks            a teacher that several processes share: rank 0 works, the others follow its passes
   windows          context trees cut into windows that fit the teacher, and put into batches
   sharing          windows of one document that begin alike, read as one

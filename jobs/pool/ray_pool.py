@@ -22,7 +22,7 @@ from ray import exceptions as failures
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from engine.corpus.document import Document, Unit
-from engine.teacher.ranks import RankLost, join
+from engine.teacher.rank import RankLost, join
 from jobs.pool.events import Event, MakeWorker, Step, Tick
 from jobs.pool.ray_cluster import connect
 from jobs.pool.ray_metrics import UnitMetrics

@@ -17,7 +17,7 @@ from ray import exceptions as failures
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from engine.teacher.ranks import Rank, join
+from engine.teacher.rank import Rank, join
 from schemas.errors import TargetsmithError
 
 

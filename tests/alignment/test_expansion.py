@@ -20,6 +20,7 @@ from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from engine.contexts.builder import ContextBuilder
 from schemas.errors import BadDocument, TokenizerError
 from tests.support.pairs import BYTES, STUDENT, Pair, stored, subset_pair
+from tests.support.tiers import usual
 from tests.support.toys import TableTeacher, alphabet, random_text, toy
 from tests.support.vocabularies import EFFORT, HARD, SPELL, needs_shared, texts, vocabulary
 
@@ -63,7 +64,7 @@ def test_the_expansion_of_a_text_is_the_students_encoding(tmp_path: Path):
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["qwen2.5-subset-0", "qwen2.5-subset-8000", "qwen2.5-subset-32000"])
+@pytest.mark.parametrize("name", usual(["qwen2.5-subset-0", "qwen2.5-subset-8000", "qwen2.5-subset-32000"]))
 def test_real_subsets_are_proven_and_expand(name: str):
     teacher, student = vocabulary("qwen2.5"), vocabulary(name)
     assert subset_gap(teacher, student) is None
@@ -105,7 +106,9 @@ def test_added_texts_of_the_teacher_alone_are_no_text():
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["gpt2", "llama-3", "llama-2", "smollm2", "gpt-neox-20b", "o200k_base", "starcoder2"])
+@pytest.mark.parametrize(
+    "name", usual(["gpt2", "llama-3", "llama-2", "smollm2", "gpt-neox-20b", "o200k_base", "starcoder2"])
+)
 def test_other_tokenizers_are_no_subsets(name: str):
     """Neither way round; each reason names what differs."""
     wanted = "sentencepiece" if name == "llama-2" else "merge list"

@@ -27,6 +27,7 @@ from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import BadDocument
 from tests.support.oracle import encode_closed
 from tests.support.pairs import NFC_ALPHABETS, STUDENT, Pair, path_of
+from tests.support.tiers import usual
 from tests.support.toys import (
     BYTE_LEVEL,
     SENTENCEPIECE,
@@ -123,7 +124,7 @@ def test_no_continuation_changes_a_decided_leaf(
 ):
     """All leaves of random documents against all continuations of up to three characters, read as whole texts."""
     rng, decided, open_, varying = random.Random(change), 0, 0, 0
-    for pair, text in pairs_of(rng, tmp_path, change, 10 * EFFORT):
+    for pair, text in pairs_of(rng, tmp_path, change, 5 * EFFORT):
         table = TableTeacher(pair.teacher, pair.chars, 0, masked=False)
         assert pair.teacher.bos_id is not None
         try:
@@ -156,7 +157,7 @@ def test_no_continuation_changes_a_decided_leaf(
                 varying += undecided and len(found) > 1
     print(f"{change}: {decided} leaves decided, {open_} open, of which {varying} change")
     record_property("decided, open, open and changing", (decided, open_, varying))
-    assert decided > 60 and open_ > 300 and varying > 0.3 * open_
+    assert decided > 30 * EFFORT and open_ > 150 * EFFORT and varying > 0.3 * open_
 
 
 @pytest.mark.parametrize("style", ["none", "gpt2", "llama3", "bare"])
@@ -207,11 +208,11 @@ def continuations(r: bytes, rng: random.Random) -> list[bytes]:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", usual(STUDENTS))
 def test_real_text_never_changes_a_decided_leaf(name: str):
     rng, decided, total = random.Random(name), 0, 0
     student = vocabulary(name)
-    for teacher in ("qwen2.5", "llama-2", "gpt2"):
+    for teacher in ("smollm2", "llama-2", "gpt2"):
         book = RuleBook(few_tokens(teacher, 60 * EFFORT, rng), segmenter(name))
         aligner = Aligner(book, b"")
         for before in ("", "the", "a ", "x\n  ", "it'", "3", "né"):
@@ -240,14 +241,14 @@ BEFORE_MARKS = ("", "né", "là, ngườ", "tiếng", " и", "Ελληνικ", "
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "gpt-neox-20b", "olmo1-v1_5"])
+@pytest.mark.parametrize("name", usual(["qwen2.5-subset-8000", "qwen2.5", "qwen3", "gpt-neox-20b", "olmo1-v1_5"]))
 def test_no_mark_changes_a_decided_leaf_of_a_student_with_nfc(name: str):
     """Real vocabularies, tokens of all scripts, texts that go on with marks: what the tokenizers library makes of them, with its
     normaliser (lemma 22). Most leaves of composed characters are decided where those of the student without normaliser are."""
     rng, student, claims, composed = random.Random(name), vocabulary(name), 0, [0, 0]
     assert student.nfc
     plain = replace(student, nfc=False)
-    for teacher in ("llama-3", "smollm2"):
+    for teacher in ("gpt2", "smollm2"):
         tokens_of = few_tokens(teacher, 75 * EFFORT, rng, ascii=False)
         book = RuleBook(tokens_of, segmenter(name))
         without = RuleBook(tokens_of, Segmenter(plain, merge_table(name), build_splitter(plain)))

@@ -9,6 +9,7 @@ from engine.alignment.rules import TeacherTokens
 from engine.alignment.token_range import FollowedRange, TokenRange
 from engine.bpe.nfc import may_compose
 from engine.bpe.segmenter import build_segmenter
+from tests.support.tiers import usual
 from tests.support.vocabularies import needs_shared, vocabulary
 
 FOLLOWED = [b" ", b"1", b"12", b" w", b"'", b"don", b" nghi", b" vi", b"\n", b"\n\n", b"a b", "é".encode(), b"  "]
@@ -16,7 +17,7 @@ LEFT = ["", " hel", "1", "'", "  ", "don"]
 
 
 @needs_shared
-@pytest.mark.parametrize("student", ["gpt2", "llama-2", "llama-3", "mistral-v0.3", "smollm2"])
+@pytest.mark.parametrize("student", usual(["gpt2", "llama-2", "llama-3", "mistral-v0.3", "smollm2"]))
 def test_followed_range_equals_the_range_built_from_scratch(student: str) -> None:
     """Cuts, certainty and first tokens, for every y and left side: the fast construction against the obvious one."""
     teacher, chosen = TeacherTokens(vocabulary("qwen2.5-subset-8000")), vocabulary(student)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from schemas.runfile import RunConfig, load_run
 from tests.scoring.test_memory import limited
 from tests.support.runs import TEXTS, score_here, write_run
 
+PLAIN = tuple(text.replace("—", "-") for text in TEXTS)  # behind the first byte of a dash a new scorer asks for seconds
 POISON = "this text kills"
 TARGETS = "top_k = 16\nmax_nodes_per_token = 1\ncalibration_documents = 3"
 
@@ -41,11 +43,18 @@ TARGETS = "top_k = 16\nmax_nodes_per_token = 1\ncalibration_documents = 3"
 def begin(folder: Path, **more: object) -> tuple[RunConfig, Plan, list[Document]]:
     """A run without any unit done: (run, plan, sample)."""
     folder.mkdir(exist_ok=True)
+    more.setdefault("texts", PLAIN)
     run = load_run(write_run(folder, targets=TARGETS, **more))  # type: ignore[arg-type]
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
     return pin(run), plan, sample(run.corpus, scan, run.targets.calibration_documents)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished output, which no test changes."""
+    return score_here(write_run(tmp_path_factory.mktemp("undisturbed"), texts=PLAIN, targets=TARGETS))
 
 
 def left_out(out: Path) -> list[tuple[str, str]]:
@@ -66,9 +75,8 @@ def test_what_is_read_back_is_what_was_learned(tmp_path: Path) -> None:
         assert {p: h.tolist() for p, h in found[token].heads.items()} == {p: h.tolist() for p, h in row.heads.items()}
 
 
-def test_all_workers_take_the_calibration_of_the_first(tmp_path: Path) -> None:
+def test_all_workers_take_the_calibration_of_the_first(undisturbed: Path, tmp_path: Path) -> None:
     """The second has memory for none of the sample, and the third reads nothing of it: their files are the same."""
-    undisturbed = score_here(write_run(tmp_path, targets=TARGETS))
     for name, short in (("short second", [False, True]), ("none", [False, None])):
         run, plan, documents = begin(tmp_path / name)
         workers = [UnitWorker(run, plan) for _ in short]
@@ -102,9 +110,10 @@ def test_what_gave_nothing_is_told_with_its_reason(tmp_path: Path) -> None:
     assert left_out(run.output) == [("t1", "oom"), ("empty", "empty_text"), ("killer", "worker_died")]
 
 
-def test_a_file_that_is_gone_or_of_another_run_is_not_passed_over(tmp_path: Path) -> None:
-    out = score_here(write_run(tmp_path, targets=TARGETS))
+def test_a_file_that_is_gone_or_of_another_run_is_not_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(undisturbed, tmp_path / "out"))
     run, plan, _ = begin(tmp_path)
+    assert run.output == out
     whole = (out / CALIBRATION).read_bytes()
     assert verify(out).sound and b'"continuations":{' in (out / MANIFEST).read_bytes()
     (out / CALIBRATION).unlink()
@@ -123,9 +132,8 @@ def test_a_file_that_is_gone_or_of_another_run_is_not_passed_over(tmp_path: Path
     assert verify(out).sound
 
 
-def test_means_that_are_lost_and_made_otherwise_close_no_unit(tmp_path: Path) -> None:
+def test_means_that_are_lost_and_made_otherwise_close_no_unit(undisturbed: Path, tmp_path: Path) -> None:
     """Half of a run is sealed; its means are lost, and on this machine one document of the sample fails."""
-    undisturbed = score_here(write_run(tmp_path, targets=TARGETS))
     run, plan, documents = begin(tmp_path / "half")
     out = run.output
     assert isinstance(out, Path)
@@ -218,6 +226,5 @@ def test_no_file_where_nothing_is_to_be_learned(tmp_path: Path) -> None:
     )
 
 
-def test_people_can_read_it(tmp_path: Path) -> None:
-    out = score_here(write_run(tmp_path, targets=TARGETS))
-    assert (pq.read_metadata(out / CALIBRATION).metadata or {})[LEFT_OUT.encode()] == b"[]"
+def test_people_can_read_it(undisturbed: Path) -> None:
+    assert (pq.read_metadata(undisturbed / CALIBRATION).metadata or {})[LEFT_OUT.encode()] == b"[]"

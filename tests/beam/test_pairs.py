@@ -137,7 +137,7 @@ def test_single_digits_are_added_up_by_hand(tmp_path: Path):
 def test_two_students_share_and_do_not_disturb(tmp_path: Path):
     """In one run each student's rows are those it has alone, and nodes that both want are evaluated once."""
     rng, alone, together = random.Random(5), 0, 0
-    for _ in range(12 * EFFORT):
+    for _ in range(6 * EFFORT):
         first = random_pair(rng, tmp_path)
         style = rng.choice(("gpt2", "llama3", "none", "prepend"))
         student = toy(rng, tmp_path / f"{rng.randrange(1 << 40)}", style, first.chars, whole=False, merges=8)

@@ -99,7 +99,7 @@ def pruned_share(rows: TopK, k: int, mass: float, excluded: float) -> float:
 def test_lossless_rows_are_the_truth(seed: int, mode: str, tmp_path: Path):
     """All student tokens of every row to 1e-9, the excluded share, and a width that only pruned contexts leave."""
     rows_seen = split = proved = lost = conditioned = 0
-    for case in finite_cases(random.Random(f"{seed} {mode}"), tmp_path, 45, mode):
+    for case in finite_cases(random.Random(f"{seed} {mode}"), tmp_path, 20, mode):
         found = targets_of(case)
         if found is None:
             lost += 1
@@ -124,7 +124,7 @@ def test_lossless_rows_are_the_truth(seed: int, mode: str, tmp_path: Path):
             rows_seen += 1
             conditioned += excluded > 1e-3 * total
     print(f"{proved} documents, {lost} prove nothing, {rows_seen} rows, {conditioned} conditioned, {split} evaluations")
-    assert proved >= 32 and rows_seen > 150 and conditioned > 25 and split > 100
+    assert proved >= 13 and rows_seen > 60 and conditioned > 8 and split > 40
 
 
 def test_the_trees_are_those_of_brute_force(tmp_path: Path):
@@ -152,7 +152,7 @@ def test_masked_lossless_multiplies_to_the_probability_of_the_text(seed: int, tm
     needs no correction; other specials would (they end a text in one row and are no token in the next): the teacher has
     none here. Asked only where no context was pruned."""
     compared = excluded = 0
-    for case in finite_cases(random.Random(300 + seed), tmp_path, 50, "masked" if seed % 2 else "canonical"):
+    for case in finite_cases(random.Random(300 + seed), tmp_path, 25, "masked" if seed % 2 else "canonical"):
         if not case.every_byte or case.table.other_specials and not case.table.masked:
             continue
         rows = score(case.pair, [case.doc], case.table).rows
@@ -163,4 +163,4 @@ def test_masked_lossless_multiplies_to_the_probability_of_the_text(seed: int, tm
         assert ours == pytest.approx(theirs, abs=1e-6) or theirs < -20, str(case)
         compared += np.isfinite(theirs)
         excluded += int((rows[STUDENT].excluded_mass > 1e-3).sum())
-    assert compared >= 6 and excluded >= 3
+    assert compared >= 3 and excluded >= 1

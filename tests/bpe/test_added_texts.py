@@ -37,8 +37,8 @@ def with_tool(name: str, to: Path, *, normalized: bool, content: str = "<tool>")
     [
         ("llama-2", "<tool>", True),
         ("llama-2", "<tool>", False),
-        ("qwen2.5", "<é>", True),
-        ("qwen2.5", "<e\u0301>", True),
+        ("qwen2.5-subset-8000", "<é>", True),
+        ("qwen2.5-subset-8000", "<e\u0301>", True),
     ],
 )
 def test_added_tokens_stand_for_what_they_are_looked_for(

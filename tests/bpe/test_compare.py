@@ -11,6 +11,7 @@ from engine.bpe.compare import refuse_where_different
 from engine.bpe.pretokenizer import build_splitter
 from engine.bpe.vocabulary import load_vocabulary
 from schemas.errors import TokenizerError
+from tests.support.tiers import usual
 from tests.support.vocabularies import ALL, byte_level, needs_shared, save, splitter, vocabulary
 
 BYTE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -32,7 +33,7 @@ def checked(spec: dict[str, Any], folder: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_real_tokenizers_are_read_as_the_library_reads_them(name: str) -> None:
     refuse_where_different(vocabulary(name), splitter(name), name)
 

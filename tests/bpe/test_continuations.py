@@ -6,6 +6,7 @@ import pytest
 
 from engine.bpe.continuations import Way, Ways, units_of_tokens
 from engine.bpe.pending import PendingCuts, cut_text
+from tests.support.tiers import usual
 from tests.support.vocabularies import EFFORT, needs_shared, splitter, texts, vocabulary
 
 SPACES = (
@@ -17,7 +18,7 @@ SPACES = (
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["gpt2", "llama-3", "qwen2.5-subset-8000"])
+@pytest.mark.parametrize("name", usual(["gpt2", "llama-3", "qwen2.5-subset-8000"]))
 def test_ways_of_pending_parts(name: str) -> None:
     vocab, cuts = vocabulary(name), splitter(name)
     assert not cuts.added or name.startswith("qwen")

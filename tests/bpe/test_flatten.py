@@ -12,6 +12,7 @@ from engine.bpe.flatten import flatten, table_of
 from engine.bpe.merges import MergeTable
 from engine.bpe.utf8 import successor
 from engine.kernels.hash_kernels import node_of
+from tests.support.tiers import usual
 from tests.support.vocabularies import ALL, EFFORT, merge_table, needs_shared, vocabulary, words
 
 
@@ -20,7 +21,7 @@ def as_bytes(text: bytes) -> np.ndarray:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_tokens_in_byte_order_and_the_ranges_of_their_beginnings(name: str) -> None:
     vocab = vocabulary(name)
     flat = flatten(vocab, merge_table(name))
@@ -49,7 +50,7 @@ def test_tokens_in_byte_order_and_the_ranges_of_their_beginnings(name: str) -> N
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["gpt2", "llama-2", "llama-3", "deepseek-llm-7b"])
+@pytest.mark.parametrize("name", usual(["gpt2", "llama-2", "llama-3", "deepseek-llm-7b"]))
 def test_the_merge_table_comes_back(name: str) -> None:
     want = merge_table(name)
     got: MergeTable = table_of(flatten(vocabulary(name), want), vocabulary(name))

@@ -14,7 +14,7 @@ from engine.bpe.merges import MergeTable, build_merge_table
 from engine.bpe.utf8 import valid_utf8_prefix
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
 from schemas.errors import TokenizerError
-from tests.support.tiers import one_of
+from tests.support.tiers import usual
 from tests.support.vocabularies import (
     ALL,
     EFFORT,
@@ -81,7 +81,7 @@ def adversarial_pairs(table: MergeTable, rng: random.Random, count: int) -> list
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, ALL))
+@pytest.mark.parametrize("name", usual(ALL))
 def test_pairs_are_canonical_exactly_when_the_real_bpe_keeps_them(name: str) -> None:
     vocab, table = vocabulary(name), merge_table(name)
     pairs = adversarial_pairs(table, random.Random(name), PAIRS)
@@ -98,7 +98,7 @@ def test_pairs_are_canonical_exactly_when_the_real_bpe_keeps_them(name: str) -> 
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, ALL))
+@pytest.mark.parametrize("name", usual(ALL))
 def test_illegal_after_is_the_pair_rule(name: str) -> None:
     vocab, table = vocabulary(name), merge_table(name)
     rng = random.Random(name)
@@ -116,7 +116,7 @@ def test_illegal_after_is_the_pair_rule(name: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", [name for name in ALL if name != "babyllama-tok105"])
+@pytest.mark.parametrize("name", usual([name for name in ALL if name != "babyllama-tok105"]))
 def test_prefix_trees_hold_the_encoding_of_every_prefix(name: str) -> None:
     vocab, table = vocabulary(name), merge_table(name)
     known = {bytes([b]) for b in range(256)} & set(vocab.id_of_bytes)
@@ -150,7 +150,7 @@ def test_unreachable_tokens_of_llama_3_are_those_that_do_not_encode_to_themselve
 
 
 @needs_shared
-@pytest.mark.parametrize("name", [name for name in ALL if name != "llama-3"])
+@pytest.mark.parametrize("name", usual([name for name in ALL if name != "llama-3"]))
 def test_reachable_tokens_encode_to_themselves(name: str) -> None:
     vocab, table = vocabulary(name), merge_table(name)
     everything = ordinary(vocab)

@@ -85,7 +85,7 @@ def test_a_starter_behind_it_closes_a_composed_character() -> None:
 def test_of_a_real_student_the_class_of_a_character_in_doubt_is_known() -> None:
     """Qwen's pattern takes all letters alike; not the `s` of `'s`, which may become an ś that is no contraction, nor the first
     letter of an added text."""
-    known = build_segmenter(vocabulary("qwen2.5")).known
+    known = build_segmenter(vocabulary("qwen2.5-subset-8000")).known
     assert (
         known("é".encode()) == (0, 0, "é", False)
         and known("né".encode())[::2] == (1, "é")

@@ -12,6 +12,7 @@ import pytest
 from engine.bpe.pending import cut_text
 from engine.bpe.segmenter import Segmenter, build_segmenter
 from engine.bpe.vocabulary import Vocabulary, load_vocabulary
+from tests.support.tiers import usual
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
 from tests.support.vocabularies import EFFORT, byte_level, needs_shared, save, segmenter, texts
 
@@ -59,7 +60,7 @@ def test_toys(style: str, tmp_path: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["gpt2", "llama-3", "qwen2.5"])
+@pytest.mark.parametrize("name", usual(["gpt2", "qwen2.5-subset-8000", "llama-3", "qwen2.5"]))
 def test_real_tokenizers(name: str) -> None:
     checked = sum(check_text(segmenter(name), text[:400]) for text in texts()[:: max(1, 40 // EFFORT)])
     assert checked > 150

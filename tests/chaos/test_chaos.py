@@ -1,6 +1,6 @@
 """Real kills: SIGKILL and SIGSTOP of drivers, actors and nodes while the real command runs, and what is left afterwards.
 
-Fast: a few kills on one cluster of three nodes, and the checks themselves. Marked `chaos`: every kind of kill, by `make chaos`.
+Fast: an actor and a driver on a cluster of one node, and the checks. Marked `chaos`: every kind of kill, by `make chaos`.
 Marked `soak`: TARGETSMITH_KILLS kills; `make soak` makes the same with a table. Seeds are printed; TARGETSMITH_SEED repeats one.
 """
 
@@ -64,26 +64,43 @@ def check(place: Site, name: str, kills: Kills, watcher: Watcher, *, pair: bool 
     return line
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(900)
-def test_actors_and_drivers_killed(place: Site, ray: Nodes, rng: random.Random) -> None:
-    """Two actors die in units, then the driver at work, then the next one while it starts. The third finishes."""
+def actors_and_drivers_killed(
+    place: Site, ray: Nodes, rng: random.Random, actors: int, *, while_it_starts: bool
+) -> None:
+    """So many actors die in units, then the driver at work, then (if wanted) the next one while it starts. The last finishes."""
     kills, run_file = Kills(), place.run_file("killed", actors=1)
     with Watcher(run_file.with_name("out"), place.documents) as watcher:
         command = Command(place, run_file, ray.address)
-        while len(kills.actors) < 2:
-            assert command.running(), "it was done before two actors were killed"
+        while len(kills.actors) < actors:
+            assert command.running(), f"it was done before {actors} actors were killed"
             progress(command, 1)
             time.sleep(rng.uniform(0, 0.4))
             kill_actor(command, kills, rng, [ray.process.pid])
         progress(command, rng.randint(1, 3))
+        assert command.running(), "it was done before its driver was killed"
         kill_driver(command, kills)
-        command = Command(place, run_file, ray.address)
-        time.sleep(rng.uniform(0, 5))
-        kill_driver(command, kills)
-        Command(place, run_file, ray.address).finish()
+        if while_it_starts:
+            command = Command(place, run_file, ray.address)
+            time.sleep(rng.uniform(0, 5))
+            kill_driver(command, kills)
+        Command(place, run_file, ray.address, pause_s=0).finish()
     line = check(place, "killed", kills, watcher)
-    assert line.kills == 4 and line.most <= 1
+    assert line.kills == actors + 1 + while_it_starts and line.most <= 1
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_actors_and_drivers_killed(rng: random.Random) -> None:
+    """One of each, at work; on one node."""
+    with site(units=14) as place, cluster(place, workers=1) as ray:
+        actors_and_drivers_killed(place, ray, rng, 1, while_it_starts=False)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_more_actors_and_drivers_killed(place: Site, ray: Nodes, rng: random.Random) -> None:
+    actors_and_drivers_killed(place, ray, rng, 2, while_it_starts=True)
 
 
 @pytest.mark.ray

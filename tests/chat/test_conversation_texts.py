@@ -17,7 +17,6 @@ from engine.corpus.document import Message
 from schemas.runfile import parse_run
 from tests.support.chats import CHATML, GEMMA, LLAMA2, LLAMA3, TEMPLATES, with_template
 from tests.support.runs import ASSETS
-from tests.support.tiers import one_of
 from tests.support.vocabularies import SHARED, needs_shared
 
 TALK = (
@@ -57,16 +56,13 @@ def test_rendered_text_is_what_transformers_gives(style: str, source: str, tmp_p
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "text", "end"),
-    one_of(
-        2,
-        [
-            ("qwen2.5", None, "<|im_end|>"),
-            ("smollm2", CHATML, "<|im_end|>"),
-            ("llama-2", LLAMA2, "</s>"),
-            ("llama-3", LLAMA3, "<|eot_id|>"),
-            ("llama-2", GEMMA, "</s>"),
-        ],
-    ),
+    [
+        pytest.param("qwen2.5", None, "<|im_end|>", marks=pytest.mark.thorough),
+        ("smollm2", CHATML, "<|im_end|>"),
+        ("llama-2", LLAMA2, "</s>"),
+        pytest.param("llama-3", LLAMA3, "<|eot_id|>", marks=pytest.mark.thorough),
+        pytest.param("llama-2", GEMMA, "</s>", marks=pytest.mark.thorough),
+    ],
 )
 def test_tokens_of_published_tokenizers_are_what_transformers_gives(name: str, text: str | None, end: str) -> None:
     """Where nothing can merge over the seams of contents, the sequence is the encoding of the whole rendered string."""

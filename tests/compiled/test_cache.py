@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,11 +146,11 @@ def test_the_key_holds_both_tokenizers_and_the_code(tmp_path: Path, monkeypatch:
     assert len({*keys, key_of(teacher, student)}) == 4
 
 
-def _maker(folder: str, go: float, out: multiprocessing.Queue) -> None:
+def _maker(folder: str, ready: Any, out: multiprocessing.Queue) -> None:
     """One of several processes that want the same pair at the same moment."""
     os.environ["OMP_NUM_THREADS"] = "1"
     teacher, student = (load_vocabulary(str(Path(folder) / name)) for name in ("t", "s"))
-    time.sleep(max(0.0, go - time.time()))
+    ready.wait()
     reports: list[str] = []
     pair = open_pair(teacher, student, folder=Path(folder) / "c", progress=lambda d, t, what: reports.append(what))
     state = pair.state("")
@@ -160,8 +160,8 @@ def _maker(folder: str, go: float, out: multiprocessing.Queue) -> None:
 def test_of_several_processes_one_makes_it_and_the_others_wait(tmp_path: Path) -> None:
     teacher, student = two(tmp_path, "gpt2")
     context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    started = [context.Process(target=_maker, args=(str(tmp_path), time.time() + 6, out)) for _ in range(3)]
+    out, ready = context.Queue(), context.Barrier(3)
+    started = [context.Process(target=_maker, args=(str(tmp_path), ready, out)) for _ in range(3)]
     for process in started:
         process.start()
     found = [out.get(timeout=120) for _ in started]

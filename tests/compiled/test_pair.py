@@ -25,7 +25,7 @@ from engine.compiled.pair_kernels import SURE
 from engine.compiled.state import STATE_ARRAYS
 from engine.kernels.jit import declared
 from tests.alignment.test_openness import NFC_CHARS, changed
-from tests.support.tiers import one_of
+from tests.support.tiers import usual
 from tests.support.toys import BYTE_LEVEL, SENTENCEPIECE, alphabet, random_text, toy
 from tests.support.vocabularies import (
     EFFORT,
@@ -144,10 +144,10 @@ class Twins:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, STUDENTS))
+@pytest.mark.parametrize("name", usual(STUDENTS))
 def test_real_tokenizers(name: str) -> None:
     rng, student, split = random.Random(name), vocabulary(name), splitter(name)
-    for teacher in ("qwen2.5", "llama-2") if name != "qwen2.5" else ("llama-3", "llama-2"):
+    for teacher in ("gpt-neox-20b", "llama-2") if name != "gpt-neox-20b" else ("gpt2", "llama-2"):
         few = few_tokens(vocabulary(teacher), 350 * EFFORT, rng)
         twins = Twins(few, student, (merge_table(teacher), merge_table(name)), split)
         pieces = twins.tokens.pieces
@@ -160,12 +160,12 @@ def test_real_tokenizers(name: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(3, [name for name in STUDENTS if name not in BY_BYTES]))
+@pytest.mark.parametrize("name", usual([name for name in STUDENTS if name not in BY_BYTES]))
 def test_long_runs_have_the_state_of_shorter_ones(name: str) -> None:
     """The premise of `Splitter.shorten`, on what is pending in real text and in long runs behind it."""
     rng, student, split = random.Random(name), vocabulary(name), splitter(name)
-    few = few_tokens(vocabulary("qwen2.5"), 350 * EFFORT, rng)
-    pair = compile_pair(few, student, merges=(merge_table("qwen2.5"), merge_table(name)), splitter=split)
+    few = few_tokens(vocabulary("gpt-neox-20b"), 350 * EFFORT, rng)
+    pair = compile_pair(few, student, merges=(merge_table("gpt-neox-20b"), merge_table(name)), splitter=split)
     lefts: set[str] = set()
     while len(lefts) < 6 * EFFORT:
         text = rng.choice(texts())
@@ -208,7 +208,7 @@ def test_tokenizers_of_real_models() -> None:
 def test_random_tokenizers(change: str, tmp_path: Path) -> None:
     rng = random.Random(change)
     compared, joined, opened, excluded = 0, 0, 0, 0
-    for number in range(13 * EFFORT):
+    for number in range(6 * EFFORT):
         chars = NFC_CHARS.get(change) or (*alphabet(rng), "é")
         styles = SENTENCEPIECE if change.startswith("sentencepiece") else BYTE_LEVEL
         whole = change == "ignore_merges"
@@ -227,8 +227,8 @@ def test_random_tokenizers(change: str, tmp_path: Path) -> None:
             twins.compare(left, b"", beginnings)
         compared, joined = compared + twins.compared, joined + twins.joined
         opened, excluded = opened + twins.opened, excluded + twins.excluded
-    assert compared > 2000 and min(joined, opened) > 250
-    assert excluded > 10 or not change.endswith("added")
+    assert compared > 900 * EFFORT and min(joined, opened) > 100 * EFFORT, (compared, joined, opened)
+    assert excluded > EFFORT or not change.endswith("added"), excluded
 
 
 def test_every_function_has_the_one_type_it_was_declared_for(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_every_function_has_the_one_type_it_was_declared_for(tmp_path: Path) -> 
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, ["llama-3", "deepseek-llm-7b"]))
+@pytest.mark.parametrize("name", usual(["qwen2.5-subset-8000", "llama-3", "deepseek-llm-7b"]))
 def test_what_all_ways_agree_on_is_what_the_slow_twin_finds(name: str) -> None:
     """Compiled probes beside `Openness.cuts`, behind hostile pending parts."""
     rng, split, openness = random.Random(name), splitter(name), Openness(segmenter(name))

@@ -20,8 +20,8 @@ from engine.compiled.pair import compile_pair
 from engine.compiled.walk import StudentWalk
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.tree import ContextTree
-from tests.support.tiers import one_of
-from tests.support.vocabularies import needs_shared, vocabulary
+from tests.support.tiers import one_of, usual
+from tests.support.vocabularies import EFFORT, needs_shared, vocabulary
 
 ASSETS = Path(__file__).resolve().parents[2] / "jobs" / "demo_assets"
 TEXTS = (
@@ -117,12 +117,12 @@ def test_views_of_the_demo(teacher: str, student: str) -> None:
 @needs_shared
 @pytest.mark.parametrize(("teacher", "student"), one_of(2, PUBLIC))
 def test_views_of_public_tokenizers(teacher: str, student: str) -> None:
-    for text in TEXTS[:4]:
+    for text in TEXTS[: 2 * EFFORT]:
         compare(teacher, student, text)
 
 
 @needs_shared
-@pytest.mark.parametrize("student", one_of(2, ["deepseek-llm-7b", "gpt2"]))
+@pytest.mark.parametrize("student", usual(["deepseek-llm-7b", "gpt2"]))
 def test_boundaries_inside_characters_of_a_long_run_without_blanks(
     student: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

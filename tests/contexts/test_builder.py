@@ -11,6 +11,7 @@ import pytest
 from engine.bpe.vocabulary import Vocabulary
 from engine.contexts.tree import NO_NODE, ContextTree
 from schemas.errors import BadDocument
+from tests.support.tiers import USUAL, usual
 from tests.support.vocabularies import (
     ALL,
     BYTE_LEVEL,
@@ -141,7 +142,7 @@ def boundaries(vocab: Vocabulary, ids: list[int]) -> dict[int, int]:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str) -> None:
     """For the document, each of its bytes, and continuations of all kinds from there: where the real tokenization of
     text[:byte] + continuation has a boundary, the tokens before it are a node of that byte."""
@@ -178,7 +179,7 @@ def test_every_context_that_a_real_text_passes_through_is_in_the_tree(name: str)
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_every_node_is_a_context_of_some_text(name: str) -> None:
     """Each node of each byte is witnessed: some text that begins with these bytes has these tokens in front."""
     vocab, make = vocabulary(name), builder(name)
@@ -206,7 +207,7 @@ def test_every_node_is_a_context_of_some_text(name: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_the_trunk_is_the_document_and_parents_come_first(name: str) -> None:
     vocab, make, rng = vocabulary(name), builder(name), random.Random(name)
     for _, ids, data in documents(name, 10):
@@ -232,7 +233,7 @@ def test_the_trunk_is_the_document_and_parents_come_first(name: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
     """A boundary before a wanted byte, with a token over it: its context is in the tree, or leaves it by a fringe entry
     of that byte. And every entry is a canonical context that ends before the byte and is not in the tree."""
@@ -280,19 +281,20 @@ def test_contexts_outside_the_tree_hang_off_the_fringe(name: str) -> None:
 
 
 @needs_shared
-def test_how_many_contexts_a_byte_has() -> None:
+@pytest.mark.parametrize("name", usual(["gpt2", "smollm2", "llama-3", "qwen2.5", "llama-2"]))
+def test_how_many_contexts_a_byte_has(name: str) -> None:
     """One almost everywhere: in prose at most a few per cent more nodes than bytes asked."""
-    for name in ("gpt2", "llama-3", "qwen2.5", "llama-2"):
-        vocab, make = vocabulary(name), builder(name)
-        text = "Once upon a time, there was a little dog named Max. He liked to run in the park with his friends."
-        ids = vocab.encode(text)[0]
-        data = vocab.prefix_bytes + text.encode()
-        tree = make.build(data, ids, list(range(len(data) + 1)), given_token(vocab))
-        contexts = len(tree.at_node)
-        assert len(data) <= contexts <= 1.1 * len(data)
-        assert vocab.kind == "bytelevel" or contexts == len(tree.token)
+    vocab, make = vocabulary(name), builder(name)
+    text = "Once upon a time, there was a little dog named Max. He liked to run in the park with his friends."
+    ids = vocab.encode(text)[0]
+    data = vocab.prefix_bytes + text.encode()
+    tree = make.build(data, ids, list(range(len(data) + 1)), given_token(vocab))
+    contexts = len(tree.at_node)
+    assert len(data) <= contexts <= 1.1 * len(data)
+    assert vocab.kind == "bytelevel" or contexts == len(tree.token)
 
 
 @needs_shared
 def test_kinds_covered() -> None:
-    assert {vocabulary(name).kind for name in ALL} == {"bytelevel", "sentencepiece"} and len(BYTE_LEVEL) == 15
+    always = [name for name in ALL if name in USUAL]
+    assert {vocabulary(name).kind for name in always} == {"bytelevel", "sentencepiece"} and len(BYTE_LEVEL) == 15

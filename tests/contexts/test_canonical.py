@@ -19,7 +19,7 @@ from engine.contexts.canonical import CanonicalNext, State
 from engine.contexts.tree import ContextTree
 from tests.contexts.test_builder import CONTINUATIONS, characters_like, documents, encodable, given_token, path_to
 from tests.support.pairs import path_of
-from tests.support.tiers import one_of
+from tests.support.tiers import usual
 from tests.support.toys import BYTE_LEVEL as TOY_BYTE_LEVEL
 from tests.support.toys import SENTENCEPIECE as TOY_SENTENCEPIECE
 from tests.support.toys import TableTeacher, added_texts, alphabet, random_text, strings, toy
@@ -68,7 +68,7 @@ def pairs_from(vocab: Vocabulary, rng: random.Random, usable: list[int], count: 
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, ALL))
+@pytest.mark.parametrize("name", usual(ALL))
 def test_pairs_against_the_tokenizers_own_bpe(name: str) -> None:
     vocab, merges, rng = vocabulary(name), merge_table(name), random.Random(name)
     fallback = set(vocab.fallback_ids)
@@ -150,7 +150,7 @@ def skipped(vocab: Vocabulary, data: bytes) -> bool:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, ALL))
+@pytest.mark.parametrize("name", usual(ALL))
 def test_the_rule_against_brute_force(name: str) -> None:
     """Legal if and only if some continuation is encoded with context and token in front."""
     vocab, choose, rng = vocabulary(name), chooser(name), random.Random(name)
@@ -158,7 +158,7 @@ def test_the_rule_against_brute_force(name: str) -> None:
     wrong = []
     starts = [t for t, piece in enumerate(vocab.token_bytes) if piece and piece[:1] in (b" ", b"\n", b"'", b"1", b"e")]
     follow = starts if len(starts) > 6 else sorted(vocab.id_of_bytes.values())
-    for _, ids, data in documents(name, 2 * EFFORT):
+    for _, ids, data in documents(name, EFFORT):
         shift = len(vocab.prefix_bytes)
         places = sorted(rng.sample(range(shift, len(data) + 1), min(14, len(data) + 1 - shift)))
         tree = builder(name).build(data, ids, places, given_token(vocab))
@@ -188,7 +188,7 @@ RUNS = ["a", "ab", " a", "\n", " ", "\t", ".", " .", "1", "é", "日", "-", "'l"
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, BYTE_LEVEL))  # no others have pending parts of units
+@pytest.mark.parametrize("name", usual(BYTE_LEVEL))  # no others have pending parts of units
 def test_long_runs_are_cut_as_short_ones(name: str) -> None:
     """The premise of `Splitter.shorten`, on pending parts with a run of any length, behind whatever else may be pending."""
     book, rng = chooser(name).book, random.Random(name)
@@ -267,8 +267,9 @@ def test_toys_exactly(seed: int, added: bool, tmp_path: Path) -> None:
 
 
 def test_how_many_characters_begin_so() -> None:
+    every = [chr(c).encode() for c in range(0x110000) if not 0xD800 <= c < 0xE000]
     for hexed in ("61", "c3", "c1", "e0", "ed", "e2", "e280", "e080", "f0", "f4", "f5", "f09f", "edac", "ed9f", "f490"):
         begun = bytes.fromhex(hexed)
-        want = sum(chr(c).encode().startswith(begun) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
+        want = sum(char.startswith(begun) for char in every)
         assert characters_beginning(begun) == want, begun
     assert open_tail(b"ab\xe2\x80") == b"\xe2\x80" and open_tail(b"\x80a") is None and open_tail(b"\xc3a") is None

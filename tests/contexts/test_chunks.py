@@ -15,6 +15,7 @@ from engine.contexts.tree import ContextTree
 from schemas.errors import BadDocument, IdentityError
 from tests.contexts.test_builder import FRAGMENTS, boundaries, documents, encodable, given_token
 from tests.support.contexts_twin import TwinBuilder, TwinTree
+from tests.support.tiers import usual
 from tests.support.vocabularies import (
     ALL,
     EFFORT,
@@ -78,14 +79,14 @@ def check_twin(name: str, samples: Iterator[tuple[str, list[int], bytes]]) -> No
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", usual(ALL))
 def test_trees_are_those_of_the_slow_twin(name: str) -> None:
     """Fragments of every kind and pieces of texts of 81 languages; wanted: all bytes, some, one, none, a student's."""
     check_twin(name, documents(name, (2 if name in SLOW else 4) * EFFORT))
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["gpt2", "qwen2.5", "o200k_base", "llama-2"])
+@pytest.mark.parametrize("name", usual(["gpt2", "qwen2.5-subset-8000", "qwen2.5", "o200k_base", "llama-2"]))
 def test_long_texts_are_those_of_the_slow_twin(name: str) -> None:
     """Whole paragraphs, so that chunks follow each other in every way: prose, mathematics, LaTeX, whitespace, emoji."""
     rng = random.Random(name)
@@ -102,19 +103,19 @@ def test_long_texts_are_those_of_the_slow_twin(name: str) -> None:
 
 
 @needs_shared
-def test_prose_falls_into_small_chunks_that_come_again() -> None:
+@pytest.mark.parametrize("name", usual(["gpt2", "smollm2", "qwen2.5", "llama-2", "llama-3", "o200k_base"]))
+def test_prose_falls_into_small_chunks_that_come_again(name: str) -> None:
     """What makes trees cheap: a chunk is about a word, and a second pass learns nothing."""
-    for name in ("gpt2", "qwen2.5", "llama-2", "llama-3", "o200k_base"):
-        vocab = vocabulary(name)
-        make = ContextBuilder(builder(name).segmenter)
-        text = next(t for t in texts() if "Once upon a time" in t and t.isascii() and len(t) > 500)
-        data, ids = vocab.prefix_bytes + text.encode(), vocab.encode(text)[0]
-        learnt = []
-        for _ in range(2):
-            make.build(data, ids, range(len(data) + 1), given_token(vocab))
-            learnt.append(len(make._stores[True].number))
-        known = make._stores[True].number
-        assert learnt[0] == learnt[1] < len(text.split()) and max(map(len, known)) <= 2 * 16
+    vocab = vocabulary(name)
+    make = ContextBuilder(builder(name).segmenter)
+    text = next(t for t in texts() if "Once upon a time" in t and t.isascii() and len(t) > 500)
+    data, ids = vocab.prefix_bytes + text.encode(), vocab.encode(text)[0]
+    learnt = []
+    for _ in range(2):
+        make.build(data, ids, range(len(data) + 1), given_token(vocab))
+        learnt.append(len(make._stores[True].number))
+    known = make._stores[True].number
+    assert learnt[0] == learnt[1] < len(text.split()) and max(map(len, known)) <= 2 * 16
 
 
 @needs_shared

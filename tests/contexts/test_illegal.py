@@ -16,7 +16,7 @@ from engine.contexts.illegal import NOTHING, IllegalLists, IllegalTokens
 from schemas.errors import IdentityError
 from tests.contexts.test_builder import documents, given_token
 from tests.contexts.test_canonical import chooser, toy_side, tree_of
-from tests.support.tiers import one_of
+from tests.support.tiers import usual
 from tests.support.toys import random_text
 from tests.support.vocabularies import ALL, EFFORT, builder, needs_shared, vocabulary
 
@@ -55,7 +55,7 @@ def check(choose: CanonicalNext, states: list[State], rng: random.Random) -> Non
 
 
 @needs_shared
-@pytest.mark.parametrize("name", one_of(2, ALL))
+@pytest.mark.parametrize("name", usual(ALL))
 def test_real_tokenizers(name: str) -> None:
     vocab, choose, rng = vocabulary(name), chooser(name), random.Random(name)
     found: list[State] = []

@@ -27,6 +27,7 @@ def outs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("draws", 'top_k = 16\nbytes = true\ncodec = "sample"', TEXTS),
         ("other", "top_k = 16", (TEXTS[0] + " And more.", TEXTS[1])),
     ):
+        targets += "\ncalibration_documents = 2"
         made[name] = score_here(write_run(tmp_path_factory.mktemp(name), texts=texts, students=ONE, targets=targets))
     return made
 

@@ -15,6 +15,7 @@ from jobs.cli import main
 from schemas.manifest import Manifest
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run, write_subset
 
+ONE = "[ray]\nactors = 1"
 BAD = '{"id": "bad", "text": ""}\n'
 
 
@@ -37,12 +38,14 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, An
 @pytest.mark.ray
 def test_a_plan_of_all_documents_is_what_the_run_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tokens and positions exactly, bytes within what row groups of other sizes change; nothing is left behind."""
-    run_file = write_run(tmp_path, texts=TEXTS * 6, lines=BAD)
+    run_file = write_run(
+        tmp_path, texts=TEXTS * 3, lines=BAD, targets="top_k = 16\ncalibration_documents = 2", extra=ONE
+    )
     found = told(capsys, run_file, "--sample", 99, "--price", 3)
     assert not (tmp_path / "out").exists(), "a plan writes nothing"
     manifest = load_manifest(score_here(run_file))
     estimate = found["estimate"]
-    assert found["tried"] == estimate["documents"] == manifest.documents == 31
+    assert found["tried"] == estimate["documents"] == manifest.documents == 16
     assert estimate["teacher_tokens"] == manifest.stats["teacher_tokens"]
     assert estimate["quarantined"] == {"empty_text": 1} == dict.fromkeys(found["examples"], 1)
     for product, total in manifest.totals.items():

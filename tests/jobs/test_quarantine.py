@@ -36,7 +36,7 @@ from schemas.plan_inputs import Retry
 from schemas.runfile import RunConfig, load_run
 from schemas.settings import QuarantineConfig
 from tests.jobs.test_score import digests
-from tests.support.runs import ASSETS, TEXTS, score_here, write_run
+from tests.support.runs import ASSETS, STUDENTS, TEXTS, demo_tokenizers_once, score_here, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 POISON = "this text kills"
@@ -127,7 +127,8 @@ def bad_lines(count: int) -> str:
 
 @pytest.mark.ray
 def test_too_many_bad_documents_stop_the_run_and_a_raised_budget_goes_on(tmp_path: Path) -> None:
-    run_file = write_run(tmp_path, lines=bad_lines(30), extra=ONE)
+    students, targets = {"bl": STUDENTS["bl"]}, "top_k = 16\ncalibration_documents = 2"
+    run_file = write_run(tmp_path, lines=bad_lines(30), students=students, targets=targets, extra=ONE)
     with pytest.raises(QuarantineError) as stop:
         verb.score(load_run(run_file), "local")
     said = str(stop.value)
@@ -152,10 +153,10 @@ def test_too_many_bad_documents_stop_the_run_and_a_raised_budget_goes_on(tmp_pat
 # ---- the retry without Ray
 
 
-def finished(folder: Path, **more: object) -> RunConfig:
+def finished(folder: Path) -> RunConfig:
     """A run with three documents in quarantine in two of its units."""
     lines = '{"id": "a", "text": ""}\n{"id": "b", "text": "2 + 2 = 4"}\n{"id": "c"}\nno json\n'
-    run_file = write_run(folder, lines=lines, **more)  # type: ignore[arg-type]
+    run_file = write_run(folder, lines=lines, students={"sp": STUDENTS["sp"]}, targets='top_k = 16\nregime = "fast"')
     score_here(run_file)
     return load_run(run_file)
 
@@ -198,7 +199,8 @@ def test_a_second_retry_takes_what_the_first_has_left(tmp_path: Path) -> None:
         assert (str(folder), found) == (f"{run.output}-retry-{number}", [5, 7, 8]) and open_output(folder, plan) == []
         again, same = find_retry(run.output)
         assert (str(again), same) == (str(folder), found)  # begun and not finished: it goes on there
-        worker = UnitWorker(pin(run.model_copy(update={"output": folder})), plan, [])
+        with demo_tokenizers_once():
+            worker = UnitWorker(pin(run.model_copy(update={"output": folder})), plan, [])
         for unit, documents in read_retried(run.corpus, scan, found, range(len(plan.units))):
             worker.score(unit, documents)
         manifest = finish(folder, plan, engine_version=ENGINE_VERSION, describe=describe)
@@ -229,7 +231,8 @@ def test_a_model_with_one_broken_token_names_the_place(tmp_path: Path, value: fl
     broken = max(used[1] - set().union(used[0], *used[2:]))  # the start-up check takes small ids
     weights["model.embed_tokens.weight"][broken] = torch.tensor(value)
     save_file(weights, teacher / "model.safetensors", {"format": "pt"})
-    run_file = write_run(tmp_path)
+    targets = 'top_k = 16\nregime = "fast"\ncalibration_documents = 1'
+    run_file = write_run(tmp_path, students={"sp": STUDENTS["sp"]}, targets=targets)
     run_file.write_text(run_file.read_text().replace(str(ASSETS / "teacher"), str(teacher)))
     out = score_here(run_file)
     (record,) = quarantined(out)

@@ -24,10 +24,13 @@ import pytest
 
 from engine.dataset.layout import load_manifest, read_quarantine, sealed_units
 from engine.reader.targets import Targets
-from tests.support.runs import TEXTS, score_here, write_run
+from tests.support.faults import Call
+from tests.support.runs import STUDENTS, TEXTS, score_here, write_run
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
+MANY = TEXTS * 2
+TARGETS = "top_k = 16\ncalibration_documents = 2"
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -54,38 +57,38 @@ def digests(out: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an undisturbed run without Ray gives."""
-    return score_here(write_run(tmp_path_factory.mktemp("reference"), texts=TEXTS * 3))
+    return score_here(write_run(tmp_path_factory.mktemp("reference"), texts=MANY, targets=TARGETS))
 
 
-def test_local_ray_from_another_folder(reference: Path, tmp_path: Path) -> None:
+def test_local_ray_from_another_folder(reference: Path, tmp_path: Path, call: Call) -> None:
     """Bad documents go to quarantine, all others are scored, and Ray changes no byte."""
     bad = '{"id": "b0"}\n{"id": "b1", "text": ""}\nno json\n{"id": "b3", "text": 5}\n'
-    run_file = write_run(tmp_path, texts=TEXTS * 3, lines=bad, extra="[ray]\nactors = 2")
+    run_file = write_run(tmp_path, texts=MANY, targets=TARGETS, lines=bad, extra="[ray]\nactors = 2")
     done = targetsmith("score", run_file, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     manifest = load_manifest(out)
-    assert (manifest.documents, manifest.quarantined) == (len(TEXTS) * 3 + 4, 4)
+    assert (manifest.documents, manifest.quarantined) == (len(MANY) + 4, 4)
     reasons = [record["reason"] for unit in sealed_units(out) for record in read_quarantine(out, unit)]
     assert sorted(reasons) == ["empty_text", "malformed_json", "missing_column", "not_text"]
     for product in ("teacher", "sp", "bl"):
         mine = [(document.text, document.logps.tobytes()) for document in Targets(out, product).documents()]
         wanted = [(document.text, document.logps.tobytes()) for document in Targets(reference, product).documents()]
         assert mine == wanted
-    assert re.search(r"10/10 units · 19 documents · [\d,]+ tokens/s · 4 quarantined", done.stderr)
-    assert "19 documents, 4 in quarantine" in done.stdout and "Traceback" not in done.stderr
+    assert re.search(r"7/7 units · 14 documents · [\d,]+ tokens/s · 4 quarantined", done.stderr)
+    assert "14 documents, 4 in quarantine" in done.stdout and "Traceback" not in done.stderr
     assert "bytes/pos" in done.stdout and "raylet" not in done.stdout
-    again = targetsmith("score", run_file, "--json", "--log-json", cwd=tmp_path)
-    told = json.loads(again.stdout)
-    assert again.returncode == 0 and (told["documents"], told["this_command"]["units"]) == (19, 0)
+    code, said, logged = call("score", run_file, "--json", "--log-json")
+    told = json.loads(said)
+    assert code == 0 and (told["documents"], told["this_command"]["units"]) == (14, 0)
     assert told["quarantined"] == {"empty_text": 1, "malformed_json": 1, "missing_column": 1, "not_text": 1}
-    assert all({"time", "message"} <= json.loads(line).keys() for line in again.stderr.splitlines())
+    assert all({"time", "message"} <= json.loads(line).keys() for line in logged.splitlines())
 
 
 @pytest.mark.chaos
 def test_killed_and_run_again(reference: Path, tmp_path: Path) -> None:
     """SIGKILL of the driver once a unit is sealed; the next command does the rest, to the byte."""
-    run_file = write_run(tmp_path, texts=TEXTS * 3, extra="[ray]\nactors = 1\nmax_in_flight = 1")
+    run_file = write_run(tmp_path, texts=MANY, targets=TARGETS, extra="[ray]\nactors = 1\nmax_in_flight = 1")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "jobs.score", str(run_file)]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as driver:
@@ -100,7 +103,9 @@ def test_killed_and_run_again(reference: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_130_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    run_file = write_run(tmp_path, texts=TEXTS * 200, extra="[ray]\nactors = 1")
+    run_file = write_run(
+        tmp_path, texts=TEXTS * 200, targets=TARGETS, students={"bl": STUDENTS["bl"]}, extra="[ray]\nactors = 1"
+    )
     command = [sys.executable, "-m", "jobs.score", str(run_file)]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as driver:
         deadline = time.monotonic() + 120
@@ -177,7 +182,7 @@ def belongs(process: psutil.Process, folder: Path) -> bool:
 
 @pytest.mark.thorough
 def test_a_cluster_by_address(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
-    run_file = write_run(tmp_path, texts=TEXTS * 3)
+    run_file = write_run(tmp_path, texts=MANY, targets=TARGETS)
     done = targetsmith("score", run_file, "--address", cluster.address, extra=cluster.token)
     assert done.returncode == 0, done.stderr
     assert "Ray (cluster)" in done.stderr
@@ -209,7 +214,7 @@ def submit(cluster: Cluster, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_submitted_job(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
-    run_file = write_run(tmp_path, texts=TEXTS * 3)
+    run_file = write_run(tmp_path, texts=MANY, targets=TARGETS)
     out = tmp_path / "shared" / "out"
     run_file.write_text(run_file.read_text().replace('output = "out"', f"output = {json.dumps(str(out))}"))
     done = submit(cluster, tmp_path)
@@ -226,8 +231,7 @@ def test_a_submitted_job_with_a_relative_output_is_refused(cluster: Cluster, tmp
     assert "Ray's copy of the working folder" in done.stdout and "Traceback" not in done.stdout
 
 
-def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_answer(tmp_path: Path, call: Call) -> None:
     (port,) = free_ports(1)
-    done = targetsmith("score", write_run(tmp_path), "--address", f"127.0.0.1:{port}")
-    assert done.returncode == 1
-    assert "cannot start or connect" in done.stderr and "Traceback" not in done.stderr
+    code, _, said = call("score", write_run(tmp_path, targets=TARGETS), "--address", f"127.0.0.1:{port}")
+    assert code == 1 and "cannot start or connect" in said

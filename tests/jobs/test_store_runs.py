@@ -36,9 +36,11 @@ from schemas.errors import FingerprintMismatch, OutputError, RunFileError
 from schemas.runfile import load_run
 from tests.support.hub_writes import TOKEN, written_hub
 from tests.support.objectstores import ROOT, SECRET, contents, publish_all, real
-from tests.support.runs import TEXTS, score_here, score_run, write_run
+from tests.support.runs import STUDENTS, TEXTS, score_here, score_run, write_run
 from tests.support.tables import sealed_names, small_plan
 from tests.support.vocabularies import EFFORT
+
+TARGETS = "top_k = 16\ncalibration_documents = 2"
 
 # ---- runs
 
@@ -202,7 +204,7 @@ def test_a_run_on_a_store_is_the_run_on_a_disk(
     here, there = (tmp_path / place for place in ("here", "there"))
     for folder in (here, there):
         folder.mkdir()
-    made: Any = {"texts": TEXTS[:4], "lines": bad, "targets": "top_k = 16\nhidden = true"}
+    made: Any = {"texts": TEXTS[:4], "lines": bad, "targets": f"{TARGETS}\nhidden = true"}
     local = score_here(write_run(here, **made))
     run = load_run(write_run(there, **made, output=f"{bucket}/out"))
     manifest, out = score_run(run), f"{bucket}/out"
@@ -243,25 +245,24 @@ def test_a_run_on_a_store_is_the_run_on_a_disk(
 
 
 @pytest.mark.ray
-def test_actors_read_from_the_store_and_write_to_it(bucket: str, tmp_path: Path) -> None:
-    """The command, through real Ray: actors of other processes read and publish, the driver sees it and finishes."""
-    run_file = write_run(tmp_path, texts=TEXTS[:4], extra="[ray]\nactors = 2", output=f"{bucket}/out")
+def test_actors_read_from_the_store_and_write_to_it(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command, through real Ray: an actor of another process reads and publishes, the driver sees it and finishes."""
+    made: Any = {"texts": TEXTS[:4], "students": {"bl": STUDENTS["bl"]}, "targets": TARGETS}
+    run_file = write_run(tmp_path, **made, extra="[ray]\nactors = 1", output=f"{bucket}/out")
     fsspec.filesystem("s3", skip_instance_cache=True).put(str(tmp_path / "corpus.jsonl"), f"{bucket}/in/corpus.jsonl")
     (tmp_path / "corpus.jsonl").unlink()
     run_file.write_text(run_file.read_text().replace('["corpus.jsonl"]', f'["{bucket}/in/*.jsonl"]'))
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.score", str(run_file)],
-        cwd=ROOT,
-        env=plain | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{bucket}/out: run" in done.stdout and SECRET not in done.stdout + done.stderr
+    for key in [key for key in os.environ if key.startswith("RAY_")]:
+        monkeypatch.delenv(key)
+    with pytest.raises(SystemExit) as stop:
+        main(["score", str(run_file)])
+    said = capfd.readouterr()
+    assert stop.value.code == 0, said.err
+    assert f"{bucket}/out: run" in said.out and SECRET not in said.out + said.err
     (tmp_path / "here").mkdir()
-    local = score_here(write_run(tmp_path / "here", texts=TEXTS[:4]))
+    local = score_here(write_run(tmp_path / "here", **made))
     data, far = contents(local), contents(f"{bucket}/out")
     for name in [name for name in data if name.startswith("data/")]:  # the run is another one: what S3 says of the file
         assert pq.read_table(pa.BufferReader(far[name])).equals(pq.read_table(pa.BufferReader(data[name])))

@@ -62,7 +62,7 @@ def test_intervals_hold_the_truth(make_pair: Callable[..., Pair], seed: int, mod
     """Each token's probability is within err of the truth, with every token asked and with only the heavy ones."""
     rng = random.Random(f"fold {seed} {mode}")
     rows_seen, quick, made, folds = 0, 0, None, np.zeros(2, np.int64)
-    for case in finite_cases(rng, tmp_path, 45, mode, make_pair=make_pair):
+    for case in finite_cases(rng, tmp_path, 20, mode, make_pair=make_pair):
         found = targets_of(case)
         if found is None:
             continue
@@ -82,7 +82,7 @@ def test_intervals_hold_the_truth(make_pair: Callable[..., Pair], seed: int, mod
             quick += not slow[k]
     folds += made.folds if made else 0
     print(f"{rows_seen} rows, {quick} compiled, folds and tokens asked {folds}")
-    assert quick > 100 and folds[0] > 20
+    assert quick > 40 and folds[0] > 8
 
 
 @pytest.mark.parametrize("seed", range(1 * EFFORT))
@@ -93,7 +93,7 @@ def test_rows_without_splits_are_those_of_the_slow_rules(
     monkeypatch.setattr(passage_arrays, "HORIZON_BYTES", 0)
     rng = random.Random(f"rows {seed}")
     made, quick = None, 0
-    for case in cases(rng, tmp_path, 120, make_pair):
+    for case in cases(rng, tmp_path, 50, make_pair):
         if made is None or made.pair is not case.pair:
             made = Compiled(case.pair, least=rng.choice((0.0, 1e-4, 0.1)))
         slow = made.view(case.doc, case.text)
@@ -114,4 +114,4 @@ def test_rows_without_splits_are_those_of_the_slow_rules(
             np.testing.assert_allclose(stored(new, k, size), stored(old, k, size), rtol=0, atol=1e-9, err_msg=str(case))
         np.testing.assert_allclose(np.exp(new.gold_logp), np.exp(old.gold_logp), rtol=0, atol=1e-9, err_msg=str(case))
         quick += int((old.scored & ~slow[: len(old.scored)]).sum())
-    assert quick > 150
+    assert quick > 60

@@ -29,7 +29,7 @@ def test_rows_are_those_of_compiled_functions(seed: int, tmp_path: Path, monkeyp
     monkeypatch.setattr(device_lists, "MOST_COLUMNS", 40)
     monkeypatch.setattr(compiled_push, "MOST_HEAVY", (2048, 3)[seed % 2])
     rng, made, rows_seen = random.Random(f"sums {seed}"), None, 0
-    for case in cases(rng, tmp_path, 120, random_pair):
+    for case in cases(rng, tmp_path, 50, random_pair):
         if made is None or made[0].pair is not case.pair:
             least = rng.choice((0.0, 1e-4, 0.1))
             made = Compiled(case.pair, least=least), Compiled(case.pair, least=least)
@@ -47,7 +47,7 @@ def test_rows_are_those_of_compiled_functions(seed: int, tmp_path: Path, monkeyp
         for k in np.flatnonzero(host.scored).tolist():
             np.testing.assert_allclose(stored(device, k, size), stored(host, k, size), rtol=0, atol=1e-12)
         rows_seen += int(host.scored.sum())
-    assert rows_seen > 150
+    assert rows_seen > 60
 
 
 @pytest.mark.parametrize("least", [0.0, 1e-4, 0.1, 0.3])
@@ -60,7 +60,10 @@ def test_tokens_are_heavy_as_on_the_host_whatever_the_type_of_the_rows(least: fl
     assert largest_below(least, torch.float64) == least
 
 
-@pytest.mark.parametrize("targets", [{}, {"eps": 1e-3}, {"codec": "sample", "draws": 20, "seed": 3}])
+@pytest.mark.parametrize(
+    "targets",
+    [{}, pytest.param({"eps": 1e-3}, marks=pytest.mark.thorough), {"codec": "sample", "draws": 20, "seed": 3}],
+)
 def test_units_are_those_of_compiled_functions(monkeypatch: pytest.MonkeyPatch, targets: dict[str, Any]) -> None:
     """A teacher, rows in float32, several chunks. Draws are equal, because whole distributions are."""
     made = scorer(monkeypatch, compiled=True, **targets)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import engine.scoring.stages as stages_module
 from engine.contexts.builder import ContextBuilder
 from engine.contexts.tree import ContextTree
 from engine.corpus.document import Document
@@ -16,8 +21,7 @@ from engine.scoring import ahead
 from engine.scoring.ahead import prepared_ahead
 from engine.scoring.prepare import prepare
 from schemas.errors import BadDocument, TokenizerError
-from tests.scoring.test_scorer import ASSETS, HOSTILE, demo, demo_texts, documents, scorer
-from tests.support.vocabularies import SHARED, needs_shared
+from tests.scoring.test_scorer import ASSETS, PLAIN, demo, demo_texts, documents, scorer
 
 
 def threads() -> list[str]:
@@ -27,7 +31,7 @@ def threads() -> list[str]:
 def test_the_same_documents_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "MOST_DOCUMENTS", 3)
     bad = Document("bad", 99, "", "corpus.jsonl", "line 99", problem=("not_text", "a number"))
-    docs = [*documents([*demo_texts(20), *HOSTILE]), bad]
+    docs = [*documents([*demo_texts(6), *PLAIN]), bad]
     one, other = demo().stages, demo().stages
     seen = 0
     with closing(prepared_ahead(one, docs)) as found:
@@ -92,22 +96,45 @@ def test_a_fault_of_a_tokenizer_is_of_one_document(monkeypatch: pytest.MonkeyPat
     assert all(table["doc_row"].to_pylist() == [0, 1, 3] for table in result.products.values())
 
 
-@needs_shared
-@pytest.mark.parametrize("regime", [pytest.param("fast", marks=pytest.mark.thorough), "beam"])
-def test_targets_do_not_depend_on_what_is_prepared_beside_them(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The demo's byte-level student with another tokenizer.json."""
+    shutil.copytree(ASSETS / "student_bl", folder)
+    spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    change(spec)
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder
+
+
+def with_nfc(spec: dict[str, Any]) -> None:
+    spec["normalizer"] = {"type": "NFC"}
+
+
+def with_words(spec: dict[str, Any]) -> None:
+    """As Llama-3's: half of the tokens are made as whole words only."""
+    spec["model"]["ignore_merges"] = True
+    del spec["model"]["merges"][len(spec["model"]["merges"]) // 2 :]
+
+
+@pytest.mark.parametrize("regime", ["fast", "beam"])
+def test_targets_do_not_depend_on_what_is_prepared_beside_them(
+    regime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Slow boundaries, searches and canonical states ask objects that the thread uses, too."""
-    asset = SHARED / "tokenizers"
-    docs = documents([*demo_texts(4), *HOSTILE])
+    monkeypatch.setattr(stages_module, "is_compiled", lambda *given: True)  # as of vocabularies that are not small
+    students = {"nfc": changed(tmp_path / "nfc", with_nfc), "words": changed(tmp_path / "words", with_words)}
+    docs = documents([*demo_texts(2), *PLAIN, "naïve café, fiancée"])
     results = []
     for most in (64, 0):
         monkeypatch.setattr(ahead, "MOST_DOCUMENTS", most)
         made = scorer(
             ASSETS / "teacher",
-            {"nfc": asset / "qwen2.5", "words": asset / "llama-3"},
+            students,
             settings={"batch_tokens": 256},
             regime=regime,
             semantics="canonical-masked",
         )
+        stages = made.stages
+        assert stages.students["student/nfc"].nfc and stages.students["student/words"].ignore_merges
         results.append(made.score_unit(docs).products)
     for product, table in results[0].items():
         assert table.equals(results[1][product]), (regime, product)

@@ -12,15 +12,29 @@ import torch
 
 from benchmarks.determinism import BOUND_NATS, demo_documents, gaps
 from engine.corpus.document import Document
+from engine.dataset.unit_result import UnitResult
 from engine.scoring import ahead, memory
 from engine.scoring.prepare import prepare
 from engine.scoring.scorer import Scorer
-from tests.scoring.test_scorer import demo
+from tests.scoring.test_scorer import ASSETS, scorer
 
 
 @pytest.fixture(scope="module")
 def ready() -> Scorer:
-    return demo(max_length=128, overlap=32)
+    return small()
+
+
+def small() -> Scorer:
+    """The demo with little to spend."""
+    students = {"sp": ASSETS / "student_sp", "bl": ASSETS / "student_bl"}
+    settings = {"max_length": 128, "overlap": 32}
+    return scorer(ASSETS / "teacher", students, settings=settings, max_nodes_per_token=1.0)
+
+
+@pytest.fixture(scope="module")
+def plain(ready: Scorer) -> UnitResult:
+    """Four documents with all the memory there is."""
+    return ready.score_unit(demo_documents(4))
 
 
 def gpu(tokens: int) -> None:
@@ -59,9 +73,8 @@ def long_document(row: int, parts: int) -> Document:
 
 
 @pytest.mark.parametrize("fail", [gpu, host, arrays])
-def test_a_group_is_halved_until_it_fits(ready: Scorer, fail: Callable[[int], None]) -> None:
-    documents = demo_documents(8)
-    plain = ready.score_unit(documents)
+def test_a_group_is_halved_until_it_fits(ready: Scorer, plain: UnitResult, fail: Callable[[int], None]) -> None:
+    documents = demo_documents(4)
     with limited(ready, 300, fail) as refused:
         unit = ready.score_unit(documents)
     assert refused and unit.stats["oom_retries"] >= 1 and not unit.quarantine
@@ -73,7 +86,7 @@ def test_a_group_is_halved_until_it_fits(ready: Scorer, fail: Callable[[int], No
 
 def test_a_document_too_large_alone_is_read_a_window_at_a_time(ready: Scorer) -> None:
     """Windows of 128 tokens; all of them together do not fit, two of them neither, one does."""
-    documents = [long_document(0, 8), *(d for d in demo_documents(3) if d.doc_row)]
+    documents = [long_document(0, 5), *(d for d in demo_documents(3) if d.doc_row)]
     plain = ready.score_unit(documents)
     size = max(len(part.tree.token) for part in prepare(ready.stages, documents[0]).parts)
     assert size > 3 * 128
@@ -88,7 +101,7 @@ def test_a_document_too_large_alone_is_read_a_window_at_a_time(ready: Scorer) ->
 def test_what_does_not_fit_in_any_way_is_quarantined_and_the_others_are_kept(ready: Scorer) -> None:
     """A pass of 60 tokens is less than the long document's windows; the short documents fit."""
     short = [Document(f"s{i}", i, text, "c.jsonl", "line") for i, text in ((0, "3 + 4 = 7"), (2, "9 × 9 = 81"))]
-    documents = [short[0], long_document(1, 4), short[1]]
+    documents = [short[0], long_document(1, 2), short[1]]
     with limited(ready, 60) as refused:
         unit = ready.score_unit(documents)
     (record,) = unit.quarantine
@@ -140,11 +153,11 @@ def test_keys_and_values_are_given_up_last(ready: Scorer) -> None:
 def test_the_calibration_sample_is_read_in_smaller_passes_too() -> None:
     means = []
     for most in (100_000, 400):
-        scorer = demo(max_length=128, overlap=32)
-        with limited(scorer, most) as refused:
-            scorer.calibrate([long_document(0, 8)])
-        assert bool(refused) is (most == 400) and scorer.stages.beam_search is not None
-        means.append(scorer.stages.beam_search.calibration.mean_rows)
+        made = small()
+        with limited(made, most) as refused:
+            made.calibrate([long_document(0, 4)])
+        assert bool(refused) is (most == 400) and made.stages.beam_search is not None
+        means.append(made.stages.beam_search.calibration.mean_rows)
     assert means[0].keys() == means[1].keys()
     for token, row in means[0].items():
         np.testing.assert_allclose(means[1][token].special, row.special, atol=1e-6)

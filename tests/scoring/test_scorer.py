@@ -38,6 +38,8 @@ HOSTILE = (
     "<|bos|> <s> </s> <unk> <0x0A> are plain text here",
     "x",
 )
+PLAIN = (HOSTILE[0], *HOSTILE[2:])
+"""Without characters of three and four bytes, behind whose first bytes each new scorer asks about all that begin so: seconds."""
 
 
 def scorer(
@@ -106,10 +108,10 @@ def check(unit: UnitResult, scorer: Scorer, docs: Sequence[Document], top_k: int
 
 def test_what_is_done_is_reported_behind_each_group() -> None:
     made, reports, steps = demo(batch_tokens=256), list[tuple[int, int]](), list[str]()
-    docs = documents([*demo_texts(30), ""])
+    docs = documents([*demo_texts(12), ""])
     whole = made.score_unit(docs, lambda done, tokens: reports.append((done, tokens)))
     assert len(reports) > 2 and reports == sorted(set(reports))
-    assert reports[-1] == (len(docs), int(whole.stats["teacher_tokens"])) and 0 < reports[0][0] < 25
+    assert reports[-1] == (len(docs), int(whole.stats["teacher_tokens"])) and 0 < reports[0][0] < 10
     Scorer(made.stages.run, progress=lambda done, total, what: steps.append(what))
     assert steps[:2] == ["loading the tokenizers", "loading the teacher"]
 
@@ -120,7 +122,7 @@ def ready() -> Scorer:
 
 
 def test_the_demo_assets(ready: Scorer):
-    docs = documents([*demo_texts(12), *HOSTILE])
+    docs = documents([*demo_texts(5), *HOSTILE])
     unit = ready.score_unit(docs)
     check(unit, ready, docs)
     assert unit.quarantine == []
@@ -136,8 +138,8 @@ def test_the_demo_assets(ready: Scorer):
         np.testing.assert_array_equal(flags & FLAG_BUDGET != 0, err > tolerance)
         assert (err > tolerance).any() and (err <= tolerance).any()
     for name in ("sp", "bl"):  # a trained teacher: the gold token is no surprise, in either vocabulary
-        table = unit.products[f"student/{name}"].slice(0, 12)
-        nats = -flat(table, "gold_logp").sum() / sum(len(d.text.encode()) for d in docs[:12])
+        table = unit.products[f"student/{name}"].slice(0, 5)
+        nats = -flat(table, "gold_logp").sum() / sum(len(d.text.encode()) for d in docs[:5])
         assert nats < 0.4, (name, nats)
 
 
@@ -156,7 +158,7 @@ def test_the_teachers_rows_are_the_models_own(ready: Scorer):
 
 def test_chain_rule_against_the_teacher(ready: Scorer):
     """The student's gold log-probabilities add up to nearly the teacher's: both are log P(text) up to other segmentations."""
-    docs = documents(demo_texts(20))
+    docs = documents(demo_texts(8))
     unit = ready.score_unit(docs)
     own = flat(unit.products["teacher"], "gold_logp").sum()
     for name in ("sp", "bl"):
@@ -164,9 +166,9 @@ def test_chain_rule_against_the_teacher(ready: Scorer):
         assert abs(total - own) < 0.1 * abs(own), (name, total, own)
 
 
-@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("size", [1, 3])
 def test_units_of_any_size_give_the_same_rows(ready: Scorer, size: int):
-    docs = documents(demo_texts(7))
+    docs = documents(demo_texts(4))
     whole = ready.score_unit(docs)
     for product, table in whole.products.items():
         parts = [ready.score_unit(docs[i : i + size]).products[product] for i in range(0, len(docs), size)]
@@ -199,7 +201,7 @@ def test_with_masked_semantics_all_exact_products_give_a_text_one_probability(se
     """Lemma 13: conditionals of one distribution over texts, whatever they are cut into. Specials are excluded."""
     students = {"sub": write_subset(tmp_path / "sub")}
     ready = scorer(ASSETS / "teacher", students, settings=settings, bytes=True, semantics="canonical-masked")
-    unit = ready.score_unit(documents([*demo_texts(2), *HOSTILE]))
+    unit = ready.score_unit(documents([*demo_texts(1), *(PLAIN if settings else HOSTILE)]))
     assert ready.stages.regimes == {"student/sub": "subset"} and not unit.quarantine
     for row in range(unit.products["bytes"].num_rows):
         nats = {}
@@ -212,7 +214,7 @@ def test_with_masked_semantics_all_exact_products_give_a_text_one_probability(se
 
 
 def test_a_document_longer_than_the_context(ready: Scorer):
-    text = " ".join(demo_texts(6))
+    text = " ".join(demo_texts(3))
     docs = documents([text, demo_texts(1)[0]])
     short = demo(max_length=64, overlap=16)
     windowed, whole = short.score_unit(docs), ready.score_unit(docs)
@@ -308,7 +310,7 @@ def test_an_end_that_is_text_is_text():
 
 def test_products_do_not_change_each_other():
     """Bytes and the teacher's own view, alone and beside foreign students: equal to rounding of the teacher's passes."""
-    docs = documents([*HOSTILE, *demo_texts(2)])
+    docs = documents([*PLAIN, *demo_texts(1)])
     alone = scorer(ASSETS / "teacher", {"same": ASSETS / "teacher"}, bytes=True).score_unit(docs)
     foreign = {"sp": ASSETS / "student_sp", "same": ASSETS / "teacher", "bl": ASSETS / "student_bl"}
     beside = scorer(ASSETS / "teacher", foreign, bytes=True).score_unit(docs)
@@ -334,7 +336,7 @@ def test_stories260k_with_several_students():
     }
     ready = scorer(SHARED / "models" / "stories260K", students)
     raw = (SHARED / "text" / "tinystories_sample_2MB.txt").read_text(encoding="utf-8")
-    docs = documents([t.strip() for t in raw.split("<|endoftext|>")[:6]])
+    docs = documents([t.strip() for t in raw.split("<|endoftext|>")[:3]])
     unit = ready.score_unit(docs)
     check(unit, ready, docs)
     assert unit.quarantine == []
@@ -357,11 +359,11 @@ def test_stories260k_with_several_students():
 
 @needs_shared
 def test_texts_that_a_student_cannot_give_back():
-    students = {"qwen": SHARED / "tokenizers" / "qwen2.5", "tok105": SHARED / "models" / "babyllama-tok105"}
+    students = {"qwen": SHARED / "tokenizers" / "qwen2.5-subset-8000", "tok105": SHARED / "models" / "babyllama-tok105"}
     ready = scorer(SHARED / "models" / "stories260K", students)
     docs = documents(["Once upon a time.", "Cafe\u0301 time.", "One day \u6f22.", "The end."])
     unit = ready.score_unit(docs)
     check(unit, ready, docs)
     assert [(r["doc_id"], r["reason"]) for r in unit.quarantine] == [("d1", "not_reversible"), ("d2", "unknown_token")]
-    assert "qwen2.5 changes the text at byte 3" in unit.quarantine[0]["detail"]
+    assert "qwen2.5-subset-8000 changes the text at byte 3" in unit.quarantine[0]["detail"]
     assert "babyllama-tok105" in unit.quarantine[1]["detail"]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from engine.teacher.model import Teacher, load_teacher
-from engine.teacher.ranks import Rank, follow, join, lead
+from engine.teacher.rank import Rank, join
+from engine.teacher.ranks import follow, lead
 from schemas.settings import TeacherConfig
 
 

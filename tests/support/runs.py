@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Container
-from functools import partial
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import engine.plan.vocabularies
+import engine.scoring.stages
 from engine.card.describe import describe
 from engine.corpus.document import Document
 from engine.corpus.scan import CorpusScan, scan_corpus
@@ -93,6 +99,32 @@ def write_subset(folder: Path) -> Path:
     return folder
 
 
+_DEMO = tuple(str(ASSETS / name) for name in ("teacher", "student_sp", "student_bl"))
+
+
+def _once(make: Callable[..., Any], kept: Callable[..., bool]) -> Callable[..., Any]:
+    """`make`, whose results for arguments that are `kept` are made once in this process."""
+    made = cache(make)
+    return lambda *args, **more: (made if kept(*args) else make)(*args, **more)
+
+
+_ONCE = (
+    (engine.plan.vocabularies, "load_vocabulary", lambda place, *_: place in _DEMO),
+    (engine.scoring.stages, "build_segmenter", lambda vocabulary, *_: vocabulary.name in _DEMO),
+    (engine.scoring.stages, "CanonicalNext", lambda segmenter, *_: segmenter.vocabulary.name in _DEMO),
+)
+_MADE = [(module, name, _once(getattr(module, name), kept)) for module, name, kept in _ONCE]
+
+
+@contextmanager
+def demo_tokenizers_once() -> Iterator[None]:
+    """The demo's tokenizers are read once in this process, and what is learned of them stays learned: seconds a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, made in _MADE:
+            patch.setattr(module, name, made)
+        yield
+
+
 def score_here(run_file: Path, died: Container[str] = ()) -> Path:
     """Score a run in this process, without Ray; returns its output, which is a local folder."""
     run = load_run(run_file)
@@ -104,6 +136,11 @@ def score_here(run_file: Path, died: Container[str] = ()) -> Path:
 def score_run(run: RunConfig, died: Container[str] = ()) -> Manifest:
     """Do all that is missing of a run in this process, without Ray. died: names of documents that are taken to kill their
     process whenever they are scored, so that the run has them in quarantine."""
+    with demo_tokenizers_once():
+        return _score_run(run, died)
+
+
+def _score_run(run: RunConfig, died: Container[str]) -> Manifest:
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     missing = {unit.index for unit in plan.units} - set(open_output(run.output, plan))
@@ -121,7 +158,11 @@ def score_run(run: RunConfig, died: Container[str] = ()) -> Manifest:
 
 def retry_here(run_file: Path) -> Path:
     """`score --retry-quarantined` in this process, without Ray; returns its output, which is a local folder."""
-    run = load_run(run_file)
+    with demo_tokenizers_once():
+        return _retry(load_run(run_file))
+
+
+def _retry(run: RunConfig) -> Path:
     store, rows = find_retry(run.output)
     assert rows and isinstance(store, PosixStore)
     scan, base = scan_corpus(run.corpus, run.base_dir), load_plan(run.output)

@@ -51,7 +51,7 @@ def push_slowly(push: PushForward, prob_RV: torch.Tensor, job: Job) -> tuple[np.
     return mass, excluded, open_, decided
 
 
-@pytest.mark.parametrize("seed", range(3 * EFFORT))
+@pytest.mark.parametrize("seed", range(2 * EFFORT))
 @pytest.mark.parametrize("limit", [0, 3, 2048])
 def test_the_push_forward_is_the_sum_over_all_leaves(
     seed: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,11 @@ HARD = (
 CHANGED_BY_NFC = "e\u0301 and \u0958"
 
 
+def hard_of(name: str) -> tuple[str, ...]:
+    """All of them where a text takes no time."""
+    return HARD if name not in ("demo", "qwen2.5") or EFFORT > 1 else HARD[::2]
+
+
 def make(name: str, students: dict[str, Path], **targets: object) -> Scorer:
     """A scorer that stores whole vocabularies (of Qwen2.5's own 151,665 ids the first 64)."""
     run = {
@@ -128,7 +133,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(name: str, folder: Path) -> Scorer:
     """Made once; no test changes it."""
     if name == "qwen2.5":
-        return make(name, {f"s{n}": SHARED / f"tokenizers/qwen2.5-subset-{n}" for n in (0, 8000, 32000)})
+        sizes = (0, 8000, 32000) if EFFORT > 1 else (0,)  # the golden values are of 8000
+        return make(name, {f"s{n}": SHARED / f"tokenizers/qwen2.5-subset-{n}" for n in sizes})
     return make(name, {"cut": beginning(name, 0.5, folder)})
 
 
@@ -160,24 +166,28 @@ def dense(rows: TopK, size: int) -> np.ndarray:
 
 
 @pytest.mark.timeout(600)  # what is legal behind so many kinds of whitespace takes long to find for Qwen2.5
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [*SMALL, pytest.param("qwen2.5", marks=pytest.mark.thorough)])
 def test_hard_texts_are_scored_and_every_row_has_mass_one(name: str, folder: Path):
     """None fails; only what a normaliser would change is in quarantine; stored + tail = 1 on every row but the given."""
     made = plain(name, folder)
-    texts = HARD if name in SMALL or EFFORT > 1 else HARD[::4]  # with 151,665 ids a text takes seconds
+    texts = hard_of(name)
     unit = made.score_unit(documents([*texts, CHANGED_BY_NFC]))
     refused = [(record["doc_row"], record["reason"]) for record in unit.quarantine]
     assert refused == ([(len(texts), "not_reversible")] if made.stages.vocabulary.nfc else [])
     assert set(made.stages.regimes.values()) == {"subset"}
     for text in texts:
-        for product, rows in rows_of(made, text).items():
-            mass = np.exp(rows.logps).sum(1) + np.exp(rows.tail_logp)
-            first = int(np.argmax(rows.scored))
-            assert rows.scored[first:].all() and (first == 0 or not made.stages.bos), (text, product)
-            np.testing.assert_allclose(mass[first:], 1, rtol=0, atol=1e-6, err_msg=f"{text!r} {product}")
-            assert np.isfinite(rows.gold_logp[first:]).all() and (rows.err[first:] == 0).all(), (text, product)
-            if made.stages.emitter.top_k[product] > 64:  # the whole vocabulary is stored: nothing is left outside
-                assert (np.exp(rows.tail_logp[first:]) < 1e-12).all()
+        check_mass(made, text, rows_of(made, text))
+
+
+def check_mass(made: Scorer, text: str, products: dict[str, TopK]) -> None:
+    for product, rows in products.items():
+        mass = np.exp(rows.logps).sum(1) + np.exp(rows.tail_logp)
+        first = int(np.argmax(rows.scored))
+        assert rows.scored[first:].all() and (first == 0 or not made.stages.bos), (text, product)
+        np.testing.assert_allclose(mass[first:], 1, rtol=0, atol=1e-6, err_msg=f"{text!r} {product}")
+        assert np.isfinite(rows.gold_logp[first:]).all() and (rows.err[first:] == 0).all(), (text, product)
+        if made.stages.emitter.top_k[product] > 64:  # the whole vocabulary is stored: nothing is left outside
+            assert (np.exp(rows.tail_logp[first:]) < 1e-12).all()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -186,9 +196,10 @@ def test_the_teachers_own_tokenizer_as_a_student_is_the_teacher(name: str, tmp_p
     trie: only the trunk spells a text in the student's units, so its rows are the teacher's to float64."""
     shutil.copy(FOLDERS[name] / "tokenizer.json", tmp_path)
     shutil.copy(FOLDERS[name] / "tokenizer_config.json", tmp_path)
+    texts = hard_of(name)
     made, product = without_specials(make(name, {"copy": tmp_path}, bytes=False)), "student/copy"
     assert made.stages.regimes == {product: "same"}
-    for text in HARD:
+    for text in texts:
         rows = rows_of(made, text)
         for name, theirs in vars(rows[TEACHER]).items():
             np.testing.assert_array_equal(getattr(rows[product], name), theirs, err_msg=f"{text!r} {name}")
@@ -196,7 +207,7 @@ def test_the_teachers_own_tokenizer_as_a_student_is_the_teacher(name: str, tmp_p
     made.stages = derive_stages(made.stages.run, known, made.stages.teacher, {product: "subset"})
     widened(made)
     assert (made.stages.expansions[product][0].lengths <= 1).all()
-    for text in HARD:
+    for text in texts:
         rows = rows_of(made, text)  # of one pass of the teacher: another tree has other rounding
         ours, theirs = (dense(rows[p], made.stages.vocabulary.size) for p in (product, TEACHER))
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-12, err_msg=repr(text))
@@ -207,10 +218,10 @@ def test_the_teachers_own_tokenizer_as_a_student_is_the_teacher(name: str, tmp_p
 def test_masked_text_has_one_probability_however_it_is_cut(name: str, folder: Path):
     """canonical-masked is a distribution over texts: its tokens, the tokens of two subsets and the bytes multiply to one
     number. What a SentencePiece teacher puts before the text is a byte of its own: P(prefix) is added to the bytes'."""
-    made = masked(name, folder)
+    made, texts = masked(name, folder), hard_of(name)
     prefix, pieces = made.stages.vocabulary.prefix_bytes, made.stages.vocabulary.token_bytes
     begins = np.array([(piece or b"").startswith(prefix) and bool(piece) for piece in pieces])
-    for text in HARD:
+    for text in texts:
         rows = rows_of(made, text)
         nats = {product: float(r.gold_logp.sum()) for product, r in rows.items()}
         if prefix:
@@ -280,7 +291,7 @@ def test_bytes_multiply_to_the_prefix_probability(text: str, folder: Path):
 
 def test_rows_of_the_student_without_merges_are_the_byte_rows(folder: Path):
     """Qwen2.5 without merges spells bytes, under ids of its own; added words, whole tokens to it, count with their first
-    byte (no text here begins one)."""
+    byte (no text here begins one). Every row has mass one, and what NFC would change is in quarantine."""
     made = plain("qwen2.5", folder)
     student = made.stages.students["student/s0"]
     assert {len(b) for i, b in enumerate(student.token_bytes) if b and i not in student.added_only} == {1}
@@ -291,14 +302,17 @@ def test_rows_of_the_student_without_merges_are_the_byte_rows(folder: Path):
     assert student.eos_id is not None
     to_byte[student.eos_id, 256] = 1
     compared = 0
-    for text in HARD:
+    (refused,) = made.score_unit(documents([HARD[0], CHANGED_BY_NFC])).quarantine
+    assert made.stages.vocabulary.nfc and (refused["doc_row"], refused["reason"]) == (1, "not_reversible")
+    for text in hard_of("qwen2.5"):
         assert "<" not in text
         rows = rows_of(made, text)
+        check_mass(made, text, rows)
         ours, theirs = rows["student/s0"], rows[BYTES]
         assert (ours.scored == theirs.scored).all()
         np.testing.assert_allclose(dense(ours, student.size) @ to_byte, dense(theirs, 257), rtol=0, atol=1e-6)
         compared += int(ours.scored.sum())
-    assert compared > 500
+    assert compared > 250
 
 
 def test_the_texts_are_what_they_are_called():

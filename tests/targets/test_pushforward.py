@@ -43,7 +43,7 @@ def probabilities(rows: TopK, at: int, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("make_pair", "seed"), [(random_pair, s) for s in range(5 * EFFORT)] + [(added_pair, s) for s in range(3 * EFFORT)]
+    ("make_pair", "seed"), [(random_pair, s) for s in range(2 * EFFORT)] + [(added_pair, s) for s in range(2 * EFFORT)]
 )
 def test_rows_are_what_brute_force_says(make_pair: Callable[..., Pair], seed: int, tmp_path: Path) -> None:
     """q, gold, tail, excluded share and the pruned bound of 100 cases per seed, against encoding every leaf for real."""
@@ -94,7 +94,7 @@ def test_rows_are_what_brute_force_says(make_pair: Callable[..., Pair], seed: in
 def test_the_pruned_bound_holds_where_it_is_not_trivial(tmp_path: Path):
     """Students with long tokens leave many teacher contexts unevaluated; their leaves never hold more than the bound."""
     rng, seen = random.Random(7), 0
-    for number in range(100 * EFFORT):
+    for number in range(50 * EFFORT):
         chars = ("a", "b", " ") if number % 2 else ("a", " ", "\u00e9")
         sides = [
             toy(
@@ -117,10 +117,10 @@ def test_the_pruned_bound_holds_where_it_is_not_trivial(tmp_path: Path):
                 pruned, live = float(rows.pruned_mass[k]), target.mass.sum() + target.excluded
                 assert pruned / (1 - pruned) * live >= target.missed - 1e-12, (text, k)
                 seen += target.missed > 0
-    assert seen >= 5
+    assert seen >= 3 * EFFORT
 
 
-@pytest.mark.parametrize("seed", range(2 * EFFORT))
+@pytest.mark.parametrize("seed", range(EFFORT))
 def test_what_is_decided_never_changes(seed: int, tmp_path: Path):
     """A decided leaf has the same first token (or no boundary) however the text goes on, by up to three characters."""
     checked = open_ = 0
@@ -157,7 +157,7 @@ def test_the_certificate_holds_the_truth(
     """Truth by enumerating whole texts of a masked teacher: inside the certified interval for every student token, at
     depth 0 and when leaves are split. added: both tokenizers have added texts, such that one may begin, end or lie in another."""
     rng, distances, widths, beamed, positions = random.Random(3), [], [], [], 0
-    for number in range(60 * EFFORT):
+    for number in range((60 if added else 30) * EFFORT):
         chars = rng.choice(
             (("a", "b"), ("a", " "), ("a", "b", " "), ("a", " ", "1"), ("a", " ", "\u00e9"), ("'", "s", " "))
         )
@@ -228,7 +228,7 @@ def test_the_certificate_holds_the_truth(
     print(
         f"{positions} positions: mean total variation {mean:.4f}, split {after:.4f}, mean width {np.mean(widths):.4f}"
     )
-    assert positions >= 60
+    assert positions >= 30 * EFFORT
     assert np.min(widths) < 0.05 and mean < 0.12  # neither vacuous intervals nor a wild estimate
     assert after < 0.05 and after < mean / 2
 
@@ -273,7 +273,7 @@ def same(a: TopK, b: TopK, size: int) -> None:
         np.testing.assert_allclose(probabilities(a, at, size), probabilities(b, at, size), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3 * EFFORT))
 @pytest.mark.parametrize("change", ["chunks", "dense", "alone"])
 def test_the_way_of_computing_changes_nothing(seed: int, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Chunk size, the split between sparse matrices and scatters, and the grouping of documents are not in the result."""

@@ -87,7 +87,13 @@ def test_packed_trees_and_rounds_give_what_each_context_alone_gives(saved: Path,
     assert isinstance(teacher.open_trees(FOREST), CachedTrees)
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough) if name in ("jamba", "mamba2", "recurrent_gemma") else name
+        for name in RECURRENT
+    ],
+)
 def test_what_takes_no_tree_gives_the_same_by_paths_and_says_why(saved: Path, name: str) -> None:
     teacher, model = load(saved / name, attention="paths", batch_tokens=100), reference(saved / name)
     assert (teacher.attention, teacher.reuse) == ("paths", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from engine.dataset.parquet import flat
+from engine.dataset.unit_result import UnitResult
+from engine.scoring.scorer import Scorer
 from engine.teacher.kept_logits import KeptLogits, LogitsStore
 from tests.beam.test_compiled_search import scorer
 from tests.push.test_compiled_rows import TEXTS
@@ -60,7 +63,7 @@ def test_rows_are_those_of_the_head_whatever_is_kept(rows: int) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("max_length", [None, 64])
+@pytest.mark.parametrize("max_length", one_of(2, [None, 64]))
 def test_pruning_puts_every_context_through_the_head_once(max_length: int | None) -> None:
     """Rows as without room for any; the head sees each context once, and again only those that a second window holds."""
     made, plain = (pruned("vachan-gpt2-280K", 1e-4, "tokenizers/gpt2", max_length=max_length) for _ in range(2))
@@ -83,10 +86,23 @@ def test_pruning_puts_every_context_through_the_head_once(max_length: int | None
         assert ours.products[product].equals(twin.products[product]), product
 
 
+@pytest.fixture(scope="module")
+def beam() -> Iterator[tuple[Scorer, UnitResult, int]]:
+    """A scorer, what one without room gives, and the contexts before the search, the given ones with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain = scorer(patch, compiled=True, target_error=1e-4)
+        plain._kept_logits = LogitsStore(0)
+        fast = scorer(patch, compiled=True, regime="fast").score_unit(documents(TEXTS))
+        first = int(fast.stats["teacher_evaluations"]) + len(TEXTS)
+        yield scorer(patch, compiled=True, target_error=1e-4), plain.score_unit(documents(TEXTS)), first
+
+
 @pytest.mark.parametrize("room", one_of(2, [30, 0, None]))
-def test_a_beam_puts_every_context_through_the_head_once(monkeypatch: pytest.MonkeyPatch, room: int | None) -> None:
+def test_a_beam_puts_every_context_through_the_head_once(
+    beam: tuple[Scorer, UnitResult, int], room: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows are the same with room for all, for some and for none; the head sees each context once, or twice without room."""
-    made = scorer(monkeypatch, compiled=True, target_error=1e-4)
+    made, twin, first = beam
     teacher, seen = made.stages.teacher, [0]
     width = teacher.vocab_rows * 4
 
@@ -95,19 +111,13 @@ def test_a_beam_puts_every_context_through_the_head_once(monkeypatch: pytest.Mon
         return type(teacher).logits(teacher, hidden_RD)
 
     counted = replace(teacher, _logits=head)
-    made.stages = replace(made.stages, teacher=counted)
-    plain = scorer(monkeypatch, compiled=True, target_error=1e-4)
-    plain._kept_logits = LogitsStore(0)
+    monkeypatch.setattr(made, "stages", replace(made.stages, teacher=counted))
     made._kept_logits = LogitsStore(None if room is None else room * width)
-    ours, twin = made.score_unit(documents(TEXTS)), plain.score_unit(documents(TEXTS))
+    ours = made.score_unit(documents(TEXTS))
     assert not ours.quarantine and not twin.quarantine
     contexts = int(ours.stats["teacher_evaluations"])
-    spent = contexts - int(
-        scorer(monkeypatch, compiled=True, regime="fast").score_unit(documents(TEXTS)).stats["teacher_evaluations"]
-    )
-    assert spent > 0
-    first = contexts - spent + len(TEXTS)  # contexts before the search, the given ones with them
-    print(contexts, spent, seen[0])
+    assert contexts + len(TEXTS) > first  # something was spent
+    print(contexts, first, seen[0])
     if room is None:
         assert seen[0] <= contexts + len(TEXTS)
     else:

@@ -26,7 +26,7 @@ from tests.support.architectures import build
 from tests.support.decoders import TREES, VOCAB, alone, chain, load, loaded, logps, reference, save
 from tests.support.hybrids import HYBRIDS
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run
-from tests.support.tiers import one_of
+from tests.support.vocabularies import EFFORT
 
 TOLERANCE = 1e-3  # nats, fp32: the limit of the start-up check
 WAYS = {  # that transformers' code takes rightly; the others go on from a state in pieces, level by level, in mixed rows
@@ -34,6 +34,7 @@ WAYS = {  # that transformers' code takes rightly; the others go on from a state
     "rwkv": (True, False, True), "zamba2": (True, False, True), "nemotron_h": (True, False, True),
     "deepseek_v4": (True, True, False),
 }  # fmt: skip
+ALWAYS = ("qwen3_next", "mamba", "rwkv", "deepseek_v4")  # one of each way
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of kernels that are not installed
 
@@ -83,7 +84,9 @@ def in_rounds(teacher: Teacher, windows: list[Window], seed: int) -> list[torch.
 # ==== the numbers
 
 
-@pytest.mark.parametrize("name", one_of(2, list(HYBRIDS)))
+@pytest.mark.parametrize(
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.thorough) for name in HYBRIDS]
+)
 def test_kept_states_and_rounds_give_what_each_context_alone_gives(saved: Path, name: str) -> None:
     teacher, model = loaded(saved / name), reference(saved / name)
     assert (teacher.attention, teacher.reuse) == ("states", True) and teacher.why and 0 < teacher.gap <= TOLERANCE
@@ -111,7 +114,7 @@ def test_every_way_on_random_trees_with_little_room(saved: Path, ways: Leading) 
     teacher = loaded(saved / "lfm2")
     rng, decoder = random.Random(0), replace(teacher._decoder, path_tokens=60)
     with torch.inference_mode():
-        for number in range(6):
+        for number in range(2 * EFFORT):
             windows = [
                 tree(100 * number + k, rng.randrange(1, 50), rng.randrange(20)) for k in range(rng.randrange(1, 5))
             ]

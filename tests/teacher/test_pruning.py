@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def scorer(model: str, eps: float, student: str, *, max_length: int | None = Non
     return Scorer(parse_run(table, base_dir=Path.cwd()))
 
 
+@cache
 def scored(
     model: str, eps: float, student: str, *, max_length: int | None = None, attention: str = "auto"
 ) -> UnitResult:

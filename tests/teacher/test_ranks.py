@@ -15,7 +15,8 @@ from engine.plan.teacher_split import choose_split
 from engine.teacher.lm_head import head_tensors
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
-from engine.teacher.ranks import LeadingTeacher, RankLost
+from engine.teacher.rank import RankLost
+from engine.teacher.ranks import LeadingTeacher
 from schemas.errors import RunFileError
 from tests.support.decoders import RECURRENT, SMALL, chain, load, random_window, save
 from tests.support.ranks import shared

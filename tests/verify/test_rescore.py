@@ -262,10 +262,8 @@ def test_a_retry_with_draws_on_an_object_store(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its documents are numbered anew, its draws are those of the corpus rows."""
-    students = {"bl": ASSETS / "student_bl"}
-    run_file = write_run(
-        tmp_path, texts=(*TEXTS, "8 × 8"), targets='codec = "sample"\nregime = "fast"', students=students
-    )
+    students, targets = {"bl": ASSETS / "student_bl"}, 'codec = "sample"\nregime = "fast"\ncalibration_documents = 1'
+    run_file = write_run(tmp_path, texts=(*TEXTS, "8 × 8"), targets=targets, students=students)
     score_here(run_file, died={"t1", "t2"})
     again = retry_here(run_file)
     fsspec.filesystem("s3").put(str(again), f"{bucket}/run", recursive=True)

@@ -14,13 +14,17 @@ from engine.reader import Targets
 from jobs.page.documents import SHOWN_TOKENS, WINDOW_BYTES, documents_of
 from tests.support.runs import TEXTS, score_here, write_run
 
-LONG = " ".join(f"{n} + {n} = {2 * n} — is." for n in range(200))
+LONG = " ".join(f"{n} + {n} = {2 * n} — is." for n in range(90))
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return score_here(
-        write_run(tmp_path_factory.mktemp("run"), texts=(*TEXTS, LONG), targets="top_k = 16\nbytes = true")
+        write_run(
+            tmp_path_factory.mktemp("run"),
+            texts=(*TEXTS, LONG),
+            targets="top_k = 16\nbytes = true\ncalibration_documents = 2\nmax_nodes_per_token = 1",
+        )
     )
 
 

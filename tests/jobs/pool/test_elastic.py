@@ -23,7 +23,7 @@ from jobs.pool.events import Done, Event, Notice, Report, Salvaged, silent
 from jobs.pool.ray_cluster import connect
 from jobs.pool.ray_pool import Pool
 from schemas.runfile import RayConfig
-from tests.jobs.pool.test_ray_pool import tasks
+from tests.jobs.pool.test_ray_pool import quick, tasks
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +66,7 @@ def done(events: list[Event]) -> list[Done]:
 def test_a_frozen_actor_does_not_hold_the_run(tmp_path: Path) -> None:
     """What it runs and what waits behind it is done by the other; each unit counts once; the frozen process is ended."""
     texts = [["a"]] * 4 + [["freeze"]] + [["b"]] * 15
-    with connect(RayConfig(actors=2)):
+    with quick(), connect(RayConfig(actors=2)):
         pool = Pool(partial(SlowWorker, tmp_path), RayConfig(actors=2), local=True)
         events = list(pool.run(tasks(texts), len(texts)))
         frozen = psutil.Process(int((tmp_path / "frozen").read_text()))
@@ -100,8 +100,8 @@ def cluster() -> Iterator[Cluster]:
 
 def test_a_node_joins_late_and_leaves_early(cluster: Cluster, tmp_path: Path) -> None:
     """One node works; a second joins and works, too; it is killed, and the first does the rest, its units included."""
-    texts, events, second, killed = [["a"]] * 1000, list[Event](), None, False
-    with connect(RayConfig(), cluster.address):
+    texts, events, second, killed = [["a"]] * 400, list[Event](), None, False
+    with quick(), connect(RayConfig(), cluster.address):
         pool = Pool(partial(SlowWorker, tmp_path), RayConfig(), local=False)
         for event in pool.run(tasks(texts), len(texts)):
             events.append(event)
@@ -114,6 +114,6 @@ def test_a_node_joins_late_and_leaves_early(cluster: Cluster, tmp_path: Path) ->
             if isinstance(event, Notice):
                 (tmp_path / "hurry").touch()
     assert killed, "the second node took no part"
-    assert Counter(event.unit.index for event in done(events)) == Counter(range(1000))
+    assert Counter(event.unit.index for event in done(events)) == Counter(range(400))
     assert [event.text for event in events if isinstance(event, Notice)][0].startswith("an actor died in unit")
     assert not [event for event in events if isinstance(event, Salvaged)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,25 @@ from jobs.pool.events import Death, Step
 from jobs.pool.unit_worker import UnitWorker, join_outcomes, publish
 from schemas.manifest import Seal, canonical_json
 from schemas.runfile import load_run
-from tests.support.runs import TEXTS, score_here, write_run
+from tests.support.runs import TEXTS, demo_tokenizers_once, score_here, write_run
+
+TARGETS = "top_k = 16\ncalibration_documents = 1\nmax_nodes_per_token = 1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with demo_tokenizers_once():
+        yield
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return score_here(write_run(tmp_path_factory.mktemp("whole")))
+    return score_here(write_run(tmp_path_factory.mktemp("whole"), targets=TARGETS))
 
 
 @pytest.mark.parametrize("killers", [{1}, set(range(len(TEXTS)))], ids=["one killer", "all killers"])
 def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int], whole: Path, tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path))
+    run = load_run(write_run(tmp_path, targets=TARGETS))
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
@@ -64,7 +73,7 @@ def test_documents_one_by_one_make_the_unit_without_the_killers(killers: set[int
 
 def test_a_unit_that_is_sealed_by_now_is_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another actor took it over, or another command works on the same output."""
-    run = load_run(write_run(tmp_path))
+    run = load_run(write_run(tmp_path, targets=TARGETS))
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
@@ -78,7 +87,7 @@ def test_a_unit_that_is_sealed_by_now_is_not_scored_again(tmp_path: Path, monkey
 
 def test_the_budget_counts_what_is_sealed(tmp_path: Path) -> None:
     """An attempt before had no memory for a document: its claim holds, though this one has scored all."""
-    run = load_run(write_run(tmp_path))
+    run = load_run(write_run(tmp_path, targets=TARGETS))
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
@@ -90,7 +99,7 @@ def test_the_budget_counts_what_is_sealed(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_takes_no_tree_says_so(tmp_path: Path) -> None:
-    run_file = write_run(tmp_path)
+    run_file = write_run(tmp_path, targets=TARGETS)
     text = run_file.read_text(encoding="utf-8").replace("[corpus]", 'attention = "paths"\n[corpus]')
     run_file.write_text(text, encoding="utf-8")
     run = load_run(run_file)
@@ -101,7 +110,7 @@ def test_a_teacher_that_takes_no_tree_says_so(tmp_path: Path) -> None:
 
 def test_a_unit_is_published_while_the_next_one_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first unit's publication waits until the second one is being scored; the shards are those of one after another."""
-    run = load_run(write_run(tmp_path))
+    run = load_run(write_run(tmp_path, targets=TARGETS))
     scan = scan_corpus(run.corpus, run.base_dir)
     plan = make_plan(run, scan)
     open_output(run.output, plan)
