@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "faults.md"
-TIERS = ("fast", "chaos", "soak")
+TIERS = ("fast", "thorough", "chaos", "soak")
 
 
 @cache
@@ -20,10 +20,9 @@ def marks_of(file: str) -> dict[str, str]:
     found = {}
     for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            marks = {
-                name.attr for mark in node.decorator_list for name in ast.walk(mark) if isinstance(name, ast.Attribute)
-            }
-            found[node.name] = next((tier for tier in ("soak", "chaos") if tier in marks), "fast")
+            named = [mark.func if isinstance(mark, ast.Call) else mark for mark in node.decorator_list]
+            marks = {mark.attr for mark in named if isinstance(mark, ast.Attribute)}
+            found[node.name] = next((tier for tier in TIERS[:0:-1] if tier in marks), "fast")
     return found
 
 

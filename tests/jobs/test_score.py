@@ -60,6 +60,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return score_here(write_run(tmp_path_factory.mktemp("reference"), texts=MANY, targets=TARGETS))
 
 
+@pytest.mark.thorough
 def test_local_ray_from_another_folder(reference: Path, tmp_path: Path, call: Call) -> None:
     """Bad documents go to quarantine, all others are scored, and Ray changes no byte."""
     bad = '{"id": "b0"}\n{"id": "b1", "text": ""}\nno json\n{"id": "b3", "text": 5}\n'

@@ -72,6 +72,7 @@ def local_ray() -> Iterator[None]:
         yield
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_ray_data(out: Path, documents: dict[str, list[Any]]) -> None:

@@ -17,6 +17,7 @@ from engine.scoring import ahead, memory
 from engine.scoring.prepare import prepare
 from engine.scoring.scorer import Scorer
 from tests.scoring.test_scorer import ASSETS, scorer
+from tests.support.tiers import one_of
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def long_document(row: int, parts: int) -> Document:
     return Document(f"long{row}", row, text, "c.jsonl", f"line {row + 1}")
 
 
-@pytest.mark.parametrize("fail", [gpu, host, arrays])
+@pytest.mark.parametrize("fail", one_of(3, [arrays, host, gpu]))
 def test_a_group_is_halved_until_it_fits(ready: Scorer, plain: UnitResult, fail: Callable[[int], None]) -> None:
     documents = demo_documents(4)
     with limited(ready, 300, fail) as refused:

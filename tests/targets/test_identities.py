@@ -289,6 +289,7 @@ def test_bytes_multiply_to_the_prefix_probability(text: str, folder: Path):
         assert gold[:p].sum() == pytest.approx(reached[p] - reached[0], abs=1e-4), (text, p)  # fp32
 
 
+@pytest.mark.thorough
 def test_rows_of_the_student_without_merges_are_the_byte_rows(folder: Path):
     """Qwen2.5 without merges spells bytes, under ids of its own; added words, whole tokens to it, count with their first
     byte (no text here begins one). Every row has mass one, and what NFC would change is in quarantine."""

@@ -18,6 +18,7 @@ from engine.teacher.long_trees import BLOCK_CELLS, LONG_NODES, long_states, need
 from engine.teacher.model import Teacher
 from engine.teacher.packing import Window
 from tests.support.decoders import TREES, VOCAB, alone, chain, load, loaded, random_window, reference, save
+from tests.support.tiers import one_of
 
 LIMIT_NATS = 1e-4
 NAMES = ("llama", "gpt2", "qwen3", "gemma2-window", "gemma3-window", "mistral-window", "gpt_oss", "qwen3-window")
@@ -90,7 +91,7 @@ def largest(work: Callable[[], object]) -> int:
     return seen.cells
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3-window", "gpt_oss"])
+@pytest.mark.parametrize("name", one_of(3, ["gemma3-window", "llama", "gpt_oss"]))
 @torch.inference_mode()
 def test_a_long_tree_is_the_same_and_makes_no_square(name: str, saved: Path) -> None:
     """gpt_oss has no kernel without scores: there the trunk goes in blocks, too."""
@@ -112,7 +113,7 @@ def test_a_long_chain_under_a_sliding_window_makes_no_square(saved: Path) -> Non
     assert not needs_blocks(loaded(saved / "llama")._decoder, window)  # its kernel makes none
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3-window"])
+@pytest.mark.parametrize("name", one_of(2, ["llama", "gemma3-window"]))
 @torch.inference_mode()
 def test_long_open_trees_make_no_square(name: str, saved: Path) -> None:
     """Rounds: a first one with branches, then more. The tree is long enough that its square is larger than any mask."""

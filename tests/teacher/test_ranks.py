@@ -102,6 +102,7 @@ def test_paths_are_shared_too(saved: Path) -> None:
     equal(shared(saved / "qwen3", everything, "tensor", **settings), everything(load(saved / "qwen3", **settings)))
 
 
+@pytest.mark.thorough
 def test_kept_states_are_shared_too(saved: Path) -> None:
     """A way over states is found by all ranks alike, and each keeps its own part of them."""
     settings: dict[str, Any] = {"attention": "states"}

@@ -98,6 +98,7 @@ def cluster() -> Iterator[Cluster]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.thorough
 def test_a_node_joins_late_and_leaves_early(cluster: Cluster, tmp_path: Path) -> None:
     """One node works; a second joins and works, too; it is killed, and the first does the rest, its units included."""
     texts, events, second, killed = [["a"]] * 400, list[Event](), None, False
