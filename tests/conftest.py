@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -9,6 +11,9 @@ from tests.support.faults import Call, caller
 from tests.support.objectstores import bucket, endpoint  # noqa: F401 - fixtures of all tests
 
 torch.set_num_threads(1)
+gc.set_threshold(
+    50_000, 20, 50
+)  # vocabularies are millions of objects that stay: looking through them often costs a tenth
 
 
 @pytest.fixture

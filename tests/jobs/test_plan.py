@@ -35,6 +35,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, An
     return json.loads(out)
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 def test_a_plan_of_all_documents_is_what_the_run_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tokens and positions exactly, bytes within what row groups of other sizes change; nothing is left behind."""

@@ -244,6 +244,7 @@ def test_a_run_on_a_store_is_the_run_on_a_disk(
     assert bucket.removeprefix("s3://").encode() not in b"".join(whole.values())  # where it lies is no part of the run
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 def test_actors_read_from_the_store_and_write_to_it(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

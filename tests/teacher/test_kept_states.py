@@ -26,6 +26,7 @@ from tests.support.architectures import build
 from tests.support.decoders import TREES, VOCAB, alone, chain, load, loaded, logps, reference, save
 from tests.support.hybrids import HYBRIDS
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run
+from tests.support.tiers import one_of
 from tests.support.vocabularies import EFFORT
 
 TOLERANCE = 1e-3  # nats, fp32: the limit of the start-up check
@@ -99,7 +100,7 @@ def test_kept_states_and_rounds_give_what_each_context_alone_gives(saved: Path, 
     assert gap(in_rounds(teacher, FOREST, 1), truth) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["qwen3_next", "mamba", "rwkv", "deepseek_v4"])
+@pytest.mark.parametrize("name", one_of(2, ["deepseek_v4", "mamba", "qwen3_next", "rwkv"]))
 def test_states_and_paths_agree(saved: Path, name: str) -> None:
     paths = load(saved / name, attention="paths")
     assert (paths.attention, paths.reuse, paths.gap) == ("paths", False, 0.0)
@@ -152,7 +153,7 @@ def tokens_read(teacher: Teacher, windows: list[Window]) -> int:
     return sum(counted)
 
 
-@pytest.mark.parametrize("name", ["qwen3_next", "mamba", "deepseek_v4"])
+@pytest.mark.parametrize("name", one_of(3, ["qwen3_next", "mamba", "deepseek_v4"]))
 def test_the_trunk_is_read_twice_at_most_and_a_branch_once(saved: Path, name: str) -> None:
     window = tree(0, 150, 0)
     near = [n for n in range(150) for _ in range(3)]  # three branches of one token behind every token
