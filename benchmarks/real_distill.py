@@ -122,9 +122,8 @@ class Experiment:
         """A rate with worse neighbours on both sides. The search begins at the best one of another teacher's series."""
         if name in ERRORS:
             return self.best_rate("forward_kl")
-        others = [
-            row for row in self.table.all_of(student=self.place.student, method=name) if row["valid_bits_per_byte"]
-        ]
+        same = {part: self.key(name, 0, 0.0)[part] for part in ("student", "documents", "epochs", "method")}
+        others = [row for row in self.table.all_of(**same) if row.get("valid_bits_per_byte")]
         known = min(others, key=lambda row: row["valid_bits_per_byte"], default=None)
         at = RATES.index(known["rate"]) if known else FIRST_RATE
         for step in (1, -1):

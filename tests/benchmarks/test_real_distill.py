@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,12 @@ def test_a_rate_is_chosen_that_is_better_than_both_neighbours(tmp_path: Path) ->
     assert done.best_rate("budget2") == low  # the targets are all that differs from forward_kl
     with pytest.raises(OutOfTime):
         done.best_rate("gold")
+    other = replace(
+        done, weights="of another teacher"
+    )  # its search begins where this one's ended, below the first rate
+    for rate, bits in ((low, 0.6), (mid, 0.7), (RATES[FIRST_RATE - 2], 0.65)):
+        other.table.add(other.key("forward_kl", 0, rate) | {"valid_bits_per_byte": bits})
+    assert other.best_rate("forward_kl") == low and done.best_rate("forward_kl") == low
 
 
 def test_the_table_is_kept_and_a_row_grows(tmp_path: Path) -> None:
