@@ -8,7 +8,8 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	$(BIN)/targetsmith demo
 
-# Files side by side in two processes, each with one thread; in the order of their names, for those that wait for Ray are not at the end. ARGS=-n0 for one process (a debugger, a quiet timing).
+# Files side by side in two processes, each with one thread; in the order of their names, so that those that wait for Ray are not
+# left to the end. ARGS=-n0 for one process (a debugger, a quiet timing).
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

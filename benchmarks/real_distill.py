@@ -275,7 +275,8 @@ def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
         if args.errors:
             for name in names:
                 experiment.error(name)
-        teacher_figures(place, table, weights)
+        if not args.methods:  # processes that share the methods would each do it
+            teacher_figures(place, table, weights)
     except OutOfTime:
         print(f"{args.hours:g} hours are over: what is missing is run by the same command")
 
