@@ -16,6 +16,8 @@ const { strings, documents } = report.browser;
 const count = (value) => value.toLocaleString("en-US");
 const short = (value, digits = 3) => value === null || value === undefined ? "–" : value === 0 ? "0"
   : Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
+const fixed = (value) => value === null || value === undefined ? "–" : value.toFixed(4); // columns of like figures
+const small = (value) => value === null || value === undefined ? "–" : value === 0 ? "0" : value.toExponential(2);
 const percent = (value) => value === null || value === undefined ? "–" : `${(value * 100).toFixed(2)} %`;
 const size = (bytes) => bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
 
@@ -67,8 +69,8 @@ function summary() {
     const cost = one.cost || {};
     const dot = make("span", { class: "dot", "data-product-dot": name });
     const cells = [one.facts.regime + (one.facts.codec === "topk" ? "" : `, ${one.facts.codec}`), count(one.facts.vocab_size), count(one.scored),
-      one.mean_stored_mass === null ? "–" : one.mean_stored_mass.toFixed(5), short(one.mean_width), short(one.mean_noncanonical_mass),
-      short(cost.bits_per_byte, 4), short(cost.tokens_per_byte, 4), percent(one.agreement), size(one.disk_bytes)];
+      one.mean_stored_mass === null ? "–" : one.mean_stored_mass.toFixed(5), small(one.mean_width), small(one.mean_noncanonical_mass),
+      fixed(cost.bits_per_byte), fixed(cost.tokens_per_byte), percent(one.agreement), size(one.disk_bytes)];
     body.append(make("tr", {}, make("td", {}, dot, name), ...cells.map((cell) => make("td", {}, cell))));
   }
   byId("width-words").textContent = words.width;
