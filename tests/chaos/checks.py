@@ -116,10 +116,17 @@ class Tally:
 def tally(log: Log, units: int, lost: Collection[int], outlived: Collection[int] = (), in_hand: int = 2) -> Tally:
     """Explain every execution of a unit beside its first.
 
-    lost: pids of actors that were killed, or whose driver was; each excuses one unit. outlived: pids of actors whose node was
+    lost: pids of actors that were killed, or whose driver was; each excuses the unit that it scored, and the one before where
+    that was still being published (neither has ended). outlived: pids of actors whose node was
     frozen or killed, while they went on for a moment or for long; each excuses the `in_hand` units that it had been given.
     Two drivers at one time know nothing of each other: their executions are compared only where one began after the other.
     """
+
+    def excused(last: Execution) -> int:
+        if last.pid in outlived:
+            return in_hand
+        return (2 if last.end is None else 1) if last.pid in lost else 0
+
     redone: dict[int, list[int]] = defaultdict(list)
     copies, faults = 0, []
     seen: list[Execution] = []
@@ -136,10 +143,10 @@ def tally(log: Log, units: int, lost: Collection[int], outlived: Collection[int]
         last = before[-1]
         if last.driver != one.driver and last.end is not None:
             faults.append(f"unit {one.unit} was published before driver {one.driver} began, and scored again")
-        elif len(redone[last.pid]) < (in_hand if last.pid in outlived else last.pid in lost):
-            redone[last.pid].append(one.unit)
         elif last.driver != one.driver and one.unit in redone[last.pid]:
             continue  # each of two commands at one time does it again
+        elif len(redone[last.pid]) < excused(last):
+            redone[last.pid].append(one.unit)
         elif tail and last.driver == one.driver:
             copies += 1
         else:
