@@ -40,7 +40,7 @@ from benchmarks.real_distill_teacher import fingerprint, tuned_teacher
 from benchmarks.real_distill_train import Place, figures, keep, kept_model, target_error, trained, valid_bits_per_byte
 
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-FIRST_RATE = 4  # of RATES: where the search begins
+FIRST_RATE = {"smollm2": 1e-4, "gemma": 1e-4, "subset": 1e-5}  # where the search begins; subset knows the task already
 KIND = ("student", "teacher", "weights", "documents", "epochs", "method")
 TABLE = Path(__file__).parent / "results" / "real_distill.parquet"
 
@@ -125,7 +125,7 @@ class Experiment:
         same = {part: self.key(name, 0, 0.0)[part] for part in ("student", "documents", "epochs", "method")}
         others = [row for row in self.table.all_of(**same) if row.get("valid_bits_per_byte")]
         known = min(others, key=lambda row: row["valid_bits_per_byte"], default=None)
-        at = RATES.index(known["rate"]) if known else FIRST_RATE
+        at = RATES.index(known["rate"] if known else FIRST_RATE[self.place.student])
         for step in (1, -1):
             while 0 <= at + step < len(RATES) and (self.valid(name, RATES[at + step]) < self.valid(name, RATES[at])):
                 at += step
@@ -160,7 +160,7 @@ class Experiment:
 
     def error(self, name: str) -> None:
         key = self.key(name, -1, 0.0)
-        if name not in ("untrained", "ce") and self.table.find(**key) is None:
+        if name not in ("untrained", "ce", "teacher") and self.table.find(**key) is None:
             self.table.add(key | {"target_tv": target_error(self.place, name)})
 
     def _check_time(self) -> None:
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--student", choices=("smollm2", "gemma", "subset"), default="smollm2")
     parser.add_argument("--teacher", choices=("tuned", "published"), default="tuned")
     parser.add_argument("--tuning", type=int, default=160, help="problems that the tuned teacher is trained on")
-    parser.add_argument("--methods", help=f"comma between; there are {', '.join(OURS)}")
+    parser.add_argument("--methods", help=f"comma between; there are {', '.join(OURS)}; teacher: its own figures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=32, help="of training")
     parser.add_argument("--epochs", type=int, default=3, help="times that each is seen")
@@ -242,8 +242,8 @@ def main() -> None:
     )
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
-    names = args.methods.split(",") if args.methods else [*COMPARED, "untrained", *ERRORS]
-    if unknown := {*names, *args.answers.split(",")} - set(OURS):
+    names = args.methods.split(",") if args.methods else [*COMPARED, "untrained", *ERRORS, "teacher"]
+    if unknown := {*names, *args.answers.split(",")} - {*OURS, "teacher"}:
         raise SystemExit(f"no method {', '.join(sorted(unknown))}; there are {', '.join(OURS)}")
     table = Table(args.table)
     if not args.report:
@@ -271,12 +271,13 @@ def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
     experiment = Experiment(place, table, until, weights, answers)
     try:
         for name in names:
-            experiment.all_seeds(name, args.seeds)
+            if name == "teacher":
+                teacher_figures(place, table, weights)
+            else:
+                experiment.all_seeds(name, args.seeds)
         if args.errors:
             for name in names:
                 experiment.error(name)
-        if not args.methods:  # processes that share the methods would each do it
-            teacher_figures(place, table, weights)
     except OutOfTime:
         print(f"{args.hours:g} hours are over: what is missing is run by the same command")
 

@@ -125,11 +125,12 @@ def experiment(table: Path, valid: dict[str, dict[float, float]]) -> Experiment:
 
 
 def test_a_rate_is_chosen_that_is_better_than_both_neighbours(tmp_path: Path) -> None:
-    low, mid, high, top = RATES[FIRST_RATE - 1 :][:4]
+    first = RATES.index(FIRST_RATE["smollm2"])
+    low, mid, high, top = RATES[first - 1 :][:4]
     cases = {
         "ce": ({mid: 0.7, high: 0.8, low: 0.9}, mid),
         "alm": ({mid: 0.7, high: 0.6, top: 0.65}, high),
-        "forward_kl": ({mid: 0.7, high: 0.8, low: 0.6, RATES[FIRST_RATE - 2]: 0.61}, low),
+        "forward_kl": ({mid: 0.7, high: 0.8, low: 0.6, RATES[first - 2]: 0.61}, low),
     }
     done = experiment(tmp_path / "runs.parquet", {name: bits for name, (bits, _) in cases.items()})
     for name, (_, best) in cases.items():
@@ -140,7 +141,7 @@ def test_a_rate_is_chosen_that_is_better_than_both_neighbours(tmp_path: Path) ->
     other = replace(
         done, weights="of another teacher"
     )  # its search begins where this one's ended, below the first rate
-    for rate, bits in ((low, 0.6), (mid, 0.7), (RATES[FIRST_RATE - 2], 0.65)):
+    for rate, bits in ((low, 0.6), (mid, 0.7), (RATES[first - 2], 0.65)):
         other.table.add(other.key("forward_kl", 0, rate) | {"valid_bits_per_byte": bits})
     assert other.best_rate("forward_kl") == low and done.best_rate("forward_kl") == low
 
