@@ -35,7 +35,7 @@ from filelock import FileLock
 
 from benchmarks.distill_data import stored_bytes
 from benchmarks.real_distill_data import gsm8k_splits, subset_student
-from benchmarks.real_distill_methods import COMPARED, ERRORS, OURS
+from benchmarks.real_distill_methods import COMPARED, ERRORS, MEASURED, OURS
 from benchmarks.real_distill_teacher import fingerprint, tuned_teacher
 from benchmarks.real_distill_train import Place, figures, keep, kept_model, target_error, trained, valid_bits_per_byte
 
@@ -160,7 +160,7 @@ class Experiment:
 
     def error(self, name: str) -> None:
         key = self.key(name, -1, 0.0)
-        if name not in ("untrained", "ce", "teacher") and self.table.find(**key) is None:
+        if name in MEASURED and self.table.find(**key) is None:
             self.table.add(key | {"target_tv": target_error(self.place, name)})
 
     def _check_time(self) -> None:

@@ -48,6 +48,14 @@ def stored(batch: dict[str, Any], _: Context) -> Rows:
     return Rows(mask, *(batch[key][mask] for key in ("ids", "logps", "tail_logp")))
 
 
+def drawn(batch: dict[str, Any], context: Context) -> Rows:
+    """Shares of the draws."""
+    assert context.targets.draws is not None
+    mask = batch["mask"]
+    logp_RK = (batch["counts"][mask] / context.targets.draws).log()
+    return Rows(mask, batch["ids"][mask], logp_RK, torch.full((len(logp_RK),), -math.inf))
+
+
 def renormalised(batch: dict[str, Any], context: Context) -> Rows:
     rows = stored(batch, context)
     logp_RK = rows.logp_RK - rows.logp_RK.logsumexp(1, keepdim=True)
@@ -166,6 +174,8 @@ OURS = {name: replace(method, run="beam" if method.run == "topk" else method.run
 COMPARED = ("ce", "forward_kl", "fast", "draws", "partial_kl", "alm", "uld", "gold", "first_token")
 ERRORS = ("budget1", "budget2", "budget6", "renormalised", "shuffled", "unconditioned")
 """Trained like forward_kl, at its rate: the target is all that differs. `fast` is budget 0 (in COMPARED, with its own rate)."""
+MEASURED = ("forward_kl", "fast", "draws", "first_token", *ERRORS)
+"""Methods whose targets are distributions over the student's vocabulary: their error can be measured."""
 
 
 def error_against(deepest: dict[str, Any], batch: dict[str, Any], targets_of: TargetsOf, context: Context) -> Tensor:

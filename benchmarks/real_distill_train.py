@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from benchmarks.distill_measure import begin_id, exact_answers
 from benchmarks.distill_methods import Context, View, make_context
 from benchmarks.real_distill_data import HAS_BFLOAT16, RUNS, Example, Splits, answer_batch, scored, training_precision
-from benchmarks.real_distill_methods import OURS, WRONG, error_against, stored
+from benchmarks.real_distill_methods import OURS, WRONG, drawn, error_against, stored
 from engine.losses.sparse import forward_kl
 from engine.reader.collate import student_inputs
 from engine.reader.targets import Targets
@@ -165,7 +165,7 @@ def figures(
 
 def target_error(place: Place, name: str) -> float:
     """Mean total variation of what a method is trained on to the search with budget 6, over the training split."""
-    targets_of = WRONG.get(name, stored)
+    targets_of = drawn if name == "draws" else WRONG.get(name, stored)
     out = place.run(OURS[name].run)
     beside = ("teacher",) if name in ("first_token", "unconditioned") else ()
     targets, deepest = Targets(out, "small", beside=beside), Targets(place.run("budget6"), "small")

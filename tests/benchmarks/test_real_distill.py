@@ -15,7 +15,16 @@ from transformers import AutoTokenizer
 from benchmarks.distill_methods import Context, make_context
 from benchmarks.real_distill import FIRST_RATE, RATES, Experiment, OutOfTime, Table, report
 from benchmarks.real_distill_data import Splits
-from benchmarks.real_distill_methods import WRONG, Rows, error_against, renormalised, shuffled, stored, unconditioned
+from benchmarks.real_distill_methods import (
+    WRONG,
+    Rows,
+    drawn,
+    error_against,
+    renormalised,
+    shuffled,
+    stored,
+    unconditioned,
+)
 from benchmarks.real_distill_train import Place
 from engine.bpe.vocabulary import load_vocabulary
 from engine.reader.targets import Targets
@@ -47,6 +56,19 @@ def as_dicts(rows: Rows) -> list[dict[int, float]]:
 def test_wrong_targets_are_distributions(name: str, scored: Scored) -> None:
     for row in as_dicts(WRONG[name](*scored)):
         assert sum(row.values()) == pytest.approx(1, abs=2e-3)
+
+
+def test_draws_as_shares(tmp_path: Path) -> None:
+    targets_keys = 'codec = "sample"\ndraws = 20\nteacher = false'
+    out = score_here(write_run(tmp_path, students={"small": ASSETS / "student_bl"}, targets=targets_keys))
+    targets = Targets(out, "small")
+    batch = next(iter(targets.batches(64)))
+    rows = as_dicts(drawn(batch, make_context(out, ASSETS / "teacher", ASSETS / "student_bl", targets, None)))
+    counts_RU, ids_RU = batch["counts"][batch["mask"]].tolist(), batch["ids"][batch["mask"]].tolist()
+    assert len(rows) == len(counts_RU) > 20
+    for row, counts, ids in zip(rows, counts_RU, ids_RU, strict=True):
+        assert row == pytest.approx({i: n / 20 for i, n in zip(ids, counts, strict=True) if n} | {-1: 0.0})
+        assert sum(row.values()) == pytest.approx(1)
 
 
 def test_renormalised_and_shuffled_rows(scored: Scored) -> None:
