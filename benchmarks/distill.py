@@ -106,7 +106,7 @@ def train(setting: Setting, name: str, seed: int, rate: float, protocol: Protoco
         batch = next(batches)
         input_ids_BL = student_inputs(batch, begin)
         hidden_BLD = model.model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
-        loss = method.loss(View(batch, input_ids_BL, hidden_BLD, model.lm_head(hidden_BLD)), context)
+        loss = method.loss(View(batch, input_ids_BL, hidden_BLD, model.lm_head), context)
         if not loss.isfinite():
             raise SystemExit(f"{setting.name}, {name}, seed {seed}: the loss of step {step} is {loss.item()}")
         loss.backward()

@@ -43,24 +43,42 @@ CDM_TOP = 16  # stored tokens that CDM maps, of the teacher and of the student; 
 _SPACE = b" \n\t\r\v\f"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """One batch as the student sees it. Row i predicts token i, after input_ids_BL[.., : i + 1]."""
 
     batch: dict[str, Any]
     input_ids_BL: Tensor
     hidden_BLD: Tensor  # behind the final norm
-    logits_BLV: Tensor
+    head: Callable[[Tensor], Tensor]  # hidden states [.., D] -> logits [.., V]
+
+    @cached_property
+    def logits_BLV(self) -> Tensor:
+        """Of all positions, prompts and padding too."""
+        return self.head(self.hidden_BLD)
+
+    @cached_property
+    def _asked_NV(self) -> Tensor:
+        return self.head(self.hidden_BLD[self.batch["loss_mask"]])
+
+    def logits_at(self, mask_BL: Tensor) -> Tensor:
+        """[R, V] of these positions, all of them asked for. A vocabulary of 262,144 makes a gigabyte of 1,000 positions'
+        logits, and half of those are prompts': these are worked out only where a method wants `logits_BLV`."""
+        if "logits_BLV" in self.__dict__:
+            return self.logits_BLV[mask_BL]
+        asked_BL = self.batch["loss_mask"]
+        assert not bool((mask_BL & ~asked_BL).any())
+        return self._asked_NV[mask_BL[asked_BL]]
 
     def ce(self) -> Tensor:
         """Cross-entropy with the text, mean over the positions asked for."""
         mask = self.batch["loss_mask"]
-        return cross_entropy(self.logits_BLV[mask], self.batch["token_ids"][mask])
+        return cross_entropy(self.logits_at(mask), self.batch["token_ids"][mask])
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """logits [R, V], ids and logps [R, K], tail_logp [R] of the scored positions."""
         mask = self.batch["mask"]
-        return (self.logits_BLV[mask], *(self.batch[key][mask] for key in ("ids", "logps", "tail_logp")))
+        return (self.logits_at(mask), *(self.batch[key][mask] for key in ("ids", "logps", "tail_logp")))
 
 
 @dataclass
@@ -185,7 +203,7 @@ def partial_kl_loss(view: View, _: Context) -> Tensor:
 def sampled_ce_loss(view: View, context: Context) -> Tensor:
     mask, draws = view.batch["mask"], context.targets.draws
     assert draws is not None
-    drawn = sampled_ce(view.logits_BLV[mask], view.batch["ids"][mask], view.batch["counts"][mask], draws)
+    drawn = sampled_ce(view.logits_at(mask), view.batch["ids"][mask], view.batch["counts"][mask], draws)
     return MIX * drawn.mean() + (1 - MIX) * view.ce()
 
 

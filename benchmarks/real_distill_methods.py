@@ -151,7 +151,7 @@ def kl_on(targets_of: TargetsOf) -> Loss:
 
     def loss(view: View, context: Context) -> Tensor:
         rows = targets_of(view.batch, context)
-        kl_R = forward_kl(view.logits_BLV[rows.mask_BL], rows.ids_RK, rows.logp_RK, rows.tail_logp_R)
+        kl_R = forward_kl(view.logits_at(rows.mask_BL), rows.ids_RK, rows.logp_RK, rows.tail_logp_R)
         return MIX * kl_R.mean() + (1 - MIX) * view.ce()
 
     return loss

@@ -67,6 +67,11 @@ def trained(place: Place, name: str, seed: int, rate: float) -> tuple[PreTrained
     model, tokenizer = place.load()
     begin = begin_id(tokenizer)
     context = make_context(out, place.teacher, place.model, targets, model)
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        with training_precision():
+            return model.lm_head(hidden).float()
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     steps = math.ceil(len(place.splits.train) / BATCH) * place.epochs
     began = time.perf_counter()
@@ -79,8 +84,7 @@ def trained(place: Place, name: str, seed: int, rate: float) -> tuple[PreTrained
         input_ids_BL = student_inputs(batch, begin)
         with training_precision():
             hidden_BLD = model.model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
-            logits_BLV = model.lm_head(hidden_BLD).float()
-        loss = method.loss(View(batch, input_ids_BL, hidden_BLD, logits_BLV), context)
+        loss = method.loss(View(batch, input_ids_BL, hidden_BLD, head), context)
         if not loss.isfinite():
             raise SystemExit(f"{name}, seed {seed}, rate {rate:g}: the loss of step {step} is {loss.item()}")
         loss.backward()

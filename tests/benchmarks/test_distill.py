@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from benchmarks.distill import RUNS, Protocol, Results, make_student, table, train
 from benchmarks.distill_data import Problem, Setting, arithmetic, stored_bytes
 from benchmarks.distill_measure import answered, begin_id, bits_per_byte, continuations, encode, end_id, exact_answers
-from benchmarks.distill_methods import METHODS
+from benchmarks.distill_methods import METHODS, View, make_context
+from engine.reader.collate import student_inputs
 from engine.reader.targets import Targets
 from tests.support.runs import ASSETS, TEXTS, score_here, write_run
 
@@ -128,6 +129,32 @@ def test_every_method_trains_and_gives_the_same_twice(method: str, scored: tuple
     assert first | {"seconds": 0} == second | {"seconds": 0}
     assert first["held"] != train(scored[0], method, 0, 0.0, SMALL, scored[1])["held"]
     assert (first["bytes"] > 0) == bool(METHODS[method].needs)
+
+
+@pytest.mark.parametrize("method", ["ce", "forward_kl", "partial_kl", "sampled_ce"])
+def test_a_loss_of_rows_asks_the_head_about_no_other(method: str, scored: tuple[Setting, Path]) -> None:
+    """As if the texts' beginnings were prompts; twin: logits of all positions first."""
+    setting, folder = scored
+    out, small = folder / METHODS[method].run, AutoTokenizer.from_pretrained(setting.tokenizer)
+    targets = Targets(out, "small")
+    batch = next(iter(targets.batches(4)))
+    batch["loss_mask"][:, :5] = False
+    batch["mask"] &= batch["loss_mask"]
+    model, ids_BL = student(small, 4), student_inputs(batch, begin_id(small))
+    hidden_BLD = model.model(input_ids=ids_BL).last_hidden_state
+    context, asked, losses = make_context(out, setting.teacher, setting.tokenizer, targets, model), [], []
+    for first in (False, True):
+
+        def head(hidden: torch.Tensor) -> torch.Tensor:
+            asked.append(hidden[..., 0].numel())
+            return model.lm_head(hidden)
+
+        view = View(batch, ids_BL, hidden_BLD, head)
+        if first:
+            assert view.logits_BLV.shape[:2] == ids_BL.shape
+        losses.append(METHODS[method].loss(view, context).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert asked == [int(batch["loss_mask"].sum()), ids_BL.numel()]
 
 
 def test_bytes_are_of_the_columns_that_a_method_needs(scored: tuple[Setting, Path]) -> None:
