@@ -34,7 +34,7 @@ import torch
 from filelock import FileLock
 
 from benchmarks.distill_data import stored_bytes
-from benchmarks.real_distill_data import gsm8k_splits, subset_student
+from benchmarks.real_distill_data import gsm8k_splits, subset_student, with_published_tokenizer
 from benchmarks.real_distill_methods import COMPARED, ERRORS, MEASURED, OURS
 from benchmarks.real_distill_teacher import fingerprint, tuned_teacher
 from benchmarks.real_distill_train import Place, figures, keep, kept_model, target_error, trained, valid_bits_per_byte
@@ -264,8 +264,10 @@ def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
         teacher = tuned_teacher(teacher, args.out / f"tuned-{args.tuning}", splits.tuning)
     weights = fingerprint(teacher)
     print(f"teacher: {teacher}, weights {weights}", flush=True)
-    subset = args.student == "subset"
-    model = subset_student(teacher, args.out / f"subset-of-{teacher.name}") if subset else models / args.student
+    model = models / args.student
+    if args.student == "subset":
+        teacher = with_published_tokenizer(teacher, args.out / "published-tokenizer" / teacher.name)
+        model = subset_student(teacher, args.out / f"subset-of-{teacher.name}")
     place = Place(args.out, args.student, model, teacher, splits, args.epochs)
     until, answers = time.time() + 3600 * args.hours, tuple(args.answers.split(","))
     experiment = Experiment(place, table, until, weights, answers)

@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from benchmarks.distill_data import Problem
 from benchmarks.distill_measure import begin_id, end_id
 from benchmarks.fresh import SHARED
+from engine.alignment.expansion import subset_gap
+from engine.bpe.vocabulary import load_vocabulary
 from jobs.run.job import score
 from schemas.runfile import load_run
 
@@ -139,13 +141,33 @@ unit_documents = 32
     return Path(str(outcome.store))
 
 
+def with_published_tokenizer(teacher: Path, place: Path) -> Path:
+    """The teacher's weights beside the tokenizer as Qwen publishes it; the folder. TARGETSMITH_MODELS has one that was rebuilt
+    from GGUF: same ids and merges, but without NFC and some added tokens, so that no published subset is its beginning."""
+    place.mkdir(parents=True, exist_ok=True)
+    for file in (*teacher.glob("*.safetensors"), teacher / "config.json", teacher / "generation_config.json"):
+        if not (place / file.name).exists():
+            (place / file.name).symlink_to(file.resolve())
+    for file in _tokenizer("qwen2.5").iterdir():
+        copyfile(file, place / file.name)
+    return place
+
+
+def _tokenizer(name: str) -> Path:
+    found = SHARED / "tokenizers" / name
+    if not found.is_dir():
+        raise SystemExit(f"no {found}: set TARGETSMITH_SHARED to the folder that has tokenizers/")
+    return found
+
+
 def subset_student(teacher: Path, place: Path) -> Path:
-    """The teacher with the rows of its embedding and lm_head that shared/tokenizers/qwen2.5-subset-32000 keeps; the folder."""
+    """The teacher with the rows of its embedding and lm_head that the tokenizer qwen2.5-subset-32000 keeps; the folder. Raises
+    SystemExit where the tokenizer is no beginning of the teacher's: targets would not be exact."""
+    small = _tokenizer("qwen2.5-subset-32000")
+    if gap := subset_gap(load_vocabulary(str(teacher)), load_vocabulary(str(small))):
+        raise SystemExit(f"{small}: no beginning of the tokenizer of {teacher}: {gap}")
     if (place / "config.json").is_file():
         return place
-    small = SHARED / "tokenizers" / "qwen2.5-subset-32000"
-    if not small.is_dir():
-        raise SystemExit(f"no {small}: set TARGETSMITH_SHARED to the folder that has tokenizers/")
     tokenizer, whole = AutoTokenizer.from_pretrained(small), AutoTokenizer.from_pretrained(teacher)
     ids, old = tokenizer.get_vocab(), whole.get_vocab()
     row_of_V = torch.empty(len(ids), dtype=torch.int64)
