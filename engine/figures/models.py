@@ -44,7 +44,8 @@ class Place(_Frozen):
 
 
 class Cost(_Frozen):
-    """What the text of the documents costs: minus log2 of the true tokens' probabilities, and of the share that is text."""
+    """What the text of the documents costs: minus log2 of the true tokens' probabilities, and, where a regime tells it apart, of
+    the share that is text."""
 
     bits: float = Field(description="over positions with a finite cost")
     text_bytes: int = Field(description="bytes of text that scored positions cover")

@@ -27,6 +27,17 @@ def test_exact_products_agree(tmp_path: Path) -> None:
         assert all(abs(apart) < 5e-3 for _, _, apart in one.largest)
 
 
+def test_a_beam_that_settles_all_agrees(tmp_path: Path) -> None:
+    """Its excluded mass has no token boundary at the row, and costs the text nothing: the row before gave it to other tokens."""
+    targets = 'top_k = 16\nsemantics = "canonical-masked"\ntolerance = 0.0\nmax_nodes_per_token = 6'
+    figures = collect(open_published(score_here(write_run(tmp_path, targets=targets))))
+    assert {one.product for one in figures.differences} == {"student/bl", "student/sp"}
+    for one in figures.differences:
+        made = figures.products[one.product]
+        assert made.facts.regime == "beam" and made.mean_excluded_mass is not None and made.mean_excluded_mass > 0.05
+        assert one.difference_bits_per_byte == pytest.approx(0, abs=2e-3)  # rounding of stored logarithms
+
+
 def costs(bits: float, count: int = 4) -> dict[int, CostOfDocument]:
     return {row: CostOfDocument(f"d{row}", bits, 10, 0, (0, 40, 40, 1)) for row in range(count)}
 
