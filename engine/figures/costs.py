@@ -2,8 +2,8 @@
 every tokenizer, so differences are a finding.
 
 Exact regimes with `canonical-masked` agree but for rounding. Elsewhere open mass that was placed, mass on tokens that no text
-has, specials in the rows of beam and fast, and pruned contexts move it a little. A product that has the same bytes scored and a clearly different cost has targets of
-something else than its text.
+has, specials in the rows of beam and fast, and pruned contexts move it a little. A product that has the same bytes scored and a
+clearly different cost has targets of something else than its text.
 """
 
 from __future__ import annotations
