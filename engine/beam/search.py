@@ -27,7 +27,7 @@ from engine.contexts.canonical import CanonicalNext, Pending
 from engine.teacher.group import Group, group_of, not_finite, pruned_bounds, rows_at_once
 from engine.teacher.incremental import OpenBatch
 from engine.teacher.packing import Window
-from engine.teacher.softmax import Logits, Softmax
+from engine.teacher.softmax import Logits, Softmax, row_sums
 
 
 @dataclass(slots=True)
@@ -261,8 +261,8 @@ class BeamSearch:
                     document.pending = self.canonical.pending(doc.tree, doc.data)
                 states.append(self.canonical.state_behind(doc.tree, document.pending, *_path(document, node)))
             self.canonical.lists(states).clear_(prob)
-            left = prob.sum(1)
-            prob.div_(torch.where(left > 0, left, 1.0)[:, None])
+            left = row_sums(prob)
+            prob.div_(torch.where(left > 0, left, 1.0).to(prob.dtype)[:, None])
         for (i, node), wrong in zip(nodes, torch.isnan(prob).any(1).tolist(), strict=True):
             if wrong and docs[i].bad is None:
                 context, tokens = _path(known[i], node)

@@ -260,7 +260,7 @@ class ExactRows:
         gap = np.where(weight > 0, np.abs(kept - np.round(kept)), 0.0)  # rows sum to 1, or are 0 (bad, masked away)
         if not (lost <= SLACK * np.maximum(total, 1e-300)).all() or not (gap <= SLACK).all():
             raise IdentityError(
-                f"{self.product}: a context's probabilities sum to {kept[int(np.argmax(gap))]!r}, or a row lost "
+                f"{self.product}: a context's probabilities sum to {float(kept[int(np.argmax(gap))])!r}, or a row lost "
                 f"{float(lost.max())!r} of its mass; want 1 and 0 within {SLACK}"
             )
 

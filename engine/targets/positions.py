@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from engine.teacher.softmax import row_sums
 from schemas.errors import IdentityError
 from schemas.target import FLAG_END, FLAG_GIVEN, PAD_ID
 
@@ -118,7 +119,7 @@ class TopK(TargetRows):
         k = min(self.ids.shape[1], mass_JV.shape[1])
         best = torch.topk(mass_JV, k, dim=1)
         # the tail: summed over what is left, not 1 - stored, so that the check below can fail
-        rest = mass_JV.scatter_(1, best.indices, 0.0).sum(1).double().cpu().numpy()
+        rest = row_sums(mass_JV.scatter_(1, best.indices, 0.0)).cpu().numpy()
         mass_JV.scatter_(1, best.indices, best.values)  # put back: others read the same masses
         value, ids = best.values.double().cpu().numpy(), best.indices.cpu().numpy()
         if ids_V is not None:

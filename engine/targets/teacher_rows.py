@@ -14,7 +14,7 @@ import torch
 from engine.bpe.vocabulary import Vocabulary
 from engine.targets.positions import TargetRows, taken
 from engine.teacher.group import Group
-from engine.teacher.softmax import Chunk
+from engine.teacher.softmax import Chunk, row_sums
 from schemas.target import FLAG_EXACT, FLAG_NO_MASS
 
 _WHITE_SPACE = b" \t\n\v\f\r"
@@ -100,7 +100,7 @@ class TeacherRows:
         """Write the positions that this chunk's contexts predict."""
         group, rows = self.group, self.rows
         fine = group.is_good(group.passage_of[chunk.nodes])
-        mass = chunk.prob.sum(1).double().cpu().numpy()
+        mass = row_sums(chunk.prob).cpu().numpy()
         asked = (self.row_of[chunk.nodes] >= 0) & fine
         rows.flags[self.row_of[chunk.nodes[asked & (mass <= 0)]]] = FLAG_NO_MASS  # masked: no canonical token has any
         picked = np.flatnonzero(asked & (mass > 0))
