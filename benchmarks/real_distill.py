@@ -179,13 +179,14 @@ def teacher_figures(place: Place, table: Table, weights: str) -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """Markdown, of the rows that have all figures: mean and standard deviation over seeds; gain: bits per byte below
+    """Markdown, of the rows that have all figures, a series after the other: mean and standard deviation over seeds; gain: bits per byte below
     cross-entropy with the same seed; TV: error of the targets against a deep search."""
     done = [row for row in rows if row.get("bits_per_byte") is not None]
     errors = {_kind(row): row.get("target_tv") for row in rows if row["seed"] < 0}
     titles = (*KIND, "rate", "seeds", "bits/byte", "gain", "KL, nats", "solved %", "s/step", "bytes/position", "TV")
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    for kind in dict.fromkeys(map(_kind, done)):
+    order = list(OURS)
+    for kind in sorted(set(map(_kind, done)), key=lambda kind: (*map(str, kind[:-1]), order.index(kind[-1]))):
         mine = [row for row in done if _kind(row) == kind]
         base = {row["seed"]: row["bits_per_byte"] for row in done if _kind(row) == (*kind[:-1], "ce")}
         gains = [base[row["seed"]] - row["bits_per_byte"] for row in mine if row["seed"] in base]
