@@ -179,8 +179,8 @@ def teacher_figures(place: Place, table: Table, weights: str) -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """Markdown, of the rows that have all figures, a series after the other: mean and standard deviation over seeds; gain: bits per byte below
-    cross-entropy with the same seed; TV: error of the targets against a deep search."""
+    """Markdown, of the rows that have all figures, a series after the other: mean and standard deviation over seeds; gain: bits
+    per byte below cross-entropy with the same seed; TV: error of the targets against a deep search."""
     done = [row for row in rows if row.get("bits_per_byte") is not None]
     errors = {_kind(row): row.get("target_tv") for row in rows if row["seed"] < 0}
     titles = (*KIND, "rate", "seeds", "bits/byte", "gain", "KL, nats", "solved %", "s/step", "bytes/position", "TV")
