@@ -40,7 +40,7 @@ from benchmarks.real_distill_teacher import fingerprint, tuned_teacher
 from benchmarks.real_distill_train import Place, figures, keep, kept_model, target_error, trained, valid_bits_per_byte
 
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-FIRST_RATE = {"smollm2": 1e-4, "gemma": 1e-4, "subset": 1e-5}  # where the search begins; subset knows the task already
+FIRST_RATE = {"smollm2": 1e-4, "gemma": 1e-5, "subset": 3e-6}  # where the search begins
 KIND = ("student", "teacher", "weights", "documents", "epochs", "method")
 TABLE = Path(__file__).parent / "results" / "real_distill.parquet"
 
