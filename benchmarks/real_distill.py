@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     names = args.methods.split(",") if args.methods else [*COMPARED, "untrained", *ERRORS, "teacher"]
-    if unknown := {*names, *args.answers.split(",")} - {*OURS, "teacher"}:
+    if unknown := {*names} - {*OURS, "teacher"} | {*args.answers.split(",")} - {*OURS}:
         raise SystemExit(f"no method {', '.join(sorted(unknown))}; there are {', '.join(OURS)}")
     table = Table(args.table)
     if not args.report:

@@ -17,7 +17,7 @@ import numpy as np
 from engine.alignment.expansion import Expansion
 
 _MOST_CELLS = 16384
-_HEAP = 64
+_HEAP = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Trie:
     cells: number of children (all of the first one or two depths) that every probability row is summed to at once.
     cell_of: int64 [V], the cell of each teacher id; `cells` for ids without an expansion. above: int64 [cells - A], for
     each cell of depth two its parent among the first A.
-    heap_of: int64 [V], cells cut into heaps of at most 64 ids, so that sums of float32 stay accurate; heap i is of cell i
+    heap_of: int64 [V], cells cut into heaps of at most 16 ids, so that sums of float32 stay accurate; heap i is of cell i
     for i <= cells, heap cells + 1 + j of cell spill[j].
     """
 

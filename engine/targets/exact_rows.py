@@ -159,8 +159,9 @@ class ExactRows:
     def _cells(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of each row by cell, float64 [R, C+1] (last: what is no text), and by child of state 0, float64 [R, A].
 
-        Cells are summed in heaps of at most 64 ids first, in the precision of the probabilities, and the heaps in float64: so
-        float32 sums stay accurate without a float64 copy of the chunk.
+        Cells are summed in heaps of at most 16 ids first, in the precision of the probabilities, and the heaps in float64: so
+        float32 sums stay accurate without a float64 copy of the chunk: beside a probability near 1 each of 15 others loses at
+        most 3e-8.
         """
         trie, prob, rows = self.refinement.trie, chunk.prob, len(chunk.prob)
         heaps = torch.zeros((rows, trie.cells + 1 + len(trie.spill)), dtype=prob.dtype, device=prob.device)

@@ -23,19 +23,18 @@ def test_sums_are_those_of_single_terms(size: int, tail: float) -> None:
         x_RV[torch.arange(3), torch.randint(size, (3,), generator=random)] = 1.0
         found = row_sums(x_RV[:, :size])
         assert found.dtype == torch.float64
-        assert found.tolist() == pytest.approx([math.fsum(row) for row in x_RV[:, :size].tolist()], rel=SLACK / 2)
+        assert found.tolist() == pytest.approx([math.fsum(row) for row in x_RV[:, :size].tolist()], rel=SLACK)
         exact = row_sums(x_RV[:, :size].double())
         assert exact.tolist() == pytest.approx([math.fsum(row) for row in x_RV[:, :size].tolist()], rel=1e-13)
 
 
-def test_a_sharp_distribution_of_a_large_vocabulary_sums_to_one() -> None:
-    """What a teacher gives that was trained on the task: a sum of 152,000 float32 terms was 1e-6 off, which is all the slack
-    that the identities have."""
-    x_RV = torch.randn((64, QWEN), generator=torch.Generator().manual_seed(1)) * 3
-    x_RV[:, 7] = 25.0
-    e_RV = (x_RV - x_RV.amax(1, keepdim=True)).exp()
-    prob_RV = e_RV * (1 / row_sums(e_RV)).float()[:, None]
-    assert (prob_RV.double().sum(1) - 1).abs().max() < SLACK / 3
+@pytest.mark.parametrize("at", [0, 5, 70_000])
+def test_what_is_lost_beside_a_large_term_is_bounded(at: int) -> None:
+    """Terms just below half a unit in the last place of the largest: 15 of them at most are lost, 4.5e-7, in whatever order a
+    machine adds. A float32 sum loses 8.5e-7 here, as it did with a teacher that was trained on its task."""
+    x_RV = torch.full((1, QWEN), 2.9e-8)
+    x_RV[0, at] = 1.0
+    assert row_sums(x_RV).item() == pytest.approx(x_RV.double().sum().item(), rel=SLACK / 2)
 
 
 def test_what_is_no_number_stays_so() -> None:
