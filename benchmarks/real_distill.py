@@ -7,7 +7,7 @@ gemma (Gemma 3 270M) have foreign vocabularies; subset is the teacher itself wit
 keeps. TARGETSMITH_MODELS names the folder with the models (qwen, smollm2, gemma).
 
 The learning rate is chosen for each method by bits per byte on a validation split of its own, uphill on a grid until both
-neighbours are worse; then come the other seeds. Methods that ask what an error of the targets costs are trained at the rate
+neighbours are worse (once: a series with another teacher that was tuned alike takes it over); then come the other seeds. Methods that ask what an error of the targets costs are trained at the rate
 of forward_kl instead: there the target is all that differs. Measured on problems that no training saw: bits per byte of the
 answers, KL(teacher || student) over the student's vocabulary on the targets of the default (nats a position), exact answers
 by greedy generation for a few methods (a student of this size solves one or two in a hundred, which tells nothing apart).
@@ -119,17 +119,27 @@ class Experiment:
         return row["valid_bits_per_byte"]
 
     def best_rate(self, name: str) -> float:
-        """A rate with worse neighbours on both sides. The search begins at the best one of another teacher's series."""
+        """A rate with worse neighbours on both sides; one that an earlier series found, with a teacher tuned alike, is not
+        searched again."""
         if name in ERRORS:
             return self.best_rate("forward_kl")
-        same = {part: self.key(name, 0, 0.0)[part] for part in ("student", "documents", "epochs", "method")}
+        same = {part: self.key(name, 0, 0.0)[part] for part in ("student", "teacher", "documents", "epochs", "method")}
         others = [row for row in self.table.all_of(**same) if row.get("valid_bits_per_byte")]
         known = min(others, key=lambda row: row["valid_bits_per_byte"], default=None)
+        if known and self._settled(known, others):
+            return known["rate"]
         at = RATES.index(known["rate"] if known else FIRST_RATE[self.place.student])
         for step in (1, -1):
             while 0 <= at + step < len(RATES) and (self.valid(name, RATES[at + step]) < self.valid(name, RATES[at])):
                 at += step
         return RATES[at]
+
+    @staticmethod
+    def _settled(best: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+        """Whether the best row's own series tried both neighbours of its rate."""
+        at = RATES.index(best["rate"])
+        tried = {row["rate"] for row in rows if row["weights"] == best["weights"]}
+        return {*RATES[max(0, at - 1) : at + 2]} <= tried
 
     def measure(self, name: str, seed: int, rate: float) -> None:
         """All figures of one student, where they are not in the table."""

@@ -160,12 +160,15 @@ def test_a_rate_is_chosen_that_is_better_than_both_neighbours(tmp_path: Path) ->
     assert done.best_rate("budget2") == low  # the targets are all that differs from forward_kl
     with pytest.raises(OutOfTime):
         done.best_rate("gold")
-    other = replace(
-        done, weights="of another teacher"
-    )  # its search begins where this one's ended, below the first rate
-    for rate, bits in ((low, 0.6), (mid, 0.7), (RATES[first - 2], 0.65)):
-        other.table.add(other.key("forward_kl", 0, rate) | {"valid_bits_per_byte": bits})
-    assert other.best_rate("forward_kl") == low and done.best_rate("forward_kl") == low
+    other = replace(done, weights="of another teacher")  # takes over what was found with both neighbours
+    assert other.best_rate("forward_kl") == low
+    done.table.add(done.key("gold", 0, high) | {"valid_bits_per_byte": 0.6})
+    other.table.rows = done.table.rows
+    with pytest.raises(OutOfTime):
+        other.best_rate("gold")
+    for rate, bits in ((high, 0.6), (top, 0.7), (mid, 0.65)):  # its own search begins where that one's ended
+        other.table.add(other.key("gold", 0, rate) | {"valid_bits_per_byte": bits})
+    assert other.best_rate("gold") == high
 
 
 def test_the_table_is_kept_and_a_row_grows(tmp_path: Path) -> None:
