@@ -7,12 +7,13 @@ gemma (Gemma 3 270M) have foreign vocabularies; subset is the teacher itself wit
 keeps. TARGETSMITH_MODELS names the folder with the models (qwen, smollm2, gemma).
 
 The learning rate is chosen for each method by bits per byte on a validation split of its own, uphill on a grid until both
-neighbours are worse (once: a series with another teacher that was tuned alike takes it over); then come the other seeds. Methods that ask what an error of the targets costs are trained at the rate
-of forward_kl instead: there the target is all that differs. Measured on problems that no training saw: bits per byte of the
-answers, KL(teacher || student) over the student's vocabulary on the targets of the default (nats a position), exact answers
-by greedy generation for a few methods (a student of this size solves one or two in a hundred, which tells nothing apart).
-Beside that seconds of a step, stored bytes a position that the loss reads, and --errors: the mean total variation of each
-method's targets to a deep search. `weights` is a hash of the teacher's: machines tune it alike, not to the last digit.
+neighbours are worse (once: a series with another teacher that was tuned alike takes it over); then come the other seeds.
+Methods that ask what an error of the targets costs are trained at the rate of forward_kl instead: there the target is all that
+differs. Measured on problems that no training saw: bits per byte of the answers, KL(teacher || student) over the student's
+vocabulary on the targets of the default (nats a position), exact answers by greedy generation for a few methods (a student of
+this size solves one or two in a hundred, which tells nothing apart). Beside that seconds of a step, stored bytes a position
+that the loss reads, and --errors: the mean total variation of each method's targets to a deep search. `weights` is a hash of
+the teacher's: machines tune it alike, not to the last digit.
 
 Every figure is kept in a Parquet table (--table), a row for each student, teacher, documents, epochs, method, seed and rate;
 what is there is not run again, so the command can be stopped at any time. --hours: no training is begun after that. The
