@@ -1,10 +1,10 @@
 """What stored targets are worth to a real student: python -m benchmarks.real_distill --out FOLDER [--hours 2]
 
-A real teacher scores GSM8K's answers once (real_distill_data.py): Qwen2.5-Coder 0.5B Instruct, trained on other problems of
-GSM8K first (real_distill_teacher.py), or as published (--teacher). A real student is trained from its own weights by every
-method (real_distill_methods.py), on the same documents in the same order, all weights. Students: smollm2 (SmolLM2-135M) and
-gemma (Gemma 3 270M) have foreign vocabularies; subset is the teacher itself with the 32,256 rows that a smaller vocabulary
-keeps. TARGETSMITH_MODELS names the folder with the models (qwen, smollm2, gemma).
+A real teacher scores a text once (--text: GSM8K's answers, or articles in six languages; real_distill_data.py): Qwen2.5-Coder
+0.5B Instruct, trained on other problems of GSM8K first (real_distill_teacher.py), or as published (--teacher). A real student
+is trained from its own weights by every method (real_distill_methods.py), on the same documents in the same order, all
+weights. Students: smollm2 (SmolLM2-135M) and gemma (Gemma 3 270M) have foreign vocabularies; subset is the teacher itself with
+the 32,256 rows that a smaller vocabulary keeps. TARGETSMITH_MODELS names the folder with the models (qwen, smollm2, gemma).
 
 The learning rate is chosen for each method by bits per byte on a validation split of its own, uphill on a grid until both
 neighbours are worse (once: a series with another teacher that was tuned alike takes it over); then come the other seeds.
@@ -15,8 +15,8 @@ this size solves one or two in a hundred, which tells nothing apart). Beside tha
 that the loss reads, and --errors: the mean total variation of each method's targets to a deep search. `weights` is a hash of
 the teacher's: machines tune it alike, not to the last digit.
 
-Every figure is kept in a Parquet table (--table), a row for each student, teacher, documents, epochs, method, seed and rate;
-what is there is not run again, so the command can be stopped at any time. --hours: no training is begun after that. The
+Every figure is kept in a Parquet table (--table), a row for each text, student, teacher, documents, epochs, method, seed and
+rate; what is there is not run again, so the command can be stopped at any time. --hours: no training is begun after that. The
 report is made of the table: --report prints it and trains nothing. Processes with other --methods may share a folder and a
 table.
 """
@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,14 @@ import torch
 from filelock import FileLock
 
 from benchmarks.distill_data import stored_bytes
-from benchmarks.real_distill_data import gsm8k_splits, subset_student, with_published_tokenizer
+from benchmarks.real_distill_data import gsm8k_splits, subset_student, udhr_splits, with_published_tokenizer
 from benchmarks.real_distill_methods import COMPARED, ERRORS, MEASURED, OURS
 from benchmarks.real_distill_teacher import fingerprint, tuned_teacher
 from benchmarks.real_distill_train import Place, figures, keep, kept_model, target_error, trained, valid_bits_per_byte
 
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 FIRST_RATE = {"smollm2": 1e-4, "gemma": 1e-5, "subset": 3e-6}  # where the search begins
-KIND = ("student", "teacher", "weights", "documents", "epochs", "method")
+KIND = ("text", "student", "teacher", "weights", "documents", "epochs", "method")
 TABLE = Path(__file__).parent / "results" / "real_distill.parquet"
 
 
@@ -92,6 +92,7 @@ class Experiment:
     def key(self, method: str, seed: int, rate: float) -> dict[str, Any]:
         documents = len(self.place.splits.train)
         return {
+            "text": self.place.text,
             "student": self.place.student,
             "teacher": self.place.teacher.name,
             "weights": self.weights,
@@ -124,7 +125,10 @@ class Experiment:
         searched again."""
         if name in ERRORS:
             return self.best_rate("forward_kl")
-        same = {part: self.key(name, 0, 0.0)[part] for part in ("student", "teacher", "documents", "epochs", "method")}
+        same = {
+            part: self.key(name, 0, 0.0)[part]
+            for part in ("text", "student", "teacher", "documents", "epochs", "method")
+        }
         others = [row for row in self.table.all_of(**same) if row.get("valid_bits_per_byte")]
         known = min(others, key=lambda row: row["valid_bits_per_byte"], default=None)
         if known and self._settled(known, others):
@@ -181,10 +185,10 @@ class Experiment:
 
 def teacher_figures(place: Place, table: Table, weights: str) -> None:
     """The teacher's own bits per byte and answers, in its own vocabulary."""
-    key = {"student": "teacher", "teacher": place.teacher.name, "documents": 0, "epochs": 0, "method": "untrained"}
-    key |= {"weights": weights, "seed": 0, "rate": 0.0}
+    key = {"text": place.text, "student": "teacher", "teacher": place.teacher.name, "weights": weights}
+    key |= {"documents": 0, "epochs": 0, "method": "untrained", "seed": 0, "rate": 0.0}
     if table.find(**key) is None:
-        own = Place(place.folder, "teacher", place.teacher, place.teacher, place.splits, 0)
+        own = replace(place, student="teacher", model=place.teacher, epochs=0)
         model, _ = own.load()
         table.add(key | figures(own, model.eval(), with_kl=False) | {"kl_nats": 0.0, "step_s": 0.0, "bytes": 0.0})
 
@@ -234,15 +238,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of scored runs")
     parser.add_argument("--table", type=Path, default=TABLE, help="default: %(default)s")
+    parser.add_argument("--text", choices=("gsm8k", "udhr"), default="gsm8k")
     parser.add_argument("--student", choices=("smollm2", "gemma", "subset"), default="smollm2")
     parser.add_argument("--teacher", choices=("tuned", "published"), default="tuned")
     parser.add_argument("--tuning", type=int, default=160, help="problems that the tuned teacher is trained on")
     parser.add_argument("--methods", help=f"comma between; there are {', '.join(OURS)}; teacher: its own figures")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=32, help="of training")
+    parser.add_argument("--documents", type=int, help="of training; default: 32 of gsm8k, 48 of udhr")
     parser.add_argument("--epochs", type=int, default=3, help="times that each is seen")
     parser.add_argument("--valid", type=int, default=24)
-    parser.add_argument("--held", type=int, default=64)
+    parser.add_argument("--held", type=int, help="default: 64 of gsm8k, 48 of udhr")
     parser.add_argument("--solve", type=int, default=200, help="problems answered by greedy generation")
     parser.add_argument(
         "--answers", default="untrained,ce,forward_kl", help="methods whose students of seed 0 answer them"
@@ -259,6 +264,8 @@ def main() -> None:
         raise SystemExit(f"no method {', '.join(sorted(unknown))}; there are {', '.join(OURS)}")
     table = Table(args.table)
     if not args.report:
+        if args.text == "udhr" and args.teacher == "tuned":
+            raise SystemExit("--text udhr: there is nothing to tune a teacher on; take --teacher published")
         if args.out is None:
             raise SystemExit("--out FOLDER: where do the scored runs go?")
         torch.set_num_threads(args.threads)
@@ -270,7 +277,10 @@ def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
     """Until all is done or time is up."""
     models = Path(os.environ.get("TARGETSMITH_MODELS", ""))
     args.out.mkdir(parents=True, exist_ok=True)
-    splits = gsm8k_splits(args.documents, args.valid, args.held, args.solve, args.tuning)
+    if args.text == "gsm8k":
+        splits = gsm8k_splits(args.documents or 32, args.valid, args.held or 64, args.solve, args.tuning)
+    else:
+        splits = udhr_splits(args.documents or 48, args.valid, args.held or 48)
     teacher = models / "qwen"
     if args.teacher == "tuned":
         teacher = tuned_teacher(teacher, args.out / f"tuned-{args.tuning}", splits.tuning)
@@ -280,7 +290,7 @@ def run_all(args: argparse.Namespace, names: list[str], table: Table) -> None:
     if args.student == "subset":
         teacher = with_published_tokenizer(teacher, args.out / "published-tokenizer" / teacher.name)
         model = subset_student(teacher, args.out / f"subset-of-{teacher.name}")
-    place = Place(args.out, args.student, model, teacher, splits, args.epochs)
+    place = Place(args.out, args.text, args.student, model, teacher, splits, args.epochs)
     until, answers = time.time() + 3600 * args.hours, tuple(args.answers.split(","))
     experiment = Experiment(place, table, until, weights, answers)
     try:

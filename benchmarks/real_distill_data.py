@@ -1,9 +1,14 @@
-"""The data of benchmarks/real_distill.py: GSM8K as prompts and completions, scored by a real teacher in several ways.
+"""The data of benchmarks/real_distill.py: two texts as prompts and completions, scored by a real teacher in several ways.
 
-Five splits that share no problem. train: what a student is trained on, the first of GSM8K's train file. valid: by which
+gsm8k: problems in English, which the tokenizers of all students here cut nearly as the teacher's does. udhr: the articles of
+the Universal Declaration of Human Rights in six other languages of Western Europe, a document for each article in each
+language; there three or four in ten tokens of SmolLM2 begin or end inside one of Qwen's.
+
+gsm8k's five splits share no problem. train: what a student is trained on, the first of GSM8K's train file. valid: by which
 the learning rates are chosen, from the end of that file; before it tuning: what the teacher is trained on. held: held-out
 bits per byte and KL to the teacher; solve: problems for greedy generation; both from GSM8K's test file. Calculator marks
-(<<48/2=24>>) are taken out: no model but those trained on this file writes them.
+(<<48/2=24>>) are taken out: no model but those trained on this file writes them. udhr's three splits (train, valid, held)
+share no article, in any language.
 
 `RUNS` are the scoring runs, each an output folder of its own: name -> keys of [targets].
 """
@@ -78,6 +83,40 @@ def gsm8k_splits(train: int, valid: int, held: int, solve: int, tuning: int) -> 
         if re.fullmatch(r"-?[\d,]+", answer := example.completion.rpartition("#### ")[2])
     )
     return Splits(first[:train], first[-valid:], last[:held], problems[:solve], first[-valid - tuning : -valid])
+
+
+LANGUAGES = {
+    "fra": "French",
+    "deu_1996": "German",
+    "spa": "Spanish",
+    "ita": "Italian",
+    "por_PT": "Portuguese",
+    "nld": "Dutch",
+}
+
+
+def udhr_splits(train: int, valid: int, held: int) -> Splits:
+    """Sizes in documents; train from the first articles, valid from the last, held before them."""
+    path = SHARED / "text/udhr.jsonl"
+    if not path.is_file():
+        raise SystemExit(f"no {path}: set TARGETSMITH_SHARED to the folder that has text/")
+    rows = {row["code"]: row["text"] for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    articles = [
+        _articles(rows[code], f"Universal Declaration of Human Rights, in {name}.\n")
+        for code, name in LANGUAGES.items()
+    ]
+    documents = [article for same in zip(*articles, strict=True) for article in same]
+    if any(size % len(LANGUAGES) for size in (train, valid, held)) or train + valid + held > len(documents):
+        raise SystemExit(
+            f"udhr: {train}, {valid} and {held} documents; wanted multiples of {len(LANGUAGES)}, at most {len(documents)}"
+        )
+    return Splits(documents[:train], documents[-valid:], documents[-valid - held : -valid], (), [])
+
+
+def _articles(text: str, prompt: str) -> list[Example]:
+    """Articles 2 to 30; a heading is a short line that ends with a number."""
+    parts = re.split(r"\n(?=\w{1,10} \d+\D{0,2}\n)", text)
+    return [Example(prompt, part) for part in parts[-29:]]
 
 
 def _examples(path: Path) -> list[Example]:

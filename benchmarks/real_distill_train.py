@@ -33,6 +33,7 @@ class Place:
     """Where things are, and how much of them: all that a row of the table depends on, beside its key and the code."""
 
     folder: Path
+    text: str
     student: str
     model: Path
     teacher: Path
@@ -41,8 +42,8 @@ class Place:
 
     @property
     def scored(self) -> str:
-        """Name of the folder of scoring runs: of the student, the number of documents and the teacher."""
-        return f"{self.student}-{len(self.splits.train)}-{self.teacher.name}"
+        """Name of the folder of scoring runs: of the text, the student, the number of documents and the teacher."""
+        return f"{self.text}-{self.student}-{len(self.splits.train)}-{self.teacher.name}"
 
     def run(self, name: str) -> Path:
         """The output of a scoring run of the training split, or ("held") of the held-out one."""
@@ -160,7 +161,7 @@ def figures(
     found = {"bits_per_byte": bits_per_byte(model, tokenizer, place.splits.held)}
     if with_kl:
         found["kl_nats"] = kl_to_teacher(model, place.run("held"), begin_id(tokenizer))
-    if with_answers:
+    if with_answers and place.splits.solve:
         found["solved"] = exact_answers(
             model.bfloat16() if HAS_BFLOAT16 else model, tokenizer, place.splits.solve, longest=ANSWER_TOKENS
         )

@@ -138,7 +138,7 @@ def test_errors_of_targets_are_total_variations(scored: Scored) -> None:
 
 def experiment(table: Path, valid: dict[str, dict[float, float]]) -> Experiment:
     """With these bits per byte of trainings that were run; any other raises, for time is up."""
-    place = Place(Path("nowhere"), "smollm2", Path("nowhere"), Path("nowhere"), Splits([], [], [], (), []), 1)
+    place = Place(Path("nowhere"), "gsm8k", "smollm2", Path("nowhere"), Path("nowhere"), Splits([], [], [], (), []), 1)
     found = Experiment(place, Table(table), time.time() - 1, "weights")
     for name, by_rate in valid.items():
         for rate, bits in by_rate.items():
