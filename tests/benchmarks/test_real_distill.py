@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.distill_methods import Context, make_context
 from benchmarks.real_distill import FIRST_RATE, RATES, Experiment, OutOfTime, Table, report
-from benchmarks.real_distill_data import Splits
+from benchmarks.real_distill_data import LANGUAGES, Splits, udhr_splits
 from benchmarks.real_distill_methods import (
     WRONG,
     Rows,
@@ -29,6 +30,7 @@ from benchmarks.real_distill_train import Place
 from engine.bpe.vocabulary import load_vocabulary
 from engine.reader.targets import Targets
 from tests.support.runs import ASSETS, score_here, write_run
+from tests.support.vocabularies import needs_shared
 
 Scored = tuple[dict[str, Any], Context]
 
@@ -185,3 +187,18 @@ def test_the_table_is_kept_and_a_row_grows(tmp_path: Path) -> None:
     lines = report(again.rows).splitlines()
     assert len(lines) == 4 and "| 0.6000 |" in lines[2] and "| 0.0100 |" in lines[3] and "| 0.0123 |" in lines[3]
     assert json.loads(json.dumps(again.rows)) == again.rows
+
+
+@needs_shared
+def test_no_article_is_in_two_splits_in_any_language() -> None:
+    splits = udhr_splits(48, 24, 48)
+    numbers = [
+        [int(re.findall(r"\d+", example.completion)[0]) for example in part]
+        for part in (splits.train, splits.held, splits.valid)
+    ]
+    assert [len(part) for part in numbers] == [48, 48, 24]
+    for part in numbers:
+        assert part == sorted(part) and all(part.count(number) == len(LANGUAGES) for number in part)
+    assert max(numbers[0]) < min(numbers[1]) and max(numbers[1]) < min(numbers[2])
+    with pytest.raises(SystemExit, match="multiples of 6"):
+        udhr_splits(40, 24, 48)
