@@ -2,7 +2,7 @@
 
 gsm8k: problems in English, which the tokenizers of all students here cut nearly as the teacher's does. udhr: the articles of
 the Universal Declaration of Human Rights in six other languages of Western Europe, a document for each article in each
-language; there three or four in ten tokens of SmolLM2 begin or end inside one of Qwen's.
+language; there nearly half of SmolLM2's tokens begin or end inside one of Qwen's.
 
 gsm8k's five splits share no problem. train: what a student is trained on, the first of GSM8K's train file. valid: by which
 the learning rates are chosen, from the end of that file; before it tuning: what the teacher is trained on. held: held-out
